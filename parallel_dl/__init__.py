@@ -1,0 +1,3 @@
+"""Parallel deep learning from scratch on NumPy and MPI."""
+
+__version__ = "0.1.0"
