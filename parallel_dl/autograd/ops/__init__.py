@@ -1,0 +1,62 @@
+"""The operations, each beside its pullbacks. To read in this order: elementwise, linear_algebra, reductions, shaping,
+classification, sparsity."""
+
+from parallel_dl.autograd.ops.classification import cross_entropy, log_softmax, softmax
+from parallel_dl.autograd.ops.elementwise import (
+    absolute,
+    add,
+    divide,
+    exp,
+    gelu,
+    log,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    relu,
+    sigmoid,
+    sqrt,
+    subtract,
+    tanh,
+)
+from parallel_dl.autograd.ops.linear_algebra import linear, matmul
+from parallel_dl.autograd.ops.reductions import max, mean, sum
+from parallel_dl.autograd.ops.shaping import broadcast_to, concatenate, index, reshape, split, stack, transpose
+from parallel_dl.autograd.ops.sparsity import dropout, where
+
+__all__ = [
+    "absolute",
+    "add",
+    "broadcast_to",
+    "concatenate",
+    "cross_entropy",
+    "divide",
+    "dropout",
+    "exp",
+    "gelu",
+    "index",
+    "linear",
+    "log",
+    "log_softmax",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "minimum",
+    "multiply",
+    "negative",
+    "power",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "softmax",
+    "split",
+    "sqrt",
+    "stack",
+    "subtract",
+    "sum",
+    "tanh",
+    "transpose",
+    "where",
+]

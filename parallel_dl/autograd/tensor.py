@@ -1,0 +1,210 @@
+"""The Tensor: an array that remembers what it was computed from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+Array = np.ndarray
+
+_next_number = itertools.count().__next__
+
+
+class Tensor:
+    """An array and, while its history is recorded, the edges to what it was computed from.
+
+    `data` is the array; `grad` (leaves only) the gradient that `backward` summed up, of the same shape and dtype, or
+    None. `grad_buffer`, when given, is the array in which `grad` is to live: the gradient is written there, without a
+    copy. Lists and numbers become float32, arrays keep their dtype.
+    """
+
+    __slots__ = ("__weakref__", "data", "edges", "grad", "grad_buffer", "hooks", "number", "requires_grad")
+    __array_ufunc__ = None  # an array on the left of + leaves the addition to us
+
+    data: Array
+    grad: Array | None
+    grad_buffer: Array | None
+    requires_grad: bool
+    edges: tuple | None
+    hooks: list[Callable[[Tensor], None]] | None
+    number: int
+
+    hooks_registered: ClassVar[int] = 0  # without any, backward saves itself the counting of uses
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            data = data.data
+        if not isinstance(data, (np.ndarray, np.generic)):
+            data = np.asarray(data)
+            if data.dtype == np.float64:
+                data = data.astype(np.float32)
+        self.data = np.asarray(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require a gradient, not {self.data.dtype}")
+        self._begin(requires_grad, None)
+
+    def _begin(self, requires_grad: bool, edges: tuple | None) -> None:
+        self.requires_grad = requires_grad
+        self.edges = edges
+        self.number = _next_number()
+        self.grad = None
+        self.grad_buffer = None
+        self.hooks = None
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def is_leaf(self) -> bool:
+        """True for what the user made, False for the result of a recorded operation."""
+        return self.edges is None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.data, separator=", ", prefix="Tensor(", threshold=20)
+        return f"Tensor({values}, dtype={self.dtype}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def item(self) -> float:
+        """The one value of a tensor with one element, as a Python number."""
+        return self.data.item()
+
+    def numpy(self) -> Array:
+        """The array itself, not a copy."""
+        return self.data
+
+    def detach(self) -> Tensor:
+        """The same array without its history: no gradient flows through it."""
+        return Tensor(self.data)
+
+    # -- differentiation -------------------------------------------------------------------------------------------
+    def backward(self, gradient: Any = None, defer: Iterable[Tensor] = ()) -> tape.Deferred:
+        """Adds d self / d leaf to `.grad` of every leaf that requires a gradient. See `tape.backward`."""
+        return tape.backward(self, gradient, defer)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
+        """Calls `hook(self)` in every backward pass as soon as the pass has added all it will add to `self.grad`.
+
+        Returns the function that removes the hook.
+        """
+        if not self.is_leaf:
+            raise ValueError("a completion hook belongs to a leaf: other tensors keep no gradient")
+        if self.hooks is None:
+            self.hooks = []
+        self.hooks.append(hook)
+        Tensor.hooks_registered += 1
+
+        def remove() -> None:
+            if self.hooks and hook in self.hooks:
+                self.hooks.remove(hook)
+                Tensor.hooks_registered -= 1
+
+        return remove
+
+    # -- arithmetic ------------------------------------------------------------------------------------------------
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.divide(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return ops.negative(self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.index(self, index=index)
+
+    # -- functions under PyTorch's names ---------------------------------------------------------------------------
+    def exp(self) -> Tensor:
+        return ops.exp(self)
+
+    def log(self) -> Tensor:
+        return ops.log(self)
+
+    def sqrt(self) -> Tensor:
+        return ops.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        return ops.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return ops.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        return ops.relu(self)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.sum(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.mean(self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.max(self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return ops.reshape(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def transpose(self, *axes: int) -> Tensor:
+        return ops.transpose(self, axes=axes or None)
+
+    @property
+    def T(self) -> Tensor:
+        return ops.transpose(self)
+
+
+from parallel_dl.autograd import ops, tape  # noqa: E402  (they are made of the Tensor above)
