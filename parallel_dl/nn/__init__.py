@@ -1,0 +1,31 @@
+"""Networks as serial maths: nothing here knows about ranks.
+
+To read in this order: module, streams, initializers, layers, losses, flat.
+"""
+
+from parallel_dl.nn import initializers
+from parallel_dl.nn.flat import FlatParameters, flatten
+from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
+from parallel_dl.nn.losses import cross_entropy, mse
+from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
+
+__all__ = [
+    "GELU",
+    "Dropout",
+    "FlatParameters",
+    "Flatten",
+    "Linear",
+    "Module",
+    "Parameter",
+    "Position",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Tanh",
+    "cross_entropy",
+    "flatten",
+    "initializers",
+    "manual_seed",
+    "mse",
+    "set_default_dtype",
+]

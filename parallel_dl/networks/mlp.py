@@ -1,0 +1,30 @@
+"""The multi-layer perceptron."""
+
+import math
+from collections.abc import Sequence
+
+from parallel_dl import nn
+
+
+class MLP(nn.Sequential):
+    """Flatten, then fully connected layers fc1, fc2, ... with ReLU (and dropout, if any) between them.
+
+    Input (samples, *input_shape), output (samples, classes).
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        hidden: Sequence[int] = (128, 64),
+        dropout: float = 0.0,
+    ) -> None:
+        layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+        widths = [math.prod(input_shape), *hidden]
+        for number, (before, after) in enumerate(zip(widths, widths[1:]), start=1):
+            layers[f"fc{number}"] = nn.Linear(before, after)
+            layers[f"relu{number}"] = nn.ReLU()
+            if dropout:
+                layers[f"dropout{number}"] = nn.Dropout(dropout)
+        layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], classes)
+        super().__init__(**layers)

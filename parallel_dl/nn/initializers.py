@@ -1,0 +1,33 @@
+"""How a parameter's values are drawn. An initializer is `f(generator, (rows, columns)) -> float64 array`."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+Initializer = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+
+
+def constant(value: float) -> Initializer:
+    """Every element is `value`."""
+    return lambda generator, size: np.full(size, float(value))
+
+
+def uniform(bound: float) -> Initializer:
+    """Uniform in [-bound, bound)."""
+    return lambda generator, size: generator.uniform(-bound, bound, size)
+
+
+def normal(deviation: float) -> Initializer:
+    """Normal with mean 0 and this standard deviation."""
+    return lambda generator, size: generator.normal(0.0, deviation, size)
+
+
+def kaiming_uniform(fan_in: int, gain: float = math.sqrt(2.0)) -> Initializer:
+    """Uniform with variance gain**2 / fan_in (He et al. 2015, arXiv 1502.01852, equation 10); sqrt(2) suits ReLU."""
+    return uniform(gain * math.sqrt(3.0 / max(1, fan_in)))
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+    """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, equation 16)."""
+    return uniform(math.sqrt(6.0 / max(1, fan_in + fan_out)))

@@ -1,0 +1,130 @@
+"""The layers: Linear, activations, Dropout, Flatten and Sequential."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.autograd import Tensor, ops
+from parallel_dl.errors import InputError
+from parallel_dl.nn.initializers import uniform
+from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.streams import keep_mask
+
+
+class Linear(Module):
+    """y = x weight^T + bias: (..., in_features) -> (..., out_features); weight (out, in), bias (out,).
+
+    Both start uniform in +-1/sqrt(in_features), PyTorch's default. Raises InputError for another input width.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        if in_features < 0 or out_features < 0:
+            raise InputError(f"Linear({in_features}, {out_features}): widths must not be negative")
+        self.in_features, self.out_features = in_features, out_features
+        bound = 1 / math.sqrt(max(1, in_features))
+        self.weight = Parameter((out_features, in_features), uniform(bound))
+        self.bias = Parameter((out_features,), uniform(bound)) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            name = self.path("")[0].rstrip(".")
+            raise InputError(f"layer {name or 'Linear'}: got an input of shape {x.shape}, needs (..., {self.in_features})")
+        return ops.linear(x, self.weight, self.bias)
+
+    def describe(self) -> str:
+        return f"{self.in_features} -> {self.out_features}{'' if self.bias is not None else ', no bias'}"
+
+
+class _Activation(Module):
+    operation: Callable[..., Tensor]
+
+    def forward(self, x: Any) -> Tensor:
+        return type(self).operation(x)
+
+
+class ReLU(_Activation):
+    """max(x, 0)."""
+
+    operation = staticmethod(ops.relu)
+
+
+class Tanh(_Activation):
+    """The hyperbolic tangent."""
+
+    operation = staticmethod(ops.tanh)
+
+
+class Sigmoid(_Activation):
+    """1 / (1 + exp(-x))."""
+
+    operation = staticmethod(ops.sigmoid)
+
+
+class GELU(_Activation):
+    """The Gaussian error linear unit, tanh form."""
+
+    operation = staticmethod(ops.gelu)
+
+
+class Dropout(Module):
+    """In training, zeroes an element with probability p and divides the others by 1 - p; otherwise the identity.
+
+    x is (samples, ...). The mask depends on (seed, step, layer name, sample's place in the global batch): it is the
+    same in every layout. Say where you are with `network.at(step, first_sample)`; the Trainer does.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise InputError(f"Dropout({p}): the probability must be in 0..1")
+        self.p = p
+        self._forwards = 0
+
+    def forward(self, x: Any) -> Any:
+        if not self.training or self.p == 0:
+            return x
+        name, network = self.path("dropout")
+        position = network.position
+        step = position.step
+        if step is None:
+            step = self._forwards
+            self._forwards += 1
+        keep = keep_mask(network.seed, step, name, x.shape, position.first_sample, self.p)
+        return ops.dropout(x, keep=keep, p=self.p)
+
+    def describe(self) -> str:
+        return f"p={self.p}"
+
+
+class Flatten(Module):
+    """(samples, ...) -> (samples, product of the rest)."""
+
+    def forward(self, x: Any) -> Any:
+        shape = (x.shape[0], math.prod(x.shape[1:]))
+        return x.reshape(shape) if isinstance(x, np.ndarray) else ops.reshape(x, shape=shape)
+
+
+class Sequential(Module):
+    """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
+
+    def __init__(self, *layers: Module, **named: Module) -> None:
+        super().__init__()
+        for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
+            setattr(self, name, layer)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self._modules.values():
+            x = layer(x)
+        return x
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self._modules.values())[index]

@@ -1,0 +1,255 @@
+"""Module and Parameter: a network as a tree of named layers whose weights are declared first and filled later."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.autograd import Tensor
+from parallel_dl.nn.initializers import Initializer
+from parallel_dl.nn.streams import parameter_values
+
+_settings: dict[str, Any] = {"seed": 0, "dtype": np.dtype(np.float32)}
+
+
+def manual_seed(seed: int) -> None:
+    """The seed of every parameter filled and every mask drawn from now on by networks without a seed of their own."""
+    _settings["seed"] = int(seed)
+
+
+def set_default_dtype(dtype: Any) -> None:
+    """The type (float32 or float64) of every parameter filled from now on by networks without a type of their own."""
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype {dtype}: valid are float32 and float64")
+    _settings["dtype"] = dtype
+
+
+class Parameter(Tensor):
+    """A weight of a module: declared with a shape and an initializer, filled at first use.
+
+    Its values depend only on (seed, its name in the whole network): see `streams`. Reading `.data` fills it.
+    """
+
+    __slots__ = ("_owner", "declared_shape", "flat", "initializer")
+
+    def __init__(self, shape: tuple[int, ...], initializer: Initializer) -> None:
+        self.declared_shape = tuple(shape)
+        self.initializer = initializer
+        self._owner: Any = None  # (weak reference to the module, our name in it)
+        self.flat: Any = None  # the FlatParameters we are part of
+        self._begin(True, None)
+
+    def __getattr__(self, attribute: str) -> Any:
+        # reached only while the slot `data` is empty
+        if attribute != "data":
+            raise AttributeError(attribute)
+        owner = self._owner and self._owner[0]()
+        name, root = owner.path(self._owner[1]) if owner is not None else ("parameter", None)
+        seed, dtype = (root.seed, root.dtype) if root is not None else (_settings["seed"], _settings["dtype"])
+        self.data = parameter_values(seed, name, self.declared_shape, self.initializer).astype(dtype)
+        return self.data
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the values exist already."""
+        try:
+            Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        except AttributeError:
+            return False
+        return True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.declared_shape
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.declared_shape)
+
+    def __repr__(self) -> str:
+        return f"Parameter{self.shape}"
+
+
+class Position:
+    """Where a network is in training: what its dropout masks depend on beside seed and layer name.
+
+    `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch.
+    While `step` is None, every forward pass in training mode counts as a step of its own.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.first_sample = 0
+
+
+class Module:
+    """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name."""
+
+    training = True
+
+    def __init__(self) -> None:
+        self.__dict__["_parameters"] = {}
+        self.__dict__["_modules"] = {}
+        self.__dict__["_parent"] = None  # (weak reference to the parent, our name in it)
+        self.__dict__["_seed"] = None
+        self.__dict__["_dtype"] = None
+        self.__dict__["_position"] = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_parameters" not in self.__dict__:
+            raise AttributeError(f"call super().__init__() before assigning {type(self).__name__}.{name}")
+        self._parameters.pop(name, None)
+        self._modules.pop(name, None)
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+            if value._owner is None:
+                value._owner = (weakref.ref(self), name)
+        elif isinstance(value, Module):
+            self._modules[name] = value
+            if value._parent is None:
+                value.__dict__["_parent"] = (weakref.ref(self), name)
+        object.__setattr__(self, name, value)
+
+    # weak references do not survive a copy: a copy's children are told their new parent
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parent": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name, child in self._modules.items():
+            child.__dict__["_parent"] = (weakref.ref(self), name)
+        for name, parameter in self._parameters.items():
+            parameter._owner = (weakref.ref(self), name)
+
+    # -- names -----------------------------------------------------------------------------------------------------
+    def path(self, name: str) -> tuple[str, Module]:
+        """The name of our attribute `name` in the whole network (like "fc1.weight"), and the whole network."""
+        parts, module = [name], self
+        while module._parent is not None and (parent := module._parent[0]()) is not None:
+            parts.append(module._parent[1])
+            module = parent
+        return ".".join(reversed(parts)), module
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(name, module) of this module ("") and everything below it, in order of registration."""
+        yield prefix, self
+        for name, child in self._modules.items():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, parameter), in order of registration; a parameter used in two places is named once."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield (f"{prefix}.{name}" if prefix else name), parameter
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in order of registration."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    # -- values ----------------------------------------------------------------------------------------------------
+    @property
+    def seed(self) -> int:
+        return _settings["seed"] if self._seed is None else self._seed
+
+    @property
+    def dtype(self) -> np.dtype:
+        return _settings["dtype"] if self._dtype is None else self._dtype
+
+    def initialize(self, seed: int | None = None, dtype: Any = None) -> Module:
+        """Fills every parameter anew from (seed, its name). Without it they are filled at first use. Returns self."""
+        if seed is not None:
+            self.__dict__["_seed"] = int(seed)
+        if dtype is not None:
+            dtype = np.dtype(dtype)
+            if dtype not in (np.float32, np.float64):
+                raise ValueError(f"dtype {dtype}: valid are float32 and float64")
+            self.__dict__["_dtype"] = dtype
+        for name, parameter in self.named_parameters():
+            values = parameter_values(self.seed, name, parameter.shape, parameter.initializer).astype(self.dtype)
+            if parameter.is_filled and parameter.data.dtype == self.dtype:
+                parameter.data[...] = values  # in place: an optimizer may hold the memory
+            else:
+                parameter.data = values
+        return self
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Name -> a copy of the values, of every parameter."""
+        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets every parameter. Names and shapes must be exactly ours: KeyError or ValueError names what is not."""
+        own = dict(self.named_parameters())
+        missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+        if missing or unexpected:
+            raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+        for name, parameter in own.items():
+            if np.shape(state[name]) != parameter.shape:
+                raise ValueError(f"state_dict: {name} has shape {np.shape(state[name])}, expected {parameter.shape}")
+        for name, parameter in own.items():
+            parameter.data[...] = state[name]
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    # -- modes -----------------------------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> Module:
+        """Training mode (dropout on) for this module and all below it; returns self."""
+        for _, module in self.named_modules():
+            object.__setattr__(module, "training", mode)
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode: dropout off; returns self."""
+        return self.train(False)
+
+    @property
+    def position(self) -> Position:
+        """Where the whole network is in training; shared by everything in it. See `Position`."""
+        _, root = self.path("")
+        if root._position is None:
+            root.__dict__["_position"] = Position()
+        return root._position
+
+    def at(self, step: int | None, first_sample: int = 0) -> Module:
+        """Says which update this is, and where in the global batch the next forward pass begins; returns self."""
+        position = self.position
+        position.step, position.first_sample = step, first_sample
+        return self
+
+    # -- computing -------------------------------------------------------------------------------------------------
+    def forward(self, x: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} defines no forward(x)")
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.forward(*arguments)
+
+    # -- for people ------------------------------------------------------------------------------------------------
+    def describe(self) -> str:
+        """What stands in the brackets of this module's repr, like "64 -> 128"."""
+        return ""
+
+    def parameter_count(self) -> int:
+        """The number of values in all parameters."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}({self.describe()})"]
+        if self._modules:
+            lines[0] += f"  {self.parameter_count():,} parameters"
+        elif self._parameters:
+            shapes = ", ".join(f"{name} {parameter.shape}" for name, parameter in self._parameters.items())
+            lines[0] += f"  {shapes}: {self.parameter_count():,} parameters"
+        for name, child in self._modules.items():
+            first, *rest = repr(child).splitlines()
+            lines += [f"  {name}: {first}", *(f"  {line}" for line in rest)]
+        return "\n".join(lines)

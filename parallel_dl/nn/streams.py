@@ -1,0 +1,71 @@
+"""Counter-based random streams: a value depends on what it is for, never on who draws it or in which order.
+
+A parameter's values are keyed by (seed, its name in the whole network, tile of 256 x 256), a dropout mask by (seed,
+step, layer name) and the element's position in the global batch. So every layout of the ranks starts from the same
+network and drops the same units, and a rank draws only the tiles it owns. The generator is Philox 4x64 (Salmon et al.
+2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+TILE = 256
+
+
+def _key(*parts: object) -> np.ndarray:
+    """128 bits that identify the parts."""
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
+    return np.frombuffer(digest, "<u8").astype(np.uint64)
+
+
+def parameter_values(
+    seed: int,
+    name: str,
+    shape: tuple[int, ...],
+    draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray],
+    window: tuple[slice, slice] | None = None,
+) -> np.ndarray:
+    """The float64 values of a parameter, or of a window of it, as `draw(generator, (rows, columns))` makes them.
+
+    The parameter is seen as a matrix (shape[0], everything else). `window` is a pair of slices of it: only the tiles
+    it touches are drawn, and the result is a matrix of the window's size; without it the result has `shape`.
+    """
+    rows, columns = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    row_window, column_window = window if window is not None else (slice(0, rows), slice(0, columns))
+    first_row, last_row, _ = row_window.indices(rows)
+    first_column, last_column, _ = column_window.indices(columns)
+    values = np.empty((max(0, last_row - first_row), max(0, last_column - first_column)))
+    key = _key("parameter", seed, name)
+    for top in range(first_row // TILE * TILE, last_row, TILE):
+        height = min(TILE, rows - top)
+        for left in range(first_column // TILE * TILE, last_column, TILE):
+            width = min(TILE, columns - left)
+            counter = np.array([0, 0, top // TILE, left // TILE], np.uint64)
+            tile = draw(np.random.Generator(np.random.Philox(key=key, counter=counter)), (height, width))
+            # the part of the tile inside the window
+            inside_rows = slice(max(first_row - top, 0), min(last_row - top, height))
+            inside_columns = slice(max(first_column - left, 0), min(last_column - left, width))
+            row, column = top + inside_rows.start - first_row, left + inside_columns.start - first_column
+            part = tile[inside_rows, inside_columns]
+            values[row : row + part.shape[0], column : column + part.shape[1]] = part
+    return values.reshape(shape) if window is None else values
+
+
+def keep_mask(seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: int, p: float) -> np.ndarray:
+    """A boolean array of this shape (samples, ...): False with probability p, for the samples from `first_sample` on.
+
+    Element e of the global batch uses the e-th 32-bit word of the stream of (seed, step, name).
+    """
+    width = math.prod(shape[1:])
+    count = math.prod(shape)
+    if not count:
+        return np.ones(shape, bool)
+    first = first_sample * width
+    # one counter value gives four 64-bit numbers: eight 32-bit words
+    block, skipped = divmod(first, 8)
+    generator = np.random.Philox(key=_key("dropout", seed, step, name), counter=np.array([block, 0, 0, 0], np.uint64))
+    words = generator.random_raw((skipped + count + 1) // 2).astype("<u8", copy=False).view("<u4")
+    return (words[skipped : skipped + count] >= np.uint32(min(round(p * 2**32), 2**32 - 1))).reshape(shape)

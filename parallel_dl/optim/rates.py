@@ -1,0 +1,48 @@
+"""Learning-rate policies: pure functions from the number of the update (from 0) to the rate."""
+
+import math
+from collections.abc import Callable
+
+from parallel_dl.errors import InputError
+
+RatePolicy = Callable[[int], float]
+
+
+def _rate(rate: float) -> float:
+    if not (math.isfinite(rate) and rate >= 0):
+        raise InputError(f"learning rate {rate}: must be a finite number, at least 0")
+    return rate
+
+
+def _count(name: str, steps: int) -> int:
+    if steps < 1:
+        raise InputError(f"{name} {steps}: must be at least 1")
+    return steps
+
+
+def constant(rate: float) -> RatePolicy:
+    """Always `rate`."""
+    _rate(rate)
+    return lambda update: rate
+
+
+def step(rate: float, every: int, factor: float = 0.1) -> RatePolicy:
+    """`rate`, multiplied by `factor` after each `every` updates."""
+    _rate(rate), _count("every", every)
+    return lambda update: rate * factor ** (update // every)
+
+
+def cosine(rate: float, steps: int, final: float = 0.0) -> RatePolicy:
+    """From `rate` to `final` along half a cosine over `steps` updates (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+    _rate(rate), _rate(final), _count("steps", steps)
+    return lambda update: final + (rate - final) * (1 + math.cos(math.pi * min(update, steps) / steps)) / 2
+
+
+def warmup(policy: RatePolicy, steps: int) -> RatePolicy:
+    """`policy`, but the first `steps` updates rise in a line: update k has (k + 1) / (steps + 1) of its rate.
+
+    (Goyal et al. 2017, arXiv 1706.02677, section 2.2.)
+    """
+    if steps < 0:
+        raise InputError(f"warm-up steps {steps}: must be at least 0")
+    return lambda update: policy(update) * min(1.0, (update + 1) / (steps + 1))
