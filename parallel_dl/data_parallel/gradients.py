@@ -1,0 +1,182 @@
+"""Data parallelism: every rank has all weights and a share of the batch; here the gradients are summed over the ranks.
+
+The gradients of all parameters live in one flat array (`nn.flat`), so there is nothing to copy in or out:
+
+window  on one node that array is this rank's part of an MPI shared-memory window; every rank sums its share of all
+        ranks' arrays into a result that all of them read (one barrier before, one after).
+mpi     otherwise MPI's own all-reduce, in place. Between nodes the array is cut into buckets, and a bucket is
+        exchanged, without blocking, as soon as backward has completed its gradients: that hides the waiting for a slow
+        wire or a late peer. On one node it hides nothing, since moving bytes is work for the same cores that compute.
+
+Both give the same bits on every rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
+from parallel_dl.errors import InputError
+from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
+from parallel_dl.nn import FlatParameters, Parameter, flatten
+
+METHODS = ("auto", "window", "mpi")
+
+
+class GradientAllReduce:
+    """Sums the gradients of replicated parameters over the ranks of `comm`.
+
+    Call `all_reduce()` between backward and the optimizer's step; afterwards every rank's `.grad` holds the sum, which
+    is the gradient of the global batch when each rank divided its loss by the global number of samples. A parameter
+    that no rank has a gradient for keeps None; one that some ranks have none for gets the sum of the others.
+
+    `method` is "window", "mpi" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi only;
+    by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward. Raises
+    InputError when the ranks' weights differ, and for "window" on several nodes. All ranks call everything together.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        comm: Communicator,
+        method: str = "auto",
+        overlap: bool | None = None,
+        bucket_bytes: int = 4 << 20,
+    ) -> None:
+        if method not in METHODS:
+            raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
+        self.comm = comm
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.groups = flatten(self.parameters)
+        require_equal_replicas(self.groups, comm)
+        self.method, self.note = self._place(method)
+        self.overlap = self.method == "mpi" and (not comm.is_one_node if overlap is None else overlap)
+        self._unhook: list[Callable[[], None]] = []
+        self._buckets: list[Bucket] = []
+        if self.overlap:
+            self._buckets = [b for group in self.groups for b in cut_into_buckets(group, bucket_bytes)]
+            for bucket in self._buckets:
+                for parameter in bucket.parameters:
+                    hook = self._completed(bucket)
+                    self._unhook.append(parameter.register_post_accumulate_grad_hook(hook))
+
+    def _place(self, method: str) -> tuple[str, str | None]:
+        """Allocates the gradients; returns the method in use and, if it is not what one would expect, why."""
+        self._windows: list[SharedWindow] = []
+        self._flags: list[np.ndarray] = []  # per group: which parameters have a gradient, summed with it
+        note = None
+        if self.comm.size > 1 and method != "mpi":
+            if self.comm.is_one_node:
+                try:
+                    for group in self.groups:
+                        self._windows.append(SharedWindow(self.comm, group.size + len(group.parameters), group.dtype))
+                except NotEnoughSharedMemory as error:
+                    self.free()
+                    note = f"gradients are summed by MPI's all-reduce: {error}"
+            elif method == "window":
+                raise InputError("all-reduce method 'window': the ranks are on several nodes; valid is mpi")
+        for index, group in enumerate(self.groups):
+            if self._windows:
+                window = self._windows[index]
+                local, total = window.local, window.total
+            else:
+                local = np.zeros(group.size + len(group.parameters), group.dtype)
+                total = local
+            local[...] = 0
+            group.place_gradients(local[: group.size], total[: group.size])
+            self._flags.append(local[group.size :])
+        return ("window" if self._windows else "mpi"), note
+
+    # -- the exchange ----------------------------------------------------------------------------------------------
+    def all_reduce(self) -> None:
+        """Sums every gradient over the ranks. The gradients are then read-only until `zero_grad`.
+
+        RuntimeError when they contain an earlier sum: call `zero_grad` before the next backward, or, to accumulate
+        several backward passes, call `all_reduce` once, after the last.
+        """
+        if self.comm.size == 1:
+            return
+        for group in self.groups:
+            if any(p.grad is not None and p.grad is not p.grad_buffer for p in group.parameters):
+                raise RuntimeError(
+                    "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
+                    "backward, and all_reduce() once, after the last backward of an update"
+                )
+        for index, group in enumerate(self.groups):
+            flags = self._flags[index]
+            flags[:] = group.gather_gradients()
+            if self._windows:
+                self._windows[index].all_reduce()
+                flags = self._windows[index].total[group.size :]
+            elif self.overlap:
+                self._launch([bucket for bucket in self._buckets if bucket.group is group])
+                pending = self.comm.start_all_reduce(flags)
+                for bucket in self._buckets:
+                    if bucket.group is group:
+                        bucket.finish()
+                pending.wait()
+            else:
+                whole = group.gradients.base if group.gradients.base is not None else group.gradients
+                self.comm.all_reduce(whole, out=whole)
+            everywhere = flags.all()
+            for i, (parameter, view) in enumerate(zip(group.parameters, group.reduced_views)):
+                parameter.grad = view if everywhere or flags[i] else None
+
+    def _launch(self, buckets: list[Bucket]) -> None:
+        # always in the same order: on every rank the same exchange must be the next one
+        for bucket in buckets:
+            if bucket.pending is None:
+                bucket.start(self.comm)
+
+    def _completed(self, bucket: Bucket) -> Callable[[object], None]:
+        def hook(_: object) -> None:
+            bucket.completed += 1
+            for earlier in self._buckets:
+                if earlier.pending is None:
+                    if self._accumulating or not earlier.is_complete:
+                        return
+                    earlier.start(self.comm)
+
+        return hook
+
+    _accumulating = False
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Around each backward but the last of an update that has several: nothing is exchanged inside."""
+        self._accumulating = True
+        try:
+            yield
+        finally:
+            self._accumulating = False
+            for bucket in self._buckets:
+                bucket.completed = 0
+
+    def free(self) -> None:
+        """Gives back the shared memory; gradients are private again."""
+        for remove in getattr(self, "_unhook", []):
+            remove()
+        windows, self._windows = self._windows, []
+        if windows:
+            for group in self.groups:
+                group.place_gradients(np.zeros(group.size, group.dtype))
+        for window in windows:
+            window.free()
+
+
+def require_equal_replicas(groups: list[FlatParameters], comm: Communicator) -> None:
+    """Raises InputError on every rank when the weights are not bitwise equal on all of them."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(np.ascontiguousarray(group.values).view(np.uint8))
+    digests = comm.all_gather_object(digest.hexdigest())
+    different = [rank for rank, other in enumerate(digests) if other != digests[0]]
+    if different:
+        raise InputError(
+            f"replicas differ: the weights of rank {different[0]} are not those of rank 0; "
+            "initialize the network with one seed on all ranks"
+        )
