@@ -67,7 +67,9 @@ class GradientAllReduce:
     def _place(self, method: str) -> tuple[str, str | None]:
         """Allocates the gradients; returns the method in use and, if it is not what one would expect, why."""
         self._windows: list[SharedWindow] = []
-        self._flags: list[np.ndarray] = []  # per group: which parameters have a gradient, summed with it
+        # per group: its gradients and, behind them, which parameters have one; all of it is summed
+        self._arrays: list[np.ndarray] = []
+        self._flags: list[np.ndarray] = []
         note = None
         if self.comm.size > 1 and method != "mpi":
             if self.comm.is_one_node:
@@ -88,6 +90,7 @@ class GradientAllReduce:
                 total = local
             local[...] = 0
             group.place_gradients(local[: group.size], total[: group.size])
+            self._arrays.append(local)
             self._flags.append(local[group.size :])
         return ("window" if self._windows else "mpi"), note
 
@@ -106,31 +109,31 @@ class GradientAllReduce:
                     "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
                     "backward, and all_reduce() once, after the last backward of an update"
                 )
-        for index, group in enumerate(self.groups):
-            flags = self._flags[index]
+        for group, flags in zip(self.groups, self._flags):
             flags[:] = group.gather_gradients()
-            if self._windows:
-                self._windows[index].all_reduce()
-                flags = self._windows[index].total[group.size :]
-            elif self.overlap:
-                self._launch([bucket for bucket in self._buckets if bucket.group is group])
-                pending = self.comm.start_all_reduce(flags)
-                for bucket in self._buckets:
-                    if bucket.group is group:
-                        bucket.finish()
-                pending.wait()
-            else:
-                whole = group.gradients.base if group.gradients.base is not None else group.gradients
+        if self._windows:
+            for window in self._windows:
+                window.all_reduce()
+        elif self.overlap:
+            self._finish_buckets()
+        else:
+            for whole in self._arrays:
                 self.comm.all_reduce(whole, out=whole)
+        for index, group in enumerate(self.groups):
+            flags = self._windows[index].total[group.size :] if self._windows else self._flags[index]
             everywhere = flags.all()
             for i, (parameter, view) in enumerate(zip(group.parameters, group.reduced_views)):
                 parameter.grad = view if everywhere or flags[i] else None
 
-    def _launch(self, buckets: list[Bucket]) -> None:
-        # always in the same order: on every rank the same exchange must be the next one
-        for bucket in buckets:
+    def _finish_buckets(self) -> None:
+        for bucket in self._buckets:  # always in this order: on every rank the same exchange must be the next one
             if bucket.pending is None:
                 bucket.start(self.comm)
+        pending = [self.comm.start_all_reduce(flags) for flags in self._flags]
+        for bucket in self._buckets:
+            bucket.finish()
+        for exchange in pending:
+            exchange.wait()
 
     def _completed(self, bucket: Bucket) -> Callable[[object], None]:
         def hook(_: object) -> None:

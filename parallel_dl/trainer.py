@@ -1,0 +1,151 @@
+"""Training a network under a layout: the loop that composes data, network, parallelism and optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.autograd import no_grad
+from parallel_dl.data_parallel import GradientAllReduce
+from parallel_dl.datasets import Batch, Dataset, Loader
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+from parallel_dl.nn import Module, cross_entropy
+from parallel_dl.optim import Optimizer
+from parallel_dl.partition import share
+
+
+@dataclasses.dataclass
+class Result:
+    """What a run gave, the same on every rank."""
+
+    losses: list[float]
+    """one per update: the mean over the global batch, before the update"""
+    test_accuracy: float
+    """share of the test images whose class is predicted"""
+    seconds: float
+    """wall-clock seconds of the updates, without start-up and test"""
+    samples_per_second: float
+
+
+class Trainer:
+    """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
+
+    `make_optimizer(parameters)` is called once. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss`
+    is a function (logits, targets, total) that divides a sum over the samples given by `total`.
+    """
+
+    def __init__(
+        self,
+        network: Module,
+        make_optimizer: Callable[[Any], Optimizer],
+        layout: Layout,
+        mesh: Mesh,
+        allreduce: str = "auto",
+        loss: Callable[..., Any] = cross_entropy,
+    ) -> None:
+        self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
+        self.gradients = GradientAllReduce(network.parameters(), mesh.data, allreduce)
+        self.optimizer = make_optimizer(network.parameters())
+        self.updates = 0
+
+    def loader(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Loader:
+        """The loader of this rank's shares."""
+        return Loader(
+            x,
+            y,
+            batch_size,
+            seed=seed,
+            rank=self.mesh.data.rank,
+            ranks=self.mesh.data.size,
+            microbatches=self.layout.microbatches,
+        )
+
+    def compute_gradients(self, batch: Batch) -> float:
+        """Forward and backward of this rank's share, then the all-reduce. Returns this rank's summand of the loss.
+
+        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch.
+        """
+        self.network.train()
+        self.optimizer.zero_grad()
+        total = 0.0
+        for number, part in enumerate(batch.microbatches, start=1):
+            self.network.at(self.updates, part.first)
+            loss = self.loss(self.network(part.x), part.y, part.size)
+            if number < len(batch.microbatches):
+                with self.gradients.accumulate():
+                    loss.backward()
+            else:
+                loss.backward()
+            total += loss.item()
+        self.gradients.all_reduce()
+        return total
+
+    def step(self, batch: Batch) -> float:
+        """One update. Returns this rank's summand of the loss before it."""
+        loss = self.compute_gradients(batch)
+        self.optimizer.step()
+        self.updates += 1
+        return loss
+
+    def fit(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int = 0,
+        epochs: int = 1,
+        steps: int | None = None,
+        report: Callable[[int, int, float], None] | None = None,
+    ) -> Result:
+        """Trains for `epochs`, or for exactly `steps` updates, and tests.
+
+        `report(updates done, updates in all, mean loss of the updates since the last report)` is called on every rank
+        after every epoch.
+        """
+        loader = self.loader(dataset.x_train, dataset.y_train, batch_size, seed)
+        in_all = epochs * len(loader) if steps is None else steps
+        losses: list[float] = []
+        samples, epoch, start = 0, 0, time.perf_counter()
+        while len(losses) < in_all:
+            local = []
+            for batch in loader.epoch(epoch):
+                local.append(self.step(batch))
+                samples += batch.size
+                if len(losses) + len(local) == in_all:
+                    break
+            # the losses of an epoch are summed over the ranks at once: an exchange less per update
+            losses += self.mesh.data.all_reduce(np.array(local)).tolist()
+            epoch += 1
+            if report is not None:
+                report(len(losses), in_all, float(np.mean(losses[-len(local) :])))
+        seconds = time.perf_counter() - start
+        accuracy = self.test(dataset.x_test, dataset.y_test)
+        return Result(losses, accuracy, seconds, samples / seconds if seconds else 0.0)
+
+    def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
+        """The share of samples (n, ...) whose class in y (n,) is predicted; the ranks divide the work."""
+        self.network.eval()
+        own = share(len(x), self.mesh.data.size, self.mesh.data.rank)
+        right = 0
+        with no_grad():
+            for start in range(own.start, own.stop, batch_size):
+                piece = slice(start, min(start + batch_size, own.stop))
+                right += int((self.network(x[piece]).data.argmax(axis=-1) == y[piece]).sum())
+        return float(self.mesh.data.all_reduce(np.array([right]))[0] / max(1, len(x)))
+
+    def weights_sha256(self) -> str:
+        """A digest of all weights by name: equal exactly when every bit is."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8))
+        return digest.hexdigest()
+
+    def free(self) -> None:
+        """Gives back shared memory."""
+        self.gradients.free()
