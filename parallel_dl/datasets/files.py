@@ -1,0 +1,45 @@
+"""Open a file for reading such that every failure is one line that names the file."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from parallel_dl.errors import InputError
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says, without line breaks; its type when it says nothing."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _mode(path: str | os.PathLike[str]) -> int:
+    try:
+        return os.stat(path).st_mode
+    except ValueError as error:  # a zero byte in the path
+        raise OSError(str(error)) from None
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], expected: str) -> Iterator[BinaryIO]:
+    """`path` open for binary reading; `expected` ("an IDX file") says in errors what it should have been.
+
+    Raises InputError when it is missing, may not be read, is no regular file, or fails while it is being read. The
+    kind of file is looked at before it is opened, because opening a named pipe waits for a writer.
+    """
+    try:
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{path}: is a directory; valid is {expected}")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path}: is not a regular file; valid is {expected}")
+        with open(path, "rb") as file:
+            yield file
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; valid is {expected}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); valid is {expected}") from error

@@ -1,0 +1,137 @@
+"""The IDX format, in which MNIST and its relatives are distributed: a tiny header, then one big-endian array.
+
+    byte 0, 1   zero
+    byte 2      element type: 0x08 uint8, 0x09 int8, 0x0B int16, 0x0C int32, 0x0D float32, 0x0E float64
+    byte 3      number of dimensions d
+    4 d bytes   the sizes, unsigned 32-bit
+    the rest    the elements in C order
+
+Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", section on file formats.
+"""
+
+import gzip
+import math
+import os
+import secrets
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from parallel_dl.datasets.files import one_line, opened
+from parallel_dl.errors import InputError
+
+SHORT_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
+TYPES = {code: np.dtype(f">{short}") for code, short in SHORT_TYPES.items()}
+VALID_TYPES = ", ".join(f"0x{code:02X} {dtype.name}" for code, dtype in TYPES.items())
+MOST_DIMENSIONS = 64  # NumPy's limit; the format's is 255
+CHUNK = 1 << 20
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array in an IDX file, plain or gzipped (seen from its content, not its name).
+
+    Returns a new array of the shape and type that the header declares, in native byte order.
+
+    Raises InputError, naming the file: missing, unreadable or a directory; wrong magic; unknown element type;
+    truncated or with trailing bytes (with the expected and the found number of bytes); broken gzip. Memory is taken
+    for the bytes that are there, never for a declared size.
+    """
+    with opened(path, "an IDX file, plain or gzipped") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        length = None if compressed else os.fstat(file.fileno()).st_size
+        file.seek(0)
+        try:
+            return _read_array(gzip.GzipFile(fileobj=file) if compressed else file, path, length)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: broken gzip ({one_line(error)}); valid is a whole gzipped IDX file") from error
+
+
+def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write `array` (any shape, one of the six element types) as an IDX file; gzipped when the name ends in .gz.
+
+    Atomic: `path` holds what it held before or the whole new file, at every moment.
+
+    Raises InputError when the element type or a size has no place in the format, or the file cannot be written.
+    """
+    array, path = np.asarray(array), Path(path)
+    codes = [code for code, dtype in TYPES.items() if dtype == array.dtype.newbyteorder(">")]
+    if not codes:
+        raise InputError(f"{path}: IDX has no element type {array.dtype}; valid are {VALID_TYPES}")
+    if max(array.shape, default=0) >= 2**32:
+        raise InputError(f"{path}: an array of shape {array.shape} does not fit; IDX sizes are below 2**32")
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[0], array.ndim, *array.shape)
+    elements = np.ascontiguousarray(array, dtype=TYPES[codes[0]]).data
+    partial = path.parent / f".{secrets.token_hex(8)}.partial"
+    try:
+        try:
+            with open(partial, "xb") as file:
+                if path.suffix == ".gz":
+                    with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # same bytes each time
+                        packed.write(header)
+                        packed.write(elements)
+                else:
+                    file.write(header)
+                    file.write(elements)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({one_line(error)}); valid is a file in a folder that exists and may be written"
+        ) from error
+
+
+def _read_array(stream: BinaryIO | gzip.GzipFile, path: str | os.PathLike[str], length: int | None) -> np.ndarray:
+    """Header, then elements. `length` in bytes is the whole stream's if that is known before reading it."""
+    magic = _read(stream, 4)
+    if any(magic[:2]):
+        raise InputError(f"{path}: wrong magic {magic.hex(' ')}; an IDX file begins with 00 00")
+    if len(magic) < 4:
+        raise InputError(f"{path}: truncated: expected at least 4 bytes of header, found {len(magic)}")
+    code, dimensions = magic[2:]
+    if code not in TYPES:
+        raise InputError(f"{path}: unknown IDX element type 0x{code:02X}; valid are {VALID_TYPES}")
+    if dimensions > MOST_DIMENSIONS:
+        raise InputError(f"{path}: {dimensions} dimensions; valid are 0 to {MOST_DIMENSIONS}")
+    sizes = _read(stream, 4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise InputError(
+            f"{path}: truncated: expected at least {4 + 4 * dimensions} bytes of header for "
+            f"{dimensions} dimensions, found {4 + len(sizes)}"
+        )
+    shape, dtype = struct.unpack(f">{dimensions}I", sizes), TYPES[code]
+
+    header, body = 4 + 4 * dimensions, math.prod(shape) * dtype.itemsize
+    declared = f"expected {header + body} bytes for shape {shape} of {dtype.name}"
+    elements = bytearray()
+    if length is None or length == header + body:
+        elements = _read(stream, body)
+        length = header + len(elements) + _count_rest(stream)  # reading to the end also checks the gzip checksum
+    if length != header + body:
+        what = "truncated" if length < header + body else f"{length - header - body} trailing bytes"
+        raise InputError(f"{path}: {what}: {declared}, found {length}")
+    try:
+        return np.frombuffer(elements, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    except ValueError as error:  # no element, but sizes whose product is beyond NumPy
+        raise InputError(f"{path}: shape {shape} is too large for an array ({one_line(error)})") from error
+
+
+def _read(stream: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
+    """Up to `count` bytes, fewer at the end of the stream; grows with what arrives, whatever `count` promises."""
+    data = bytearray()
+    while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
+        data += chunk
+    return data
+
+
+def _count_rest(stream: BinaryIO | gzip.GzipFile) -> int:
+    """How many bytes follow; reads them without keeping them."""
+    count = 0
+    while chunk := stream.read(CHUNK):
+        count += len(chunk)
+    return count
