@@ -1,0 +1,130 @@
+"""A data set is five things: training images and labels, test images and labels, and the number of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from parallel_dl.errors import InputError, unknown_name
+
+DTYPES = ("float32", "float64")
+PARTS = ("x_train", "y_train", "x_test", "y_test")
+MOST_CLASSES = 1_000_000  # a wild label would otherwise size a network's last layer
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images or feature vectors with class labels, split into training and test.
+
+    x_train, x_test: (n, channels, height, width), or (n, features); float32 or float64, images scaled to [0, 1].
+    y_train, y_test: (n,) int64 labels, 0 to classes - 1.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (channels, height, width), or (features,)."""
+        return self.x_train.shape[1:]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        x_train: np.ndarray,
+        y_train: np.ndarray,
+        x_test: np.ndarray,
+        y_test: np.ndarray,
+        *,
+        dtype: DTypeLike = "float32",
+        scale: float = 255,
+        called: Sequence[str] = PARTS,
+    ) -> "Dataset":
+        """Check and convert four raw arrays.
+
+        x: (n, channels, height, width), (n, height, width), which becomes (n, 1, height, width), or (n, features).
+        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type. The
+        number of classes is the largest label plus one. `called` is how errors name the four arrays.
+
+        Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
+        where first), a label that is no whole number from 0 to 999999, lengths or sample shapes that do not match.
+        """
+        dtype = checked_dtype(dtype)
+        x = [_samples(np.asarray(array), where, dtype, scale) for array, where in zip((x_train, x_test), called[::2])]
+        y = [_labels(np.asarray(array), where) for array, where in zip((y_train, y_test), called[1::2])]
+        for images, labels, x_where, y_where in zip(x, y, called[::2], called[1::2]):
+            if len(images) != len(labels):
+                raise InputError(
+                    f"{y_where}: {len(labels)} labels for the {len(images)} samples of {x_where}; valid is one each"
+                )
+        if x[0].shape[1:] != x[1].shape[1:]:
+            raise InputError(
+                f"{called[2]}: samples of shape {x[1].shape[1:]}, but {called[0]} has {x[0].shape[1:]}; "
+                "valid is one shape for training and test"
+            )
+        return cls(name, x[0], y[0], x[1], y[1], classes=1 + int(max(y[0].max(), y[1].max())))
+
+
+def checked_dtype(dtype: DTypeLike) -> np.dtype:
+    """float32 or float64 as a NumPy dtype; InputError for anything else."""
+    try:
+        name = np.dtype(dtype).name if dtype is not None else "None"
+    except (TypeError, ValueError):
+        name = str(dtype)
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return np.dtype(name)
+
+
+def _require_real(array: np.ndarray, where: str) -> None:
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where}: element type {array.dtype}; valid are real floats and integers")
+
+
+def _samples(array: np.ndarray, where: str, dtype: np.dtype, scale: float) -> np.ndarray:
+    """Raw images or features as a C-contiguous (n, channels, height, width) or (n, features) array of `dtype`."""
+    _require_real(array, where)
+    if array.ndim not in (2, 3, 4):
+        raise InputError(
+            f"{where}: shape {array.shape}; valid are (n, features), (n, height, width) and "
+            "(n, channels, height, width)"
+        )
+    if array.size == 0:
+        what = "no samples" if len(array) == 0 else "samples without values"
+        raise InputError(f"{where}: {what} (shape {array.shape}); valid is at least one in every dimension")
+    if array.dtype == np.uint8:
+        x = np.divide(array, scale, dtype=dtype, order="C")
+    else:
+        with np.errstate(over="ignore"):  # a value beyond the range becomes infinity, and is reported just below
+            x = np.ascontiguousarray(array, dtype=dtype)
+        bad = ~np.isfinite(x)
+        if bad.any():
+            first = np.unravel_index(int(bad.argmax()), bad.shape)
+            raise InputError(
+                f"{where}: {np.count_nonzero(bad)} of {bad.size} values are not finite as {dtype.name}, the first is "
+                f"{array[first]} at {[int(i) for i in first]}; valid are finite numbers"
+            )
+    return x[:, np.newaxis] if x.ndim == 3 else x
+
+
+def _labels(array: np.ndarray, where: str) -> np.ndarray:
+    """Raw labels as an (n,) int64 array."""
+    _require_real(array, where)
+    if array.ndim != 1:
+        raise InputError(f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample")
+    if len(array) == 0:
+        raise InputError(f"{where}: no labels; valid is at least one")
+    values = array.astype(np.float64) if array.dtype.kind == "f" else array  # float16 cannot hold MOST_CLASSES
+    bad = np.flatnonzero(~((values >= 0) & (values < MOST_CLASSES) & (values == np.floor(values))))
+    if len(bad):
+        raise InputError(
+            f"{where}: {len(bad)} of {len(array)} labels are no class numbers, the first is {array[bad[0]]} at "
+            f"[{bad[0]}]; valid are whole numbers from 0 to {MOST_CLASSES - 1}"
+        )
+    return array.astype(np.int64)

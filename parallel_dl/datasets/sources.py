@@ -1,0 +1,127 @@
+"""Where data sets come from: the shipped digits, a folder of IDX files, an NPZ file."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import DTypeLike
+
+from parallel_dl.datasets.dataset import PARTS, Dataset, checked_dtype
+from parallel_dl.datasets.files import one_line, opened
+from parallel_dl.datasets.idx import read_idx
+from parallel_dl.errors import InputError, unknown_name
+
+NAMES = ("digits", "idx", "npz")
+DIGITS = Path(__file__).parent / "data" / "digits.npz"
+IDX_STEMS = (("train-images", "idx3"), ("train-labels", "idx1"), ("t10k-images", "idx3"), ("t10k-labels", "idx1"))
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    dtype: DTypeLike = "float32",
+) -> Dataset:
+    """The data set of a name, or at a path.
+
+    "digits"    1,797 handwritten digits, 8 x 8, ten classes, shipped with the package (source in data/README.md)
+    "idx"       the folder `data_dir` with MNIST's four files: train-images-idx3-ubyte, train-labels-idx1-ubyte,
+                t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, also as train-images.idx3-ubyte, also with .gz
+    "npz"       `data_dir`, a file with x_train, y_train, x_test, y_test, or a folder that holds exactly one .npz
+    a path      of a .npz file or of a folder of IDX files, without `data_dir`
+
+    x is (n, channels, height, width), or (n, features), of `dtype` (float32 or float64); uint8 images are scaled to
+    [0, 1], other types are taken as they are. y is (n,) int64. A name goes before a folder of that name: write
+    "./digits" for the folder.
+
+    Raises InputError, one line that names the file, for everything that is missing, damaged or does not fit together.
+    """
+    name = os.fsdecode(name_or_path)
+    dtype = checked_dtype(dtype)
+    if name in ("idx", "npz"):
+        if data_dir is None:
+            what = "the folder of the four IDX files" if name == "idx" else "the .npz file, or the folder that holds it"
+            raise InputError(f"dataset {name!r} needs a data directory: {what}")
+        return _load_idx(name, Path(data_dir), dtype) if name == "idx" else _load_npz(name, Path(data_dir), dtype)
+    if name != "digits" and not (os.sep in name or name.endswith(".npz") or os.path.exists(name)):
+        raise InputError(
+            f"{unknown_name('dataset', name, NAMES)}, or a path of a .npz file or of a folder of IDX files"
+        )
+    if data_dir is not None:
+        raise InputError(
+            f"dataset {name!r} takes no data directory, but {os.fspath(data_dir)!r} was given; "
+            "valid with one are 'idx' and 'npz'"
+        )
+    if name == "digits":
+        images, labels, train, test = _read_npz(DIGITS, ("images", "labels", "train", "test"))
+        split = images[train], labels[train], images[test], labels[test]
+        return Dataset.from_arrays(name, *split, dtype=dtype, scale=16)
+    return _load_idx(name, Path(name), dtype) if os.path.isdir(name) else _load_npz(name, Path(name), dtype)
+
+
+def _load_idx(name: str, folder: Path, dtype: np.dtype) -> Dataset:
+    present = _listed(folder, "a folder of IDX files")
+    paths, missing = [], []
+    for stem, kind in IDX_STEMS:
+        spellings = [f"{stem}{mark}{kind}-ubyte{end}" for end in ("", ".gz") for mark in "-."]
+        found = [folder / spelling for spelling in spellings if spelling in present]
+        paths += found[:1]
+        missing += [] if found else spellings[:1]
+    if missing:
+        raise InputError(
+            f"{folder}: has no {', '.join(missing)}; valid is a folder of MNIST's four IDX files, "
+            f"also as {IDX_STEMS[0][0]}.{IDX_STEMS[0][1]}-ubyte, also with .gz"
+        )
+    arrays = [read_idx(path) for path in paths]
+    return Dataset.from_arrays(name, *arrays, dtype=dtype, called=[str(path) for path in paths])
+
+
+def _load_npz(name: str, path: Path, dtype: np.dtype) -> Dataset:
+    if os.path.isdir(path):
+        inside = [entry for entry in _listed(path, "a folder with one .npz file") if entry.endswith(".npz")]
+        if len(inside) != 1:
+            raise InputError(
+                f"{path}: holds {len(inside)} .npz files{': ' * bool(inside)}{', '.join(inside)}; "
+                "valid is a folder with exactly one, or the file itself"
+            )
+        path = path / inside[0]
+    return Dataset.from_arrays(
+        name, *_read_npz(path, PARTS), dtype=dtype, called=[f"{path}: array {part!r}" for part in PARTS]
+    )
+
+
+def _listed(folder: Path, expected: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be listed ({one_line(error)}); valid is {expected}") from error
+
+
+def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
+    """The arrays `keys` of an NPZ file. Never unpickles: Python objects in a file can run code."""
+    expected = f"a .npz file with the arrays {', '.join(keys)}"
+    with opened(path, expected) as file:
+        arrays = []
+        try:
+            archive = NpzFile(file, allow_pickle=False)
+        except Exception as error:
+            raise InputError(
+                f"{path}: is not a zip archive, or a damaged one ({one_line(error)}); valid is {expected}"
+            ) from error
+        missing = [key for key in keys if key not in archive]
+        if missing:
+            raise InputError(
+                f"{path}: has no array {', '.join(missing)}, only {', '.join(archive) or 'nothing'}; "
+                f"valid is {expected}"
+            )
+        for key in keys:
+            try:  # damage shows as one of a dozen types: zip, zlib, header syntax, memory, object arrays, ...
+                array = archive[key]
+            except Exception as error:
+                raise InputError(
+                    f"{path}: array {key!r} cannot be read ({one_line(error)}); valid is {expected}, of plain numbers"
+                ) from error
+            if not isinstance(array, np.ndarray):  # a member that is no .npy comes back as bytes
+                raise InputError(f"{path}: {key!r} is not an array; valid is {expected}")
+            arrays.append(array)
+        return arrays
