@@ -1,0 +1,5 @@
+"""The command line, one file per command: train, demo, info, run."""
+
+from parallel_dl.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,74 @@
+"""`parallel-dl`: reads the command, and turns bad input into one line and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import parallel_dl
+from parallel_dl.cli.demo import demo
+from parallel_dl.cli.info import info
+from parallel_dl.cli.run import run
+from parallel_dl.cli.train import train
+from parallel_dl.errors import InputError
+from parallel_dl.launch import rank
+
+app = typer.Typer(
+    name="parallel-dl",
+    help="Parallel deep learning on NumPy and MPI.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(demo)
+app.command()(info)
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})(run)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(parallel_dl.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 1 for a failure, 2 for bad input."""
+    status, message = 0, None
+    try:
+        # typer without its own ending: what it refuses comes back as an exception with one line
+        status = app(args=arguments, prog_name="parallel-dl", standalone_mode=False) or 0
+    except InputError as error:
+        status, message = 2, str(error)
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        status, message = getattr(error, "exit_code", 2), error.format_message()
+        if not message:  # no command given: typer has printed its help
+            return status
+    line = None if message is None else "parallel-dl: " + " ".join(message.split())
+    if rank.connected():
+        sys.stdout.flush()
+        rank.complete(status, line)  # our launcher prints the line, once for all ranks
+    elif line is not None:
+        print(line, file=sys.stderr)
+    return status

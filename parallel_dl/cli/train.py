@@ -1,0 +1,279 @@
+"""`parallel-dl train`: a network, a data set and a layout; one rank in this process, more by mpirun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_dl import launch
+from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.layout import Layout
+
+if TYPE_CHECKING:
+    from parallel_dl.datasets import Dataset
+    from parallel_dl.mpi import Communicator
+    from parallel_dl.optim import Optimizer
+    from parallel_dl.trainer import Result
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+RATE_POLICIES = ("constant", "step", "cosine")
+DTYPES = ("float32", "float64")
+
+
+@dataclasses.dataclass
+class Job:
+    """The flags of one `train`."""
+
+    network: str
+    layout: Layout
+    dataset: str
+    data_dir: str | None
+    batch_size: int
+    epochs: int
+    steps: int | None
+    optimizer: str
+    lr: float | None
+    momentum: float | None
+    nesterov: bool
+    weight_decay: float | None
+    lr_policy: str
+    warmup: int
+    seed: int
+    dtype: str
+    allreduce: str
+    checked: bool
+    output: str | None
+
+    def check(self) -> Dataset:
+        """Refuses (InputError) whatever can be known to be wrong before a rank is started; returns the data."""
+        from parallel_dl import checkpoint, datasets, networks
+        from parallel_dl.nn import Parameter, initializers
+
+        networks.require_known(self.network)
+        for flag, value, valid in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("lr-policy", self.lr_policy, RATE_POLICIES),
+            ("dtype", self.dtype, DTYPES),
+            ("allreduce", self.allreduce, ("auto", "window", "mpi")),
+        ):
+            if value not in valid:
+                raise unknown_name(f"--{flag}", value, valid)
+        for flag, number in (("batch-size", self.batch_size), ("epochs", self.epochs), ("steps", self.steps)):
+            if number is not None and number < 1:
+                raise InputError(f"--{flag} {number}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
+        if self.optimizer != "sgd" and (self.momentum is not None or self.nesterov):
+            raise InputError(f"--momentum and --nesterov belong to --optimizer sgd, not to {self.optimizer}")
+        if self.output is not None:
+            checkpoint.require_writable(self.output)
+        self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
+        return datasets.load(self.dataset, self.data_dir, self.dtype)
+
+    def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
+        """The optimizer the flags ask for, its rate planned over this number of updates."""
+        from parallel_dl import optim
+
+        rate = (0.1 if self.optimizer == "sgd" else 1e-3) if self.lr is None else self.lr
+        if not (rate >= 0 and math.isfinite(rate)):
+            raise InputError(f"--lr {rate}: must be a finite number, at least 0")
+        if self.lr_policy == "step":
+            policy = optim.rates.step(rate, max(1, updates // 3))
+        elif self.lr_policy == "cosine":
+            policy = optim.rates.cosine(rate, updates)
+        else:
+            policy = optim.rates.constant(rate)
+        policy = optim.rates.warmup(policy, self.warmup)
+        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            momentum = 0.9 if self.momentum is None else self.momentum
+            return optim.SGD(parameters, policy, momentum=momentum, nesterov=self.nesterov, **decay)
+        return (optim.Adam if self.optimizer == "adam" else optim.AdamW)(parameters, policy, **decay)
+
+    def train(self, world: Communicator, dataset: Dataset) -> dict[str, Any]:
+        """Trains on the ranks of `world`; returns the JSON object of the run (the same on every rank)."""
+        from parallel_dl import checkpoint, networks
+        from parallel_dl.mpi import Mesh
+        from parallel_dl.trainer import Trainer
+
+        network = networks.create(self.network, dataset.input_shape, dataset.classes)
+        network.initialize(self.seed, self.dtype)
+        steps_per_epoch = math.ceil(len(dataset.x_train) / self.batch_size)
+        updates = self.steps or self.epochs * steps_per_epoch
+        trainer = Trainer(
+            network,
+            lambda parameters: self.make_optimizer(parameters, updates),
+            self.layout,
+            Mesh(world, data=self.layout.dp),
+            self.allreduce,
+        )
+        if trainer.gradients.note and world.rank == 0:
+            print(f"parallel-dl: {trainer.gradients.note}", file=sys.stderr)
+        with _progress(updates, world.rank) as report:
+            result = trainer.fit(dataset, self.batch_size, self.seed, self.epochs, self.steps, report)
+        facts = self.as_json(dataset, result, world.size, trainer.weights_sha256())
+        facts["allreduce"] = trainer.gradients.method
+        if self.output is not None and world.rank == 0:
+            checkpoint.save(self.output, network.state_dict(), {**facts, "losses": None})
+        trainer.free()
+        return facts
+
+    def as_json(self, dataset: Dataset, result: Result, ranks: int, digest: str) -> dict[str, Any]:
+        """One object, everything in it finite or null."""
+        return {
+            "network": self.network,
+            "dataset": dataset.name,
+            "layout": self.layout.as_dict(),
+            "ranks": ranks,
+            "batch_size": self.batch_size,
+            "steps": len(result.losses),
+            "losses": [_finite(loss) for loss in result.losses],
+            "test_accuracy": _finite(result.test_accuracy),
+            "seconds": _finite(result.seconds),
+            "samples_per_second": _finite(result.samples_per_second),
+            "weights_sha256": digest,
+        }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+class _progress:
+    """A progress bar on a terminal's stderr (rank 0 only); gives the function `report` for Trainer.fit, or None."""
+
+    def __init__(self, updates: int, rank: int) -> None:
+        # under our launcher stderr is a pipe: the launcher says how wide the terminal behind it is
+        columns = os.environ.get("PARALLEL_DL_COLUMNS", "")
+        self.shown = rank == 0 and (sys.stderr.isatty() or columns.isdigit())
+        self.columns = int(columns) if columns.isdigit() else None
+        self.updates = updates
+
+    def __enter__(self) -> Any:
+        if not self.shown:
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True, force_terminal=True, width=self.columns)
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, TextColumn("loss {task.fields[loss]}"), console=console, transient=True)
+        self.bar.start()
+        task = self.bar.add_task("training", total=self.updates, loss="")
+        return lambda done, _, loss: self.bar.update(task, completed=done, loss=f"{loss:.4f}")
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            self.bar.stop()
+
+
+def train(
+    network: Annotated[str, typer.Argument(help="Which network: mlp.")],
+    dp: Annotated[int | None, typer.Option(help="Data-parallel replicas. [default: 1, or all ranks of mpirun]")] = None,
+    microbatches: Annotated[int, typer.Option(help="Pieces of a batch, their gradients accumulated.")] = 1,
+    dataset: Annotated[str, typer.Option(help="digits, idx, npz, or the path of a folder or .npz file.")] = "digits",
+    data_dir: Annotated[str | None, typer.Option(help="Where the files of idx or npz are.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
+    steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: sgd 0.1, adam and adamw 0.001]")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd. [default: 0.9]")] = None,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum, for sgd.")] = False,
+    weight_decay: Annotated[float | None, typer.Option(help="[default: 0; adamw 0.01]")] = None,
+    lr_policy: Annotated[str, typer.Option(help="constant, step (a tenth after each third) or cosine.")] = "constant",
+    warmup: Annotated[int, typer.Option(help="First updates, over which the rate rises.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the weights, the order of samples and dropout.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    allreduce: Annotated[str, typer.Option(help="How gradients are summed: auto, window or mpi.")] = "auto",
+    checked: Annotated[bool, typer.Option("--checked", help="Compare every collective over the ranks first.")] = False,
+    output: Annotated[str | None, typer.Option(help="Write the weights here (safetensors).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Train a network; with --dp N on N ranks, which are started by mpirun unless this runs inside one."""
+    inside = launch.inside_mpirun()
+    if dp is None:
+        dp = launch.mpirun_size() if inside else 1
+    job = Job(
+        network,
+        Layout(dp=dp, microbatches=microbatches),
+        dataset,
+        data_dir,
+        batch_size,
+        epochs,
+        steps,
+        optimizer,
+        lr,
+        momentum,
+        nesterov,
+        weight_decay,
+        lr_policy,
+        warmup,
+        seed,
+        dtype,
+        allreduce,
+        checked,
+        output,
+    )
+    if not inside:
+        data = job.check()
+        if job.layout.ranks > 1:
+            return launch.run(job.layout.ranks, ["-m", "parallel_dl", *sys.argv[1:]], _terminal())
+        return _train_here(job, data, as_json)
+    return _train_here(job, None, as_json)
+
+
+def _terminal() -> dict[str, str]:
+    """Tells the ranks, whose stderr is a pipe, how wide the terminal is."""
+    return {"PARALLEL_DL_COLUMNS": str(shutil.get_terminal_size().columns)} if sys.stderr.isatty() else {}
+
+
+def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
+    """This process is one rank: of an mpirun's, or the only one."""
+    from parallel_dl.cli.agreement import agreed
+    from parallel_dl.mpi import Communicator, world
+
+    comm = world()
+    if job.checked:
+        comm = Communicator(comm.mpi, checked=True)
+
+    def prepare() -> Dataset:
+        if job.layout.ranks != comm.size:
+            raise InputError(
+                f"--dp {job.layout.dp}: needs {job.layout.ranks} ranks, but mpirun started {comm.size}; "
+                f"valid here is --dp {comm.size}"
+            )
+        return job.check() if data is None else data
+
+    dataset = agreed(comm, prepare)
+    facts = job.train(comm, dataset)
+    if comm.rank == 0:
+        if as_json:
+            print(json.dumps(facts))
+        else:
+            _print_table(facts)
+    return 0
+
+
+def _print_table(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    layout, losses = facts["layout"], facts["losses"]
+    table = Table(title=f"{facts['network']} on {facts['dataset']}", show_header=False, title_justify="left")
+    table.add_row("ranks", f"{facts['ranks']} (data parallel {layout['dp']}, microbatches {layout['microbatches']})")
+    if facts["ranks"] > 1:
+        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI"}[facts["allreduce"]])
+    table.add_row("batch size", str(facts["batch_size"]))
+    table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
+    table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")
+    table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in (losses[0], losses[-1])))
+    table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
+    Console().print(table)

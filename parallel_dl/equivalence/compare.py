@@ -1,0 +1,93 @@
+"""Compares a parallel run with the serial one: equal, or where and by how much not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from parallel_dl.equivalence.magnitudes import scale
+from parallel_dl.equivalence.record import Run
+
+BOUNDS = {"float64": 1e-10, "float32": 1e-5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The largest difference in one quantity at one step, relative to the sum of the magnitudes that were added."""
+
+    quantity: str
+    step: int
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`equal`, the worst difference found, the bound it was held against, and a sentence."""
+
+    equal: bool
+    worst: Difference
+    bound: float
+    message: str
+
+
+def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Comparison:
+    """Compares losses, gradients, optimizer state and weights of every step.
+
+    `bound` is relative to the sum of the magnitudes that were added up (1e-10 in float64, 1e-5 in float32 unless
+    given). `exact` demands equal bits (integer-valued data, where every order of summation is exact). Replicas must
+    in any case be bitwise equal to each other.
+    """
+    if serial.magnitudes is None:
+        raise ValueError("the first run must be a serial one: it measures the magnitudes")
+    dtype = str(next(iter(serial.weights[0].values())).dtype)
+    bound = 0.0 if exact else BOUNDS[dtype] if bound is None else bound
+    worst = Difference("nothing", 0, 0.0)
+    if not parallel.replicas_equal:
+        return Comparison(False, Difference("replicas", len(parallel.losses), np.inf), bound, "the replicas differ")
+    if len(serial.losses) != len(parallel.losses):
+        message = f"{len(serial.losses)} steps in the serial run, {len(parallel.losses)} in the parallel one"
+        return Comparison(False, Difference("steps", 0, np.inf), bound, message)
+    for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel):
+        error = np.inf if ours is None or theirs is None else _error(ours, theirs, None if exact else magnitude)
+        if error > worst.error:
+            worst = Difference(quantity, step, error)
+    equal = worst.error <= bound
+    verdict = "equal" if equal else "DIFFERENT"
+    message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {bound:.0e})"
+    return Comparison(equal, worst, bound, message)
+
+
+def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> None:
+    """Raises AssertionError, naming the worst difference, unless `compare` finds the runs equal."""
+    comparison = compare(serial, parallel, bound, exact)
+    assert comparison.equal, comparison.message
+
+
+def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -> float:
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype or not (np.isfinite(ours) & np.isfinite(theirs)).all():
+        return np.inf
+    difference = np.abs(ours - theirs)
+    different = difference > 0
+    if not different.any():
+        return 0.0
+    if magnitude is None:
+        return float(difference.max())
+    with np.errstate(divide="ignore"):
+        return float((difference[different] / scale(magnitude)[different]).max())
+
+
+def _pairs(
+    serial: Run, parallel: Run
+) -> Iterator[tuple[str, int, np.ndarray | None, np.ndarray | None, np.ndarray | None]]:
+    """(quantity, step, serial's, parallel's, magnitudes) of everything recorded; None where one run has nothing."""
+    assert serial.magnitudes is not None
+    for step, magnitudes in enumerate(serial.magnitudes):
+        losses = (np.array([run.losses[step]]) for run in (serial, parallel))
+        yield "loss", step, *losses, magnitudes["losses"][""]
+        for kind in ("gradients", "state", "weights"):
+            ours, theirs = getattr(serial, kind)[step], getattr(parallel, kind)[step]
+            for name in sorted(ours.keys() | theirs.keys()):
+                quantity = f"{kind.removesuffix('s')} of {name}"
+                yield quantity, step, ours.get(name), theirs.get(name), magnitudes[kind].get(name)

@@ -1,0 +1,67 @@
+"""What rounding errors are judged against: the sum of the magnitudes of all that was added up to a value.
+
+A gradient may be zero in theory (terms that cancel) while its computed value is noise; relative to the value itself
+two such results differ by 100 %, relative to the terms by 1e-16. The optimizer's rule, applied to magnitudes with all
+signs positive, carries those sums on to its state and to the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from parallel_dl.nn import Module
+from parallel_dl.optim import SGD, Adam, Optimizer
+
+Arrays = dict[str, np.ndarray]
+
+
+class Magnitudes:
+    """Follows one optimizer, update by update, with magnitudes in place of values."""
+
+    def __init__(self, network: Module, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.names = [name for name, _ in network.named_parameters()]
+        self.weights: Arrays = {name: np.abs(p.data).astype(float) for name, p in network.named_parameters()}
+        self.state: Arrays = {f"{n} {key}": np.zeros(w.shape) for n, w in self.weights.items() for key in self._keys()}
+
+    def _keys(self) -> tuple[str, ...]:
+        return self.optimizer.state_names
+
+    def update(self, gradients: Arrays) -> dict[str, Arrays]:
+        """After the optimizer's step with gradients of these magnitudes: those of its state and of the weights."""
+        rule, count = self.optimizer, self.optimizer.updates
+        rate = float(rule.lr(count - 1)) if callable(rule.lr) else rule.lr
+        actual = dict(zip(self.names, rule.state_dict()["state"]))
+        for name, weights in self.weights.items():
+            gradient = gradients[name] + getattr(rule, "weight_decay", 0.0) * weights
+            if isinstance(rule, SGD):
+                change = gradient
+                if rule.momentum:
+                    velocity = self.state[f"{name} momentum"]
+                    velocity *= rule.momentum
+                    velocity += gradient
+                    change = gradient + rule.momentum * velocity if rule.nesterov else velocity
+                weights += rate * change
+            elif isinstance(rule, Adam):
+                beta1, beta2 = rule.betas
+                first, second = self.state[f"{name} first_moment"], self.state[f"{name} second_moment"]
+                first *= beta1
+                first += (1 - beta1) * gradient
+                second *= beta2
+                second += (1 - beta2) * gradient**2
+                divisor = np.sqrt(actual[name]["second_moment"] / (1 - beta2**count)) + rule.eps
+                weights += rate * first / (1 - beta1**count) / divisor
+            else:
+                raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW")
+        return {
+            "state": {name: array.copy() for name, array in self.state.items()},
+            "weights": {name: array.copy() for name, array in self.weights.items()},
+        }
+
+
+def scale(magnitudes: np.ndarray) -> np.ndarray:
+    """The magnitudes, but at least a thousandth of the tensor's largest: terms passed on by others count, too."""
+    largest = float(magnitudes.max()) if magnitudes.size else 0.0
+    return np.maximum(magnitudes, 1e-3 * largest if math.isfinite(largest) else 0.0)

@@ -1,0 +1,122 @@
+"""Records a run: losses, every gradient, optimizer state and weights, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.datasets import Batch
+from parallel_dl.equivalence.magnitudes import Magnitudes
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+from parallel_dl.nn import Module, cross_entropy
+from parallel_dl.optim import Optimizer
+from parallel_dl.trainer import Trainer
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Experiment:
+    """What is to be computed, without a word about how: the same for the serial and the parallel run."""
+
+    build: Callable[[], Module]
+    x: np.ndarray
+    y: np.ndarray
+    make_optimizer: Callable[[Any], Optimizer]
+    batch_size: int
+    steps: int = 5
+    seed: int = 0
+    dtype: str = "float64"
+    loss: Callable[..., Any] = cross_entropy
+    prepare: Callable[[Module], None] | None = None
+    """called with the initialized network, for example to make its weights integers"""
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run computed, assembled from its shards: one entry per step. Arrays by parameter name."""
+
+    layout: Layout
+    losses: list[float] = dataclasses.field(default_factory=list)
+    gradients: list[Arrays] = dataclasses.field(default_factory=list)
+    state: list[Arrays] = dataclasses.field(default_factory=list)
+    """of the optimizer after the update, like "fc1.weight momentum\""""
+    weights: list[Arrays] = dataclasses.field(default_factory=list)
+    """after the update"""
+    replicas_equal: bool = True
+    """whether all replicas ended with the same bits"""
+    magnitudes: list[dict[str, Arrays]] | None = None
+    """serial runs: the sums of the magnitudes that were added up, {"loss", "gradients", "state", "weights"}"""
+
+
+def record(experiment: Experiment, layout: Layout | None = None, mesh: Mesh | None = None, allreduce: str = "auto") -> Run:
+    """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
+
+    The serial run also measures magnitudes: what errors of rounding are judged against.
+    """
+    serial = mesh is None
+    mesh, layout = mesh or Mesh.serial(), layout or Layout()
+    network = experiment.build().initialize(experiment.seed, experiment.dtype)
+    if experiment.prepare is not None:
+        experiment.prepare(network)
+    names = [name for name, _ in network.named_parameters()]
+    trainer = Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss)
+    run = Run(layout, magnitudes=[] if serial else None)
+    magnitudes = Magnitudes(network, trainer.optimizer)
+    loader = trainer.loader(experiment.x, experiment.y, experiment.batch_size, experiment.seed)
+    epoch = 0
+    while len(run.losses) < experiment.steps:
+        for batch in loader.epoch(epoch):
+            if len(run.losses) == experiment.steps:
+                break
+            measured = _sums_of_magnitudes(trainer, batch) if serial else None
+            local = trainer.compute_gradients(batch)
+            run.losses.append(float(mesh.data.all_reduce(np.array([local]))[0]))
+            run.gradients.append({n: np.array(p.grad) for n, p in network.named_parameters() if p.grad is not None})
+            trainer.optimizer.step()
+            trainer.updates += 1
+            state = trainer.optimizer.state_dict()["state"]
+            run.state.append({f"{n} {key}": a for n, s in zip(names, state) for key, a in s.items()})
+            run.weights.append(network.state_dict())
+            if measured is not None and run.magnitudes is not None:
+                loss, gradients = measured
+                run.magnitudes.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients)})
+        epoch += 1
+    digests = mesh.world.all_gather_object(_digest(run))
+    run.replicas_equal = len(set(digests)) == 1
+    trainer.free()
+    return run
+
+
+def _sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arrays]:
+    """Sum over the samples of |its loss|, and for each parameter of |its gradient|, element by element."""
+    network, (part, *more) = trainer.network, batch.microbatches
+    assert not more
+    losses = np.zeros(1)
+    sums = {name: np.zeros(parameter.shape) for name, parameter in network.named_parameters()}
+    network.train()
+    for sample in range(len(part.x)):
+        network.zero_grad()
+        network.at(trainer.updates, part.first + sample)
+        loss = trainer.loss(network(part.x[sample : sample + 1]), part.y[sample : sample + 1], part.size)
+        loss.backward()
+        losses += abs(loss.item())
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                sums[name] += np.abs(parameter.grad)
+    network.zero_grad()
+    return losses, sums
+
+
+def _digest(run: Run) -> str:
+    digest = hashlib.sha256()
+    for arrays in (*run.gradients, *run.state, *run.weights):
+        for name, array in sorted(arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()
