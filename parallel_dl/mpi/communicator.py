@@ -1,0 +1,396 @@
+"""A communicator: the ranks that work together, and the movements of NumPy arrays between them.
+
+Every movement takes arrays of any dtype (except Python objects) and memory order, also empty ones, and returns
+C-contiguous arrays. MPI counts with C ints. all_reduce, reduce, broadcast, send, receive and shift cut larger arrays
+into parts; the others raise one OverflowError, on every rank, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from parallel_dl import partition
+from parallel_dl.mpi import buffers
+from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.startup import MPI
+
+# Below MPI's guaranteed upper bound of 32767, out of the way of users' tags.
+TAG_SHIFT, TAG_SLICES = 32701, 32702
+
+Sizes = Sequence[int] | None
+
+
+class Communicator:
+    """One mpi4py communicator, with collectives on arrays.
+
+    `checked=True` (by default: if the environment variable PARALLEL_DL_CHECKED is 1) gives a `CheckedCommunicator`,
+    which compares the ranks' calls before it makes them. Making that one is itself a collective call.
+    """
+
+    mpi: MPI.Intracomm
+    rank: int
+    size: int
+    name: str
+
+    def __new__(cls, mpi: Any, checked: bool | None = None, name: str | None = None) -> Communicator:
+        if checked is None:
+            checked = os.environ.get("PARALLEL_DL_CHECKED", "0") not in ("", "0")
+        if checked and cls is Communicator:
+            from parallel_dl.mpi.checked import CheckedCommunicator
+
+            cls = CheckedCommunicator
+        return object.__new__(cls)
+
+    def __init__(self, mpi: Any, checked: bool | None = None, name: str | None = None) -> None:
+        self.mpi = mpi
+        self.rank = mpi.rank
+        self.size = mpi.size
+        self.name = name or mpi.name
+        self._one_node: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, rank {self.rank} of {self.size})"
+
+    def announce(self, call: str, *facts: Any) -> None:
+        """To be called before a collective that is written with raw MPI calls: the checked communicator compares it."""
+
+    # -- the communicator itself -----------------------------------------------------------------------------------
+    def duplicate(self, name: str | None = None) -> Self:
+        """The same ranks in a communicator of their own: no message of one is ever received by the other."""
+        return type(self)(self.mpi.Dup(), name=name or self.name)
+
+    def split(self, color: int | None, key: int = 0, name: str | None = None) -> Self | None:
+        """One communicator for the ranks of each `color`, ordered by `key`, then by rank; None for color None."""
+        part = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
+        return None if part == MPI.COMM_NULL else type(self)(part, name=name)
+
+    def free(self) -> None:
+        """Gives the communicator back to MPI (collective); MPI's own world and self stay."""
+        if self.mpi not in (MPI.COMM_WORLD, MPI.COMM_SELF, MPI.COMM_NULL):
+            self.mpi.Free()
+
+    @property
+    def is_one_node(self) -> bool:
+        """Whether all ranks can share memory. Collective when first asked, then remembered."""
+        if self._one_node is None:
+            node = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
+            self._one_node = self.mpi.allreduce(node.size, MPI.MIN) == self.size
+            node.Free()
+        return self._one_node
+
+    def barrier(self) -> None:
+        """Returns when every rank has called it."""
+        self.mpi.Barrier()
+
+    # -- reductions ------------------------------------------------------------------------------------------------
+    def all_reduce(self, array: Array, op: str = "sum", out: Array | None = None) -> Array:
+        """Combines the ranks' arrays element by element; every rank gets the result, sums bitwise the same.
+
+        `op` is sum, prod, max, min (a NaN anywhere gives NaN), for bool also `or` and `and`. float16 is added up in
+        float32. `out` may be `array` itself.
+        """
+        if type(array) is np.ndarray and array.flags.c_contiguous and array.size <= buffers.MAX_COUNT:
+            operation = buffers.OPERATIONS.get(op, {}).get(array.dtype)
+            if operation is not None:
+                if out is None:
+                    out = np.empty(array.shape, array.dtype)
+                    self.mpi.Allreduce(array, out, operation)
+                    return out
+                if out is array:
+                    self.mpi.Allreduce(MPI.IN_PLACE, out, operation)
+                    return out
+        return self._all_reduce(array, op, out)
+
+    def _all_reduce(self, array: Any, op: str, out: Array | None) -> Array:
+        array = buffers.contiguous(array)
+        operation, compute = buffers.operation_for(op, array.dtype)
+        if out is not None and (out.shape != array.shape or out.dtype != array.dtype):
+            raise ValueError(f"out is {out.dtype} {out.shape}, the result is {array.dtype} {array.shape}")
+        total = array.astype(compute)
+        for piece in buffers.pieces(total.reshape(-1)):
+            self.mpi.Allreduce(MPI.IN_PLACE, piece, operation)
+        if out is None:
+            return total.astype(array.dtype, copy=False)
+        out[...] = total
+        return out
+
+    def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
+        """Starts `all_reduce` in place on a contiguous array, which is complete when `wait()` returns it.
+
+        float16 is not possible here. All ranks must start their all-reduces in the same order.
+        """
+        operation, compute = buffers.operation_for(op, array.dtype)
+        if compute != array.dtype or not array.flags.c_contiguous:
+            raise ValueError(f"start_all_reduce needs a contiguous array it can sum in place, not {array.dtype}")
+        flat = buffers.pieces(array.reshape(-1))
+        return Pending(array, flat, [self.mpi.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in flat])
+
+    def reduce(self, array: Array, root: int = 0, op: str = "sum") -> Array | None:
+        """As `all_reduce`, but only `root` gets the result; the others get None."""
+        array = buffers.contiguous(array)
+        operation, compute = buffers.operation_for(op, array.dtype)
+        if self.rank != root:
+            for piece in buffers.pieces(array.astype(compute, copy=False).reshape(-1)):
+                self.mpi.Reduce(piece, None, operation, root)
+            return None
+        total = array.astype(compute)
+        for piece in buffers.pieces(total.reshape(-1)):
+            self.mpi.Reduce(MPI.IN_PLACE, piece, operation, root)
+        return total.astype(array.dtype, copy=False)
+
+    def reduce_scatter(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
+        """The sum of the ranks' arrays, of which each rank gets `sizes[rank]` rows along `axis` (partition.shares)."""
+        array = np.asarray(array)
+        axis = buffers.normal_axis(axis, array.ndim)
+        sizes = self._shares(array.shape[axis], sizes)
+        operation, compute = buffers.operation_for("sum", array.dtype)
+        buffers.check_count("reduce_scatter", array.size)
+        whole = buffers.axis_first(array, axis).astype(compute, copy=False)
+        own = np.empty((sizes[self.rank], *whole.shape[1:]), compute)
+        counts, _ = buffers.counts_and_starts(sizes, _row(whole))
+        self.mpi.Reduce_scatter(whole.reshape(-1), own.reshape(-1), counts, operation)
+        return buffers.axis_back(own.astype(array.dtype.newbyteorder("="), copy=False), axis)
+
+    # -- slices along one axis -------------------------------------------------------------------------------------
+    def shard_sizes(self, size: int) -> list[int]:
+        """Every rank's `size`, by rank."""
+        return self.mpi.allgather(int(size))
+
+    def all_gather(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
+        """The ranks' arrays in rank order, concatenated along `axis`, on every rank.
+
+        The lengths along `axis` may differ and be 0; given as `sizes` (by rank) they need not be exchanged.
+        """
+        array = np.asarray(array)
+        axis = buffers.normal_axis(axis, array.ndim)
+        sizes = self._lengths(array.shape[axis], sizes)
+        own = buffers.axis_first(array, axis)
+        whole = np.empty((sum(sizes), *own.shape[1:]), own.dtype)
+        buffers.check_count("all_gather", whole.size * buffers.units(own.dtype))
+        counts, starts = buffers.counts_and_starts(sizes, _row(own))
+        self.mpi.Allgatherv(buffers.on_the_wire(own), [buffers.on_the_wire(whole), counts, starts, None])
+        return buffers.axis_back(whole, axis)
+
+    def gather(self, array: Array, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array | None:
+        """As `all_gather`, but only `root` gets the result; the others get None."""
+        array = np.asarray(array)
+        axis = buffers.normal_axis(axis, array.ndim)
+        sizes = self._lengths(array.shape[axis], sizes)
+        own = buffers.axis_first(array, axis)
+        buffers.check_count("gather", sum(sizes) * _row(own))
+        counts, starts = buffers.counts_and_starts(sizes, _row(own))
+        if self.rank != root:
+            self.mpi.Gatherv(buffers.on_the_wire(own), None, root)
+            return None
+        whole = np.empty((sum(sizes), *own.shape[1:]), own.dtype)
+        self.mpi.Gatherv(buffers.on_the_wire(own), [buffers.on_the_wire(whole), counts, starts, None], root)
+        return buffers.axis_back(whole, axis)
+
+    def scatter(self, array: Array | None, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array:
+        """`root`'s array cut along `axis`: rank r gets `sizes[r]` rows (partition.shares). Others may give None."""
+        array = np.asarray(array) if self.rank == root else None
+        shape, dtype = self.mpi.bcast(None if array is None else (array.shape, array.dtype.newbyteorder("=")), root)
+        axis = buffers.normal_axis(axis, len(shape))
+        sizes = self._shares(shape[axis], sizes)
+        own = np.empty((sizes[self.rank], *shape[:axis], *shape[axis + 1 :]), dtype)
+        buffers.check_count("scatter", sum(sizes) * _row(own))
+        counts, starts = buffers.counts_and_starts(sizes, _row(own))
+        if array is None:
+            self.mpi.Scatterv(None, buffers.on_the_wire(own), root)
+        else:
+            whole = buffers.on_the_wire(buffers.axis_first(array, axis))
+            self.mpi.Scatterv([whole, counts, starts, None], buffers.on_the_wire(own), root)
+        return buffers.axis_back(own, axis)
+
+    def all_to_all(
+        self, array: Array, split_axis: int, concat_axis: int, split_sizes: Sizes = None, concat_sizes: Sizes = None
+    ) -> Array:
+        """From slices along `concat_axis` to slices along `split_axis`.
+
+        Rank r gets `split_sizes[r]` (partition.shares) rows along `split_axis` of every rank's array, concatenated
+        along `concat_axis` in rank order; the lengths there are exchanged unless `concat_sizes` gives them.
+        """
+        array = np.asarray(array)
+        split_axis = buffers.normal_axis(split_axis, array.ndim)
+        concat_axis = buffers.normal_axis(concat_axis, array.ndim)
+        if split_axis == concat_axis:
+            raise ValueError(f"all_to_all splits and concatenates along the same axis {split_axis}")
+        split_sizes = self._shares(array.shape[split_axis], split_sizes)
+        concat_sizes = self._lengths(array.shape[concat_axis], concat_sizes)
+        sent = buffers.axis_first(array, split_axis)
+        row = _row(sent) // max(1, array.shape[concat_axis])  # values per row of both axes
+        if array.shape[concat_axis] == 0:
+            row = buffers.units(sent.dtype) * _product(array.shape, without=(split_axis, concat_axis))
+        buffers.check_count("all_to_all", max(split_sizes) * sum(concat_sizes) * row)
+        buffers.check_count("all_to_all", sum(split_sizes) * max(concat_sizes) * row)
+        # the axis concatenated over: where it stands once the split axis is in front
+        position = concat_axis + (concat_axis < split_axis)
+        mine = split_sizes[self.rank]
+        received = np.empty(mine * sum(concat_sizes) * row // buffers.units(sent.dtype), sent.dtype)
+        send_counts, send_starts = buffers.counts_and_starts(split_sizes, array.shape[concat_axis] * row)
+        counts, starts = buffers.counts_and_starts(concat_sizes, mine * row)
+        self.mpi.Alltoallv(
+            [buffers.on_the_wire(sent), send_counts, send_starts, None],
+            [buffers.on_the_wire(received), counts, starts, None],
+        )
+        blocks, start = [], 0
+        for length in concat_sizes:
+            shape = (mine, *sent.shape[1:position], length, *sent.shape[position + 1 :])
+            stop = start + _product(shape)
+            blocks.append(received[start:stop].reshape(shape))
+            start = stop
+        return buffers.axis_back(np.concatenate(blocks, axis=position), split_axis)
+
+    # -- copies ----------------------------------------------------------------------------------------------------
+    def broadcast(
+        self, array: Array | None, root: int = 0, shape: tuple[int, ...] | None = None, dtype: Any = None
+    ) -> Array:
+        """`root`'s array on every rank (on `root` itself not a copy). What the others give is not looked at.
+
+        `shape` and `dtype`, if all ranks know them, save the message that tells them.
+        """
+        own = buffers.contiguous(array) if self.rank == root else None
+        if shape is None or dtype is None:
+            shape, dtype = self.mpi.bcast(None if own is None else (own.shape, own.dtype), root)
+        if own is None:
+            own = np.empty(shape, dtype)
+        elif own.shape != tuple(shape) or own.dtype != dtype:
+            raise ValueError(f"broadcast of {own.dtype} {own.shape}, announced as {np.dtype(dtype)} {tuple(shape)}")
+        for piece in buffers.pieces(buffers.on_the_wire(own)):
+            self.mpi.Bcast(piece, root)
+        return own
+
+    def send(self, array: Array, destination: int, tag: int = 0) -> None:
+        """Sends the values; the receiver has to know shape and dtype. May wait until the receive is posted."""
+        for piece in buffers.pieces(buffers.on_the_wire(buffers.contiguous(array))):
+            self.mpi.Send(piece, destination, tag)
+
+    def receive(self, source: int, shape: tuple[int, ...] = (), dtype: Any = np.float32, tag: int = 0) -> Array:
+        """The array of that shape and dtype that `source` has sent; ValueError if it has sent less."""
+        array = np.empty(shape, dtype)
+        status = MPI.Status()
+        for piece in buffers.pieces(buffers.on_the_wire(array)):
+            self.mpi.Recv(piece, source, tag, status)
+            _check_length(status, piece, source)
+        return array
+
+    def isend(self, array: Array, destination: int, tag: int = 0) -> Pending:
+        """Starts a send: the array must stay as it is until `wait()` has returned."""
+        array = buffers.contiguous(array)
+        flat = buffers.pieces(buffers.on_the_wire(array))
+        return Pending(array, flat, [self.mpi.Isend(piece, destination, tag) for piece in flat])
+
+    def ireceive(self, array: Array, source: int, tag: int = 0) -> Pending:
+        """Starts a receive into `array` (C-contiguous), which is complete when `wait()` returns it."""
+        if not array.flags.c_contiguous or not array.flags.writeable:
+            raise ValueError("ireceive needs a writable C-contiguous array to receive into")
+        flat = buffers.pieces(buffers.on_the_wire(array))
+        return Pending(array, flat, [self.mpi.Irecv(piece, source, tag) for piece in flat], source)
+
+    def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:
+        """Sends to rank + offset and returns what rank - offset has sent; the shapes may differ between ranks.
+
+        Without `cyclic` nothing goes beyond the ends, and a rank with no sender gets zeros of `shape` (by default of
+        its own array's). `shape`, if every rank knows what it will receive, saves the exchange of shapes.
+        """
+        array = buffers.contiguous(array)
+        to, source = self.rank + offset, self.rank - offset
+        if cyclic:
+            to, source = to % self.size, source % self.size
+        to = to if 0 <= to < self.size else MPI.PROC_NULL
+        has_source = 0 <= source < self.size
+        source = source if has_source else MPI.PROC_NULL
+        if shape is None:
+            told = self.mpi.sendrecv(array.shape, to, TAG_SHIFT, None, source, TAG_SHIFT)
+            shape = told if has_source else array.shape
+        result = np.empty(shape, array.dtype) if has_source else np.zeros(shape, array.dtype)
+        receives = self.ireceive(result, source, TAG_SHIFT) if has_source else None
+        for piece in buffers.pieces(buffers.on_the_wire(array)):
+            self.mpi.Send(piece, to, TAG_SHIFT)
+        if receives is not None:
+            receives.wait()
+        return result
+
+    # -- Python objects --------------------------------------------------------------------------------------------
+    def all_gather_object(self, thing: Any) -> list[Any]:
+        """Every rank's object (pickled), by rank."""
+        return self.mpi.allgather(thing)
+
+    def broadcast_object(self, thing: Any, root: int = 0) -> Any:
+        """`root`'s object (pickled) on every rank."""
+        return self.mpi.bcast(thing, root)
+
+    # -- who has how much ------------------------------------------------------------------------------------------
+    def _shares(self, length: int, sizes: Sizes) -> Sequence[int]:
+        if sizes is None:
+            return partition.shares(length, self.size)
+        if len(sizes) != self.size or sum(sizes) != length or min(sizes) < 0:
+            raise ValueError(f"sizes {list(sizes)} do not cut a length of {length} into {self.size} shares")
+        return sizes
+
+    def _lengths(self, length: int, sizes: Sizes) -> Sequence[int]:
+        if sizes is None:
+            return self.shard_sizes(length)
+        if len(sizes) != self.size or sizes[self.rank] != length:
+            raise ValueError(f"sizes {list(sizes)}, but rank {self.rank} of {self.size} has a length of {length}")
+        return sizes
+
+
+class Pending:
+    """A send or receive under way; keeps its array alive."""
+
+    def __init__(self, array: Array, flat: list[Array], requests: list[Any], source: int | None = None) -> None:
+        self._array = array
+        self._flat = flat
+        self._requests = requests
+        self._source = source
+
+    def wait(self) -> Array:
+        """Returns the array when it may be used again; ValueError if less was received than it holds."""
+        status = MPI.Status()
+        for request, piece in zip(self._requests, self._flat):
+            request.Wait(status)
+            if self._source is not None:
+                _check_length(status, piece, self._source)
+        self._requests = []
+        return self._array
+
+    def test(self) -> bool:
+        """Whether `wait` would return at once."""
+        return all(request.Get_status() for request in self._requests)
+
+
+def _check_length(status: MPI.Status, piece: Array, source: int) -> None:
+    received = status.Get_count(MPI.BYTE)
+    if received != piece.nbytes:
+        raise ValueError(f"expected {piece.nbytes} bytes from rank {source}, received {received}")
+
+
+def _product(shape: Sequence[int], without: Sequence[int] = ()) -> int:
+    product = 1
+    for axis, length in enumerate(shape):
+        if axis not in without:
+            product *= length
+    return product
+
+
+def _row(array: Array) -> int:
+    """Values on the wire per row, a row being what one index of axis 0 selects."""
+    return _product(array.shape[1:]) * buffers.units(array.dtype)
+
+
+@functools.cache
+def world() -> Communicator:
+    """All ranks that were started together. (Collective when first called in checked mode.)"""
+    return Communicator(MPI.COMM_WORLD, name="world")
+
+
+@functools.cache
+def alone() -> Communicator:
+    """This rank and no other."""
+    return Communicator(MPI.COMM_SELF, name="alone")
