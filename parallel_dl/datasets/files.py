@@ -9,10 +9,10 @@ from typing import BinaryIO
 from parallel_dl.errors import InputError
 
 
-def one_line(error: BaseException) -> str:
-    """What `error` says, without line breaks; its type when it says nothing."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+def one_line(said: BaseException | str) -> str:
+    """What an error says, or names that a file holds, without line breaks; an error's type when it says nothing."""
+    text = getattr(said, "strerror", None) or str(said)
+    return " ".join(text.split()) or type(said).__name__
 
 
 def _mode(path: str | os.PathLike[str]) -> int:

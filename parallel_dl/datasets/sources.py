@@ -81,7 +81,7 @@ def _load_npz(name: str, path: Path, dtype: np.dtype) -> Dataset:
         inside = [entry for entry in _listed(path, "a folder with one .npz file") if entry.endswith(".npz")]
         if len(inside) != 1:
             raise InputError(
-                f"{path}: holds {len(inside)} .npz files{': ' * bool(inside)}{', '.join(inside)}; "
+                f"{path}: holds {len(inside)} .npz files{one_line(': ' + ', '.join(inside)) if inside else ''}; "
                 "valid is a folder with exactly one, or the file itself"
             )
         path = path / inside[0]
@@ -111,7 +111,7 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
         missing = [key for key in keys if key not in archive]
         if missing:
             raise InputError(
-                f"{path}: has no array {', '.join(missing)}, only {', '.join(archive) or 'nothing'}; "
+                f"{path}: has no array {', '.join(missing)}, only {one_line(', '.join(archive) or 'nothing')}; "
                 f"valid is {expected}"
             )
         for key in keys:

@@ -145,6 +145,18 @@ def test_huge_declared_size_allocates_nothing(tmp_path, pack, code):
         tracemalloc.stop()
 
 
+def test_wrong_length_is_seen_before_anything_is_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(bytes([0, 0, 8, 1]) + struct.pack(">I", 2**26))
+    os.truncate(path, 8 + 2**26 + 1)
+    tracemalloc.start()
+    try:
+        expect_error(path, "1 trailing bytes", f"expected {8 + 2**26} bytes", f"found {9 + 2**26}")
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_empty_but_impossible_shape(tmp_path):
     (tmp_path / "a").write_bytes(bytes([0, 0, 8, 3]) + b"\xff" * 8 + bytes(4))
     expect_error(tmp_path / "a", "too large")

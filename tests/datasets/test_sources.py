@@ -296,6 +296,8 @@ def test_float64_holds_what_float32_cannot(npz):
 def test_npz_missing_keys(npz):
     path = npz(x_train=np.zeros(3), images=np.zeros(3))
     expect_error(path, "no array y_train, x_test, y_test", "only x_train, images", name_or_path=path)
+    path = npz(**{"two\nlines": np.zeros(3)})
+    expect_error(path, "only two lines", name_or_path=path)
     path = npz()
     expect_error(path, "only nothing", name_or_path=path)
 
@@ -354,10 +356,10 @@ def test_npz_folder_and_file_trouble(tmp_path):
     expect_error("'npz'", "needs a data directory", name_or_path="npz")
     expect_error(tmp_path, "holds 0 .npz files", "exactly one", name_or_path="npz", data_dir=tmp_path)
     expect_error(tmp_path / "a.npz", "no such file", name_or_path="npz", data_dir=tmp_path / "a.npz")
-    for name in ("a.npz", "b.npz"):
+    for name in ("a.npz", "b\n.npz"):
         (tmp_path / name).mkdir()
-    expect_error(tmp_path, "holds 2 .npz files: a.npz, b.npz", name_or_path="npz", data_dir=tmp_path)
-    (tmp_path / "b.npz").rmdir()
+    expect_error(tmp_path, "holds 2 .npz files: a.npz, b .npz", name_or_path="npz", data_dir=tmp_path)
+    (tmp_path / "b\n.npz").rmdir()
     expect_error(tmp_path / "a.npz", "is a directory", name_or_path="npz", data_dir=tmp_path)
 
 
