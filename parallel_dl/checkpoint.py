@@ -32,7 +32,7 @@ def require_writable(path: str | os.PathLike) -> Path:
 
 
 def save(path: str | os.PathLike, state: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes the weights, atomically: a reader finds the old file or the new one. `facts` go into its metadata as JSON."""
+    """Writes the weights atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata."""
     from safetensors.numpy import save_file
 
     path = require_writable(path)

