@@ -13,6 +13,7 @@ import numpy as np
 from parallel_dl.nn.module import Parameter
 
 _ALIGNMENT = 64  # bytes, a cache line: where each parameter begins
+BLOCK = 65536  # values that an update passes over at a time: they stay in the cache, and calls stay few
 
 
 class FlatParameters:
@@ -110,7 +111,7 @@ def flatten(parameters: Iterable[Parameter]) -> list[FlatParameters]:
     return groups + [FlatParameters(members) for members in loose.values()]
 
 
-def in_blocks(update: Callable[..., None], arrays: tuple[np.ndarray, ...], block: int = 16384) -> None:
+def in_blocks(update: Callable[..., None], arrays: tuple[np.ndarray, ...], block: int = BLOCK) -> None:
     """Calls update(*pieces) on pieces of equally long flat arrays that stay in the cache from one pass to the next."""
     for start in range(0, len(arrays[0]), block):
         update(*[array[start : start + block] for array in arrays])

@@ -10,7 +10,7 @@ import numpy as np
 
 from parallel_dl.errors import InputError
 from parallel_dl.nn import FlatParameters, Parameter, flatten
-from parallel_dl.nn.flat import aligned_zeros, in_blocks
+from parallel_dl.nn.flat import BLOCK, aligned_zeros, in_blocks
 from parallel_dl.optim.rates import RatePolicy
 
 
@@ -115,7 +115,7 @@ class SGD(Optimizer):
 
     def _update(self, rate: float, weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
         momentum, decay, nesterov = self.momentum, self.weight_decay, self.nesterov
-        scratch = np.empty(min(len(weights), 16384), weights.dtype)
+        scratch = np.empty(min(len(weights), BLOCK), weights.dtype)
 
         def block(w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> None:
             spare = scratch[: len(w)]
@@ -158,7 +158,7 @@ class Adam(Optimizer):
         # m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), with the corrections as scalars
         size = rate / (1 - beta1**count)
         correction = 1 / math.sqrt(1 - beta2**count)
-        scratch = np.empty((2, min(len(weights), 16384)), weights.dtype)
+        scratch = np.empty((2, min(len(weights), BLOCK)), weights.dtype)
 
         def block(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
             spare, other = scratch[0, : len(w)], scratch[1, : len(w)]
