@@ -1,9 +1,23 @@
 """Movement between ranks; the one package that imports mpi4py.
 
-To read in this order: startup, buffers, communicator, checked.
+To read in this order: startup (how MPI is imported), buffers and communicator (arrays), checked (the same with checks),
+mesh (communicators along axes), collectives (tensors).
 """
 
+from parallel_dl.mpi import collectives
+from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
+from parallel_dl.mpi.mesh import Mesh
 from parallel_dl.mpi.startup import MPI
 
-__all__ = ["MPI", "Communicator", "Pending", "alone", "world"]
+__all__ = [
+    "MPI",
+    "CheckedCommunicator",
+    "CollectiveMismatch",
+    "Communicator",
+    "Mesh",
+    "Pending",
+    "alone",
+    "collectives",
+    "world",
+]

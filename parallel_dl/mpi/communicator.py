@@ -36,6 +36,7 @@ class Communicator:
     rank: int
     size: int
     name: str
+    checked = False
 
     def __new__(cls, mpi: Any, checked: bool | None = None, name: str | None = None) -> Communicator:
         if checked is None:
@@ -120,13 +121,13 @@ class Communicator:
         return out
 
     def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
-        """Starts `all_reduce` in place on a contiguous array, which is complete when `wait()` returns it.
+        """`all_reduce` into `array` itself (C-contiguous, a type MPI can calculate with), complete after `wait()`.
 
-        float16 is not possible here. All ranks must start their all-reduces in the same order.
+        All ranks start them in the same order, and none of them calls a blocking all_reduce instead.
         """
         operation, compute = buffers.operation_for(op, array.dtype)
-        if compute != array.dtype or not array.flags.c_contiguous:
-            raise ValueError(f"start_all_reduce needs a contiguous array it can sum in place, not {array.dtype}")
+        if not array.flags.c_contiguous or not array.flags.writeable or compute != array.dtype:
+            raise ValueError(f"start_all_reduce needs a writable C-contiguous array and not {array.dtype.name}")
         flat = buffers.pieces(array.reshape(-1))
         return Pending(array, flat, [self.mpi.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in flat])
 
@@ -316,6 +317,61 @@ class Communicator:
             receives.wait()
         return result
 
+    # -- slices from anywhere --------------------------------------------------------------------------------------
+    def exchange_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
+        """The rows `wanted[rank]` along `axis`, counted over all ranks' arrays, of which rank r has `owned[r]`.
+
+        `owned` are contiguous and in rank order; several ranks may want the same rows. Both lists are the same on all
+        ranks. A rank sends only what another wants.
+        """
+        array = np.asarray(array)
+        axis = buffers.normal_axis(axis, array.ndim)
+        have, want = owned[self.rank], wanted[self.rank]
+        own = buffers.axis_first(array, axis)
+        result = np.empty((want.stop - want.start, *own.shape[1:]), own.dtype)
+        receives = []
+        for rank in range(self.size):
+            part = _overlap(owned[rank], want)
+            if part and rank != self.rank:
+                receives.append(self.ireceive(result[_within(part, want)], rank, TAG_SLICES))
+            elif part:
+                result[_within(part, want)] = own[_within(part, have)]
+        sends = [
+            self.isend(own[_within(part, have)], rank, TAG_SLICES)
+            for rank in range(self.size)
+            if rank != self.rank and (part := _overlap(have, wanted[rank]))
+        ]
+        for pending in receives + sends:
+            pending.wait()
+        return buffers.axis_back(result, axis)
+
+    def return_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
+        """The adjoint of `exchange_slices`: copies go back to their owner, which adds them up in rank order."""
+        array = np.asarray(array)
+        axis = buffers.normal_axis(axis, array.ndim)
+        have, want = owned[self.rank], wanted[self.rank]
+        copies = buffers.axis_first(array, axis)
+        total = np.zeros((have.stop - have.start, *copies.shape[1:]), copies.dtype)
+        receives = {}
+        for rank in range(self.size):
+            part = _overlap(have, wanted[rank])
+            if part and rank != self.rank:
+                buffer = np.empty((part.stop - part.start, *copies.shape[1:]), copies.dtype)
+                receives[rank] = self.ireceive(buffer, rank, TAG_SLICES)
+        sends = [
+            self.isend(copies[_within(part, want)], rank, TAG_SLICES)
+            for rank in range(self.size)
+            if rank != self.rank and (part := _overlap(owned[rank], want))
+        ]
+        for rank in range(self.size):
+            part = _overlap(have, wanted[rank])
+            if part:
+                arrived = copies[_within(part, want)] if rank == self.rank else receives[rank].wait()
+                total[_within(part, have)] += arrived
+        for pending in sends:
+            pending.wait()
+        return buffers.axis_back(total, axis)
+
     # -- Python objects --------------------------------------------------------------------------------------------
     def all_gather_object(self, thing: Any) -> list[Any]:
         """Every rank's object (pickled), by rank."""
@@ -335,7 +391,7 @@ class Communicator:
 
     def _lengths(self, length: int, sizes: Sizes) -> Sequence[int]:
         if sizes is None:
-            return self.shard_sizes(length)
+            return self.mpi.allgather(length)
         if len(sizes) != self.size or sizes[self.rank] != length:
             raise ValueError(f"sizes {list(sizes)}, but rank {self.rank} of {self.size} has a length of {length}")
         return sizes
@@ -369,6 +425,16 @@ def _check_length(status: MPI.Status, piece: Array, source: int) -> None:
     received = status.Get_count(MPI.BYTE)
     if received != piece.nbytes:
         raise ValueError(f"expected {piece.nbytes} bytes from rank {source}, received {received}")
+
+
+def _overlap(a: slice, b: slice) -> slice | None:
+    start, stop = max(a.start, b.start), min(a.stop, b.stop)
+    return slice(start, stop) if start < stop else None
+
+
+def _within(part: slice, whole: slice) -> slice:
+    """`part`, counted from the start of `whole`."""
+    return slice(part.start - whole.start, part.stop - whole.start)
 
 
 def _product(shape: Sequence[int], without: Sequence[int] = ()) -> int:

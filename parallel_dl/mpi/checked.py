@@ -1,0 +1,224 @@
+"""Checked mode: before each collective the ranks compare what they are about to call.
+
+MPI reports nothing when ranks call different collectives: with sizes that happen to match the result is silently
+wrong, else the program waits for ever. Here every rank first sends one line of text, its fingerprint, to all others
+over a private communicator, and all raise `CollectiveMismatch` unless the lines are equal. A rank whose program ends
+sends "has ended": the others, if they are still calling something, hear of it instead of waiting.
+
+The checks use non-blocking calls only: a rank posts the one for its end on all its communicators at once, so that ranks
+which share several communicators cannot wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import zlib
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.communicator import Communicator, Pending, Sizes
+from parallel_dl.mpi.startup import MPI
+
+_LINE = 256  # bytes of a fingerprint
+_ENDED = "has ended"
+
+# Whoever is in here says so when the program ends. Strong references: a communicator that one rank has dropped and
+# another has not must still be told of.
+_open: list[CheckedCommunicator] = []
+
+
+class CollectiveMismatch(RuntimeError):
+    """The ranks did not call the same collective; raised on all of them, and nothing was communicated."""
+
+
+class CheckedCommunicator(Communicator):
+    """A communicator that compares the ranks' calls before it makes them. Made, and freed, by all ranks together."""
+
+    checked = True
+
+    def __init__(self, mpi: Any, checked: bool | None = None, name: str | None = None) -> None:
+        super().__init__(mpi, name=name)
+        self._private = mpi.Dup()
+        self._calls = 0
+        self._ended: str | None = None
+        if self.size > 1:
+            if not _open:
+                atexit.register(_announce_ends)
+            _open.append(self)
+
+    def announce(self, call: str, *facts: Any) -> None:
+        """Raises CollectiveMismatch on every rank unless all announce the same call and facts."""
+        if self.size == 1:
+            return
+        if self._ended is not None:
+            raise CollectiveMismatch(f"{self._ended}, so {call} cannot be called on {self.name!r}")
+        self._calls += 1
+        listed = ", ".join(str(fact) for fact in facts)
+        line = f"calls {call} #{self._calls}" + (f" ({listed})" if listed else "")
+        self._compare(*self._start(line))
+
+    def _start(self, line: str) -> tuple[Any, Array, Array]:
+        text = line.encode()
+        if len(text) > _LINE:  # equal lines stay equal, different ones different
+            text = text[: _LINE - 12] + b"... %08x" % zlib.crc32(text)
+        own = np.frombuffer(text.ljust(_LINE, b"\0"), np.uint8)
+        all_lines = np.empty((self.size, _LINE), np.uint8)
+        return self._private.Iallgather(own, all_lines), own, all_lines
+
+    def _compare(self, request: Any, own: Array, all_lines: Array) -> None:
+        request.Wait()
+        if (all_lines == own).all():
+            return
+        lines = [bytes(line).rstrip(b"\0").decode(errors="replace") for line in all_lines]
+        ended = [rank for rank, line in enumerate(lines) if line == _ENDED]
+        if ended:
+            self._ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+            _forget(self)
+        sides = []
+        for line in dict.fromkeys(lines):
+            ranks = [rank for rank, other in enumerate(lines) if other == line]
+            verb = line if len(ranks) == 1 else line.replace("calls", "call", 1).replace("has ended", "have ended")
+            sides.append(f"{_who(ranks)} {verb}")
+        raise CollectiveMismatch(f"on communicator {self.name!r}: {sides[0]} but {', '.join(sides[1:])}")
+
+    # -- the communicator itself -----------------------------------------------------------------------------------
+    def duplicate(self, name: str | None = None) -> Self:
+        self.announce("duplicate")
+        return super().duplicate(name)
+
+    def split(self, color: int | None, key: int = 0, name: str | None = None) -> Self | None:
+        self.announce("split")
+        return super().split(color, key, name)
+
+    def free(self) -> None:
+        if self._ended is None:
+            self.announce("free")
+            _forget(self)
+            self._private.Free()
+            super().free()
+
+    @property
+    def is_one_node(self) -> bool:
+        if self._one_node is None:
+            self.announce("is_one_node")
+        return super().is_one_node
+
+    def barrier(self) -> None:
+        self.announce("barrier")
+        super().barrier()
+
+    # -- reductions ------------------------------------------------------------------------------------------------
+    def all_reduce(self, array: Array, op: str = "sum", out: Array | None = None) -> Array:
+        self.announce("all_reduce", op, *_kind(array))
+        return super().all_reduce(array, op, out)
+
+    def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
+        self.announce("start_all_reduce", op, *_kind(array))
+        return super().start_all_reduce(array, op)
+
+    def reduce(self, array: Array, root: int = 0, op: str = "sum") -> Array | None:
+        self.announce("reduce", op, f"root {root}", *_kind(array))
+        return super().reduce(array, root, op)
+
+    def reduce_scatter(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
+        self.announce("reduce_scatter", f"axis {axis}", *_given(sizes=sizes), *_kind(array))
+        return super().reduce_scatter(array, axis, sizes)
+
+    # -- slices along one axis -------------------------------------------------------------------------------------
+    def shard_sizes(self, size: int) -> list[int]:
+        self.announce("shard_sizes")
+        return super().shard_sizes(size)
+
+    def all_gather(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
+        self.announce("all_gather", f"axis {axis}", *_given(sizes=sizes), *_kind(array, axis))
+        return super().all_gather(array, axis, sizes)
+
+    def gather(self, array: Array, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array | None:
+        self.announce("gather", f"root {root}", f"axis {axis}", *_given(sizes=sizes), *_kind(array, axis))
+        return super().gather(array, root, axis, sizes)
+
+    def scatter(self, array: Array | None, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array:
+        self.announce("scatter", f"root {root}", f"axis {axis}", *_given(sizes=sizes))
+        return super().scatter(array, root, axis, sizes)
+
+    def all_to_all(
+        self, array: Array, split_axis: int, concat_axis: int, split_sizes: Sizes = None, concat_sizes: Sizes = None
+    ) -> Array:
+        given = _given(split_sizes=split_sizes, concat_sizes=concat_sizes)
+        facts = (f"split axis {split_axis}", f"concat axis {concat_axis}", *given, *_kind(array, concat_axis))
+        self.announce("all_to_all", *facts)
+        return super().all_to_all(array, split_axis, concat_axis, split_sizes, concat_sizes)
+
+    def exchange_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
+        self.announce("exchange_slices", *_slice_facts(array, axis, owned, wanted))
+        return super().exchange_slices(array, axis, owned, wanted)
+
+    def return_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
+        self.announce("return_slices", *_slice_facts(array, axis, owned, wanted))
+        return super().return_slices(array, axis, owned, wanted)
+
+    # -- copies ----------------------------------------------------------------------------------------------------
+    def broadcast(
+        self, array: Array | None, root: int = 0, shape: tuple[int, ...] | None = None, dtype: Any = None
+    ) -> Array:
+        self.announce("broadcast", f"root {root}", *_given(shape=shape, dtype=dtype and np.dtype(dtype)))
+        return super().broadcast(array, root, shape, dtype)
+
+    def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:
+        told = "shapes exchanged" if shape is None else "shapes known"
+        self.announce("shift", f"offset {offset}", "cyclic" if cyclic else "not cyclic", told, np.asarray(array).dtype)
+        return super().shift(array, offset, cyclic, shape)
+
+    def all_gather_object(self, thing: Any) -> list[Any]:
+        self.announce("all_gather_object")
+        return super().all_gather_object(thing)
+
+    def broadcast_object(self, thing: Any, root: int = 0) -> Any:
+        self.announce("broadcast_object", f"root {root}")
+        return super().broadcast_object(thing, root)
+
+
+def _kind(array: Any, free_axis: int | None = None) -> tuple[str, str]:
+    """dtype and shape, without the length of the axis along which it may differ between the ranks."""
+    array = np.asarray(array)
+    lengths: list[Any] = list(array.shape)
+    if free_axis is not None and -len(lengths) <= free_axis < len(lengths):
+        lengths[free_axis] = "any"
+    inner = ", ".join(str(length) for length in lengths) + ("," if len(lengths) == 1 else "")
+    return str(array.dtype), f"shape ({inner})"
+
+
+def _given(**facts: Any) -> list[str]:
+    shown = {name: list(fact) if isinstance(fact, (list, tuple)) else fact for name, fact in facts.items()}
+    return [f"{name} {fact}" for name, fact in shown.items() if fact is not None]
+
+
+def _slice_facts(array: Any, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> list[str]:
+    ranges = [" ".join(f"{part.start}:{part.stop}" for part in parts) for parts in (owned, wanted)]
+    return [f"axis {axis}", *_kind(array, axis), f"owned {ranges[0]}", f"wanted {ranges[1]}"]
+
+
+def _who(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 4 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return "ranks " + ", ".join(map(str, ranks[:-1])) + f" and {ranks[-1]}"
+
+
+# -- the end of the program ----------------------------------------------------------------------------------------
+def _forget(comm: CheckedCommunicator) -> None:
+    if comm in _open:
+        _open.remove(comm)
+
+
+def _announce_ends() -> None:
+    """Tells every rank that shares a checked communicator with this one; waits for them, as MPI_Finalize does."""
+    if MPI.Is_finalized():
+        return
+    waiting = [comm._start(_ENDED) for comm in _open]
+    _open.clear()
+    MPI.Request.Waitall([request for request, _, _ in waiting])
