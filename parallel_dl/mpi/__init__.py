@@ -1,7 +1,7 @@
 """Movement between ranks; the one package that imports mpi4py.
 
 To read in this order: startup (how MPI is imported), buffers and communicator (arrays), checked (the same with checks),
-mesh (communicators along axes), collectives (tensors).
+mesh (communicators along axes), collectives (tensors), window (sums in shared memory).
 """
 
 from parallel_dl.mpi import collectives
@@ -9,6 +9,7 @@ from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
 from parallel_dl.mpi.mesh import Mesh
 from parallel_dl.mpi.startup import MPI
+from parallel_dl.mpi.window import NotEnoughSharedMemory, SharedWindow
 
 __all__ = [
     "MPI",
@@ -16,7 +17,9 @@ __all__ = [
     "CollectiveMismatch",
     "Communicator",
     "Mesh",
+    "NotEnoughSharedMemory",
     "Pending",
+    "SharedWindow",
     "alone",
     "collectives",
     "world",

@@ -29,6 +29,12 @@ def contiguous(array: Any) -> Array:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def can_receive(out: Array, array: Array) -> bool:
+    """Whether MPI can write straight into `out` what has the shape and type of `array`, which it reads meanwhile."""
+    same = out.shape == array.shape and out.dtype == array.dtype and out.flags.c_contiguous
+    return same and not np.may_share_memory(out, array)
+
+
 def on_the_wire(array: Array) -> Array:
     """A flat view of a contiguous array, in a type that MPI knows: float16 as uint16, records as bytes, ..."""
     flat = array.reshape(-1)

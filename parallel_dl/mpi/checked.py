@@ -41,10 +41,10 @@ class CheckedCommunicator(Communicator):
 
     def __init__(self, mpi: Any, checked: bool | None = None, name: str | None = None) -> None:
         super().__init__(mpi, name=name)
-        self._private = mpi.Dup()
         self._calls = 0
         self._ended: str | None = None
         if self.size > 1:
+            self._private = mpi.Dup()
             if not _open:
                 atexit.register(_announce_ends)
             _open.append(self)
@@ -94,11 +94,13 @@ class CheckedCommunicator(Communicator):
         return super().split(color, key, name)
 
     def free(self) -> None:
-        if self._ended is None:
-            self.announce("free")
+        if self._ended is not None:
+            return
+        self.announce("free")
+        if self.size > 1:
             _forget(self)
             self._private.Free()
-            super().free()
+        super().free()
 
     @property
     def is_one_node(self) -> bool:

@@ -3,22 +3,22 @@
 Over a communicator a value is *replicated* (the same on every rank, counted once), *sharded* (each rank has a slice),
 *partial* (each rank has a summand) or *rooted* (on one rank only); sharded and partial are both *varying*.
 
-| operation         | type                     | forward                                        | adjoint              |
-|-------------------|--------------------------|------------------------------------------------|----------------------|
-| `replicate`       | replicated -> varying    | identity: each rank goes its own way with it   | `all_reduce`         |
-| `all_reduce`      | partial -> replicated    | sum                                            | `replicate`          |
-| `shard`           | replicated -> sharded    | keep the own slice                             | `unshard`            |
-| `unshard`         | sharded -> replicated    | concatenate                                    | `shard`              |
-| `all_gather`      | sharded -> varying       | concatenate, each rank then goes its own way   | `reduce_scatter`     |
-| `reduce_scatter`  | partial -> sharded       | sum, keep the own slice                        | `all_gather`         |
-| `all_to_all`      | sharded along one axis -> along another | slices for all, one from each   | `all_to_all` back    |
-| `shift`           | sharded -> varying       | from the rank `offset` before                  | `shift` by `-offset` |
-| `exchange_slices` | sharded -> varying       | copies of any rows, from the ranks that own them | sums back to the owner |
-| `exchange_halo`   | sharded -> varying       | the rows around the own slice as well          | sums back to the owner |
-| `broadcast`       | rooted -> varying        | copies                                         | `reduce`             |
-| `reduce`          | varying -> rooted        | sum                                            | `broadcast`          |
-| `scatter`         | rooted -> varying        | slices                                         | `gather`             |
-| `gather`          | varying -> rooted        | concatenate                                    | `scatter`            |
+| operation         | type                  | forward                                      | adjoint              |
+|-------------------|-----------------------|----------------------------------------------|----------------------|
+| `replicate`       | replicated -> varying | identity: each rank goes its own way with it | `all_reduce`         |
+| `all_reduce`      | partial -> replicated | sum                                          | `replicate`          |
+| `shard`           | replicated -> sharded | keep the own slice                           | `unshard`            |
+| `unshard`         | sharded -> replicated | concatenate                                  | `shard`              |
+| `all_gather`      | sharded -> varying    | concatenate, then each goes its own way      | `reduce_scatter`     |
+| `reduce_scatter`  | partial -> sharded    | sum, keep the own slice                      | `all_gather`         |
+| `all_to_all`      | sharded -> sharded    | from slices along one axis to another        | `all_to_all` back    |
+| `shift`           | sharded -> varying    | from the rank `offset` before                | `shift` by `-offset` |
+| `exchange_slices` | sharded -> varying    | copies of any rows, from their owners        | sums, at the owner   |
+| `exchange_halo`   | sharded -> varying    | also the rows around the own slice           | sums, at the owner   |
+| `broadcast`       | rooted -> varying     | copies                                       | `reduce`             |
+| `reduce`          | varying -> rooted     | sum                                          | `broadcast`          |
+| `scatter`         | rooted -> varying     | slices                                       | `gather`             |
+| `gather`          | varying -> rooted     | concatenate                                  | `scatter`            |
 
 A distributed layer is local maths between two movements; its backward comes for free. All ranks of `comm` call a
 movement together, and those whose adjoint communicates meet again in backward, in the reverse order, also a rank whose

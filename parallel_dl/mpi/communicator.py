@@ -105,6 +105,9 @@ class Communicator:
                 if out is array:
                     self.mpi.Allreduce(MPI.IN_PLACE, out, operation)
                     return out
+                if buffers.can_receive(out, array):
+                    self.mpi.Allreduce(array, out, operation)
+                    return out
         return self._all_reduce(array, op, out)
 
     def _all_reduce(self, array: Any, op: str, out: Array | None) -> Array:
