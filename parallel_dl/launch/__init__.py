@@ -1,0 +1,10 @@
+"""Starting ranks and watching them: everything about mpirun, nothing of MPI itself (it is never imported here).
+
+To read in this order: environment, rank, job, run.
+"""
+
+from parallel_dl.launch.environment import cores, find_mpirun, inside_mpirun, mpirun_rank, mpirun_size
+from parallel_dl.launch.job import Event, Job
+from parallel_dl.launch.run import run
+
+__all__ = ["Event", "Job", "cores", "find_mpirun", "inside_mpirun", "mpirun_rank", "mpirun_size", "run"]

