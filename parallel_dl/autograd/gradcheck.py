@@ -9,34 +9,36 @@ from parallel_dl.autograd.tensor import Array, Tensor
 
 
 def gradcheck(
-    function: Callable[..., Any], *arguments: Any, seed: int = 0, step: float = 1e-3, tolerance: float = 1e-6, **static: Any
+    function: Callable[..., Any],
+    *arguments: Any,
+    seed: int = 0,
+    step: float = 1e-3,
+    tolerance: float = 1e-6,
+    **static: Any,
 ) -> float:
     """Compares backward with fourth-order central differences, in float64; returns the relative error.
 
     Every floating-point array among the positional arguments is checked, each element of it, against
     <function(*arguments), v> for one random v per result. The error is the largest difference divided by the largest
-    magnitude in that gradient (at least 1e-3 of the largest over all of them, so that a gradient of zeros can be
-    judged). Raises AssertionError above `tolerance`, naming the argument and the element.
+    magnitude in that gradient (at least 1e-3 of the largest over all of them, and at least 1e-6 of the sum of the
+    magnitudes in the product: differences of it are no more exact, and a gradient of zeros can be judged). Raises
+    AssertionError above `tolerance`, naming the argument and the element.
     """
     random = np.random.default_rng(seed)
-    arrays = [
-        np.asarray(a, np.float64) if isinstance(a, (np.ndarray, Tensor)) and np.asarray(_array(a)).dtype.kind == "f" else a
-        for a in map(_array, arguments)
-    ]
-    checked = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    arrays = [_in_double(argument) for argument in arguments]
+    checked = [i for i, a in enumerate(arrays) if _is_floating(a)]
 
-    def run(inputs: list) -> tuple[list[Tensor], list[Tensor]]:
-        tensors = [_like(a) if i in checked else a for i, a in enumerate(inputs)]
+    def run(inputs: list) -> tuple[list, list[Tensor]]:
+        # the leaves keep the arrays' memory layout: non-contiguous inputs stay non-contiguous
+        tensors = [Tensor(a, requires_grad=True) if i in checked else a for i, a in enumerate(inputs)]
         results = function(*tensors, **static)
         return tensors, list(results) if isinstance(results, tuple) else [results]
 
     tensors, results = run(arrays)
     weights = [random.standard_normal(result.shape) for result in results]
-    total = None
+    total = Tensor(np.zeros(()))
     for result, weight in zip(results, weights):
-        term = (result * weight).sum()
-        total = term if total is None else total + term
-    assert total is not None
+        total = total + (result * weight).sum()
     if total.requires_grad:
         total.backward()
 
@@ -46,29 +48,32 @@ def gradcheck(
     analytic = {i: np.zeros(arrays[i].shape) if tensors[i].grad is None else tensors[i].grad for i in checked}
     numeric = {i: _differences(value, arrays, i, step) for i in checked}
     overall = max((np.abs(n).max() for n in numeric.values() if n.size), default=0.0)
+    magnitude = sum(np.abs(result.data * weight).sum() for result, weight in zip(results, weights))
+    floor = max(1e-3 * overall, 1e-6 * magnitude, 1e-12)
     worst = 0.0
     for i in checked:
-        assert analytic[i].shape == arrays[i].shape, f"argument {i}: gradient has shape {analytic[i].shape}"
         if not arrays[i].size:
             continue
         difference = np.abs(analytic[i] - numeric[i])
-        error = float(difference.max() / max(np.abs(numeric[i]).max(), 1e-3 * overall, 1e-12))
-        where = np.unravel_index(np.argmax(difference), difference.shape)
-        assert error <= tolerance, (
-            f"argument {i}, element {tuple(map(int, where))}: backward gives {analytic[i][where]:.12g}, "
-            f"differences give {numeric[i][where]:.12g} (relative error {error:.1e}, allowed {tolerance:.0e})"
-        )
+        error = float(difference.max() / max(np.abs(numeric[i]).max(), floor))
+        if not error <= tolerance:  # also if it is not a number
+            where = np.unravel_index(np.argmax(difference), difference.shape)
+            raise AssertionError(
+                f"argument {i}, element {tuple(map(int, where))}: backward gives {analytic[i][where]:.12g}, "
+                f"differences give {numeric[i][where]:.12g} (relative error {error:.1e}, allowed {tolerance:.0e})"
+            )
         worst = max(worst, error)
     return worst
 
 
-def _array(argument: Any) -> Any:
-    return argument.data if isinstance(argument, Tensor) else argument
+def _is_floating(argument: Any) -> bool:
+    return isinstance(argument, np.ndarray) and argument.dtype.kind == "f"
 
 
-def _like(array: Array) -> Tensor:
-    """A leaf that keeps the array's memory layout: non-contiguous inputs stay non-contiguous."""
-    return Tensor(array, requires_grad=True)
+def _in_double(argument: Any) -> Any:
+    """A floating-point array or tensor as a float64 array; anything else as it is."""
+    array = argument.data if isinstance(argument, Tensor) else argument
+    return np.asarray(array, np.float64) if _is_floating(array) else array
 
 
 def _differences(value: Callable[[list], float], arrays: list, which: int, step: float) -> Array:

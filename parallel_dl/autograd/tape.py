@@ -12,6 +12,7 @@ nothing recurses, and every process that ran the same program visits its nodes i
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from parallel_dl.autograd.tensor import Array, Tensor
+from parallel_dl.autograd.tensor import Array, Tensor, next_number
 
 Pullback = Callable[..., Any]
 
@@ -36,10 +37,18 @@ class _Freed(tuple):
 _FREED = _Freed()
 
 
+# The data of a node that stands for an operation with several results.
+_SEVERAL = np.empty(0)
+
+
 def _result(value: Any, edges: tuple | None) -> Tensor:
+    # Tensor._begin, without the calls: this is what every operation pays
     tensor = Tensor.__new__(Tensor)
     tensor.data = value if type(value) is np.ndarray else np.asarray(value)
-    tensor._begin(edges is not None, edges)
+    tensor.requires_grad = edges is not None
+    tensor.edges = edges
+    tensor.number = next_number()
+    tensor.grad = tensor.grad_buffer = tensor.hooks = None
     return tensor
 
 
@@ -47,13 +56,8 @@ class _Pieces(dict):
     """The gradient of an operation with several results: result's index -> gradient, for those that have one."""
 
     def __add__(self, other: _Pieces) -> _Pieces:
-        merged = _Pieces(self)
-        for index, gradient in other.items():
-            merged[index] = merged[index] + gradient if index in merged else gradient
-        return merged
-
-    def whole(self, values: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(self[i] if i in self else np.zeros_like(value) for i, value in enumerate(values))
+        self.update(other)  # each result sends its gradient once: nothing is overwritten
+        return self
 
 
 def primitive(function: Callable | None = None, *, collective: bool = False) -> Any:
@@ -65,37 +69,34 @@ def primitive(function: Callable | None = None, *, collective: bool = False) -> 
     results returns them as a tuple; its pullbacks then get a tuple of gradients.
 
     `collective=True` is for operations whose pullbacks communicate. All ranks have to meet there, even a rank whose
-    input needs no gradient, or whose loss does not depend on the result. So the node is made for every tensor
-    argument, and `backward` runs, with a gradient of zeros where none arrives, every such node that is older than its
-    root and has not run yet. An array argument (no Tensor) is a constant on every rank and makes no node.
+    input needs no gradient, or whose loss does not depend on the result. So the node is made for every floating-point
+    tensor argument, and `backward` runs, with a gradient of zeros where none arrives, every such node that is older
+    than its root and has not run yet; g always has the value's dtype. An array argument (no Tensor) is a constant on
+    every rank and makes no node.
     """
     if function is None:
         return functools.partial(primitive, collective=collective)
 
     @functools.wraps(function)
     def apply(*arguments: Any, **static: Any) -> Any:
-        values = []
-        record = False
+        values: list[Any] = []
+        tracked = []  # positions of the arguments that get an edge
         for argument in arguments:
             if isinstance(argument, Tensor):
-                values.append(argument.data)
-                record = record or argument.requires_grad or collective
+                array = argument.data
+                if argument.requires_grad or (collective and array.dtype.kind == "f"):
+                    tracked.append(len(values))
+                values.append(array)
             else:
                 values.append(argument)
+        if static:
+            _check_static(apply, static)
         value, pullbacks = function(*values, **static)
-        edges = None
-        if record and _recording:
-            edges = tuple(
-                [
-                    (argument, pullback)
-                    for argument, pullback in zip(arguments, pullbacks)
-                    if isinstance(argument, Tensor) and (argument.requires_grad or collective)
-                ]
-            )
+        edges = tuple([(arguments[i], pullbacks[i]) for i in tracked]) if tracked and _recording else None
         if type(value) is tuple:
-            return _results(value, edges)
+            return _results(value, edges, collective)
         result = _result(value, edges)
-        if collective and edges is not None:
+        if collective and edges:
             _awaited[result.number] = result
         return result
 
@@ -103,15 +104,41 @@ def primitive(function: Callable | None = None, *, collective: bool = False) -> 
     return apply
 
 
-def _results(values: tuple[Array, ...], edges: tuple | None) -> tuple[Tensor, ...]:
+def _check_static(operation: Callable, static: dict[str, Any]) -> None:
+    """Keyword arguments have no gradient: a tensor among them is taken as its array, unless it expects one."""
+    for name, value in static.items():
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                raise TypeError(
+                    f"{operation.__name__}: {name} requires a gradient, but keyword arguments are constants; "
+                    "pass it by position"
+                )
+            static[name] = value.data
+
+
+def _results(values: tuple[Array, ...], edges: tuple | None, collective: bool) -> tuple[Tensor, ...]:
     """Several results of one operation: each has an edge to one node that gathers their gradients."""
     if edges is None:
         return tuple(_result(value, None) for value in values)
+    last: list = []  # the pieces gathered last and the tuple made of them, so that all pullbacks get the same one
+
+    def whole(pieces: _Pieces) -> tuple[Array, ...]:
+        if not last or last[0] is not pieces:
+            last[:] = (
+                pieces,
+                tuple(
+                    np.asarray(pieces[i], value.dtype) if i in pieces else np.zeros_like(value)
+                    for i, value in enumerate(values)
+                ),
+            )
+        return last[1]
 
     def gathered(pullback: Pullback) -> Pullback:
-        return lambda pieces: pullback(pieces.whole(values))
+        return lambda pieces: pullback(whole(pieces))
 
-    node = _result(np.empty(0), tuple((parent, gathered(pullback)) for parent, pullback in edges))
+    node = _result(_SEVERAL, tuple((parent, gathered(pullback)) for parent, pullback in edges))
+    if collective:
+        _awaited[node.number] = node
 
     def piece(index: int) -> Pullback:
         return lambda g: _Pieces({index: g})
@@ -122,16 +149,27 @@ def _results(values: tuple[Array, ...], edges: tuple | None) -> tuple[Tensor, ..
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
     """Work that several pullbacks of one operation share: done by the first that asks, kept for the others.
 
-    The pullbacks may run at different times (deferred weight gradients); they get the same g.
+    The pullbacks may run at different times (deferred weight gradients); they get the same g, and read-only views of
+    the array, or the tuple of arrays, that the function returned.
     """
     kept: list = []
 
     def shared(g: Array) -> Any:
         if not kept or kept[0] is not g:
-            kept[:] = (g, function(g))
+            made = function(g)
+            kept[:] = g, tuple(map(_read_only, made)) if type(made) is tuple else _read_only(made)
         return kept[1]
 
     return shared
+
+
+def _read_only(value: Any) -> Any:
+    """A view: it becomes nobody's gradient without a copy, so changing a gradient cannot change what others share."""
+    if not isinstance(value, np.ndarray):
+        return value
+    view = value.view()
+    view.flags.writeable = False
+    return view
 
 
 @contextmanager
@@ -154,7 +192,7 @@ class Deferred:
     """Weight gradients that `backward(defer=...)` left for later; `run()` adds them to `.grad`, in backward's order."""
 
     def __init__(self) -> None:
-        self._work: list[tuple[Tensor, Pullback, Array]] = []
+        self._work: deque[tuple[Tensor, Pullback, Array]] = deque()
         self._remaining: dict[int, int] | None = None
 
     def __len__(self) -> int:
@@ -162,19 +200,23 @@ class Deferred:
 
     def run(self) -> None:
         """Computes what was deferred. A second call finds nothing left to do."""
-        work, self._work = self._work, []
-        for leaf, pullback, g in work:
+        while self._work:
+            leaf, pullback, g = self._work.popleft()  # what it holds is freed in passing
             _accumulate(leaf, pullback, g)
             if self._remaining is not None:
                 _count_down(leaf, self._remaining)
 
 
-def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = ()) -> Deferred:
+def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None) -> Deferred:
     """Adds d root / d leaf (times `gradient`, 1 by default) to `.grad` of every leaf that requires a gradient.
 
     The history is freed in passing: a second pass over it raises RuntimeError. The gradients of the leaves in `defer`
     (weights) are not computed now but by `.run()` of the returned object: the gradients of inputs, which other ranks
     wait for, come first (zero-bubble pipelining, Qi et al. 2023, arXiv 2401.10241).
+
+    Collective nodes that do not lead to the root are run too (see `primitive`), but with `since` only those that are
+    newer than that tensor: the input of a pipeline stage, whose rank has forward passes of other stages or microbatches
+    outstanding.
     """
     if gradient is None:
         if root.data.size != 1:
@@ -184,7 +226,8 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = ()) -
         gradient = np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=root.dtype)
         if gradient.shape != root.shape:
             raise ValueError(f"gradient of shape {gradient.shape} for a tensor of shape {root.shape}")
-    meeting = {number: node for number, node in _awaited.items() if number < root.number} if _awaited else {}
+    oldest = -1 if since is None else since.number
+    meeting = {number: node for number, node in _awaited.items() if oldest < number < root.number} if _awaited else {}
     if not root.requires_grad and not meeting:
         raise RuntimeError("backward from a tensor that depends on nothing that requires a gradient")
 
@@ -208,16 +251,16 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = ()) -
         number = -heappop(heap)
         node = nodes.pop(number)
         g = gradients.pop(number, None)
-        edges, node.edges = node.edges, _FREED
+        edges = node.edges
         if edges is _FREED:
             raise RuntimeError(
                 "this part of the history was already run backward and freed; compute it again, "
                 "or call backward once on the sum of the losses"
             )
-        if _awaited:
-            _awaited.pop(number, None)
-        if g is None:  # other ranks wait for this one, nothing here depends on it
-            g = np.zeros_like(node.data)
+        assert edges is not None
+        node.edges = _FREED
+        if _awaited and _awaited.pop(number, None) is not None:
+            g = _to_share(node, g)
         for parent, pullback in edges:
             if parent.edges is None:
                 if not parent.requires_grad:  # frozen on this rank, but other ranks need the call
@@ -245,24 +288,43 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = ()) -
     return deferred
 
 
+def _to_share(node: Tensor, g: Any) -> Any:
+    """The gradient that a collective node's pullbacks get: of one dtype on all ranks, zeros where none arrived."""
+    if node.data is _SEVERAL:
+        return _Pieces() if g is None else g
+    return np.zeros_like(node.data) if g is None else np.asarray(g, node.data.dtype)
+
+
+def _takes_out(pullback: Pullback) -> bool:
+    code = getattr(pullback, "__code__", None)
+    return code is not None and code.co_argcount > 1 and code.co_varnames[1] == "out"
+
+
 def _accumulate(leaf: Tensor, pullback: Pullback, g: Array) -> None:
     """Adds one contribution to a leaf's gradient; the first one is written straight into its buffer."""
-    buffer = leaf.grad_buffer
-    grad = leaf.grad
+    grad, buffer = leaf.grad, leaf.grad_buffer
+    if grad is None and buffer is not None and _takes_out(pullback):
+        pullback(g, buffer)
+        leaf.grad = buffer
+        return
+    contribution = np.asarray(pullback(g))
+    data = leaf.data
+    if contribution.shape != data.shape:
+        raise ValueError(f"a pullback gave a gradient of shape {contribution.shape} to a tensor of shape {data.shape}")
     if grad is None and buffer is not None:
-        if getattr(getattr(pullback, "__code__", None), "co_argcount", 1) > 1:
-            pullback(g, buffer)
-        else:
-            buffer[...] = pullback(g)
+        buffer[...] = contribution
         leaf.grad = buffer
     elif grad is None:
-        contribution = np.asarray(pullback(g), dtype=leaf.dtype)
-        # a view or g itself may be somebody else's gradient as well
-        leaf.grad = contribution.copy() if contribution is g or contribution.base is not None else contribution
+        if contribution.dtype != data.dtype:
+            leaf.grad = contribution.astype(data.dtype)
+        elif contribution is g or contribution.base is not None:  # it may be somebody else's gradient as well
+            leaf.grad = contribution.copy()
+        else:
+            leaf.grad = contribution
     elif grad is buffer:
-        grad += pullback(g)
+        grad += contribution
     else:
-        leaf.grad = np.asarray(grad + pullback(g), dtype=leaf.dtype)
+        leaf.grad = np.asarray(grad + contribution, dtype=data.dtype)
 
 
 def _count_uses(roots: Iterable[Tensor]) -> dict[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 Array = np.ndarray
 
-_next_number = itertools.count().__next__
+next_number = itertools.count().__next__  # orders what is computed: see tape
 
 
 class Tensor:
@@ -18,7 +18,7 @@ class Tensor:
 
     `data` is the array; `grad` (leaves only) the gradient that `backward` summed up, of the same shape and dtype, or
     None. `grad_buffer`, when given, is the array in which `grad` is to live: the gradient is written there, without a
-    copy. Lists and numbers become float32, arrays keep their dtype.
+    copy. Python's floats, also in lists, become float32; arrays keep their dtype.
     """
 
     __slots__ = ("__weakref__", "data", "edges", "grad", "grad_buffer", "hooks", "number", "requires_grad")
@@ -49,7 +49,7 @@ class Tensor:
     def _begin(self, requires_grad: bool, edges: tuple | None) -> None:
         self.requires_grad = requires_grad
         self.edges = edges
-        self.number = _next_number()
+        self.number = next_number()
         self.grad = None
         self.grad_buffer = None
         self.hooks = None
@@ -87,11 +87,14 @@ class Tensor:
         return bool(self.data)
 
     def __float__(self) -> float:
-        return float(self.data)
+        return float(self.data.item())
 
     def item(self) -> float:
         """The one value of a tensor with one element, as a Python number."""
         return self.data.item()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.data, dtype=dtype, copy=copy)
 
     def numpy(self) -> Array:
         """The array itself, not a copy."""
@@ -102,9 +105,11 @@ class Tensor:
         return Tensor(self.data)
 
     # -- differentiation -------------------------------------------------------------------------------------------
-    def backward(self, gradient: Any = None, defer: Iterable[Tensor] = ()) -> tape.Deferred:
+    def backward(
+        self, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None
+    ) -> tape.Deferred:
         """Adds d self / d leaf to `.grad` of every leaf that requires a gradient. See `tape.backward`."""
-        return tape.backward(self, gradient, defer)
+        return tape.backward(self, gradient, defer, since)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
         """Calls `hook(self)` in every backward pass as soon as the pass has added all it will add to `self.grad`.
@@ -117,9 +122,12 @@ class Tensor:
             self.hooks = []
         self.hooks.append(hook)
         Tensor.hooks_registered += 1
+        registered = True
 
         def remove() -> None:
-            if self.hooks and hook in self.hooks:
+            nonlocal registered
+            if registered and self.hooks:
+                registered = False
                 self.hooks.remove(hook)
                 Tensor.hooks_registered -= 1
 
@@ -199,8 +207,8 @@ class Tensor:
     def reshape(self, *shape: Any) -> Tensor:
         return ops.reshape(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
-    def transpose(self, *axes: int) -> Tensor:
-        return ops.transpose(self, axes=axes or None)
+    def transpose(self, *axes: Any) -> Tensor:
+        return ops.transpose(self, axes=axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
 
     @property
     def T(self) -> Tensor:

@@ -1,4 +1,7 @@
-"""Element-wise operations, with NumPy's broadcasting, each beside its pullbacks."""
+"""Element-wise operations, with NumPy's broadcasting, each beside its pullbacks.
+
+An operand may be a number; its pullback, which asks for the shape, is only called if it is a tensor's array.
+"""
 
 import numpy as np
 
@@ -10,42 +13,36 @@ def unbroadcast(g, shape):
     if g.shape == shape:
         return g
     added = g.ndim - len(shape)
-    stretched = tuple(
-        axis + added for axis, length in enumerate(shape) if length == 1 and g.shape[axis + added] != 1
-    )
+    stretched = tuple(axis + added for axis, length in enumerate(shape) if length == 1 and g.shape[axis + added] != 1)
     return g.sum(axis=(*range(added), *stretched)).reshape(shape)
 
 
 @primitive
 def add(a, b):
     """a + b."""
-    a_shape, b_shape = np.shape(a), np.shape(b)
-    return np.add(a, b), (lambda g: unbroadcast(g, a_shape), lambda g: unbroadcast(g, b_shape))
+    return np.add(a, b), (lambda g: unbroadcast(g, a.shape), lambda g: unbroadcast(g, b.shape))
 
 
 @primitive
 def subtract(a, b):
     """a - b."""
-    a_shape, b_shape = np.shape(a), np.shape(b)
-    return np.subtract(a, b), (lambda g: unbroadcast(g, a_shape), lambda g: unbroadcast(-g, b_shape))
+    return np.subtract(a, b), (lambda g: unbroadcast(g, a.shape), lambda g: unbroadcast(-g, b.shape))
 
 
 @primitive
 def multiply(a, b):
     """a * b, element by element."""
-    a_shape, b_shape = np.shape(a), np.shape(b)
-    return np.multiply(a, b), (lambda g: unbroadcast(g * b, a_shape), lambda g: unbroadcast(g * a, b_shape))
+    return np.multiply(a, b), (lambda g: unbroadcast(g * b, a.shape), lambda g: unbroadcast(g * a, b.shape))
 
 
 @primitive
 def divide(a, b):
     """a / b."""
-    a_shape, b_shape = np.shape(a), np.shape(b)
     quotient = np.divide(a, b)
     per_b = once(lambda g: g / b)  # both pullbacks begin with it
     return quotient, (
-        lambda g: unbroadcast(per_b(g), a_shape),
-        lambda g: unbroadcast(-per_b(g) * quotient, b_shape),
+        lambda g: unbroadcast(per_b(g), a.shape),
+        lambda g: unbroadcast(-per_b(g) * quotient, b.shape),
     )
 
 
@@ -63,22 +60,26 @@ def absolute(a):
 
 def _power(a, b):
     # NumPy's general power is a hundred times slower than a product
-    if isinstance(b, (int, float)) and b in (2, 3):
-        return a * a if b == 2 else a * a * a
+    if isinstance(b, (int, float)) and b in (1, 2, 3):
+        return a if b == 1 else a * a if b == 2 else a * a * a
     return np.power(a, b)
 
 
 @primitive
 def power(a, b):
     """a ** b. The gradient of b needs a >= 0; where a is 0 it is 0."""
-    a_shape, b_shape = np.shape(a), np.shape(b)
     value = _power(a, b)
 
-    def gradient_b(g):
-        logarithm = np.log(np.where(np.equal(a, 0), np.ones_like(a), a))
-        return unbroadcast(g * value * logarithm, b_shape)
+    def gradient_a(g):
+        # where b is 0 the gradient is 0, also at a = 0, whose power -1 is infinite
+        lower = np.where(np.equal(b, 0), 0, b - 1) if isinstance(b, np.ndarray) else b - 1 if b else 0
+        return unbroadcast(g * (b * _power(a, lower)), a.shape)
 
-    return value, (lambda g: unbroadcast(g * (b * _power(a, b - 1)), a_shape), gradient_b)
+    def gradient_b(g):
+        logarithm = np.log(np.where(np.equal(a, 0), 1, a), dtype=value.dtype)
+        return unbroadcast(g * value * logarithm, b.shape)
+
+    return value, (gradient_a, gradient_b)
 
 
 @primitive
@@ -130,18 +131,16 @@ def gelu(a):
     square = a * a
     t = np.tanh(scale * a * (1 + 0.044715 * square))
     value = 0.5 * a * (1 + t)
-    slope = once(lambda g: 0.5 * (1 + t) + 0.5 * a * (1 - t * t) * (scale * (1 + 3 * 0.044715 * square)))
-    return value, (lambda g: g * slope(g),)
+    return value, (lambda g: g * (0.5 * (1 + t) + 0.5 * a * (1 - t * t) * (scale * (1 + 3 * 0.044715 * square))),)
 
 
 def _extremum(function, a, b):
-    a_shape, b_shape = np.shape(a), np.shape(b)
     value = function(a, b)
     # an operand's part of g: 1 where it alone is the extremum, 1/2 at a tie
     share_of_a = once(lambda g: (0.5 * (np.equal(value, a) + (1.0 - np.equal(value, b)))).astype(value.dtype))
     return value, (
-        lambda g: unbroadcast(g * share_of_a(g), a_shape),
-        lambda g: unbroadcast(g * (1 - share_of_a(g)), b_shape),
+        lambda g: unbroadcast(g * share_of_a(g), a.shape),
+        lambda g: unbroadcast(g * (1 - share_of_a(g)), b.shape),
     )
 
 

@@ -13,7 +13,7 @@ def _flat_rows(a):
 
 @primitive
 def matmul(a, b):
-    """a @ b as NumPy defines it: (..., n, k) @ (..., k, m) with the batch axes broadcast; a vector is a row or column."""
+    """a @ b as NumPy defines it: (..., n, k) @ (..., k, m), batch axes broadcast; a vector is a row or a column."""
     value = np.matmul(a, b)
     if a.ndim == 2 and b.ndim == 2:
         return value, (

@@ -34,8 +34,8 @@ def _is_basic(index):
 @primitive
 def index(a, *, index):
     """a[index] for numbers, slices, None, ..., boolean masks and arrays of indices (which may repeat)."""
-    if isinstance(index, Tensor):
-        index = index.data
+    if isinstance(index, tuple):
+        index = tuple(part.data if isinstance(part, Tensor) else part for part in index)
     basic = _is_basic(index)
     value = a[index]
 

@@ -9,11 +9,10 @@ from parallel_dl.autograd.tape import primitive
 @primitive
 def where(a, b, *, mask):
     """a where the boolean mask is true, b elsewhere; all three broadcast."""
-    a_shape, b_shape = np.shape(a), np.shape(b)
     mask = np.asarray(mask, bool)
     return np.where(mask, a, b), (
-        lambda g: unbroadcast(g * mask, a_shape),
-        lambda g: unbroadcast(g * ~mask, b_shape),
+        lambda g: unbroadcast(g * mask, a.shape),
+        lambda g: unbroadcast(g * ~mask, b.shape),
     )
 
 
