@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parallel_dl.mpi import MPI, Communicator, SharedWindow, world
+from parallel_dl.mpi import MPI, Communicator, SharedWindow, library_version, world
 
 SIZES = (4, 64 << 10, 1 << 20, 16 << 20)  # bytes
 
@@ -58,7 +58,7 @@ def main() -> None:
         window.free()
     if comm.rank == 0:
         if arguments.json:
-            print(json.dumps({"library": MPI.Get_library_version().splitlines()[0], "microseconds": rows}))
+            print(json.dumps({"library": library_version(), "microseconds": rows}))
         else:
             names = list(rows[0])
             print("".join(f"{name:>14}" for name in names))

@@ -1,14 +1,16 @@
 """Movement between ranks; the one package that imports mpi4py.
 
 To read in this order: startup (how MPI is imported), buffers and communicator (arrays), checked (the same with checks),
-mesh (communicators along axes), collectives (tensors), window (sums in shared memory).
+mesh (communicators along axes), collectives (tensors), window (sums in shared memory),
+abort (one rank's failure ends all).
 """
 
-from parallel_dl.mpi import collectives
+from parallel_dl.mpi import abort, collectives
+from parallel_dl.mpi.abort import finish
 from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
 from parallel_dl.mpi.mesh import Mesh
-from parallel_dl.mpi.startup import MPI
+from parallel_dl.mpi.startup import MPI, library_version
 from parallel_dl.mpi.window import NotEnoughSharedMemory, SharedWindow
 
 __all__ = [
@@ -22,5 +24,9 @@ __all__ = [
     "SharedWindow",
     "alone",
     "collectives",
+    "finish",
+    "library_version",
     "world",
 ]
+
+abort.install()

@@ -14,6 +14,9 @@ from parallel_dl.errors import InputError
 # Set in every process that an MPI launcher has started; without one the process is a singleton.
 _STARTED_BY_LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "PMI_FD", "SLURM_STEP_ID")
 
+# Slurm's own steps (extern, batch script, interactive) count down from here; no srun started what runs in them.
+_FIRST_SPECIAL_SLURM_STEP = 4294967290
+
 _BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -30,20 +33,13 @@ def prepare_environment(environment: Any = None) -> None:
 
 def launched_ranks(environment: Mapping[str, str]) -> list[tuple[str, int, str]]:
     """(variable, number of ranks it promises, what to type) for every launcher that has left its mark."""
-    marks = [
-        ("OMPI_COMM_WORLD_SIZE", "start it with the mpirun of the MPI library that mpi4py loads"),
-        ("PMI_SIZE", "start it with the mpirun of the MPI library that mpi4py loads"),
-        ("MV2_COMM_WORLD_SIZE", "start it with the mpirun of the MPI library that mpi4py loads"),
-    ]
-    if "SLURM_STEP_ID" in environment and environment.get("SLURM_STEP_ID") != "4294967290":  # not the batch step itself
-        marks.append(("SLURM_STEP_NUM_TASKS", "type srun --mpi=pmix, or use mpirun inside the allocation"))
-        marks.append(("SLURM_NTASKS", "type srun --mpi=pmix, or use mpirun inside the allocation"))
-    found = []
-    for variable, advice in marks:
-        value = environment.get(variable, "")
-        if value.isdigit():
-            found.append((variable, int(value), advice))
-    return found
+    own_mpirun = "start it with the mpirun of the MPI that this Python loads (`which mpirun` shows which one is found)"
+    marks = [(name, own_mpirun) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")]
+    step = environment.get("SLURM_STEP_ID", "")
+    if step.isdigit() and int(step) < _FIRST_SPECIAL_SLURM_STEP:
+        marks.append(("SLURM_NTASKS", "type srun --mpi=pmix, or mpirun inside the allocation"))
+    values = [(name, environment.get(name, ""), advice) for name, advice in marks]
+    return [(name, int(value), advice) for name, value, advice in values if value.isdigit()]
 
 
 def check_launcher(size: int, environment: Mapping[str, str] | None = None) -> None:
@@ -53,8 +49,7 @@ def check_launcher(size: int, environment: Mapping[str, str] | None = None) -> N
     for variable, ranks, advice in launched_ranks(os.environ if environment is None else environment):
         if ranks > 1:
             raise InputError(
-                f"{variable} says {ranks} ranks but MPI sees 1: the launcher belongs to another MPI library; {advice} "
-                "(`which mpirun` shows which one is found)"
+                f"{variable}={ranks}, but MPI sees 1 rank: the launcher does not know this MPI library; {advice}"
             )
 
 
@@ -81,21 +76,24 @@ def limit_blas_threads(mpi: Any, environment: Mapping[str, str] | None = None) -
         from threadpoolctl import threadpool_limits
     except ImportError:
         return None
-    import numpy as np  # the limit holds for libraries that are loaded already
+    import numpy  # noqa: F401  (the limit holds for libraries that are loaded already)
 
-    del np
     node = world.Split_type(mpi.COMM_TYPE_SHARED)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # a launcher may have bound each rank to cores of its own: those are not shared with the others
-    bound = len(set(node.allgather(_cores_of_process()))) > 1
-    threads = max(1, cores if bound else cores // node.size)
+    own = _cores()
+    sharers = node.allgather(own).count(own)  # a launcher may have bound ranks to different cores
     node.Free()
+    threads = max(1, len(own) // sharers)
     threadpool_limits(threads)
     return threads
 
 
-def _cores_of_process() -> tuple[int, ...]:
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+def _cores() -> tuple[int, ...]:
+    return tuple(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def library_version() -> str:
+    """Name and version of the MPI library, in one line."""
+    return " ".join(MPI.Get_library_version().rstrip("\0").splitlines()[0].split(",")[0].split())
 
 
 if TYPE_CHECKING:
