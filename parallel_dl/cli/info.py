@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from parallel_dl import __version__, launch
+from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError
 
 
@@ -41,11 +43,10 @@ def facts() -> dict[str, Any]:
     except InputError as error:
         print(f"parallel-dl: {error}", file=sys.stderr)
     try:
-        import mpi4py
+        from parallel_dl.mpi import MPI
 
-        from parallel_dl.mpi import library_version
-
-        found["mpi"], found["mpi4py"] = library_version(), mpi4py.__version__
+        found["mpi"] = MPI.Get_library_version().strip("\0").split(",")[0].splitlines()[0]
+        found["mpi4py"] = importlib.metadata.version("mpi4py")
     except InputError as error:
         print(f"parallel-dl: {error}", file=sys.stderr)
     return found
@@ -57,7 +58,6 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object."
     if as_json:
         print(json.dumps(found))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -65,4 +65,4 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object."
         if name == "blas":
             value = "; ".join(f"{b['library']} {b['version']}, {b['threads']} threads" for b in value) or "unknown"
         table.add_row(name.replace("_", " "), "not found" if value is None else str(value))
-    Console().print(table)
+    console().print(table)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.layout import Layout
 
@@ -146,32 +147,19 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-class _progress:
+@contextmanager
+def _progress(updates: int, rank: int) -> Iterator[Callable[[int, int, float], None] | None]:
     """A progress bar on a terminal's stderr (rank 0 only); gives the function `report` for Trainer.fit, or None."""
+    screen = console(stderr=True) if rank == 0 else None
+    if screen is None or not screen.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self, updates: int, rank: int) -> None:
-        # under our launcher stderr is a pipe: the launcher says how wide the terminal behind it is
-        columns = os.environ.get("PARALLEL_DL_COLUMNS", "")
-        self.shown = rank == 0 and (sys.stderr.isatty() or columns.isdigit())
-        self.columns = int(columns) if columns.isdigit() else None
-        self.updates = updates
-
-    def __enter__(self) -> Any:
-        if not self.shown:
-            return None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True, force_terminal=True, width=self.columns)
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("loss {task.fields[loss]}"), console=console, transient=True)
-        self.bar.start()
-        task = self.bar.add_task("training", total=self.updates, loss="")
-        return lambda done, _, loss: self.bar.update(task, completed=done, loss=f"{loss:.4f}")
-
-    def __exit__(self, *_: object) -> None:
-        if self.shown:
-            self.bar.stop()
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("loss {task.fields[loss]}"), console=screen, transient=True) as bar:
+        task = bar.add_task("training", total=updates, loss="")
+        yield lambda done, _, loss: bar.update(task, completed=done, loss=f"{loss:.4f}")
 
 
 def train(
@@ -225,14 +213,9 @@ def train(
     if not inside:
         data = job.check()
         if job.layout.ranks > 1:
-            return launch.run(job.layout.ranks, ["-m", "parallel_dl", *sys.argv[1:]], _terminal())
+            return launch.run(job.layout.ranks, ["-m", "parallel_dl", *sys.argv[1:]], for_ranks())
         return _train_here(job, data, as_json)
     return _train_here(job, None, as_json)
-
-
-def _terminal() -> dict[str, str]:
-    """Tells the ranks, whose stderr is a pipe, how wide the terminal is."""
-    return {"PARALLEL_DL_COLUMNS": str(shutil.get_terminal_size().columns)} if sys.stderr.isatty() else {}
 
 
 def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
@@ -263,7 +246,6 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
 
 
 def _print_table(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     layout, losses = facts["layout"], facts["losses"]
@@ -276,4 +258,4 @@ def _print_table(facts: dict[str, Any]) -> None:
     table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in (losses[0], losses[-1])))
     table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
-    Console().print(table)
+    console().print(table)
