@@ -38,7 +38,7 @@ def spread(*shape: int, seed: int = 0, offset: float = 0.02) -> np.ndarray:
 
 def positive(*shape: int, seed: int = 0) -> np.ndarray:
     """Values from 0.5 on."""
-    return np.abs(spread(*shape, seed=seed)) + 0.5
+    return np.asarray(np.abs(spread(*shape, seed=seed)) + 0.5)
 
 
 def relaid(array: np.ndarray, layout: str) -> np.ndarray:
