@@ -1,0 +1,130 @@
+"""GradientAllReduce: sums, methods, missing gradients, overlap, misuse; replicas stay bitwise equal."""
+
+import numpy as np
+import pytest
+
+from parallel_dl import nn, optim
+from parallel_dl.data_parallel import GradientAllReduce
+from parallel_dl.errors import InputError
+from parallel_dl.mpi import NotEnoughSharedMemory, window
+
+
+def network():
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).initialize(1)
+
+
+def backward(model, comm, seed=0):
+    x = np.random.default_rng((seed, comm.rank)).normal(size=(4, 6)).astype(np.float32)
+    nn.cross_entropy(model(x), np.arange(4) % 3, total=4 * comm.size).backward()
+
+
+METHODS = [("window", None), ("mpi", False), ("mpi", True)]
+
+
+@pytest.mark.ranks(1, 2, 3, 4)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_sums_over_the_ranks(comm, method, overlap):
+    plain, model = network(), network()
+    gradients = GradientAllReduce(model.parameters(), comm, method, overlap, bucket_bytes=64)
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for step in range(3):
+        plain.load_state_dict(model.state_dict())
+        plain.zero_grad()
+        backward(plain, comm, step)
+        expected = [sum(comm.all_gather_object(p.grad)) for p in plain.parameters()]
+        optimizer.zero_grad()
+        backward(model, comm, step)
+        gradients.all_reduce()
+        for parameter, total in zip(model.parameters(), expected):
+            np.testing.assert_allclose(parameter.grad, total, rtol=1e-5, atol=1e-7)
+        optimizer.step()
+    bits = comm.all_gather_object([p.data.tobytes() for p in model.parameters()])
+    assert all(other == bits[0] for other in bits)
+    gradients.free()
+
+
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_a_gradient_that_some_ranks_lack_is_the_sum_of_the_others(comm, method, overlap):
+    model = network()
+    gradients = GradientAllReduce(model.parameters(), comm, method, overlap, bucket_bytes=64)
+    for _ in range(2):
+        model.zero_grad()
+        if comm.rank == 1:  # the last layer only
+            x = np.ones((2, 4), np.float32)
+            nn.cross_entropy(model[4](x), np.array([0, 1]), total=1).backward()
+        gradients.all_reduce()
+        assert all(p.grad is None for p in model.parameters()[:4])
+        here = model[4].weight.grad.copy()
+        assert here.any()
+        assert len({g.tobytes() for g in comm.all_gather_object(here)}) == 1
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_accumulates_several_backward_passes(comm, method, overlap):
+    model, plain = network(), network()
+    gradients = GradientAllReduce(model.parameters(), comm, method, overlap, bucket_bytes=64)
+    for seed in range(3):
+        backward(plain, comm, seed)
+        if seed < 2:
+            with gradients.accumulate():
+                backward(model, comm, seed)
+        else:
+            backward(model, comm, seed)
+    gradients.all_reduce()
+    for mine, other in zip(model.parameters(), plain.parameters()):
+        np.testing.assert_allclose(mine.grad, sum(comm.all_gather_object(other.grad)), rtol=1e-5, atol=1e-7)
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_forgetting_zero_grad_is_an_error_not_a_wrong_sum(comm, method, overlap):
+    model = network()
+    gradients = GradientAllReduce(model.parameters(), comm, method, overlap)
+    backward(model, comm)
+    gradients.all_reduce()
+    backward(model, comm)
+    with pytest.raises(RuntimeError, match="call zero_grad"):
+        gradients.all_reduce()
+    model.zero_grad()
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+def test_the_shared_result_cannot_be_changed_by_one_rank(comm):
+    model = network()
+    gradients = GradientAllReduce(model.parameters(), comm, "window")
+    backward(model, comm)
+    gradients.all_reduce()
+    with pytest.raises(ValueError, match="read-only"):
+        model[0].weight.grad *= 2
+    gradients.free()
+
+
+@pytest.mark.ranks(2, 3)
+def test_replicas_must_begin_equal(comm):
+    model = network().initialize(comm.rank)
+    with pytest.raises(InputError, match="the weights of rank 1 are not those of rank 0"):
+        GradientAllReduce(model.parameters(), comm)
+
+
+@pytest.mark.ranks(2)
+def test_falls_back_to_mpi_when_shared_memory_is_short(comm, monkeypatch):
+    monkeypatch.setattr(window, "_available", lambda: 1000)
+    with pytest.raises(NotEnoughSharedMemory):
+        window.SharedWindow(comm, 10_000)
+    model = network()
+    gradients = GradientAllReduce(model.parameters(), comm)
+    assert gradients.method == "mpi"
+    assert "MPI's all-reduce" in gradients.note
+    backward(model, comm)
+    gradients.all_reduce()
+
+
+@pytest.mark.ranks(1)
+def test_unknown_method(comm):
+    with pytest.raises(InputError, match="all-reduce method 'ring': valid are auto, window, mpi"):
+        GradientAllReduce(network().parameters(), comm, "ring")
