@@ -30,7 +30,7 @@ def agreeing_digits(ours: list[float], theirs: list[float]) -> float:
 
 
 def demo(
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="Ranks of the data-parallel run.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
 ) -> int:
