@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -41,7 +41,7 @@ _FREED = _Freed()
 _SEVERAL = np.empty(0)
 
 
-def _result(value: Any, edges: tuple | None) -> Tensor:
+def _result(value: Any, edges: Sequence | None) -> Tensor:
     # Tensor._begin, without the calls: this is what every operation pays
     tensor = Tensor.__new__(Tensor)
     tensor.data = value if type(value) is np.ndarray else np.asarray(value)
@@ -92,7 +92,11 @@ def primitive(function: Callable | None = None, *, collective: bool = False) -> 
         if static:
             _check_static(apply, static)
         value, pullbacks = function(*values, **static)
-        edges = tuple([(arguments[i], pullbacks[i]) for i in tracked]) if tracked and _recording else None
+        edges: list[tuple[Tensor, Pullback]] | None = None
+        if tracked and _recording:
+            edges = []
+            for i in tracked:
+                edges.append((arguments[i], pullbacks[i]))
         if type(value) is tuple:
             return _results(value, edges, collective)
         result = _result(value, edges)
@@ -116,7 +120,7 @@ def _check_static(operation: Callable, static: dict[str, Any]) -> None:
             static[name] = value.data
 
 
-def _results(values: tuple[Array, ...], edges: tuple | None, collective: bool) -> tuple[Tensor, ...]:
+def _results(values: tuple[Array, ...], edges: Sequence | None, collective: bool) -> tuple[Tensor, ...]:
     """Several results of one operation: each has an edge to one node that gathers their gradients."""
     if edges is None:
         return tuple(_result(value, None) for value in values)
@@ -233,24 +237,25 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
 
     deferred = Deferred()
     later = {id(leaf) for leaf in defer}
-    nodes = {**meeting, root.number: root}
-    gradients: dict[int, Any] = {root.number: gradient}
-    remaining = _count_uses(nodes.values()) if Tensor.hooks_registered else None
+    remaining = _count_uses([*meeting.values(), root]) if Tensor.hooks_registered else None
     deferred._remaining = remaining
-    if root.is_leaf:
-        if root.requires_grad:
-            _accumulate(root, lambda g: g, gradient)
-            if remaining is not None:
-                remaining[id(root)] = remaining.get(id(root), 0) + 1
-                _count_down(root, remaining)
-        del nodes[root.number]
-    owned = set()  # numbers of nodes whose gradient is a sum made here, so that more can be added in place
-    heap = [-number for number in nodes]
+    # number -> gradient of each node in the heap, None as long as nothing has arrived
+    gradients: dict[int, Any] = dict.fromkeys(meeting)
+    heap = [(-number, node) for number, node in meeting.items()]
+    if not root.is_leaf:
+        gradients[root.number] = gradient
+        heap.append((-root.number, root))
+    elif root.requires_grad:
+        _accumulate(root, lambda g: g, gradient)
+        if remaining is not None:
+            remaining[id(root)] = remaining.get(id(root), 0) + 1
+            _count_down(root, remaining)
     heapify(heap)
+    owned = set()  # numbers of nodes whose gradient is a sum made here, so that more can be added in place
     while heap:
-        number = -heappop(heap)
-        node = nodes.pop(number)
-        g = gradients.pop(number, None)
+        node = heappop(heap)[1]
+        number = node.number
+        g = gradients.pop(number)
         edges = node.edges
         if edges is _FREED:
             raise RuntimeError(
@@ -274,12 +279,13 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
                 continue
             contribution = pullback(g)
             parent_number = parent.number
-            known = gradients.get(parent_number)
+            if parent_number not in gradients:
+                gradients[parent_number] = contribution
+                heappush(heap, (-parent_number, parent))
+                continue
+            known = gradients[parent_number]
             if known is None:
                 gradients[parent_number] = contribution
-                if parent_number not in nodes:
-                    nodes[parent_number] = parent
-                    heappush(heap, -parent_number)
             elif parent_number in owned and type(known) is np.ndarray and known.dtype == contribution.dtype:
                 known += contribution
             else:

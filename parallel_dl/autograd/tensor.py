@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +28,7 @@ class Tensor:
     grad: Array | None
     grad_buffer: Array | None
     requires_grad: bool
-    edges: tuple | None
+    edges: Sequence[tuple[Tensor, Callable[..., Any]]] | None
     hooks: list[Callable[[Tensor], None]] | None
     number: int
 
@@ -46,7 +46,7 @@ class Tensor:
             raise TypeError(f"only floating-point tensors can require a gradient, not {self.data.dtype}")
         self._begin(requires_grad, None)
 
-    def _begin(self, requires_grad: bool, edges: tuple | None) -> None:
+    def _begin(self, requires_grad: bool, edges: Sequence | None) -> None:
         self.requires_grad = requires_grad
         self.edges = edges
         self.number = next_number()
