@@ -143,7 +143,7 @@ class Trainer:
         digest = hashlib.sha256()
         for name, array in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def free(self) -> None:

@@ -92,7 +92,7 @@ class Job:
         else:
             policy = optim.rates.constant(rate)
         policy = optim.rates.warmup(policy, self.warmup)
-        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        decay: dict[str, Any] = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
         if self.optimizer == "sgd":
             momentum = 0.9 if self.momentum is None else self.momentum
             return optim.SGD(parameters, policy, momentum=momentum, nesterov=self.nesterov, **decay)

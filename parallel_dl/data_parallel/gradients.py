@@ -175,7 +175,7 @@ def require_equal_replicas(groups: list[FlatParameters], comm: Communicator) -> 
     """Raises InputError on every rank when the weights are not bitwise equal on all of them."""
     digest = hashlib.sha256()
     for group in groups:
-        digest.update(np.ascontiguousarray(group.values).view(np.uint8))
+        digest.update(group.values.tobytes())
     digests = comm.all_gather_object(digest.hexdigest())
     different = [rank for rank, other in enumerate(digests) if other != digests[0]]
     if different:

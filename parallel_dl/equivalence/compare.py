@@ -84,10 +84,10 @@ def _pairs(
     """(quantity, step, serial's, parallel's, magnitudes) of everything recorded; None where one run has nothing."""
     assert serial.magnitudes is not None
     for step, magnitudes in enumerate(serial.magnitudes):
-        losses = (np.array([run.losses[step]]) for run in (serial, parallel))
-        yield "loss", step, *losses, magnitudes["losses"][""]
+        ours, theirs = (np.array([run.losses[step]]) for run in (serial, parallel))
+        yield "loss", step, ours, theirs, magnitudes["losses"][""]
         for kind in ("gradients", "state", "weights"):
-            ours, theirs = getattr(serial, kind)[step], getattr(parallel, kind)[step]
-            for name in sorted(ours.keys() | theirs.keys()):
+            arrays, others = getattr(serial, kind)[step], getattr(parallel, kind)[step]
+            for name in sorted(arrays.keys() | others.keys()):
                 quantity = f"{kind.removesuffix('s')} of {name}"
-                yield quantity, step, ours.get(name), theirs.get(name), magnitudes[kind].get(name)
+                yield quantity, step, arrays.get(name), others.get(name), magnitudes[kind].get(name)

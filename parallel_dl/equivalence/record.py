@@ -120,5 +120,5 @@ def _digest(run: Run) -> str:
     for arrays in (*run.gradients, *run.state, *run.weights):
         for name, array in sorted(arrays.items()):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8))
+            digest.update(array.tobytes())
     return digest.hexdigest()
