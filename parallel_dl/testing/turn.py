@@ -1,0 +1,99 @@
+"""One test on all ranks of a job: waits until all have finished, or until it is clear that they will not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from parallel_dl.launch import Job
+from parallel_dl.testing.marks import timeout_of
+from parallel_dl.testing.reports import failing_parts, failure, merged, message_of, ranks_named
+
+
+class Turn:
+    """One item on all ranks of a job: what each has reported, until all have finished or it is clear they will not."""
+
+    def __init__(self, job: Job, item: pytest.Item, grace: float) -> None:
+        self.job, self.item, self.grace = job, item, grace
+        self.phases: dict[int, dict[str, pytest.TestReport]] = {rank: {} for rank in range(job.ranks)}
+        self.finished: set[int] = set()
+        self.dead: int | None = None
+        self.began = time.monotonic()
+        self.reason = ""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether every rank has finished."""
+        return len(self.finished) == self.job.ranks
+
+    def wait(self) -> None:
+        """Until all ranks have finished, one has died, the time is up, or the grace after a failure is."""
+        limit = timeout_of(self.item)
+        deadline = self.began + limit
+        self.reason = f"within {limit:g} s"
+        failed = False
+        while not self.in_order and self.dead is None and time.monotonic() < deadline:
+            for event in self.job.events(max(0.0, deadline - time.monotonic())):
+                self._take(event.rank, event.kind, event.content)
+            if not failed and any(report.failed for reports in self.phases.values() for report in reports.values()):
+                failed = True
+                if time.monotonic() + self.grace < deadline:
+                    deadline = time.monotonic() + self.grace
+                    self.reason = f"within {self.grace:g} s after another rank had failed"
+        if self.dead is not None:  # what others had to say before they are ended too
+            for event in self.job.events(0.2):
+                self._take(event.rank, event.kind, event.content)
+
+    def _take(self, rank: int, kind: str, content: tuple) -> None:
+        if kind == "report":
+            config: Any = self.item.config
+            report = config.hook.pytest_report_from_serializable(config=config, data=content[0])
+            self.phases[rank][report.when] = report
+        elif kind == "finished":
+            self.finished.add(rank)
+        elif kind in ("lost", "closed", "exited", "failed") and self.dead is None:
+            self.dead = rank
+
+    def reports(self) -> list[pytest.TestReport]:
+        """All ranks have finished: their reports, merged."""
+        return merged(self.phases, self.job.ranks)
+
+    def broken(self, how_it_died: Callable[[int], str]) -> list[pytest.TestReport]:
+        """Not all have finished: first what failed, then who died, then where the others are."""
+        size, headline = self.job.ranks, ""
+        parts: list[tuple[str | None, Any]] = []
+        failed = {rank: r for rank, reports in self.phases.items() for r in reports.values() if r.failed}
+        if failed:
+            parts += failing_parts(failed, size)
+            headline = message_of(next(iter(failed.values())))
+        if self.dead is not None:
+            line = how_it_died(self.dead)
+            parts.append((f"rank {self.dead} of {size}", line))
+            headline = headline or line
+        else:
+            waiting = [rank for rank in range(size) if rank not in self.finished]
+            line = f"{ranks_named(waiting)} of {size} had not finished {self.reason}"
+            parts.append((None, line))
+            stacks = self.job.stacks()
+            for rank in waiting:
+                parts.append((f"rank {rank} of {size} is here", _own_frames(stacks.get(rank, "(no answer)"))))
+            headline = headline or line
+        sections = []
+        for rank, reports in self.phases.items():
+            for last in list(reports.values())[-1:]:  # a phase's report has the output of the phases before it too
+                sections += [(f"{title} (rank {rank})", text) for title, text in last.sections]
+        return failure(self.item, headline, parts, sections, time.monotonic() - self.began)
+
+
+def _own_frames(stack: str) -> str:
+    """A stack without the thread that waits for the launcher and without the frames of pytest that lead to the test."""
+    threads = [thread for thread in stack.strip().split("\n\n") if " in _watch" not in thread]
+    cut = []
+    for thread in threads:
+        lines = thread.splitlines()
+        end = next((i for i, line in enumerate(lines) if "/_pytest/" in line), len(lines))
+        cut.append("\n".join(lines[: max(end, 2)]))
+    return "\n\n".join(cut)
