@@ -81,10 +81,12 @@ def _integers(low, high):
 
 def integer_experiment(build, outputs, steps, batch_size=100):
     random = np.random.default_rng(11)
-    x = random.integers(-1, 2, (300, 12)).astype(float)
-    y = random.integers(-3, 4, (300, outputs)).astype(float)
+    # few small integers: after k updates weights are multiples of 2**-4k, and the loss, a sum of squares, has to fit
+    # into 53 bits: 32 behind the point at the fifth step, and it must not grow
+    x = random.integers(-1, 2, (300, 12)) * (random.random((300, 12)) < 0.15).astype(float)
+    y = random.integers(-2, 3, (300, outputs)).astype(float)
     loss = lambda predictions, targets, total: nn.mse(predictions, targets, total=1)  # noqa: E731  (a sum)
-    sgd = lambda p: optim.SGD(p, 2.0**-7)  # noqa: E731
+    sgd = lambda p: optim.SGD(p, 2.0**-5)  # noqa: E731
     return Experiment(build, x, y, sgd, batch_size, steps, loss=loss, prepare=_integers(-2, 2))
 
 
