@@ -12,6 +12,8 @@ which share several communicators cannot wait for each other in a circle.
 from __future__ import annotations
 
 import atexit
+import sys
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any, Self
@@ -24,6 +26,8 @@ from parallel_dl.mpi.startup import MPI
 
 _LINE = 256  # bytes of a fingerprint
 _ENDED = "has ended"
+
+PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
 
 # Whoever is in here says so when the program ends. Strong references: a communicator that one rank has dropped and
 # another has not must still be told of.
@@ -69,7 +73,7 @@ class CheckedCommunicator(Communicator):
         return self._private.Iallgather(own, all_lines), own, all_lines
 
     def _compare(self, request: Any, own: Array, all_lines: Array) -> None:
-        request.Wait()
+        self._wait(request, own)
         if (all_lines == own).all():
             return
         lines = [bytes(line).rstrip(b"\0").decode(errors="replace") for line in all_lines]
@@ -83,6 +87,20 @@ class CheckedCommunicator(Communicator):
             verb = line if len(ranks) == 1 else line.replace("calls", "call", 1).replace("has ended", "have ended")
             sides.append(f"{_who(ranks)} {verb}")
         raise CollectiveMismatch(f"on communicator {self.name!r}: {sides[0]} but {', '.join(sides[1:])}")
+
+    def _wait(self, request: Any, own: Array) -> None:
+        """Waits, and says so when it takes long: ranks that call different communicators never meet."""
+        for _ in range(1000):
+            if request.Test():
+                return
+        noticed = time.monotonic() + PATIENCE
+        while not request.Test():
+            time.sleep(1e-4)
+            if time.monotonic() > noticed:
+                line = bytes(own).rstrip(b"\0").decode(errors="replace")
+                waited = f"on communicator {self.name!r} and has waited {PATIENCE:g} s for the others"
+                print(f"rank {self.rank} {line} {waited}", file=sys.stderr, flush=True)
+                request.Wait()
 
     # -- the communicator itself -----------------------------------------------------------------------------------
     def duplicate(self, name: str | None = None) -> Self:

@@ -1,11 +1,12 @@
 """Checked mode: whatever ranks call differently is reported on all of them, and the communicator lives on."""
 
 import os
+import time
 
 import numpy as np
 import pytest
 
-from parallel_dl.mpi import CheckedCommunicator, CollectiveMismatch, Communicator
+from parallel_dl.mpi import CheckedCommunicator, CollectiveMismatch, Communicator, checked
 
 pytestmark = pytest.mark.ranks(2, 3, 4)
 
@@ -91,3 +92,15 @@ def test_who_is_checked(comm, monkeypatch):
     part.free()
     other.free()
     assert type(Communicator(comm.mpi, checked=False)) is Communicator
+
+
+def test_a_rank_that_waits_long_says_where(comm, monkeypatch, capfd):
+    monkeypatch.setattr(checked, "PATIENCE", 0.05)
+    if comm.rank == 1:
+        time.sleep(0.5)
+    comm.all_gather(ONES)
+    said = capfd.readouterr().err
+    waits = (
+        f"rank {comm.rank} calls all_gather #1 (axis 0, float32, shape (any,)) on communicator {comm.name!r} and has"
+    )
+    assert (waits in said) == (comm.rank != 1)

@@ -70,3 +70,10 @@ def test_recording_on_some_ranks_only_is_reported_at_once(comm):
     recording = no_grad() if comm.rank == 0 else nullcontext()
     with recording, pytest.raises(CollectiveMismatch, match=r"rank 0 calls collectives.all_gather .*no gradients rec"):
         collectives.all_gather(x, comm)
+
+
+@pytest.mark.parametrize("movement", [collectives.broadcast, collectives.scatter])
+def test_a_constant_on_the_root_meets_the_others_in_backward(comm, movement):
+    y = movement(np.ones((4, 2)) if comm.rank == 0 else None, comm)
+    y.sum().backward()
+    comm.barrier()

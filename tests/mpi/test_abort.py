@@ -1,0 +1,159 @@
+"""Failures of one rank under a plain mpirun, and other ways to end, each as a script of its own."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parallel_dl.launch.environment import find_mpirun, settings
+
+SCRIPT = """
+import os, sys, threading
+import numpy as np
+from parallel_dl.mpi import Communicator, SharedWindow, finish, world
+
+comm = world()
+
+def main(comm):
+    {body}
+
+main(comm)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(body, ranks): runs the lines as one script on several ranks; (exit status, all output, seconds)."""
+
+    def run_script(body: str, ranks: int = 2, **variables: str) -> tuple[int, str, float]:
+        script = tmp_path / "script.py"
+        script.write_text(SCRIPT.format(body=body.strip().replace("\n", "\n    ")))
+        known = {name: value for name, value in os.environ.items() if not name.startswith("PARALLEL_DL")}
+        paths = [str(Path(__file__).parents[2]), known.get("PYTHONPATH", "")]
+        environment = {**known, **settings(ranks, str(tmp_path)), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        environment.update(variables)
+        command = ["timeout", "-k", "2", "20", str(find_mpirun()), "-n", str(ranks), sys.executable, str(script)]
+        start = time.monotonic()
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        return done.returncode, done.stdout.decode(errors="replace"), time.monotonic() - start
+
+    return run_script
+
+
+def test_an_exception_on_one_rank_ends_all(run):
+    status, output, seconds = run("if comm.rank == 1:\n    raise KeyError('lost key')\ncomm.barrier()")
+    assert status == 1
+    assert seconds < 5
+    assert "rank 1 of 2 raised:\nTraceback" in output
+    assert "KeyError: 'lost key'" in output
+
+
+def test_sys_exit_on_one_rank_ends_all_with_its_status(run):
+    status, output, seconds = run("if comm.rank == 1:\n    sys.exit(7)\ncomm.barrier()")
+    assert status == 7
+    assert seconds < 5
+    assert "rank 1 of 2 ended with status 7" in output
+
+
+def test_sys_exit_with_a_message(run):
+    status, output, seconds = run("if comm.rank == 0:\n    exit('no such thing')\ncomm.barrier()", 3)
+    assert status == 1
+    assert seconds < 5
+    assert "no such thing" in output
+
+
+HARMLESS = {
+    "caught": """
+try:
+    sys.exit(3)
+except SystemExit as ended:
+    assert ended.code == 3""",
+    "caught, without a status": """
+try:
+    sys.exit()
+except SystemExit as ended:
+    assert ended.code is None""",
+    "in a thread": """
+thread = threading.Thread(target=lambda: sys.exit(3))
+thread.start()
+thread.join()""",
+    "in a child": """
+child = os.fork()
+if child == 0:
+    try:
+        sys.exit(3)
+    except SystemExit as ended:
+        os._exit(ended.code)
+assert os.waitpid(child, 0)[1] >> 8 == 3""",
+}
+
+
+@pytest.mark.parametrize("body", HARMLESS.values(), ids=HARMLESS)
+def test_exits_that_do_not_end_the_rank_do_nothing(run, body):
+    lines = "\n    ".join(["if comm.rank == 1:", *body.strip().splitlines()])
+    status, output, _ = run(lines + "\ncomm.barrier()\nprint('past the barrier')\nsys.exit(0)")
+    assert status == 0
+    assert output.count("past the barrier") == 2
+    assert "Traceback" not in output
+
+
+def test_nothing_is_installed_where_somebody_else_watches(run):
+    body = "print('replaced' if sys.exit.__name__ == 'exit_or_abort' else 'as it was')"
+    assert run(body)[1].count("replaced") == 2
+    assert run(body, PARALLEL_DL_JOB="somewhere")[1].count("as it was") == 2
+    assert run(body, 1)[1].count("as it was") == 1
+
+
+def test_finish_lets_every_rank_end_in_order(run):
+    status, output, _ = run("finish()\nprint('finished')\nsys.exit(2)")
+    assert status == 2
+    assert output.count("finished") == 2
+    assert "rank 0 of 2 ended" not in output
+
+
+def test_a_rank_that_has_ended_is_reported_in_checked_mode(run):
+    status, output, seconds = run(
+        "comm = Communicator(comm.mpi, checked=True)\nif comm.rank != 1:\n    comm.barrier()", 3
+    )
+    assert status != 0
+    assert seconds < 5
+    assert "ranks 0 and 2 call barrier #1 but rank 1 has ended" in output
+
+
+def test_a_normal_end_with_many_communicators_and_a_window_left_open(run):
+    body = """
+comm = Communicator(comm.mpi, checked=True)
+pairs = [comm.split(0 if comm.rank in pair else None, name=str(pair)) for pair in ((0, 1), (1, 2), (2, 0))]
+for pair in pairs:
+    if pair is not None:
+        pair.barrier()
+window = SharedWindow(comm, 1000)
+window.all_reduce()
+print("done")
+"""
+    status, output, seconds = run(body, 3)
+    assert status == 0, output
+    assert output.count("done") == 3
+    assert seconds < 10
+
+
+def test_nothing_is_left_in_shared_memory(run):
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("no /dev/shm here")
+    body = """
+windows = [SharedWindow(comm, 100_000) for _ in range(3)]
+for window in windows:
+    window.all_reduce()
+for window in windows:
+    window.free()
+"""
+    before = set(os.listdir("/dev/shm"))
+    status, output, _ = run(body)
+    assert status == 0, output
+    deadline = time.monotonic() + 5
+    while (left := set(os.listdir("/dev/shm")) - before) and time.monotonic() < deadline:
+        time.sleep(0.1)  # other jobs come and go, and mpirun tidies up behind the ranks
+    assert not [name for name in left if "osc" in name], left

