@@ -6,7 +6,6 @@ this order: marks, group and turn (in the main process), session (inside a rank)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from parallel_dl.testing.marks import PARAMETER, RANKS_HERE, marked, number_of_r
 from parallel_dl.testing.reports import failure
 
 _GROUP = pytest.StashKey["Group | None"]()
-_FAILED = pytest.StashKey[bool]()
+_COMMUNICATORS: list[Any] = []  # the one of the last test that used the fixture comm
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{name} = {config.getini(name)}: must be a number of seconds above 0")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("ranks") is not None:
         numbers = numbers_of(metafunc.definition)
@@ -105,22 +105,16 @@ def _end_group(config: pytest.Config) -> None:
         group.end()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    report = yield
-    if report.failed:
-        item.stash[_FAILED] = True
-    return report
-
-
 @pytest.fixture
-def comm(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A communicator of this test alone, over all its ranks: a duplicate of `parallel_dl.mpi.world()`."""
+def comm(request: pytest.FixtureRequest) -> Any:
+    """A checked communicator of this test alone, over all its ranks: a duplicate of MPI's world."""
     if not marked(request.node) or request.config.stash[RANKS_HERE] is None:
         pytest.fail("fixture comm: mark the test with @pytest.mark.ranks(...)", pytrace=False)
-    from parallel_dl.mpi import world
+    from parallel_dl.mpi import Communicator, world
 
-    duplicate = world().duplicate()
-    yield duplicate
-    if not request.node.stash.get(_FAILED, False):  # freeing is collective: after a failure the others may not come
-        duplicate.free()
+    # Freeing is collective. That all ranks are here again means that all have passed the test before; right after a
+    # test the ranks that passed would wait for those that failed.
+    while _COMMUNICATORS:
+        _COMMUNICATORS.pop().free()
+    _COMMUNICATORS.append(Communicator(world().mpi.Dup(), checked=True, name="comm"))
+    return _COMMUNICATORS[0]

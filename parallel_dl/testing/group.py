@@ -38,13 +38,19 @@ class Group:
     def run(self, item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
         """Runs one item on all ranks; the reports to emit."""
         try:
-            if self.job is None:
-                self._start(item)
-            if item.nodeid in self._missing:
-                raise _NoJob(self._missing[item.nodeid])
+            return self._run(item, nextitem)
         except (_NoJob, InputError) as error:
             self.end(graceful=False)
             return failure(item, str(error))
+        except BaseException:  # Ctrl-C: the ranks are in the middle of the test
+            self.end(graceful=False)
+            raise
+
+    def _run(self, item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+        if self.job is None:
+            self._start(item)
+        if item.nodeid in self._missing:
+            raise _NoJob(self._missing[item.nodeid])
         assert self.job is not None
         following = nextitem.nodeid if nextitem is not None and number_of_ranks(nextitem) == self.ranks else None
         turn = Turn(self.job, item, self.grace)
