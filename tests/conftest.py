@@ -1,0 +1,81 @@
+"""The plugin from the checkout when the package is not installed; commands with a /dev/shm of their own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+PLUGIN = [] if entry_points(group="pytest11", name="parallel_dl") else ["parallel_dl.testing"]
+pytest_plugins += PLUGIN
+
+ROOT = Path(__file__).parent.parent
+
+# A mount namespace with an empty /dev/shm: what a command leaves there is its own, whatever else runs on this machine.
+PRIVATE = """mount -t tmpfs -o size="$1" tmpfs /dev/shm || exit 99; left="$2"; shift 2
+"$@"; status=$?; ls /dev/shm > "$left"; exit $status"""
+
+
+def _can_unshare():
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def can_unshare():
+    """Whether a command can be given a /dev/shm of its own (root on Linux)."""
+    return _can_unshare()
+
+
+@pytest.fixture
+def isolated(tmp_path_factory, can_unshare):
+    """isolated(command, size="4g") -> (command in its own /dev/shm, what it left there: a function)."""
+
+    def wrap(command, size="4g"):
+        if not can_unshare:
+            return list(command), list
+        left = tmp_path_factory.mktemp("left") / "names"
+        wrapped = ["unshare", "-m", "sh", "-c", PRIVATE, "sh", size, str(left), *command]
+        return wrapped, lambda: left.read_text().split()
+
+    return wrap
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """The environment in which a fresh Python finds this checkout, and is no rank of anything."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("PARALLEL_DL_JOB", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.fixture
+def python():
+    return sys.executable
+
+
+def living(pids, seconds=5.0):
+    """Those of the processes that still live after at most so many seconds; ended but not yet waited for is dead."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = [pid for pid in pids if _lives(pid)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+
+
+def _lives(pid):
+    line = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(line.strip()) and not line.startswith("Z")
+
+
+@pytest.fixture(name="living")
+def living_fixture():
+    return living
