@@ -21,7 +21,7 @@ from parallel_dl.mpi.startup import MPI
 
 SHARED_MEMORY = "/dev/shm"
 _CACHE_LINE = 64  # bytes
-_BLOCK = 32 << 10  # bytes: a block of the result stays in the first-level cache while the ranks' arrays are added
+_BLOCK = 128 << 10  # bytes: a block of the result stays in the cache while more than two ranks' arrays are added
 
 
 class NotEnoughSharedMemory(MemoryError):
@@ -71,7 +71,8 @@ class SharedWindow:
         line = max(1, _CACHE_LINE // dtype.itemsize)
         own = partition.share(-(-size // line), self.comm.size, self.comm.rank)
         start, stop = min(own.start * line, size), min(own.stop * line, size)
-        block = max(line, _BLOCK // dtype.itemsize)
+        # two ranks' arrays are added in one pass: blocks would only cost calls
+        block = max(line, _BLOCK // dtype.itemsize) if self.comm.size > 2 else max(line, stop - start)
         cuts = [slice(at, min(at + block, stop)) for at in range(start, stop, block)]
         return [(self._result[cut], [part[cut] for part in self._locals]) for cut in cuts]
 
