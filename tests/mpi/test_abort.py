@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,14 @@ main(comm)
 def run(tmp_path):
     """run(body, ranks): runs the lines as one script on several ranks; (exit status, all output, seconds)."""
 
-    def run_script(body: str, ranks: int = 2, **variables: str) -> tuple[int, str, float]:
+    def run_script(body: str, ranks: int = 2, wrap: Sequence[str] = (), **variables: str) -> tuple[int, str, float]:
         script = tmp_path / "script.py"
         script.write_text(SCRIPT.format(body=body.strip().replace("\n", "\n    ")))
         known = {name: value for name, value in os.environ.items() if not name.startswith("PARALLEL_DL")}
         paths = [str(Path(__file__).parents[2]), known.get("PYTHONPATH", "")]
         environment = {**known, **settings(ranks, str(tmp_path)), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         environment.update(variables)
-        command = ["timeout", "-k", "2", "20", str(find_mpirun()), "-n", str(ranks), sys.executable, str(script)]
+        command = [*wrap, "timeout", "-k", "2", "20", str(find_mpirun()), "-n", str(ranks), sys.executable, str(script)]
         start = time.monotonic()
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return done.returncode, done.stdout.decode(errors="replace"), time.monotonic() - start
@@ -140,20 +141,14 @@ print("done")
     assert seconds < 10
 
 
-def test_nothing_is_left_in_shared_memory(run):
-    if not os.path.isdir("/dev/shm"):
-        pytest.skip("no /dev/shm here")
-    body = """
-windows = [SharedWindow(comm, 100_000) for _ in range(3)]
-for window in windows:
-    window.all_reduce()
-for window in windows:
-    window.free()
-"""
-    before = set(os.listdir("/dev/shm"))
-    status, output, _ = run(body)
-    assert status == 0, output
-    deadline = time.monotonic() + 5
-    while (left := set(os.listdir("/dev/shm")) - before) and time.monotonic() < deadline:
-        time.sleep(0.1)  # other jobs come and go, and mpirun tidies up behind the ranks
-    assert not [name for name in left if "osc" in name], left
+@pytest.mark.parametrize("end", ["for window in windows:\n    window.free()", "", "comm.mpi.Abort(3)"])
+def test_nothing_of_a_window_is_left_in_shared_memory(run, isolated, end):
+    wrap, left = isolated([])
+    body = (
+        "windows = [SharedWindow(comm, 100_000) for _ in range(3)]\nfor window in windows:\n    window.all_reduce()\n"
+    )
+    status, output, _ = run(body + end, wrap=wrap)
+    assert status == (3 if "Abort" in end else 0), output
+    if "Abort" not in end:
+        assert left() == []
+    assert not [name for name in left() if "osc" in name]

@@ -28,14 +28,33 @@ def last_line(done: subprocess.CompletedProcess) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_a_singleton_gets_the_fast_transports_unless_the_user_chose():
+def test_a_singleton_gets_the_fast_transport_unless_the_user_chose():
     environment: dict[str, str] = {}
-    startup.prepare_environment(environment)
-    assert environment["OMPI_MCA_btl"] == "self,sm"
+    assert startup.prepare_environment(environment) == ["OMPI_MCA_btl"]
+    assert environment["OMPI_MCA_btl"] == "self"
     for given in ({"OMPI_MCA_btl": "self,tcp"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_RANK": "0"}):
         environment = dict(given)
-        startup.prepare_environment(environment)
+        assert startup.prepare_environment(environment) == []
         assert environment.get("OMPI_MCA_btl") == given.get("OMPI_MCA_btl")
+
+
+def test_what_the_singleton_starts_does_not_inherit_its_transport():
+    done = run("import os, parallel_dl.mpi; print(os.environ.get('OMPI_MCA_btl'))")
+    assert done.stdout.strip() == "None"
+
+
+def test_a_singleton_leaves_nothing_in_shared_memory(isolated, environment, python):
+    for name in [name for name in os.environ if name.startswith(("OMPI_", "PMI", "PRTE_"))]:
+        environment.delenv(name)
+    program = """
+from parallel_dl.mpi import SharedWindow, world
+window = SharedWindow(world(), 1000)
+window.all_reduce()
+window.free()
+"""
+    command, left = isolated([python, "-c", program])
+    subprocess.run(command, check=True, timeout=60)
+    assert left() == []
 
 
 @pytest.mark.parametrize(
