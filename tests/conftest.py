@@ -18,7 +18,9 @@ ROOT = Path(__file__).parent.parent
 
 # A mount namespace with an empty /dev/shm: what a command leaves there is its own, whatever else runs on this machine.
 PRIVATE = """mount -t tmpfs -o size="$1" tmpfs /dev/shm || exit 99; left="$2"; shift 2
-"$@"; status=$?; ls /dev/shm > "$left"; exit $status"""
+"$@"; status=$?
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -z "$(ls /dev/shm)" ] && break; sleep 0.2; done
+ls /dev/shm > "$left"; exit $status"""
 
 
 def _can_unshare():
