@@ -132,15 +132,29 @@ def test_setup(broken): pass
 @pytest.fixture
 def broken(world):
     if world.rank == 1: raise KeyError("in a fixture")
+
+@pytest.fixture
+def broken_end(world):
+    yield
+    if world.rank == 1: raise OSError("afterwards")
+
+@pytest.mark.ranks(2)
+def test_teardown(broken_end): pass
+
+@pytest.mark.ranks(2)
+def test_skips_or_fails(world):
+    if world.rank == 0: pytest.skip("a failure elsewhere counts more")
+    assert not world.rank
 """
     )
-    result.assert_outcomes(failed=2, errors=1)
+    result.assert_outcomes(failed=3, errors=2, passed=1)
     said = lines(result)
     assert said.index("--- rank 2 of 3 ---") < said.index("assert ([2, 1] == [1, 1]")
     assert "Captured stdout call (rank 2)" in said
     assert "--- ranks 0, 1, 2 of 3 ---" in said
     assert len(re.findall("^E +ValueError: alike", said, re.MULTILINE)) == 1
     assert "ERROR test_it.py::test_setup[ranks=2] - KeyError: 'in a fixture'" in said
+    assert "ERROR test_it.py::test_teardown[ranks=2] - OSError: afterwards" in said
 
 
 def test_hang(run):
@@ -341,7 +355,7 @@ def test_pytest_is_ended(project, pids, living, python, number):
         time.sleep(0.05)
     time.sleep(0.7)  # into the test
     os.kill(process.pid, number)
-    assert process.wait(10) == (2 if number == signal.SIGINT else -number)
+    assert process.wait(4) == (2 if number == signal.SIGINT else -number)
     assert living(pids(), 5) == []
 
 
