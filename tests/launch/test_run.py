@@ -224,9 +224,7 @@ print('ok')
 """
 
 
-@not_yet_under_mpich(
-    "besides MPIR_CVAR_NOLOCAL it needs MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS=2"
-)
+@not_yet_under_mpich("besides MPIR_CVAR_NOLOCAL it needs MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS=2")
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_small_shared_memory(run, can_unshare, ranks):
     if not can_unshare:
