@@ -16,6 +16,8 @@ _SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 SHARED_MEMORY = "/dev/shm"
+# what Open MPI and MPICH call their files there
+MPI_FILES = ("sm_segment", "osc_", "vader_segment", "ucx_shm", "mpich", "psm2", "mpi_", "shmem_mmap")
 _MPI_NEEDS = 64 << 20  # bytes of shared memory that MPI itself may take for a handful of ranks
 
 
@@ -88,7 +90,22 @@ def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> 
         wanted["OMPI_MCA_btl_sm_backing_directory"] = folder
         wanted["OMPI_MCA_osc_sm_backing_directory"] = folder
         wanted["MPIR_CVAR_NOLOCAL"] = "1"
+        wanted["MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS"] = "2"
     return {name: value for name, value in wanted.items() if name not in given}
+
+
+def is_hydra(mpirun: Path) -> bool:
+    """Whether this mpirun is MPICH's."""
+    return any((mpirun.resolve().parent / name).exists() for name in ("hydra_pmi_proxy", "mpiexec.hydra"))
+
+
+def mapped_shared_memory(pid: int | str) -> set[str]:
+    """The files in /dev/shm that a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line[line.index(SHARED_MEMORY) :].removesuffix(" (deleted)") for line in lines if SHARED_MEMORY in line}
 
 
 def shared_memory_free() -> int:

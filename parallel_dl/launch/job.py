@@ -16,11 +16,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from parallel_dl.launch.environment import SHARED_MEMORY, find_mpirun, settings
+from parallel_dl.launch.environment import (
+    MPI_FILES,
+    SHARED_MEMORY,
+    find_mpirun,
+    is_hydra,
+    mapped_shared_memory,
+    settings,
+)
 from parallel_dl.launch.rank import JOB_VARIABLE
-
-# what Open MPI and MPICH call their files in /dev/shm
-_MPI_FILES = ("sm_segment", "osc_", "vader_segment", "ucx_shm", "mpich", "psm2", "mpi_", "shmem_mmap")
 
 
 class Event(NamedTuple):
@@ -46,6 +50,7 @@ class Job:
         stderr: Any = None,
     ) -> None:
         mpirun = find_mpirun()
+        self.is_hydra = is_hydra(mpirun)
         self.ranks = ranks
         self.pids: dict[int, int] = {}
         self._born: dict[int, str] = {}  # pid -> when it started: a pid may be given to another process later
@@ -126,7 +131,7 @@ class Job:
         return [pid for pid in self.pids.values() if _started(pid) == self._born[pid] != ""]
 
     def end(self, grace: float = 0.0) -> None:
-        """Ends every process of the job, by its id, and removes what it left. Waits up to `grace` s for a normal end."""
+        """Ends every process of the job by its id and removes what it left; waits `grace` s for a normal end first."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.mpirun.wait(grace)
         # mpirun first: it would have much to say about ranks that die
@@ -146,10 +151,10 @@ class Job:
 
     def _clear_shared_memory(self) -> None:
         """Removes what MPI left in /dev/shm: ours, new since we started, and in no living process."""
-        left = [n for n in _list(SHARED_MEMORY) if n not in self._shared_before and n.startswith(_MPI_FILES)]
+        left = [n for n in _list(SHARED_MEMORY) if n not in self._shared_before and n.startswith(MPI_FILES)]
         if not left:
             return
-        used = _mapped_files()
+        used = set().union(*(mapped_shared_memory(pid) for pid in _list("/proc") if pid.isdigit()))
         for name in left:
             path = os.path.join(SHARED_MEMORY, name)
             with contextlib.suppress(OSError):
@@ -165,7 +170,7 @@ def _list(folder: str) -> list[str]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name (state, parent, group, session, ...); of ps where there is no /proc."""
+    """The fields of /proc/PID/stat behind the name: state, parent, group, session, ..."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
         return text[text.rindex(")") + 2 :].split()
@@ -192,15 +197,3 @@ def _session(leader: int) -> list[int]:
         rows = [line.split() for line in run.stdout.splitlines()]
         members = [int(pid) for pid, session in rows if session == str(leader)]
     return sorted(members, key=lambda pid: pid != leader)
-
-
-def _mapped_files() -> set[str]:
-    """Every file in /dev/shm that some living process has mapped."""
-    found = set()
-    for name in _list("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{name}/maps").read_text().splitlines():
-                    if SHARED_MEMORY in line:
-                        found.add(line[line.index(SHARED_MEMORY) :])
-    return found

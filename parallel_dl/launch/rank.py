@@ -21,7 +21,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from parallel_dl.launch.environment import mpirun_rank
+from parallel_dl.launch.environment import MPI_FILES, mapped_shared_memory, mpirun_rank
 
 JOB_VARIABLE = "PARALLEL_DL_JOB"
 
@@ -79,6 +79,10 @@ def _watch(folder: str) -> None:
             _commands.put(_connection.recv())
     except (EOFError, OSError):  # the launcher has died
         shutil.rmtree(folder, ignore_errors=True)
+        for path in mapped_shared_memory("self"):
+            if os.path.basename(path).startswith(MPI_FILES):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
         os._exit(1)
 
 

@@ -12,6 +12,7 @@ from parallel_dl.launch.job import Job
 
 _START_SECONDS = 60.0  # until the first rank must have connected
 _EXIT_SECONDS = 3.0  # within which all ranks must end once one has called sys.exit(0)
+_DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM, signal.SIGILL, signal.SIGFPE}
 _FINALIZE_SECONDS = 10.0  # for MPI to shut down after all ranks are done
 
 
@@ -91,10 +92,10 @@ def _lost(job: Job, rank: int) -> int:
     while job.mpirun.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     code = job.mpirun.returncode or 0
-    if code < 0 or code > 128:
-        number = -code if code < 0 else code - 128
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return _say(f"rank {rank} was killed by {name}", 128 + number)
+    # Open MPI gives 128 + the signal, MPICH the signal itself
+    number = -code if code < 0 else code - 128 if code > 128 else code if job.is_hydra else 0
+    if number in _DEADLY:
+        return _say(f"rank {rank} was killed by {signal.Signals(number).name}", 128 + number)
     known = f" with status {code}" if code else ""
     return _say(f"rank {rank} ended{known} without completing (os._exit, a kill or a crash)", code or 1)
 

@@ -9,16 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from parallel_dl.launch import find_mpirun
-
-# What the launcher does not do yet under MPICH; strict, so that whoever mends it removes the mark.
-MPICH = (find_mpirun().parent / "hydra_pmi_proxy").exists()
-
-
-def not_yet_under_mpich(reason):
-    return pytest.mark.xfail(MPICH, reason=reason, strict=True)
-
-
 DRIVER = "import sys; from parallel_dl.launch import run; sys.exit(run(int(sys.argv[1]), sys.argv[2:]))"
 MPI = "from mpi4py import MPI\ncomm = MPI.COMM_WORLD\nrank = comm.Get_rank()\n"
 START = "import os, sys, time, signal\nopen(f'pid.{os.getpid()}', 'w').close()\n"
@@ -93,10 +83,7 @@ def test_module(tmp_path, environment, python):
         ("sys.exit(0)", 1, "rank 1 called sys.exit(0) while rank 0"),
         ("os._exit(5)", 5, "rank 1 ended"),
         ("os._exit(0)", None, "rank 1 ended"),
-        pytest.param(
-            *("os.kill(os.getpid(), signal.SIGKILL)", None, "rank 1 was killed by SIGKILL"),
-            marks=not_yet_under_mpich("mpirun's status 9 is read as an exit status, not as the number of a signal"),
-        ),
+        ("os.kill(os.getpid(), signal.SIGKILL)", None, "rank 1 was killed by SIGKILL"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", None, "rank 1"),
     ],
 )
@@ -166,7 +153,6 @@ def test_launcher_is_killed(start, pids, living, can_unshare):
     started.process.communicate(timeout=10)
 
 
-@not_yet_under_mpich("no process is left that would remove mpich_shm_*")
 def test_killed_launcher_leaves_no_shared_memory(start, pids, can_unshare):
     if not can_unshare:
         pytest.skip("needs root on Linux for a /dev/shm of its own")
@@ -224,7 +210,6 @@ print('ok')
 """
 
 
-@not_yet_under_mpich("besides MPIR_CVAR_NOLOCAL it needs MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS=2")
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_small_shared_memory(run, can_unshare, ranks):
     if not can_unshare:
