@@ -1,0 +1,100 @@
+"""The documentation says what is there: examples run, the tree and the flags are complete, links lead somewhere."""
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+from conftest import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_readme_shows_hello_as_it_is():
+    assert (ROOT / "docs" / "examples" / "hello.py").read_text() in python_blocks(README)
+
+
+def folders_below(package):
+    """Every folder of the package with files of its own, like "autograd/ops/"."""
+    files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {f"{path.parent.relative_to(package)}/" for path in files} - {"./"}
+
+
+def test_readme_tree_is_the_tree():
+    block = re.search(r"^```text\n(parallel_dl/.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)[1]
+    lines = block.splitlines()
+    inside = [line.split(None, 1) for line in lines[1:] if line.startswith("  ")]
+    beside = [line.split(None, 1) for line in lines[1:] if not line.startswith("  ")]
+    assert all(len(line) == 2 for line in inside + beside), "every line says what it is"
+    names = [name for name, _ in inside]
+    package = ROOT / "parallel_dl"
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert len(names) == len(set(names))
+    assert set(names) == folders_below(package) | modules
+    assert [name for name, _ in beside] == ["tests/", "benchmarks/", "docs/"]
+    assert all((ROOT / name).is_dir() for name, _ in beside)
+
+
+def anchors(page):
+    """The anchors of a page's headings: lower case, blanks as hyphens, without other punctuation."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = re.findall(r"\]\((docs/[^)#]+\.md)\)", README.read_text())
+    assert set(linked) == {str(page.relative_to(ROOT)) for page in PAGES[1:]}
+
+
+APP = typer.main.get_command(importlib.import_module("parallel_dl.cli.main").app)
+COMMANDS = {"": APP, **APP.commands}
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=lambda name: name or "parallel-dl")
+def test_command_line_page_has_every_flag(name):
+    """Each flag in the table of its command, with its default, and no flag that the command does not have."""
+    head, *sections = re.split(r"^## ", (ROOT / "docs" / "command-line.md").read_text(), flags=re.MULTILINE)
+    section = next(s for s in sections if s.split()[0] == name) if name else head
+    table = dict(re.findall(r"^\| (`-[^|]*) \| *([^|]*?) *\|", section, re.MULTILINE))
+    documented = {flag: default for cell, default in table.items() for flag in re.findall(r"`(-[^`]+)`", cell)}
+    options = [option for option in COMMANDS[name].params if option.param_type_name == "option"]
+    flags = {flag: option for option in options for flag in option.opts + option.secondary_opts}
+    assert set(documented) == set(flags) | {"-h", "--help"}
+    for flag, option in flags.items():
+        if option.default not in (None, False):
+            assert documented[flag] == str(option.default), flag
+
+
+def test_command_line_page_has_every_command():
+    titles = re.findall(r"^## (.*)$", (ROOT / "docs" / "command-line.md").read_text(), re.MULTILINE)
+    assert set(APP.commands) == {title for title in titles if title.islower()}
+
+
+def test_examples_of_the_index_run(environment, tmp_path):
+    examples = python_blocks(ROOT / "docs" / "index.md")
+    assert examples
+    for example in examples:
+        run = subprocess.run(
+            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        assert "equal: worst is" in run.stdout
