@@ -14,7 +14,7 @@ from parallel_dl.cli.info import info
 from parallel_dl.cli.run import run
 from parallel_dl.cli.train import train
 from parallel_dl.errors import InputError
-from parallel_dl.launch import rank
+from parallel_dl.launch import mpirun_rank, rank
 
 app = typer.Typer(
     name="parallel-dl",
@@ -69,6 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
     if rank.connected():
         sys.stdout.flush()
         rank.complete(status, line)  # our launcher prints the line, once for all ranks
-    elif line is not None:
+    elif line is not None and mpirun_rank() == 0:  # what is refused is refused on every rank: one of them says so
         print(line, file=sys.stderr)
     return status

@@ -56,7 +56,8 @@ def run(start, pids, living):
 
 
 def test_in_order(run, tmp_path):
-    ended = run(MPI + "print(rank, comm.allreduce(1), sys.argv[1:], sys.path[0])", "--x", "y z")
+    # one write a line: the ranks' lines may not mix
+    ended = run(MPI + "sys.stdout.write(f'{rank} {comm.allreduce(1)} {sys.argv[1:]} {sys.path[0]}\\n')", "--x", "y z")
     assert (ended.status, ended.err) == (0, "")
     assert sorted(ended.out.splitlines()) == [f"{rank} 2 ['--x', 'y z'] {tmp_path}" for rank in range(2)]
 

@@ -1,0 +1,254 @@
+"""The command line as a user meets it: what it prints, what it refuses, with which exit status."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parallel_dl import checkpoint, datasets, networks
+from parallel_dl.launch import find_mpirun
+
+ROOT = Path(__file__).parents[2]
+PARALLEL_DL = [sys.executable, "-m", "parallel_dl"]
+HELLO = ROOT / "docs" / "examples" / "hello.py"
+
+
+def call(*arguments, command=PARALLEL_DL, seconds=60, **variables):
+    """Runs a command in a session of its own; a hang fails the test."""
+    settings = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings, **variables}
+    process = subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"{arguments}: still running after {seconds} s")
+    return process.returncode, out, err
+
+
+def train(*arguments, **options):
+    status, out, err = call("train", "mlp", "--json", *arguments, **options)
+    assert (status, err) == (0, ""), err
+    assert out.count("\n") == 1
+    return json.loads(out, parse_constant=pytest.fail)
+
+
+def mpirun(ranks):
+    return [str(find_mpirun()), "-n", str(ranks), *PARALLEL_DL]
+
+
+def test_json_has_the_keys_of_the_documentation():
+    run = train("--epochs", 2, "--dp", 2)
+    assert set(run) >= {
+        *("network", "dataset", "layout", "ranks", "batch_size", "steps", "losses", "test_accuracy", "seconds"),
+        *("samples_per_second", "weights_sha256"),
+    }
+    assert run["layout"] == {"dp": 2, "mp": 1, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
+    assert (run["network"], run["dataset"], run["ranks"], run["batch_size"]) == ("mlp", "digits", 2, 64)
+    assert run["steps"] == len(run["losses"]) == 2 * 23
+    assert re.fullmatch("[0-9a-f]{64}", run["weights_sha256"])
+
+
+@pytest.mark.parametrize("dp", [1, 4])
+def test_the_defaults_reach_96_per_cent(dp):
+    run = train("--dp", dp)
+    assert run["test_accuracy"] >= 0.96
+    assert run["seconds"] < 10
+
+
+@pytest.mark.parametrize(("dp", "batch", "more"), [(3, 100, ()), (8, 5, ()), (2, 64, ("--microbatches", 3))])
+def test_losses_do_not_depend_on_the_ranks(dp, batch, more):
+    common = ("--batch-size", batch, "--steps", 8, "--dtype", "float64", "--seed", 7)
+    one, many = train(*common), train(*common, "--dp", dp, *more)
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-10)
+    assert many["steps"] == 8
+
+
+def test_the_command_of_the_readme():
+    flags = "--dp 2 --epochs 5 --lr 0.1 --momentum 0.9 --batch-size 128 --dtype float64 --seed 7"
+    first, again = train(*flags.split()), train(*flags.split())
+    assert first["steps"] == 5 * 12
+    assert first["weights_sha256"] == again["weights_sha256"]
+    assert train(*flags.split(), "--allreduce", "mpi")["weights_sha256"] == first["weights_sha256"]
+
+
+def test_inside_a_users_own_mpirun():
+    status, out, _ = call("train", "mlp", "--steps", 3, "--json", command=mpirun(3))
+    assert status == 0
+    assert json.loads(out)["layout"]["dp"] == 3
+    status, out, err = call("train", "mlp", "--dp", 2, "--json", command=mpirun(3))
+    assert (status, out.strip().startswith("{")) == (2, False)
+    assert err.count("parallel-dl: --dp 2: needs 2 ranks, but mpirun started 3; valid here is --dp 3") == 1
+
+
+def test_what_is_not_finite_is_null():
+    status, out, _ = call("train", "mlp", "--lr", 1e30, "--epochs", 1, "--json")
+    assert status == 0
+    assert None in json.loads(out, parse_constant=pytest.fail)["losses"]
+
+
+def test_output_holds_the_weights(tmp_path):
+    run = train("--dp", 2, "--epochs", 3, "--output", tmp_path / "w.safetensors")
+    data = datasets.load("digits")
+    network = networks.create("mlp", data.input_shape, data.classes)
+    network.load_state_dict(checkpoint.load(tmp_path / "w.safetensors"))
+    accuracy = (network(data.x_test).data.argmax(1) == data.y_test).mean()
+    assert accuracy == pytest.approx(run["test_accuracy"], abs=1e-9)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_the_table_is_plain_text_when_piped():
+    status, out, err = call("train", "mlp", "--dp", 2, "--epochs", 1)
+    assert (status, err) == (0, "")
+    assert "test accuracy" in out
+    assert "\x1b" not in out
+
+
+def test_demo_and_info():
+    status, out, _ = call("demo", "--epochs", 1)
+    assert status == 0
+    assert re.search(r"The two runs agree: all 23 losses to 1\d digits", out)
+    status, out, _ = call("info", "--json")
+    assert status == 0
+    assert json.loads(out)["mpirun"] == str(find_mpirun())
+
+
+def test_hello_runs_alone_and_on_ranks():
+    assert len(HELLO.read_text().splitlines()) <= 25
+    alone = call(HELLO, command=[sys.executable])
+    mpi = call(HELLO, command=[*mpirun(2)[:3], sys.executable])
+    ours = call("run", "-n", 3, HELLO)
+    assert alone[0] == mpi[0] == ours[0] == 0
+    losses = [[float(line.split()[-1]) for line in out.splitlines()] for _, out, _ in (alone, mpi, ours)]
+    assert len(losses[0]) == 10
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=2e-3)
+
+
+BAD = [
+    (["train", "mpl"], "unknown network 'mpl': did you mean 'mlp'?"),
+    (["train"], "Missing argument"),
+    (["trian", "mlp"], "trian"),
+    (["train", "mlp", "--dp", "0"], "--dp 0: must be at least 1"),
+    (["train", "mlp", "--dp", "two"], "--dp"),
+    (["train", "mlp", "--microbatches", "0"], "--microbatches 0: must be at least 1"),
+    (["train", "mlp", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    (["train", "mlp", "--epochs", "0"], "--epochs 0: must be at least 1"),
+    (["train", "mlp", "--steps", "0"], "--steps 0: must be at least 1"),
+    (["train", "mlp", "--lr", "-0.1"], "--lr -0.1: must be a finite number, at least 0"),
+    (["train", "mlp", "--lr", "nan"], "--lr nan"),
+    (["train", "mlp", "--momentum", "1.5"], "momentum 1.5: must be at least 0 and below 1"),
+    (["train", "mlp", "--weight-decay", "-1"], "weight decay -1.0: must be at least 0"),
+    (["train", "mlp", "--warmup", "-1"], "warm-up steps -1: must be at least 0"),
+    (["train", "mlp", "--seed", "-1"], "--seed -1"),
+    (["train", "mlp", "--dtype", "int8"], "unknown --dtype 'int8': valid are float32, float64"),
+    (["train", "mlp", "--optimizer", "sdg"], "did you mean 'sgd'?"),
+    (["train", "mlp", "--optimizer", "adam", "--momentum", "0.9"], "belong to --optimizer sgd"),
+    (["train", "mlp", "--allreduce", "ring"], "valid are auto, mpi, window"),
+    (["train", "mlp", "--lr-policy", "cosin"], "did you mean 'cosine'?"),
+    (["train", "mlp", "--bogus"], "--bogus"),
+    (["train", "mlp", "--dataset", "digit"], "did you mean 'digits'?"),
+    (["train", "mlp", "--output", "/no/such/folder/w"], "there is no folder /no/such/folder"),
+    (["train", "mlp", "--output", "/proc/w"], "--output /proc/w: cannot write"),
+    (["train", "mlp", "--output", "/tmp"], "is a folder"),
+    (["run", "nothing.py"], "there is no such file"),
+    (["run", "-n", "0", "nothing.py"], "--ranks 0: must be at least 1"),
+    (["demo", "--epochs", "0"], "--epochs 0: must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD, ids=lambda value: " ".join(value) if type(value) is list else "")
+def test_bad_input_is_one_line_and_status_2(arguments, said):
+    for more in ([], ["--dp", "3"]) if "--dp" not in arguments and arguments[:2] == ["train", "mlp"] else ([],):
+        status, out, err = call(*arguments, *more)
+        assert (status, out) == (2, "")
+        assert err.startswith("parallel-dl: ")
+        assert err.count("\n") == 1
+        assert said in err
+
+
+def _truncated(folder):
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _wrong_magic(folder):
+    path = folder / "t10k-labels-idx1-ubyte"
+    path.write_bytes(b"\x01\x02\x03\x04" + path.read_bytes()[4:])
+
+
+def _missing(folder):
+    (folder / "train-labels-idx1-ubyte").unlink()
+
+
+@pytest.mark.parametrize("damage", [_truncated, _wrong_magic, _missing])
+def test_damaged_files(tmp_path, damage):
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 20)):
+        images = random.integers(0, 256, (count, 6, 5), dtype=np.uint8)
+        datasets.write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
+        datasets.write_idx(tmp_path / f"{part}-labels-idx1-ubyte", (np.arange(count) % 4).astype(np.uint8))
+    assert train("--dataset", "idx", "--data-dir", tmp_path, "--dp", 2, "--epochs", 1)["steps"] == 1
+    damage(tmp_path)
+    for ranks in (1, 2):
+        status, out, err = call("train", "mlp", "--dataset", "idx", "--data-dir", tmp_path, "--dp", ranks)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert str(tmp_path) in err
+
+
+def test_numbers_that_are_none(tmp_path):
+    x = np.zeros((8, 3))
+    x[2, 1] = np.nan
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(8) % 2, x_test=x[:1], y_test=np.zeros(1, int))
+    status, out, err = call("train", "mlp", "--dataset", tmp_path / "d.npz", "--dp", 2)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "d.npz" in err
+
+
+def test_without_an_mpi_runtime(tmp_path):
+    fake = tmp_path / "mpi4py"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("")
+    (fake / "MPI.py").write_text("raise RuntimeError('cannot load MPI library')")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.prefix = {str(tmp_path)!r}")
+    missing = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": str(tmp_path)}
+    for dp in (1, 2):
+        status, out, err = call("train", "mlp", "--dp", dp, **missing)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "pip install" in err
+    assert call("--help", **missing)[0] == 0
+
+
+def test_a_rank_that_is_killed_in_training_ends_the_job(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, threading, time\n"
+        "if os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1':\n"
+        "    threading.Timer(2.0, lambda: os.kill(os.getpid(), 9)).start()\n"
+    )
+    command = ("train", "mlp", "--dp", 2, "--steps", 100000000, "--json")
+    status, _out, err = call(*command, PYTHONPATH=f"{tmp_path}:{ROOT}", seconds=20)
+    assert status not in (0, 2)
+    assert "rank 1 was killed by SIGKILL" in err
+
+
+def test_importing_the_package_is_light():
+    code = "import parallel_dl, sys; print([m for m in ('mpi4py', 'typer', 'rich', 'torch') if m in sys.modules])"
+    assert call("-c", code, command=[sys.executable])[1] == "[]\n"
