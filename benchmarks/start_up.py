@@ -1,4 +1,4 @@
-"""Seconds until two ranks are up with MPI and parallel_dl, and of `parallel-dl --help`: python -m benchmarks.start_up."""
+"""Seconds until two ranks are up with parallel_dl, and of `parallel-dl --help`: python -m benchmarks.start_up."""
 
 from __future__ import annotations
 

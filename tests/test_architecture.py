@@ -21,7 +21,7 @@ OURS = {
     "networks": {"nn", *BASE},
     "optim": {"nn", *BASE},
     "datasets": BASE,
-    "mpi": {"autograd", *BASE},
+    "mpi": {"autograd", "launch", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
     "layout": BASE,
     "checkpoint": BASE,

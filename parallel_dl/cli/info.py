@@ -43,9 +43,9 @@ def facts() -> dict[str, Any]:
     except InputError as error:
         print(f"parallel-dl: {error}", file=sys.stderr)
     try:
-        from parallel_dl.mpi import MPI
+        from parallel_dl.mpi import library_version
 
-        found["mpi"] = MPI.Get_library_version().strip("\0").split(",")[0].splitlines()[0]
+        found["mpi"] = library_version()
         found["mpi4py"] = importlib.metadata.version("mpi4py")
     except InputError as error:
         print(f"parallel-dl: {error}", file=sys.stderr)

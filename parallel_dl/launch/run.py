@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from types import FrameType
 
+from parallel_dl.launch.environment import check_launcher
 from parallel_dl.launch.job import Job
 
 _START_SECONDS = 60.0  # until the first rank must have connected
@@ -26,8 +27,10 @@ def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None 
 
     0 when every rank completed; 2 when one completed with 2 (bad input; its line is printed once); otherwise 1 or the
     rank's own status, and a line that names the rank. Ends the others at once: nothing is left running. InputError
-    when there is no mpirun.
+    when there is no mpirun, or when srun has already started several of us that MPI does not connect.
     """
+
+    check_launcher(1)
 
     def stop(signal_number: int, _: FrameType | None) -> None:
         raise _Stopped(signal_number)

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from parallel_dl.errors import InputError
+from parallel_dl.launch.environment import check_launcher
 
 # Set in every process that an MPI launcher has started; without one the process is a singleton.
 _STARTED_BY_LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "PMI_FD", "SLURM_STEP_ID")
-
-# Slurm's own steps (extern, batch script, interactive) count down from here; no srun started what runs in them.
-_FIRST_SPECIAL_SLURM_STEP = 4294967290
 
 _BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -33,28 +31,6 @@ def prepare_environment(environment: Any = None) -> list[str]:
         return []
     environment["OMPI_MCA_btl"] = "self"
     return ["OMPI_MCA_btl"]
-
-
-def launched_ranks(environment: Mapping[str, str]) -> list[tuple[str, int, str]]:
-    """(variable, number of ranks it promises, what to type) for every launcher that has left its mark."""
-    own_mpirun = "start it with the mpirun of the MPI that this Python loads (`which mpirun` shows which one is found)"
-    marks = [(name, own_mpirun) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")]
-    step = environment.get("SLURM_STEP_ID", "")
-    if step.isdigit() and int(step) < _FIRST_SPECIAL_SLURM_STEP:
-        marks.append(("SLURM_NTASKS", "type srun --mpi=pmix, or mpirun inside the allocation"))
-    values = [(name, environment.get(name, ""), advice) for name, advice in marks]
-    return [(name, int(value), advice) for name, value, advice in values if value.isdigit()]
-
-
-def check_launcher(size: int, environment: Mapping[str, str] | None = None) -> None:
-    """Raises InputError when a launcher has started several ranks that MPI does not connect with each other."""
-    if size > 1:
-        return
-    for variable, ranks, advice in launched_ranks(os.environ if environment is None else environment):
-        if ranks > 1:
-            raise InputError(
-                f"{variable}={ranks}, but MPI sees 1 rank: the launcher does not know this MPI library; {advice}"
-            )
 
 
 def _import_mpi() -> Any:

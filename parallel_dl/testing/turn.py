@@ -78,8 +78,9 @@ class Turn:
             line = f"{ranks_named(waiting)} of {size} had not finished {self.reason}"
             parts.append((None, line))
             stacks = self.job.stacks()
-            for rank in waiting:
-                parts.append((f"rank {rank} of {size} is here", _own_frames(stacks.get(rank, "(no answer)"))))
+            for rank in range(size):
+                state = "is here" if rank in waiting else "had finished and is here"
+                parts.append((f"rank {rank} of {size} {state}", _own_frames(stacks.get(rank, "(no answer)"))))
             headline = headline or line
         sections = []
         for rank, reports in self.phases.items():

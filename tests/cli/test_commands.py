@@ -126,6 +126,12 @@ def test_demo_and_info():
     status, out, _ = call("demo", "--epochs", 1)
     assert status == 0
     assert re.search(r"The two runs agree: all 23 losses to 1\d digits", out)
+    status, out, err = call("train", "mlp", "--dp", 0, command=mpirun(2))
+    assert status == 2
+    assert err.count("parallel-dl: --dp 0") == 1
+    status, out, err = call("train", "mlp", "--dp", 2, SLURM_STEP_ID="0", SLURM_NTASKS="4")
+    assert (status, out) == (2, "")
+    assert "srun --mpi=pmix" in err
     status, out, _ = call("info", "--json")
     assert status == 0
     assert json.loads(out)["mpirun"] == str(find_mpirun())

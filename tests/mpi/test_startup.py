@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from parallel_dl.errors import InputError
+from parallel_dl.launch.environment import check_launcher
 from parallel_dl.mpi import library_version, startup
 
 
@@ -67,8 +68,8 @@ window.free()
 )
 def test_a_launcher_of_another_mpi_is_noticed(environment, said):
     with pytest.raises(InputError, match=said):
-        startup.check_launcher(1, environment)
-    startup.check_launcher(2, environment)
+        check_launcher(1, environment)
+    check_launcher(2, environment)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_launcher_of_another_mpi_is_noticed(environment, said):
     ],
 )
 def test_one_rank_that_is_meant_to_be_one(environment):
-    startup.check_launcher(1, environment)
+    check_launcher(1, environment)
 
 
 def test_the_launcher_is_checked_on_import():
