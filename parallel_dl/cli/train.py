@@ -98,8 +98,8 @@ class Job:
             return optim.SGD(parameters, policy, momentum=momentum, nesterov=self.nesterov, **decay)
         return (optim.Adam if self.optimizer == "adam" else optim.AdamW)(parameters, policy, **decay)
 
-    def train(self, world: Communicator, dataset: Dataset) -> dict[str, Any]:
-        """Trains on the ranks of `world`; returns the JSON object of the run (the same on every rank)."""
+    def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str]:
+        """Trains on the ranks of `world`; returns the run's JSON object and how gradients were summed."""
         from parallel_dl import checkpoint, networks
         from parallel_dl.mpi import Mesh
         from parallel_dl.trainer import Trainer
@@ -120,11 +120,10 @@ class Job:
         with _progress(updates, world.rank) as report:
             result = trainer.fit(dataset, self.batch_size, self.seed, self.epochs, self.steps, report)
         facts = self.as_json(dataset, result, world.size, trainer.weights_sha256())
-        facts["allreduce"] = trainer.gradients.method
         if self.output is not None and world.rank == 0:
             checkpoint.save(self.output, network.state_dict(), {**facts, "losses": None})
         trainer.free()
-        return facts
+        return facts, trainer.gradients.method
 
     def as_json(self, dataset: Dataset, result: Result, ranks: int, digest: str) -> dict[str, Any]:
         """One object, everything in it finite or null."""
@@ -236,23 +235,23 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
         return job.check() if data is None else data
 
     dataset = agreed(comm, prepare)
-    facts = job.train(comm, dataset)
+    facts, method = job.train(comm, dataset)
     if comm.rank == 0:
         if as_json:
             print(json.dumps(facts))
         else:
-            _print_table(facts)
+            _print_table(facts, method)
     return 0
 
 
-def _print_table(facts: dict[str, Any]) -> None:
+def _print_table(facts: dict[str, Any], method: str) -> None:
     from rich.table import Table
 
     layout, losses = facts["layout"], facts["losses"]
     table = Table(title=f"{facts['network']} on {facts['dataset']}", show_header=False, title_justify="left")
     table.add_row("ranks", f"{facts['ranks']} (data parallel {layout['dp']}, microbatches {layout['microbatches']})")
     if facts["ranks"] > 1:
-        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI"}[facts["allreduce"]])
+        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI"}[method])
     table.add_row("batch size", str(facts["batch_size"]))
     table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
     table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")
