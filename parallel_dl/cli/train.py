@@ -27,6 +27,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 RATE_POLICIES = ("constant", "step", "cosine")
 DTYPES = ("float32", "float64")
 
+_WORK_FOR_THREADS = 1 << 25  # multiply-adds of a forward pass (samples x weights), below which one BLAS thread is best
+
 
 @dataclasses.dataclass
 class Job:
@@ -101,11 +103,13 @@ class Job:
     def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str]:
         """Trains on the ranks of `world`; returns the run's JSON object and how gradients were summed."""
         from parallel_dl import checkpoint, networks
-        from parallel_dl.mpi import Mesh
+        from parallel_dl.mpi import Mesh, one_blas_thread
         from parallel_dl.trainer import Trainer
 
         network = networks.create(self.network, dataset.input_shape, dataset.classes)
         network.initialize(self.seed, self.dtype)
+        if min(self.batch_size, len(dataset.x_train)) * network.parameter_count() < _WORK_FOR_THREADS:
+            one_blas_thread()
         steps_per_epoch = math.ceil(len(dataset.x_train) / self.batch_size)
         updates = self.steps or self.epochs * steps_per_epoch
         trainer = Trainer(

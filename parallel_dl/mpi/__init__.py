@@ -10,7 +10,7 @@ from parallel_dl.mpi.abort import finish
 from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
 from parallel_dl.mpi.mesh import Mesh
-from parallel_dl.mpi.startup import MPI, library_version
+from parallel_dl.mpi.startup import MPI, library_version, one_blas_thread
 from parallel_dl.mpi.window import NotEnoughSharedMemory, SharedWindow
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "collectives",
     "finish",
     "library_version",
+    "one_blas_thread",
     "world",
 ]
 

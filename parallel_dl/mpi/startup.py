@@ -70,6 +70,18 @@ def limit_blas_threads(mpi: Any, environment: Mapping[str, str] | None = None) -
     return threads
 
 
+def one_blas_thread() -> None:
+    """One BLAS thread for this rank, unless the user has set a number.
+
+    For small products several threads gain nothing, and on a machine with other work they wait for each other: a step
+    was seen to take a hundred times as long.
+    """
+    if not any(name in os.environ for name in _BLAS_VARIABLES):
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1)
+
+
 def _cores() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 

@@ -71,7 +71,6 @@ def test_json_has_the_keys_of_the_documentation():
 def test_the_defaults_reach_96_per_cent(dp):
     run = train("--dp", dp)
     assert run["test_accuracy"] >= 0.96
-    assert run["seconds"] < 10
 
 
 @pytest.mark.parametrize(("dp", "batch", "more"), [(3, 100, ()), (8, 5, ()), (2, 64, ("--microbatches", 3))])
