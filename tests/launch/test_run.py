@@ -68,7 +68,7 @@ def test_one_rank(run):
 
 
 def test_module(tmp_path, environment, python):
-    (tmp_path / "some_module.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    (tmp_path / "some_module.py").write_text("import sys; sys.stdout.write(f'{__name__} {sys.argv[1:]}\\n')")
     command = [python, "-c", DRIVER, "2", "-m", "some_module", "a"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
     assert ended.stdout.splitlines() == ["__main__ ['a']"] * 2

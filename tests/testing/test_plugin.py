@@ -259,7 +259,9 @@ def test_options_of_pytest(run):
 
 
 def test_output_is_shown_with_s(run):
-    result = run("@pytest.mark.ranks(2)\ndef test_a(world): print('here is', world.rank)", "-s")
+    # one write a line: the ranks' lines may not mix
+    body = "def test_a(world): sys.stdout.write(f'here is {world.rank}\\n')"
+    result = run(f"import sys\n@pytest.mark.ranks(2)\n{body}", "-s")
     result.stdout.fnmatch_lines_random(["*here is 0*", "*here is 1*"])
 
 
