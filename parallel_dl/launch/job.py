@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from parallel_dl.launch.environment import (
     mapped_shared_memory,
     settings,
 )
-from parallel_dl.launch.rank import JOB_VARIABLE
+from parallel_dl.launch.rank import ATTENDED, JOB_VARIABLE
 
 
 class Event(NamedTuple):
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 class Job:
     """`ranks` ranks, each running `python -m parallel_dl.launch ARGUMENTS`, from the start to `end()`.
 
-    A context manager: leaving it ends the job.
+    A context manager: leaving it ends the job. With `attended`, each rank has an attendant that tells how it ended.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class Job:
         environment: Mapping[str, str] | None = None,
         stdout: Any = None,
         stderr: Any = None,
+        attended: bool = False,
     ) -> None:
         mpirun = find_mpirun()
         self.is_hydra = is_hydra(mpirun)
         self.ranks = ranks
         self.pids: dict[int, int] = {}
+        self.exits: dict[int, tuple[int, float]] = {}  # rank -> its exit code, -N for signal N; when we heard of it
         self._born: dict[int, str] = {}  # pid -> when it started: a pid may be given to another process later
         self._links: dict[int, Connection] = {}
         self._strangers: list[Connection] = []  # connected, but their rank is not known yet
@@ -64,7 +66,8 @@ class Job:
         variables = {**os.environ, **(environment or {})}
         variables.update(settings(ranks, self.folder, variables))
         variables[JOB_VARIABLE] = self.folder
-        command = [str(mpirun), "-n", str(ranks), sys.executable, "-m", "parallel_dl.launch", *arguments]
+        command = [str(mpirun), "-n", str(ranks), sys.executable, "-m", "parallel_dl.launch"]
+        command += [*([ATTENDED] if attended else []), *arguments]
         try:
             self.mpirun = subprocess.Popen(
                 command, env=variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
@@ -101,10 +104,16 @@ class Job:
                     yield Event(links[ready], "lost", ())
                 continue
             if kind == "hello":
-                rank, pid = content
+                rank, pid, attendant = content
                 self._strangers.remove(ready)
-                self._links[rank], self.pids[rank], self._born[pid] = ready, pid, _started(pid)
+                self._links[rank], self.pids[rank] = ready, pid
+                self._born.update((p, _started(p)) for p in (pid, attendant) if p is not None)
                 yield Event(rank, "hello", (pid,))
+            elif kind == "ended":
+                rank, code = content
+                self._strangers.remove(ready)
+                ready.close()
+                self.exits[rank] = code, time.monotonic()
             else:
                 yield Event(links[ready], kind, tuple(content))
 
@@ -116,7 +125,7 @@ class Job:
 
     def stacks(self) -> dict[int, str]:
         """The Python stack of every living rank, also of one that waits inside MPI."""
-        for pid in self._living():
+        for pid in self._living(self.pids.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
         deadline = time.monotonic() + 2
@@ -127,15 +136,15 @@ class Job:
         return {rank: file.read_text() for rank, file in files.items() if file.exists()}
 
     # -- the end ---------------------------------------------------------------------------------------------------
-    def _living(self) -> list[int]:
-        return [pid for pid in self.pids.values() if _started(pid) == self._born[pid] != ""]
+    def _living(self, of: Iterable[int]) -> list[int]:
+        return [pid for pid in of if _started(pid) == self._born[pid] != ""]
 
     def end(self, grace: float = 0.0) -> None:
         """Ends every process of the job by its id and removes what it left; waits `grace` s for a normal end first."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.mpirun.wait(grace)
         # mpirun first: it would have much to say about ranks that die
-        for pid in [*_session(self.mpirun.pid), *self._living()]:
+        for pid in [*_session(self.mpirun.pid), *self._living(self._born)]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self.mpirun.wait()
@@ -144,7 +153,7 @@ class Job:
         self._links, self._strangers = {}, []
         self._listener.close()
         deadline = time.monotonic() + 2
-        while time.monotonic() < deadline and self._living():
+        while time.monotonic() < deadline and self._living(self._born):
             time.sleep(0.01)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._clear_shared_memory()

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from types import FrameType
+from collections.abc import Iterable, Mapping
 
 from parallel_dl.launch.environment import check_launcher
 from parallel_dl.launch.job import Job
 
 _START_SECONDS = 60.0  # until the first rank must have connected
 _EXIT_SECONDS = 3.0  # within which all ranks must end once one has called sys.exit(0)
-_DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM, signal.SIGILL, signal.SIGFPE}
+_RECORD_SECONDS = 0.5  # after a rank's end, for its completion record to be read
+_ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
+_DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
+_FROM_MPIRUN = {-signal.SIGKILL, -signal.SIGTERM}  # how mpirun ends the others
 _FINALIZE_SECONDS = 10.0  # for MPI to shut down after all ranks are done
-
-
-class _Stopped(Exception):
-    def __init__(self, signal_number: int) -> None:
-        self.signal_number = signal_number
 
 
 def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None = None) -> int:
@@ -32,27 +31,28 @@ def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None 
 
     check_launcher(1)
 
-    def stop(signal_number: int, _: FrameType | None) -> None:
-        raise _Stopped(signal_number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stopped: list[int] = []  # noted, and looked at while we wait: nothing interrupts the end of a job
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    caught = [number for number, previous in before.items() if previous is not signal.SIG_IGN]  # nohup ignores one
+    for number in caught:
+        signal.signal(number, lambda number, _: stopped.append(number))
     try:
-        with Job(ranks, arguments, environment) as job:
-            return _watch(job)
-    except _Stopped as stopped:
-        return 128 + stopped.signal_number
+        with Job(ranks, arguments, environment, attended=True) as job:
+            return _watch(job, stopped)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in caught:
+            signal.signal(number, before[number])
 
 
-def _watch(job: Job) -> int:
-    """Follows the ranks until all have completed or one has failed."""
+def _watch(job: Job, stopped: list[int]) -> int:
+    """Follows the ranks until all have completed, one has failed, or a signal has come."""
     ended: dict[int, str] = {}  # rank -> "done" or "exited"
     status, lines = 0, []
     start = time.monotonic()
     exit_deadline = None
     while len(ended) < job.ranks:
+        if stopped:
+            return 128 + stopped[0]
         for rank, kind, content in job.events(0.1):
             if kind == "done":
                 ended[rank] = kind
@@ -71,7 +71,10 @@ def _watch(job: Job) -> int:
                     print(f"rank {rank}: {line}", file=sys.stderr)
                 return _say(f"rank {rank} {what}", code)
             elif kind == "lost" and rank not in ended:
-                return _lost(job, rank)
+                return _lost(job, rank, ended)
+        for rank, (_, heard) in job.exits.items():  # a child of the rank may hold its connection open
+            if rank not in ended and time.monotonic() - heard > _RECORD_SECONDS:
+                return _lost(job, rank, ended)
         if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:
             first = next(rank for rank, kind in ended.items() if kind == "exited")
             others = ", ".join(str(rank) for rank in range(job.ranks) if rank not in ended)
@@ -82,25 +85,47 @@ def _watch(job: Job) -> int:
         if not job.pids and time.monotonic() - start > _START_SECONDS:
             return _say(f"mpirun started no rank within {_START_SECONDS:.0f} s", 1)
     deadline = time.monotonic() + _FINALIZE_SECONDS
-    while job.mpirun.poll() is None and time.monotonic() < deadline:
+    while job.mpirun.poll() is None and time.monotonic() < deadline and not stopped:
         list(job.events(0.01))
+    if stopped:
+        return 128 + stopped[0]
     if job.mpirun.poll() is None:
         print("parallel-dl: all ranks are done, but MPI did not shut down; ended it", file=sys.stderr)
     return status
 
 
-def _lost(job: Job, rank: int) -> int:
-    """A rank's connection ended without a record: mpirun may know how."""
-    deadline = time.monotonic() + 1
-    while job.mpirun.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    code = job.mpirun.returncode or 0
-    # Open MPI gives 128 + the signal, MPICH the signal itself
-    number = -code if code < 0 else code - 128 if code > 128 else code if job.is_hydra else 0
-    if number in _DEADLY:
-        return _say(f"rank {rank} was killed by {signal.Signals(number).name}", 128 + number)
-    known = f" with status {code}" if code else ""
-    return _say(f"rank {rank} ended{known} without completing (os._exit, a kill or a crash)", code or 1)
+def _lost(job: Job, rank: int, ended: Iterable[int]) -> int:
+    """A rank has gone without a record: its attendant knows how, or else mpirun may."""
+    deadline = time.monotonic() + _ATTENDANT_SECONDS
+    while rank not in job.exits and time.monotonic() < deadline and job.mpirun.poll() is None:
+        list(job.events(0.02))
+    if rank not in job.exits or job.exits[rank][0] in _FROM_MPIRUN:  # perhaps mpirun's answer to another's end
+        list(job.events(0.1))
+        first = [r for r, (code, _) in job.exits.items() if r not in ended and code not in _FROM_MPIRUN]
+        rank = first[0] if first else rank
+    if rank in job.exits:
+        code = job.exits[rank][0]
+        known = f" with status {code}"
+    else:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.mpirun.wait(_ATTENDANT_SECONDS)
+        code = job.mpirun.returncode or 0
+        # Open MPI gives 128 + the signal, MPICH the signal itself
+        number = code - 128 if code > 128 else code if job.is_hydra else 0
+        known = f" with status {code}" if code else ""
+        code = -number if number in _DEADLY else code
+    if code < 0:
+        return _say(f"rank {rank} was killed by {_signal_name(-code)}", 128 - code)
+    if rank not in job.exits:
+        return _say(f"mpirun ended{known} before rank {rank} had completed (MPI_Abort or a crash)", code or 1)
+    return _say(f"rank {rank} ended{known} without completing (os._exit or a crash)", code or 1)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have numbers only
+        return f"signal {number}"
 
 
 def _say(line: str, status: int) -> int:
