@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ def demo(
         raise InputError(f"--ranks {ranks}: must be at least 1")
     if launch.inside_mpirun():
         raise InputError("demo: starts its ranks itself; call it outside mpirun")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends what it has started
     one, many = _train(1, epochs, seed), _train(ranks, epochs, seed)
     print(f"{'step':>5}  {'loss on 1 rank':>20}  {f'loss on {ranks} ranks':>20}")
     for step, (a, b) in enumerate(zip(one["losses"], many["losses"]), start=1):

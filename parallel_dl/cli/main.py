@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -14,7 +15,9 @@ from parallel_dl.cli.info import info
 from parallel_dl.cli.run import run
 from parallel_dl.cli.train import train
 from parallel_dl.errors import InputError
-from parallel_dl.launch import mpirun_rank, rank
+from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
+
+_MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
 
 app = typer.Typer(
     name="parallel-dl",
@@ -69,6 +72,22 @@ def main(arguments: list[str] | None = None) -> int:
     if rank.connected():
         sys.stdout.flush()
         rank.complete(status, line)  # our launcher prints the line, once for all ranks
-    elif line is not None and mpirun_rank() == 0:  # what is refused is refused on every rank: one of them says so
+    elif line is not None and inside_mpirun():
+        _say_on_one_rank(line)
+    elif line is not None:
         print(line, file=sys.stderr)
     return status
+
+
+def _say_on_one_rank(line: str) -> None:
+    """In a user's own mpirun: rank 0 says what every rank refuses, before any ends and mpirun ends the others."""
+    before_mpi = "parallel_dl.mpi" not in sys.modules  # only the arguments were looked at: the same on every rank
+    if mpirun_rank() == 0 or not before_mpi:
+        print(line, file=sys.stderr, flush=True)
+    if before_mpi:
+        try:
+            from parallel_dl.mpi import finish
+        except InputError:  # there is no MPI to meet in
+            time.sleep(_MPIRUN_SECONDS)
+        else:
+            finish()

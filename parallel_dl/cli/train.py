@@ -102,6 +102,8 @@ class Job:
 
     def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str]:
         """Trains on the ranks of `world`; returns the run's JSON object and how gradients were summed."""
+        import numpy as np
+
         from parallel_dl import checkpoint, networks
         from parallel_dl.mpi import Mesh, one_blas_thread
         from parallel_dl.trainer import Trainer
@@ -112,16 +114,22 @@ class Job:
             one_blas_thread()
         steps_per_epoch = math.ceil(len(dataset.x_train) / self.batch_size)
         updates = self.steps or self.epochs * steps_per_epoch
+        # with it MPICH takes ranks of one node for ranks of several
+        unshared = world.size > 1 and not world.is_one_node and launch.without_shared_memory()
         trainer = Trainer(
             network,
             lambda parameters: self.make_optimizer(parameters, updates),
             self.layout,
             Mesh(world, data=self.layout.dp),
-            self.allreduce,
+            "mpi" if unshared else self.allreduce,
         )
-        if trainer.gradients.note and world.rank == 0:
-            print(f"parallel-dl: {trainer.gradients.note}", file=sys.stderr)
-        with _progress(updates, world.rank) as report:
+        note = trainer.gradients.note
+        if unshared and self.allreduce != "mpi":
+            note = "gradients are summed by MPI's all-reduce: /dev/shm is too small for MPICH's shared memory"
+        if note and world.rank == 0:
+            print(f"parallel-dl: {note}", file=sys.stderr)
+        # a run that diverges is told by its losses, not by NumPy's warnings from every rank
+        with _progress(updates, world.rank) as report, np.errstate(over="ignore", invalid="ignore"):
             result = trainer.fit(dataset, self.batch_size, self.seed, self.epochs, self.steps, report)
         facts = self.as_json(dataset, result, world.size, trainer.weights_sha256())
         if self.output is not None and world.rank == 0:

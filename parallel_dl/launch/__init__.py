@@ -3,8 +3,25 @@
 To read in this order: environment, rank, job, run.
 """
 
-from parallel_dl.launch.environment import cores, find_mpirun, inside_mpirun, mpirun_rank, mpirun_size
+from parallel_dl.launch.environment import (
+    cores,
+    find_mpirun,
+    inside_mpirun,
+    mpirun_rank,
+    mpirun_size,
+    without_shared_memory,
+)
 from parallel_dl.launch.job import Event, Job
 from parallel_dl.launch.run import run
 
-__all__ = ["Event", "Job", "cores", "find_mpirun", "inside_mpirun", "mpirun_rank", "mpirun_size", "run"]
+__all__ = [
+    "Event",
+    "Job",
+    "cores",
+    "find_mpirun",
+    "inside_mpirun",
+    "mpirun_rank",
+    "mpirun_size",
+    "run",
+    "without_shared_memory",
+]

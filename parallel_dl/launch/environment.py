@@ -119,6 +119,11 @@ def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> 
     return {name: value for name, value in wanted.items() if name not in given}
 
 
+def without_shared_memory() -> bool:
+    """Whether MPICH has been told, by us or by the user, to use no shared memory."""
+    return os.environ.get("MPIR_CVAR_NOLOCAL", "0") not in ("0", "")
+
+
 def is_hydra(mpirun: Path) -> bool:
     """Whether this mpirun is MPICH's."""
     return any((mpirun.resolve().parent / name).exists() for name in ("hydra_pmi_proxy", "mpiexec.hydra"))
