@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parallel_dl import checkpoint, datasets, networks
+from parallel_dl import checkpoint, datasets, launch, networks
+from parallel_dl.cli import main
 from parallel_dl.launch import find_mpirun
 
 ROOT = Path(__file__).parents[2]
@@ -99,8 +100,8 @@ def test_inside_a_users_own_mpirun():
 
 
 def test_what_is_not_finite_is_null():
-    status, out, _ = call("train", "mlp", "--lr", 1e30, "--epochs", 1, "--json")
-    assert status == 0
+    status, out, err = call("train", "mlp", "--lr", 1e30, "--epochs", 1, "--json")
+    assert (status, err) == (0, "")
     assert None in json.loads(out, parse_constant=pytest.fail)["losses"]
 
 
@@ -125,9 +126,6 @@ def test_demo_and_info():
     status, out, _ = call("demo", "--epochs", 1)
     assert status == 0
     assert re.search(r"The two runs agree: all 23 losses to 1\d digits", out)
-    status, out, err = call("train", "mlp", "--dp", 0, command=mpirun(2))
-    assert status == 2
-    assert err.count("parallel-dl: --dp 0") == 1
     status, out, err = call("train", "mlp", "--dp", 2, SLURM_STEP_ID="0", SLURM_NTASKS="4")
     assert (status, out) == (2, "")
     assert "srun --mpi=pmix" in err
@@ -153,6 +151,7 @@ BAD = [
     (["train"], "Missing argument"),
     (["trian", "mlp"], "trian"),
     (["train", "mlp", "--dp", "0"], "--dp 0: must be at least 1"),
+    (["train", "mlp", "--dp", "-1"], "--dp -1: must be at least 1"),
     (["train", "mlp", "--dp", "two"], "--dp"),
     (["train", "mlp", "--microbatches", "0"], "--microbatches 0: must be at least 1"),
     (["train", "mlp", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
@@ -181,13 +180,68 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), BAD, ids=lambda value: " ".join(value) if type(value) is list else "")
-def test_bad_input_is_one_line_and_status_2(arguments, said):
+def test_bad_input_is_one_line_and_status_2(arguments, said, capfd, monkeypatch):
+    """Also for several ranks: none may be started."""
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("ranks were started"))
     for more in ([], ["--dp", "3"]) if "--dp" not in arguments and arguments[:2] == ["train", "mlp"] else ([],):
-        status, out, err = call(*arguments, *more)
+        status = main([*arguments, *more])
+        out, err = capfd.readouterr()
         assert (status, out) == (2, "")
         assert err.startswith("parallel-dl: ")
         assert err.count("\n") == 1
         assert said in err
+
+
+def test_bad_input_as_a_command():
+    assert call("train", "mpl", "--dp", 3) == (
+        2,
+        "",
+        "parallel-dl: unknown network 'mpl': did you mean 'mlp'? valid are mlp\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--dp", 0), ("--lr", -1)])
+def test_bad_input_inside_a_users_own_mpirun(tmp_path, arguments):
+    """Rank 0 is the slowest: it still has its say before another's status ends it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '0': time.sleep(1)\n"
+    )
+    status, out, err = call("train", "mlp", *arguments, command=mpirun(3), PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert (status, out.strip()) == (2, "")
+    assert err.count("parallel-dl: ") == 1
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["our launcher", "the user's mpirun"])
+def test_a_file_that_only_one_rank_finds_damaged(tmp_path, own):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1':\n"
+        "    from parallel_dl import datasets, errors\n"
+        "    def load(*_): raise errors.InputError('digits: damaged here')\n"
+        "    datasets.load = load\n"
+    )
+    variables = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    if own:
+        status, out, err = call("train", "mlp", command=mpirun(3), **variables)
+    else:
+        status, out, err = call("train", "mlp", "--dp", 3, **variables)
+        assert err == "parallel-dl: digits: damaged here\n"
+    assert (status, out.strip(), err.count("parallel-dl: digits: damaged here")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("more", [("--dp", 2), ("--dp", 4, "--allreduce", "window")])
+def test_a_small_dev_shm(isolated, can_unshare, more):
+    """Whatever of it fits is used; the rest says a word, and gives the same losses."""
+    if not can_unshare:
+        pytest.skip("needs root on Linux to mount a small /dev/shm")
+    usual = train("--steps", 3, "--dtype", "float64")["losses"]
+    for size in ("1m", "256k"):
+        command, left = isolated([*PARALLEL_DL, "train", "mlp", "--steps", "3", "--dtype", "float64", "--json"], size)
+        status, out, err = call(*more, command=command)
+        assert (status, left()) == (0, []), err
+        np.testing.assert_allclose(json.loads(out)["losses"], usual, rtol=1e-10)
+    assert err.startswith("parallel-dl: gradients are summed by MPI's all-reduce: /dev/shm ")
+    assert err.count("\n") == 1
 
 
 def _truncated(folder):
