@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     status, message = 0, None
     try:
         # typer without its own ending: what it refuses comes back as an exception with one line
-        status = app(args=arguments, prog_name="parallel-dl", standalone_mode=False) or 0
+        arguments = sys.argv[1:] if arguments is None else arguments
+        status = app(args=arguments, obj=arguments, prog_name="parallel-dl", standalone_mode=False) or 0
     except InputError as error:
         status, message = 2, str(error)
     except KeyboardInterrupt:

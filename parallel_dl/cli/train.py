@@ -174,6 +174,7 @@ def _progress(updates: int, rank: int) -> Iterator[Callable[[int, int, float], N
 
 
 def train(
+    context: typer.Context,
     network: Annotated[str, typer.Argument(help="Which network: mlp.")],
     dp: Annotated[int | None, typer.Option(help="Data-parallel replicas. [default: 1, or all ranks of mpirun]")] = None,
     microbatches: Annotated[int, typer.Option(help="Pieces of a batch, their gradients accumulated.")] = 1,
@@ -224,7 +225,7 @@ def train(
     if not inside:
         data = job.check()
         if job.layout.ranks > 1:
-            return launch.run(job.layout.ranks, ["-m", "parallel_dl", *sys.argv[1:]], for_ranks())
+            return launch.run(job.layout.ranks, ["-m", "parallel_dl", *context.obj], for_ranks())
         return _train_here(job, data, as_json)
     return _train_here(job, None, as_json)
 

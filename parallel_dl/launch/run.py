@@ -13,7 +13,7 @@ from parallel_dl.launch.environment import check_launcher
 from parallel_dl.launch.job import Job
 
 _START_SECONDS = 60.0  # until the first rank must have connected
-_EXIT_SECONDS = 3.0  # within which all ranks must end once one has called sys.exit(0)
+_EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0)
 _RECORD_SECONDS = 0.5  # after a rank's end, for its completion record to be read
 _ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
@@ -49,7 +49,7 @@ def _watch(job: Job, stopped: list[int]) -> int:
     ended: dict[int, str] = {}  # rank -> "done" or "exited"
     status, lines = 0, []
     start = time.monotonic()
-    exit_deadline = None
+    exit_deadline = refusal_deadline = None
     while len(ended) < job.ranks:
         if stopped:
             return 128 + stopped[0]
@@ -58,6 +58,8 @@ def _watch(job: Job, stopped: list[int]) -> int:
                 ended[rank] = kind
                 code, line = content
                 status = status or code
+                if code:  # the others may be waiting for it
+                    refusal_deadline = refusal_deadline or time.monotonic() + _EXIT_SECONDS
                 if line is not None and line not in lines:
                     lines.append(line)
                     print(line, file=sys.stderr, flush=True)
@@ -75,6 +77,8 @@ def _watch(job: Job, stopped: list[int]) -> int:
         for rank, (_, heard) in job.exits.items():  # a child of the rank may hold its connection open
             if rank not in ended and time.monotonic() - heard > _RECORD_SECONDS:
                 return _lost(job, rank, ended)
+        if refusal_deadline is not None and time.monotonic() > refusal_deadline:
+            return status
         if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:
             first = next(rank for rank, kind in ended.items() if kind == "exited")
             others = ", ".join(str(rank) for rank in range(job.ranks) if rank not in ended)

@@ -311,3 +311,10 @@ def test_a_rank_that_is_killed_in_training_ends_the_job(tmp_path):
 def test_importing_the_package_is_light():
     code = "import parallel_dl, sys; print([m for m in ('mpi4py', 'typer', 'rich', 'torch') if m in sys.modules])"
     assert call("-c", code, command=[sys.executable])[1] == "[]\n"
+
+
+def test_called_from_python_with_arguments_of_its_own():
+    code = "from parallel_dl.cli import main; main(['train', 'mlp', '--dp', '2', '--steps', '3', '--json'])"
+    status, out, err = call("-c", code, "not", "these", command=[sys.executable])
+    assert (status, err) == (0, "")
+    assert json.loads(out)["steps"] == 3

@@ -144,6 +144,13 @@ def test_bad_input_is_said_once(run):
     assert (ended.status, ended.err) == (2, "parallel-dl: --dp 3: no\n")
 
 
+def test_a_refusal_of_one_rank_ends_those_that_wait_for_it(run):
+    refuse = "    launch_rank.complete(2, 'parallel-dl: no room')\n    sys.exit(2)\n"
+    ended = run(MPI + "from parallel_dl.launch import rank as launch_rank\nif rank == 0:\n" + refuse + "comm.Barrier()")
+    assert (ended.status, ended.err) == (2, "parallel-dl: no room\n")
+    assert ended.seconds < 5
+
+
 def test_after_completion_everything_is_in_order(run):
     assert run("from parallel_dl.launch import rank\nrank.complete()\nsys.exit(4)").status == 0
 
