@@ -87,9 +87,13 @@ def torch_step(widths: Sequence[int], batch: int) -> Callable[[], float]:
     import torch
 
     torch.set_num_threads(1)
-    inputs, labels = data(widths, batch)
-    x, y = torch.from_numpy(inputs), torch.from_numpy(labels)
-    model = torch_network(widths)
+    return torch_training(torch_network(widths), *map(torch.from_numpy, data(widths, batch)))
+
+
+def torch_training(model, x, y) -> Callable[[], float]:
+    """One step of a PyTorch model, eager or DistributedDataParallel, on its tensors x and y."""
+    import torch
+
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM)
 
     def step() -> float:

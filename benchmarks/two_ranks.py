@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from benchmarks.networks import LARGE, LR, MOMENTUM, data, network, our_step, torch_network
+from benchmarks.networks import LARGE, LR, MOMENTUM, data, network, our_step, torch_network, torch_training
 from parallel_dl import nn, optim
 from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.mpi import Communicator, world
@@ -51,17 +51,7 @@ def ddp_step(comm: Communicator, batch: int) -> Callable[[], float]:
     )
     widths, _ = LARGE
     x, y = (torch.from_numpy(array[share(batch, comm.size, comm.rank)]) for array in data(widths, batch))
-    model = torch.nn.parallel.DistributedDataParallel(torch_network(widths))
-    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM)
-
-    def step() -> float:
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+    return torch_training(torch.nn.parallel.DistributedDataParallel(torch_network(widths)), x, y)
 
 
 def _idle_barrier(comm: Communicator) -> None:

@@ -50,12 +50,13 @@ class GradientAllReduce:
         if method not in METHODS:
             raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
         self.comm = comm
+        self._accumulating = False
+        self._unhook: list[Callable[[], None]] = []
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.groups = flatten(self.parameters)
         require_equal_replicas(self.groups, comm)
         self.method, self.note = self._place(method)
         self.overlap = self.method == "mpi" and (not comm.is_one_node if overlap is None else overlap)
-        self._unhook: list[Callable[[], None]] = []
         self._buckets: list[Bucket] = []
         if self.overlap:
             self._buckets = [b for group in self.groups for b in cut_into_buckets(group, bucket_bytes)]
@@ -146,8 +147,6 @@ class GradientAllReduce:
 
         return hook
 
-    _accumulating = False
-
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         """Around each backward but the last of an update that has several: nothing is exchanged inside."""
@@ -161,7 +160,7 @@ class GradientAllReduce:
 
     def free(self) -> None:
         """Gives back the shared memory; gradients are private again."""
-        for remove in getattr(self, "_unhook", []):
+        for remove in self._unhook:
             remove()
         windows, self._windows = self._windows, []
         if windows:
