@@ -2,11 +2,15 @@
 
 Read in the order of the data flow:
 
-    files.py     open a file, or say in one line why not
-    idx.py       the IDX format of MNIST
-    dataset.py   four raw arrays, checked and scaled, are a Dataset
-    sources.py   load(): the shipped digits (data/), a folder of IDX files, an NPZ file
-    loader.py    Loader: epoch -> global batch -> microbatch -> share of a rank
+    files.py           read a file or list a folder, or say in one line why not
+    idx.py             the IDX format of MNIST
+    dataset.py         four raw arrays, checked and scaled, are a Dataset
+    places.py          in which folder a data set's files are: given, Debian's, the user's cache
+    mnist.py           a folder of MNIST's four IDX files
+    fashion_mnist.py   Fashion-MNIST from one of these places
+    cifar10.py         CIFAR-10's binary version
+    sources.py         load(): the shipped digits (data/), the two above, a folder of IDX files, an NPZ file
+    loader.py          Loader: epoch -> global batch -> microbatch -> share of a rank
 """
 
 from parallel_dl.datasets.dataset import Dataset

@@ -44,20 +44,23 @@ class Dataset:
         *,
         dtype: DTypeLike = "float32",
         scale: float = 255,
+        classes: int | None = None,
         called: Sequence[str] = PARTS,
     ) -> "Dataset":
         """Check and convert four raw arrays.
 
         x: (n, channels, height, width), (n, height, width), which becomes (n, 1, height, width), or (n, features).
-        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type. The
-        number of classes is the largest label plus one. `called` is how errors name the four arrays.
+        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type. Where
+        the number of classes is not given it is the largest label plus one. `called` is how errors name the arrays.
 
         Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
-        where first), a label that is no whole number from 0 to 999999, lengths or sample shapes that do not match.
+        where first), a label that is no whole number from 0 to 999999, or not below `classes`, lengths or sample
+        shapes that do not match.
         """
         dtype = checked_dtype(dtype)
+        most = MOST_CLASSES if classes is None else classes
         x = [_samples(np.asarray(array), where, dtype, scale) for array, where in zip((x_train, x_test), called[::2])]
-        y = [_labels(np.asarray(array), where) for array, where in zip((y_train, y_test), called[1::2])]
+        y = [_labels(np.asarray(array), where, most) for array, where in zip((y_train, y_test), called[1::2])]
         for images, labels, x_where, y_where in zip(x, y, called[::2], called[1::2]):
             if len(images) != len(labels):
                 raise InputError(
@@ -68,7 +71,8 @@ class Dataset:
                 f"{called[2]}: samples of shape {x[1].shape[1:]}, but {called[0]} has {x[0].shape[1:]}; "
                 "valid is one shape for training and test"
             )
-        return cls(name, x[0], y[0], x[1], y[1], classes=1 + int(max(y[0].max(), y[1].max())))
+        found = 1 + int(max(y[0].max(), y[1].max()))
+        return cls(name, x[0], y[0], x[1], y[1], classes=found if classes is None else classes)
 
 
 def checked_dtype(dtype: DTypeLike) -> np.dtype:
@@ -113,18 +117,18 @@ def _samples(array: np.ndarray, where: str, dtype: np.dtype, scale: float) -> np
     return x[:, np.newaxis] if x.ndim == 3 else x
 
 
-def _labels(array: np.ndarray, where: str) -> np.ndarray:
-    """Raw labels as an (n,) int64 array."""
+def _labels(array: np.ndarray, where: str, classes: int) -> np.ndarray:
+    """Raw labels, all below `classes`, as an (n,) int64 array."""
     _require_real(array, where)
     if array.ndim != 1:
         raise InputError(f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample")
     if len(array) == 0:
         raise InputError(f"{where}: no labels; valid is at least one")
     values = array.astype(np.float64) if array.dtype.kind == "f" else array  # float16 cannot hold MOST_CLASSES
-    bad = np.flatnonzero(~((values >= 0) & (values < MOST_CLASSES) & (values == np.floor(values))))
+    bad = np.flatnonzero(~((values >= 0) & (values < classes) & (values == np.floor(values))))
     if len(bad):
         raise InputError(
             f"{where}: {len(bad)} of {len(array)} labels are no class numbers, the first is {array[bad[0]]} at "
-            f"[{bad[0]}]; valid are whole numbers from 0 to {MOST_CLASSES - 1}"
+            f"[{bad[0]}]; valid are whole numbers from 0 to {classes - 1}"
         )
     return array.astype(np.int64)

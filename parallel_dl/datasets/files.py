@@ -1,4 +1,4 @@
-"""Open a file for reading such that every failure is one line that names the file."""
+"""Read a file or list a folder such that every failure is one line that names it."""
 
 import os
 import stat
@@ -13,6 +13,14 @@ def one_line(said: BaseException | str) -> str:
     """What an error says, or names that a file holds, without line breaks; an error's type when it says nothing."""
     text = getattr(said, "strerror", None) or str(said)
     return " ".join(text.split()) or type(said).__name__
+
+
+def listed(folder: str | os.PathLike[str], expected: str) -> list[str]:
+    """The names in a folder, sorted; InputError when it cannot be listed, `expected` as below."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be listed ({one_line(error)}); valid is {expected}") from error
 
 
 def _mode(path: str | os.PathLike[str]) -> int:

@@ -1,4 +1,4 @@
-"""Where data sets come from: the shipped digits, a folder of IDX files, an NPZ file."""
+"""Where data sets come from: the shipped digits, known ones on this machine, a folder of IDX files, an NPZ file."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike
 
+from parallel_dl.datasets import cifar10, fashion_mnist, mnist
 from parallel_dl.datasets.dataset import PARTS, Dataset, checked_dtype
-from parallel_dl.datasets.files import one_line, opened
-from parallel_dl.datasets.idx import read_idx
+from parallel_dl.datasets.files import listed, one_line, opened
 from parallel_dl.errors import InputError, unknown_name
 
-NAMES = ("digits", "idx", "npz")
+ON_THIS_MACHINE = {fashion_mnist.NAME: fashion_mnist.load, cifar10.NAME: cifar10.load}
+NAMES = ("digits", *ON_THIS_MACHINE, "idx", "npz")
 DIGITS = Path(__file__).parent / "data" / "digits.npz"
-IDX_STEMS = (("train-images", "idx3"), ("train-labels", "idx1"), ("t10k-images", "idx3"), ("t10k-labels", "idx1"))
 
 
 def load(
@@ -24,11 +24,15 @@ def load(
 ) -> Dataset:
     """The data set of a name, or at a path.
 
-    "digits"    1,797 handwritten digits, 8 x 8, ten classes, shipped with the package (source in data/README.md)
-    "idx"       the folder `data_dir` with MNIST's four files: train-images-idx3-ubyte, train-labels-idx1-ubyte,
-                t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, also as train-images.idx3-ubyte, also with .gz
-    "npz"       `data_dir`, a file with x_train, y_train, x_test, y_test, or a folder that holds exactly one .npz
-    a path      of a .npz file or of a folder of IDX files, without `data_dir`
+    "digits"          1,797 handwritten digits, 8 x 8, ten classes, shipped with the package (source in data/README.md)
+    "fashion-mnist"   60,000 + 10,000 images, 28 x 28, ten classes: in `data_dir`, in $PARALLEL_DL_DATA, in Debian's
+                      place (package dataset-fashion-mnist) or in the user's cache, where `parallel-dl fetch` puts it
+    "cifar-10"        50,000 + 10,000 images, 3 x 32 x 32, ten classes: the binary version, in `data_dir` or in
+                      $PARALLEL_DL_DATA
+    "idx"             the folder `data_dir` with MNIST's four files: train-images-idx3-ubyte, train-labels-idx1-ubyte,
+                      t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, also as train-images.idx3-ubyte, also with .gz
+    "npz"             `data_dir`, a file with x_train, y_train, x_test, y_test, or a folder with exactly one .npz
+    a path            of a .npz file or of a folder of IDX files, without `data_dir`
 
     x is (n, channels, height, width), or (n, features), of `dtype` (float32 or float64); uint8 images are scaled to
     [0, 1], other types are taken as they are. y is (n,) int64. A name goes before a folder of that name: write
@@ -38,6 +42,8 @@ def load(
     """
     name = os.fsdecode(name_or_path)
     dtype = checked_dtype(dtype)
+    if name in ON_THIS_MACHINE:
+        return ON_THIS_MACHINE[name](data_dir, dtype)
     if name in ("idx", "npz"):
         if data_dir is None:
             what = "the folder of the four IDX files" if name == "idx" else "the .npz file, or the folder that holds it"
@@ -50,7 +56,7 @@ def load(
     if data_dir is not None:
         raise InputError(
             f"dataset {name!r} takes no data directory, but {os.fspath(data_dir)!r} was given; "
-            "valid with one are 'idx' and 'npz'"
+            f"valid with one are {', '.join(NAMES[1:])}"
         )
     if name == "digits":
         images, labels, train, test = _read_npz(DIGITS, ("images", "labels", "train", "test"))
@@ -60,25 +66,13 @@ def load(
 
 
 def _load_idx(name: str, folder: Path, dtype: np.dtype) -> Dataset:
-    present = _listed(folder, "a folder of IDX files")
-    paths, missing = [], []
-    for stem, kind in IDX_STEMS:
-        spellings = [f"{stem}{mark}{kind}-ubyte{end}" for end in ("", ".gz") for mark in "-."]
-        found = [folder / spelling for spelling in spellings if spelling in present]
-        paths += found[:1]
-        missing += [] if found else spellings[:1]
-    if missing:
-        raise InputError(
-            f"{folder}: has no {', '.join(missing)}; valid is a folder of MNIST's four IDX files, "
-            f"also as {IDX_STEMS[0][0]}.{IDX_STEMS[0][1]}-ubyte, also with .gz"
-        )
-    arrays = [read_idx(path) for path in paths]
+    paths, arrays = mnist.read_folder(folder)
     return Dataset.from_arrays(name, *arrays, dtype=dtype, called=[str(path) for path in paths])
 
 
 def _load_npz(name: str, path: Path, dtype: np.dtype) -> Dataset:
     if os.path.isdir(path):
-        inside = [entry for entry in _listed(path, "a folder with one .npz file") if entry.endswith(".npz")]
+        inside = [entry for entry in listed(path, "a folder with one .npz file") if entry.endswith(".npz")]
         if len(inside) != 1:
             raise InputError(
                 f"{path}: holds {len(inside)} .npz files{one_line(': ' + ', '.join(inside)) if inside else ''}; "
@@ -88,13 +82,6 @@ def _load_npz(name: str, path: Path, dtype: np.dtype) -> Dataset:
     return Dataset.from_arrays(
         name, *_read_npz(path, PARTS), dtype=dtype, called=[f"{path}: array {part!r}" for part in PARTS]
     )
-
-
-def _listed(folder: Path, expected: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: cannot be listed ({one_line(error)}); valid is {expected}") from error
 
 
 def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
