@@ -11,6 +11,7 @@ import typer
 
 import parallel_dl
 from parallel_dl.cli.demo import demo
+from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
 from parallel_dl.cli.run import run
 from parallel_dl.cli.train import train
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(demo)
 app.command()(info)
+app.command()(fetch)
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})(run)
 
 

@@ -11,6 +11,8 @@ Read in the order of the data flow:
     cifar10.py         CIFAR-10's binary version
     sources.py         load(): the shipped digits (data/), the two above, a folder of IDX files, an NPZ file
     loader.py          Loader: epoch -> global batch -> microbatch -> share of a rank
+    download.py        one file over HTTP, to the end of what is there of it
+    fetch.py           files into a folder: locked, downloaded, checked, put into place
 """
 
 from parallel_dl.datasets.dataset import Dataset
