@@ -16,8 +16,9 @@ TRAINING = {"layout", "trainer", "checkpoint", "datasets", "data_parallel", "mpi
 OURS = {
     "errors": set(),
     "partition": set(),
-    "autograd": BASE,
-    "nn": {"autograd", *BASE},
+    "convolution": {"errors"},
+    "autograd": {"convolution", *BASE},
+    "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
     "optim": {"nn", *BASE},
     "datasets": BASE,
@@ -36,7 +37,7 @@ OURS = {
 
 # beside the standard library; nothing for those without a line, and mpi4py for one only
 THIRD_PARTY = {
-    **{unit: {"numpy"} for unit in (*MATHS, "datasets", "data_parallel", "equivalence", "trainer")},
+    **{unit: {"numpy"} for unit in (*MATHS, "convolution", "datasets", "data_parallel", "equivalence", "trainer")},
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
     "checkpoint": {"numpy", "safetensors"},
     "testing": {"pytest", "_pytest"},

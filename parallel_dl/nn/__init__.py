@@ -1,9 +1,10 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, streams, initializers, layers, losses, flat.
+To read in this order: module, streams, initializers, layers, convolution, losses, flat.
 """
 
 from parallel_dl.nn import initializers
+from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
 from parallel_dl.nn.flat import FlatParameters, flatten
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.losses import cross_entropy, mse
@@ -11,10 +12,14 @@ from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_
 
 __all__ = [
     "GELU",
+    "AvgPool2d",
+    "Conv2d",
     "Dropout",
     "FlatParameters",
     "Flatten",
+    "GlobalAvgPool2d",
     "Linear",
+    "MaxPool2d",
     "Module",
     "Parameter",
     "Position",

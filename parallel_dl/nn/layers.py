@@ -30,10 +30,7 @@ class Linear(Module):
 
     def forward(self, x: Any) -> Tensor:
         if x.shape[-1] != self.in_features:
-            name = self.path("")[0].rstrip(".")
-            raise InputError(
-                f"layer {name or 'Linear'}: got an input of shape {x.shape}, needs (..., {self.in_features})"
-            )
+            raise self.input_error(x, f"needs (..., {self.in_features})")
         return ops.linear(x, self.weight, self.bias)
 
     def describe(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import Tensor
+from parallel_dl.errors import InputError
 from parallel_dl.nn.initializers import Initializer
 from parallel_dl.nn.streams import parameter_values
 
@@ -239,6 +240,11 @@ class Module:
 
     def __call__(self, *arguments: Any) -> Any:
         return self.forward(*arguments)
+
+    def input_error(self, x: Any, needs: str) -> InputError:
+        """The error for an input that does not fit: names this layer, the shape it got and what it `needs`."""
+        name = self.path("")[0].rstrip(".") or type(self).__name__
+        return InputError(f"layer {name}: got an input of shape {tuple(x.shape)}, {needs}")
 
     # -- for people ------------------------------------------------------------------------------------------------
     def describe(self) -> str:

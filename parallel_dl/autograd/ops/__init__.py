@@ -1,7 +1,8 @@
 """The operations, each beside its pullbacks. To read in this order: elementwise, linear_algebra, reductions, shaping,
-classification, sparsity."""
+classification, sparsity, convolution, pooling."""
 
 from parallel_dl.autograd.ops.classification import cross_entropy, log_softmax, softmax
+from parallel_dl.autograd.ops.convolution import conv2d
 from parallel_dl.autograd.ops.elementwise import (
     absolute,
     add,
@@ -21,6 +22,7 @@ from parallel_dl.autograd.ops.elementwise import (
     tanh,
 )
 from parallel_dl.autograd.ops.linear_algebra import linear, matmul
+from parallel_dl.autograd.ops.pooling import avg_pool2d, max_pool2d
 from parallel_dl.autograd.ops.reductions import max, mean, sum
 from parallel_dl.autograd.ops.shaping import broadcast_to, concatenate, index, reshape, split, stack, transpose
 from parallel_dl.autograd.ops.sparsity import dropout, where
@@ -28,8 +30,10 @@ from parallel_dl.autograd.ops.sparsity import dropout, where
 __all__ = [
     "absolute",
     "add",
+    "avg_pool2d",
     "broadcast_to",
     "concatenate",
+    "conv2d",
     "cross_entropy",
     "divide",
     "dropout",
@@ -41,6 +45,7 @@ __all__ = [
     "log_softmax",
     "matmul",
     "max",
+    "max_pool2d",
     "maximum",
     "mean",
     "minimum",

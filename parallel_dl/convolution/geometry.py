@@ -1,0 +1,141 @@
+"""The sizes of one convolution (or pooling), and which of them fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parallel_dl.errors import InputError
+
+Pair = tuple[int, int]
+
+
+def pair(name: str, value: Any, lowest: int) -> Pair:
+    """A number, or two for (vertical, horizontal), as two; InputError for less than `lowest` or no whole numbers."""
+    values = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(values) != 2 or not all(isinstance(one, int) and one >= lowest for one in values):
+        raise InputError(f"{name} {value!r}: valid is a whole number from {lowest} on, or two: (vertical, horizontal)")
+    return values
+
+
+def pad_pairs(value: Any) -> tuple[Pair, Pair]:
+    """Padding as ((top, bottom), (left, right)); a number is for all sides, two are (vertical, horizontal)."""
+    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(side, Sequence) for side in value):
+        return pair("padding", value[0], 0), pair("padding", value[1], 0)
+    vertical, horizontal = pair("padding", value, 0)
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of the image: rows (vertical) or columns (horizontal)."""
+
+    length: int
+    kernel: int
+    stride: int
+    before: int
+    """zeros before the first row"""
+    after: int
+    """zeros behind the last row"""
+    dilation: int
+
+    @property
+    def extent(self) -> int:
+        """How many rows the dilated kernel reaches over."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def out(self) -> int:
+        """Rows of the result."""
+        return (self.length + self.before + self.after - self.extent) // self.stride + 1
+
+    @property
+    def used(self) -> int:
+        """Rows of the padded image that the result depends on, from the first: a stride may leave some at the end."""
+        return (self.out - 1) * self.stride + self.extent
+
+    def tap(self, k: int) -> tuple[slice, slice]:
+        """Where tap k meets the image: (rows of the result, rows of the image), equally many; none in the padding."""
+        offset = k * self.dilation - self.before  # row of the image under the result's row 0
+        low = min(max(0, -(offset // self.stride)), self.out)
+        high = min(self.out, max(low, (self.length - 1 - offset) // self.stride + 1))
+        start = low * self.stride + offset
+        stop = start + (high - low - 1) * self.stride + 1 if high > low else start
+        return slice(low, high), slice(start, stop, self.stride)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """x (batch, in_channels, height, width) * weight (out_channels, in_channels / groups, ky, kx): all the sizes."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    vertical: Axis
+    horizontal: Axis
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: Sequence[int],
+        weight_shape: Sequence[int],
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Geometry:
+        """The sizes from the shapes, with PyTorch's meaning of the others; InputError when they do not fit.
+
+        Each of stride, padding and dilation is a number or (vertical, horizontal); padding also
+        ((top, bottom), (left, right)).
+        """
+        if len(x_shape) != 4:
+            raise InputError(f"needs an input of four axes (samples, channels, height, width), not {len(x_shape)}")
+        if len(weight_shape) != 4:
+            raise InputError(f"needs a weight (out_channels, in_channels / groups, ky, kx), not {tuple(weight_shape)}")
+        batch, channels, height, width = x_shape
+        out_channels, per_group, *kernel = weight_shape
+        require_groups(channels, out_channels, groups)
+        if channels != per_group * groups:
+            raise InputError(f"needs {per_group * groups} channels, got {channels}")
+        return cls(batch, channels, out_channels, groups, *axes((height, width), kernel, stride, padding, dilation))
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """(batch, out_channels, height, width) of the result."""
+        return self.batch, self.out_channels, self.vertical.out, self.horizontal.out
+
+    @property
+    def taps(self) -> int:
+        """Elements of the kernel in one channel."""
+        return self.vertical.kernel * self.horizontal.kernel
+
+
+def axes(size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> tuple[Axis, Axis]:
+    """Both directions of an image of this size (height, width); InputError when the kernel does not fit into it."""
+    kernels = pair("kernel", tuple(kernel) if isinstance(kernel, list) else kernel, 1)
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    both = [Axis(*one) for one in zip(size, kernels, strides, *zip(*pad_pairs(padding)), dilations)]
+    if any(axis.length + axis.before + axis.after < axis.extent for axis in both):
+        padded = " x ".join(str(axis.length + axis.before + axis.after) for axis in both)
+        extents = " x ".join(str(axis.extent) for axis in both)
+        least = " x ".join(str(max(1, axis.extent - axis.before - axis.after)) for axis in both)
+        dilated = f" (dilated by {dilations[0]} x {dilations[1]})" if dilations != (1, 1) else ""
+        raise InputError(
+            f"a kernel of {extents}{dilated} is larger than the padded image of {padded}; "
+            f"with this padding images from {least} on would fit"
+        )
+    return both[0], both[1]
+
+
+def require_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    """Raises InputError when the groups do not divide the channels, with the numbers that would."""
+    if not isinstance(groups, int) or groups < 1 or in_channels % groups or out_channels % groups:
+        most = min(in_channels, out_channels) or max(in_channels, out_channels)
+        valid = [n for n in range(1, most + 1) if in_channels % n == out_channels % n == 0]
+        listed = ", ".join(map(str, valid[:12])) + (", ..." if len(valid) > 12 else "")
+        raise InputError(
+            f"groups {groups!r}: must divide {in_channels} input and {out_channels} output channels; valid are {listed}"
+        )

@@ -1,0 +1,61 @@
+"""The ways to convolve by name, and which one `auto` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parallel_dl.convolution import direct, fft, im2col, winograd
+from parallel_dl.convolution.geometry import Geometry
+from parallel_dl.convolution.rows import Array, Convolved
+from parallel_dl.errors import InputError, unknown_name
+
+
+class Method(NamedTuple):
+    """A way to convolve: what it does, and why it cannot (None when it can)."""
+
+    convolve: Callable[[Array, Array, Geometry], Convolved]
+    refusal: Callable[[Geometry], str | None]
+
+
+METHODS = {
+    "direct": Method(direct.convolve, direct.refusal),
+    "im2col": Method(im2col.convolve, im2col.refusal),
+    "fft": Method(fft.convolve, fft.refusal),
+    "winograd": Method(winograd.f2x2, winograd.refusal),
+    "winograd4x4": Method(winograd.f4x4, winograd.refusal),
+}
+NAMES = ("auto", *METHODS)
+
+# What pays for the transforms (benchmarks/convolution.py): channels on either side, in a group
+_CHANNELS = 16
+
+
+def choose(geometry: Geometry, dtype: Any) -> str:
+    """What `auto` takes, from the unsplit shape: never from the number of samples or of ranks.
+
+    "winograd4x4", F(4x4, 3x3), in float32 for 3 x 3 kernels without stride or dilation, from 16 channels on either side
+    on: the fastest there, with a relative error of about 1e-5, where the other methods have 1e-6. Else "im2col"; in
+    float64 always, so that sums of integers stay exact.
+    """
+    if (
+        np.dtype(dtype) == np.float32
+        and min(geometry.in_channels, geometry.out_channels) >= _CHANNELS * geometry.groups
+        and min(geometry.vertical.out, geometry.horizontal.out) >= 3
+        and winograd.refusal(geometry) is None
+    ):
+        return "winograd4x4"
+    return "im2col"
+
+
+def require_able(name: str, geometry: Geometry) -> Method:
+    """The method of this name; InputError when there is none, or when it cannot do this convolution."""
+    if name not in METHODS:
+        raise unknown_name("convolution method", name, NAMES)
+    reason = METHODS[name].refusal(geometry)
+    if reason is not None:
+        able = ", ".join(other for other in METHODS if METHODS[other].refusal(geometry) is None)
+        raise InputError(f"method {name!r} cannot do {reason}; valid are {able}")
+    return METHODS[name]

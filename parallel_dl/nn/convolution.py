@@ -1,0 +1,149 @@
+"""The layers of convolutional networks: Conv2d and pooling. Images are (samples, channels, height, width)."""
+
+import math
+from typing import Any
+
+from parallel_dl.autograd import Tensor, ops
+from parallel_dl.convolution import NAMES, Geometry, Pair, pair, require_able, require_groups
+from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.nn.initializers import uniform
+from parallel_dl.nn.module import Module, Parameter
+
+Size = int | Pair  # a number, or (vertical, horizontal)
+
+
+class Conv2d(Module):
+    """Convolution: (n, in_channels, h, w) -> (n, out_channels, h', w'), PyTorch's arguments and sizes.
+
+    weight (out_channels, in_channels / groups, ky, kx) and bias (out_channels,) start uniform in +-1/sqrt(fan in),
+    PyTorch's default. `padding` is of zeros. `method` says how it is computed (`parallel_dl.convolution`): direct,
+    im2col, fft, winograd (F(2x2, 3x3)), winograd4x4 (F(4x4, 3x3)), or auto, which in float32 takes winograd4x4 for
+    3 x 3 kernels with at least 16 channels on either side: the fastest, with a relative error of about 1e-5; else im2col.
+    Raises InputError for arguments, or an input, that do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        method: str = "auto",
+    ) -> None:
+        super().__init__()
+        if in_channels < 0 or out_channels < 0:
+            raise InputError(f"Conv2d({in_channels}, {out_channels}, ...): channels must not be negative")
+        try:
+            require_groups(in_channels, out_channels, groups)
+            self.kernel_size, self.padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
+            self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        except InputError as error:
+            raise InputError(f"Conv2d({in_channels}, {out_channels}, {kernel_size}, ...): {error}") from None
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        if method not in NAMES:
+            raise unknown_name("convolution method", method, NAMES)
+        self.method = method
+        fan_in = in_channels // groups * math.prod(self.kernel_size)
+        bound = 1 / math.sqrt(max(1, fan_in))
+        self.weight = Parameter((out_channels, in_channels // groups, *self.kernel_size), uniform(bound))
+        self.bias = Parameter((out_channels,), uniform(bound)) if bias else None
+        if method != "auto":
+            self._require_able(Geometry.of((1, in_channels, *self._smallest()), *self._arguments()))
+
+    def _arguments(self) -> tuple:
+        return self.weight.shape, self.stride, self.padding, self.dilation, self.groups
+
+    def _smallest(self) -> list[int]:
+        """(height, width) of an image that is surely large enough."""
+        return [(kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel_size, self.dilation)]
+
+    def _require_able(self, geometry: Geometry) -> None:
+        try:
+            require_able(self.method, geometry)
+        except InputError as error:
+            raise InputError(f"Conv2d({self.describe()}): {error}") from None
+
+    def geometry(self, x: Any) -> Geometry:
+        """All sizes for an input of x's shape; InputError, naming the layer, when it does not fit."""
+        try:
+            return Geometry.of(x.shape, *self._arguments())
+        except InputError as error:
+            raise self.input_error(x, str(error)) from None
+
+    def forward(self, x: Any) -> Tensor:
+        _, stride, padding, dilation, groups = self._arguments()
+        sizes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        try:
+            return ops.conv2d(x, self.weight, self.bias, **sizes, method=self.method)
+        except InputError as error:
+            raise self.input_error(x, str(error)) from None
+
+    def describe(self) -> str:
+        ky, kx = self.kernel_size
+        more = [f"{self.in_channels} -> {self.out_channels}", f"kernel {ky} x {kx}"]
+        for name, plain in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            vertical, horizontal = getattr(self, name)
+            if (vertical, horizontal) != (plain, plain):
+                more.append(f"{name} {vertical}" if vertical == horizontal else f"{name} {vertical} x {horizontal}")
+        if self.groups > 1:
+            more.append(f"{self.groups} groups")
+        if self.bias is None:
+            more.append("no bias")
+        if self.method != "auto":
+            more.append(self.method)
+        return ", ".join(more)
+
+
+class _Pool2d(Module):
+    """What the pooling layers share: windows of `kernel_size`, `stride` apart (`kernel_size` unless given)."""
+
+    operation: Any
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        super().__init__()
+        try:
+            self.kernel_size, self.padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
+            self.stride = self.kernel_size if stride is None else pair("stride", stride, 1)
+            for window, edge in zip(self.kernel_size, self.padding):
+                if 2 * edge > window:
+                    raise InputError(f"padding {edge} with a window of {window}: valid is at most {window // 2}")
+        except InputError as error:
+            raise InputError(f"{type(self).__name__}({kernel_size}, ...): {error}") from None
+
+    def forward(self, x: Any) -> Tensor:
+        try:
+            return type(self).operation(x, kernel=self.kernel_size, stride=self.stride, padding=self.padding)
+        except InputError as error:
+            raise self.input_error(x, str(error)) from None
+
+    def describe(self) -> str:
+        values = {"window": self.kernel_size, "stride": self.stride, "padding": self.padding}
+        return ", ".join(f"{name} {a} x {b}" for name, (a, b) in values.items() if (a, b) != (0, 0))
+
+
+class MaxPool2d(_Pool2d):
+    """The largest pixel of each window; windows overlap when `stride` is smaller than `kernel_size`.
+
+    (n, c, h, w) -> (n, c, (h + 2 padding - kernel) // stride + 1, ...). The first of several largest gets the gradient.
+    """
+
+    operation = staticmethod(ops.max_pool2d)
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window, in which padding counts as zeros; sizes as of MaxPool2d."""
+
+    operation = staticmethod(ops.avg_pool2d)
+
+
+class GlobalAvgPool2d(Module):
+    """The mean of each whole image: (n, c, h, w) -> (n, c, 1, 1)."""
+
+    def forward(self, x: Any) -> Tensor:
+        if len(x.shape) != 4:
+            raise self.input_error(x, "needs (samples, channels, height, width)")
+        return ops.mean(x, axis=(2, 3), keepdims=True)
