@@ -1,9 +1,10 @@
 """How images lie in memory while they are convolved: as rows, (height, channels, width, samples).
 
 The samples are innermost, so every copy and every product runs over long contiguous stretches, also in layers with
-few channels; the rows are outermost, so that the ky rows under one row of the result are one contiguous block, and im2col
-only has to copy along the width. Towards the outside an image stays (samples, channels, height, width): a transposed
-view of the rows. Element-wise operations keep that order of memory, so it is made once, at the first layer.
+few channels; the rows are outermost, so that the ky rows under one row of the result are one contiguous block, and
+im2col only has to copy along the width. Towards the outside an image stays (samples, channels, height, width): a
+transposed view of the rows. Element-wise operations keep that order of memory, so it is made once, at the first
+layer.
 """
 
 from __future__ import annotations
