@@ -65,6 +65,12 @@ class Parameter(Tensor):
         return True
 
     @property
+    def network(self) -> Module | None:
+        """The whole network it belongs to; None for a parameter on its own."""
+        owner = self._owner and self._owner[0]()
+        return owner.path("")[1] if owner is not None else None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.declared_shape
 
@@ -93,6 +99,8 @@ class Module:
 
     training = True
     _parameters: dict[str, Parameter]
+    _buffers: dict[str, np.ndarray]
+    _initial_buffers: dict[str, np.ndarray]
     _modules: dict[str, Module]
     _parent: tuple[weakref.ref[Module], str] | None  # our parent and our name in it
     _seed: int | None
@@ -101,6 +109,8 @@ class Module:
 
     def __init__(self) -> None:
         self.__dict__["_parameters"] = {}
+        self.__dict__["_buffers"] = {}
+        self.__dict__["_initial_buffers"] = {}
         self.__dict__["_modules"] = {}
         self.__dict__["_parent"] = None
         self.__dict__["_seed"] = None
@@ -112,6 +122,8 @@ class Module:
             raise AttributeError(f"call super().__init__() before assigning {type(self).__name__}.{name}")
         self._parameters.pop(name, None)
         self._modules.pop(name, None)
+        if name in self._buffers:
+            self._buffers[name] = value = np.asarray(value)
         if isinstance(value, Parameter):
             self._parameters[name] = value
             if value._owner is None:
@@ -121,6 +133,17 @@ class Module:
             if value._parent is None:
                 value.__dict__["_parent"] = (weakref.ref(self), name)
         object.__setattr__(self, name, value)
+
+    def register_buffer(self, name: str, array: Any) -> None:
+        """Makes an array that is state but no parameter (no gradient, no update) our attribute `name`.
+
+        It is in the state_dict, and `initialize` sets it back to the values given here. KeyError for a name in use.
+        """
+        if "." in name or hasattr(self, name):
+            raise KeyError(f"{type(self).__name__}: {name!r} cannot be the name of a buffer")
+        self._buffers[name] = np.array(array)
+        self._initial_buffers[name] = np.array(array)
+        object.__setattr__(self, name, self._buffers[name])
 
     # weak references do not survive a copy: a copy's children are told their new parent
     def __getstate__(self) -> dict[str, Any]:
@@ -161,6 +184,19 @@ class Module:
         """All parameters, in order of registration."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of every buffer, in order of registration; one used in two places is named once."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, array in module._buffers.items():
+                if id(array) not in seen:
+                    seen.add(id(array))
+                    yield (f"{prefix}.{name}" if prefix else name), array
+
+    def buffers(self) -> list[np.ndarray]:
+        """All buffers, in order of registration."""
+        return [array for _, array in self.named_buffers()]
+
     # -- values ----------------------------------------------------------------------------------------------------
     @property
     def seed(self) -> int:
@@ -171,7 +207,10 @@ class Module:
         return _settings["dtype"] if self._dtype is None else self._dtype
 
     def initialize(self, seed: int | None = None, dtype: Any = None) -> Module:
-        """Fills every parameter anew from (seed, its name). Without it they are filled at first use. Returns self."""
+        """Fills every parameter anew from (seed, its name); buffers get the values they were registered with.
+
+        Floating-point values get `dtype`. Without it parameters are filled at first use. Returns self.
+        """
         if seed is not None:
             self.__dict__["_seed"] = int(seed)
         if dtype is not None:
@@ -185,23 +224,27 @@ class Module:
                 parameter.data[...] = values  # in place: an optimizer may hold the memory
             else:
                 parameter.data = values
+        for _, module in self.named_modules():
+            for name, initial in module._initial_buffers.items():
+                setattr(module, name, initial.astype(self.dtype if initial.dtype.kind == "f" else initial.dtype))
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name -> a copy of the values, of every parameter."""
-        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+        """Name -> a copy of the values, of every parameter and then of every buffer."""
+        state = {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+        return state | {name: array.copy() for name, array in self.named_buffers()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter. Names and shapes must be exactly ours: KeyError or ValueError names what is not."""
-        own = dict(self.named_parameters())
+        """Sets every parameter and buffer. Names and shapes must be exactly ours: KeyError or ValueError says which."""
+        own: dict[str, Parameter | np.ndarray] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unexpected:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
-        for name, parameter in own.items():
-            if np.shape(state[name]) != parameter.shape:
-                raise ValueError(f"state_dict: {name} has shape {np.shape(state[name])}, expected {parameter.shape}")
-        for name, parameter in own.items():
-            parameter.data[...] = state[name]
+        for name, values in own.items():
+            if np.shape(state[name]) != values.shape:
+                raise ValueError(f"state_dict: {name} has shape {np.shape(state[name])}, expected {values.shape}")
+        for name, values in own.items():
+            (values.data if isinstance(values, Parameter) else values)[...] = state[name]
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
