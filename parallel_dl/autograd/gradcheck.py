@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_dl.autograd.tape import no_grad
 from parallel_dl.autograd.tensor import Array, Tensor
 
 
@@ -43,7 +44,8 @@ def gradcheck(
         total.backward()
 
     def value(inputs: list) -> float:
-        return float(sum((result.data * weight).sum() for result, weight in zip(run(inputs)[1], weights)))
+        with no_grad():
+            return float(sum((result.data * weight).sum() for result, weight in zip(run(inputs)[1], weights)))
 
     analytic = {i: np.zeros(arrays[i].shape) if tensors[i].grad is None else tensors[i].grad for i in checked}
     numeric = {i: _differences(value, arrays, i, step) for i in checked}

@@ -123,6 +123,17 @@ def _index(*shape: int, index: Any) -> Case:
     return Case("zero-size" if 0 in shape else "ordinary" if shape else "0-d", (spread(*shape),), {"index": index})
 
 
+def _batch_norm() -> list[Case]:
+    return [
+        Case("ordinary", (spread(5, 3),), {}),
+        Case("ordinary", (spread(4, 3, 2), positive(3), spread(3, seed=1)), {"eps": 0.1}),
+        Case("ordinary", (spread(3, 2, 2, 2), positive(2), spread(2, seed=1)), {}),
+        Case("ordinary", (spread(1, 2, 4, 1), positive(2), None), {}),
+        Case("zero-size", (spread(0, 3, 2, 2), positive(3), spread(3)), {}),
+        Case("zero-size", (spread(4, 0), spread(0), spread(0)), {}),
+    ]
+
+
 _mask = np.array([[True, False, True], [False, False, True]])
 
 CASES: dict[str, list[Case]] = {
@@ -258,6 +269,31 @@ CASES: dict[str, list[Case]] = {
         Case("zero-size", (spread(0, 3),), {"keep": np.ones((0, 3), bool), "p": 0.5}),
         Case("0-d", (spread(),), {"keep": np.array(True), "p": 0.5}),
     ],
+    "normalization.local_response_norm": [
+        Case("ordinary", (spread(2, 7, 2),), {"size": 5, "alpha": 0.5}),
+        Case("ordinary", (spread(2, 5, 2, 2),), {"size": 4, "alpha": 2.0, "beta": 1.25, "k": 2.0}),
+        Case("ordinary", (spread(2, 6, 3),), {"size": 3, "alpha": 3.0, "groups": 2}),
+        Case("ordinary", (spread(2, 4),), {"size": 9, "alpha": 3.0, "groups": 4}),
+        Case("zero-size", (spread(0, 4, 2),), {"size": 5}),
+        Case("zero-size", (spread(2, 0, 2),), {"size": 5}),
+    ],
+    "normalization.layer_norm": [
+        Case("ordinary", (spread(3, 4),), {}),
+        Case("ordinary", (spread(2, 3, 4), positive(4), spread(4, seed=1)), {}),
+        Case("ordinary", (spread(2, 3, 4), positive(3, 4), spread(3, 4, seed=1)), {"dimensions": 2, "eps": 0.1}),
+        Case("ordinary", (spread(5), None, spread(5, seed=1)), {}),
+        Case("zero-size", (spread(0, 4), positive(4), spread(4)), {}),
+        Case("zero-size", (spread(3, 0), spread(0), spread(0)), {}),
+    ],
+    "normalization.batch_norm": [
+        *_batch_norm(),
+        Case("ordinary", (spread(4, 3), positive(3), spread(3)), {"mean": spread(3, seed=2), "variance": positive(3)}),
+        Case("ordinary", (spread(4, 3, 2),), {"mean": spread(3, seed=2), "variance": positive(3)}),
+        Case("zero-size", (spread(0, 3), positive(3), spread(3)), {"mean": spread(3), "variance": positive(3)}),
+    ],
+    "normalization.synchronized_batch_norm": [
+        Case(case.kind, case.arguments, {**case.static, "total": lambda sums: sums}) for case in _batch_norm()
+    ],
 }
 
 # What has no case of a kind, because it does not exist.
@@ -267,6 +303,8 @@ NO_SCALARS = {
     "shaping.concatenate",
     "shaping.split",
     "classification.cross_entropy",
+    *(f"normalization.{name}" for name in ("local_response_norm", "layer_norm", "batch_norm")),
+    "normalization.synchronized_batch_norm",
 }
 BROADCASTING = {
     *(f"elementwise.{name}" for name in ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum")),

@@ -1,5 +1,5 @@
 """The operations, each beside its pullbacks. To read in this order: elementwise, linear_algebra, reductions, shaping,
-classification, sparsity, convolution, pooling."""
+classification, sparsity, convolution, pooling, normalization."""
 
 from parallel_dl.autograd.ops.classification import cross_entropy, log_softmax, softmax
 from parallel_dl.autograd.ops.convolution import conv2d
@@ -22,6 +22,7 @@ from parallel_dl.autograd.ops.elementwise import (
     tanh,
 )
 from parallel_dl.autograd.ops.linear_algebra import linear, matmul
+from parallel_dl.autograd.ops.normalization import batch_norm, layer_norm, local_response_norm, synchronized_batch_norm
 from parallel_dl.autograd.ops.pooling import avg_pool2d, max_pool2d
 from parallel_dl.autograd.ops.reductions import max, mean, sum
 from parallel_dl.autograd.ops.shaping import broadcast_to, concatenate, index, reshape, split, stack, transpose
@@ -31,6 +32,7 @@ __all__ = [
     "absolute",
     "add",
     "avg_pool2d",
+    "batch_norm",
     "broadcast_to",
     "concatenate",
     "conv2d",
@@ -40,7 +42,9 @@ __all__ = [
     "exp",
     "gelu",
     "index",
+    "layer_norm",
     "linear",
+    "local_response_norm",
     "log",
     "log_softmax",
     "matmul",
@@ -61,6 +65,7 @@ __all__ = [
     "stack",
     "subtract",
     "sum",
+    "synchronized_batch_norm",
     "tanh",
     "transpose",
     "where",
