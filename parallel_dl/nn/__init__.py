@@ -1,6 +1,6 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, streams, initializers, layers, convolution, losses, flat.
+To read in this order: module, streams, initializers, layers, convolution, normalization, losses, flat.
 """
 
 from parallel_dl.nn import initializers
@@ -9,16 +9,22 @@ from parallel_dl.nn.flat import FlatParameters, flatten
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.losses import cross_entropy, mse
 from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
+from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 
 __all__ = [
     "GELU",
     "AvgPool2d",
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Conv2d",
     "Dropout",
     "FlatParameters",
     "Flatten",
     "GlobalAvgPool2d",
+    "LayerNorm",
     "Linear",
+    "LocalResponseNorm",
     "MaxPool2d",
     "Module",
     "Parameter",
