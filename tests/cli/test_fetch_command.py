@@ -155,13 +155,13 @@ def test_a_second_fetch_says_that_it_waits(server, tmp_path):
         wait_until(lambda: part.exists() and part.stat().st_size == 1_000_000)
         processes.append(start(*arguments, stdout=-1, stderr=-1, text=True))
         said = processes[1].stderr.readline()
+        assert len(server.asked) == 1
     finally:
         for process in processes:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate(timeout=20)
         server.gate.set()
     assert said == f"parallel-dl: another fetch is downloading {FIRST}: waiting for it\n"
-    assert len(server.asked) == 1
 
 
 def test_training_without_the_data_names_all_four_ways(capfd, tmp_path, monkeypatch):

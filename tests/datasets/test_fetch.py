@@ -272,20 +272,20 @@ def wait_until(condition, seconds=20):
 
 
 def test_killed_half_way_and_gone_on_with(server, contents, tmp_path):
-    server.cut, server.gate = 60_000, threading.Event()
+    server.cut, server.gate = 1_000, threading.Event()  # less than what Python buffers
     part = tmp_path / f"{FIRST}.part"
     process = start_process(json.dumps(table(contents)), server.address, tmp_path)
     try:
-        wait_until(lambda: part.exists() and part.stat().st_size == 60_000)
+        wait_until(lambda: part.exists() and part.stat().st_size == 1_000)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(20)
     server.gate.set()
-    assert in_folder(tmp_path) == {part.name: contents[FIRST][:60_000]}
+    assert in_folder(tmp_path) == {part.name: contents[FIRST][:1_000]}
     server.cut = server.gate = None
     assert fetch(table(contents), server.address, tmp_path) == NAMES
     assert in_folder(tmp_path) == contents
-    assert server.asked[1] == (FIRST, "bytes=60000-")
+    assert server.asked[1] == (FIRST, "bytes=1000-")
 
 
 def test_two_at_once_download_each_file_once(server, contents, tmp_path):
@@ -308,6 +308,28 @@ def test_two_at_once_download_each_file_once(server, contents, tmp_path):
     assert in_folder(tmp_path) == contents
     assert sorted(name for new in results for name in new) == sorted(NAMES)
     assert sorted(name for name, _ in server.asked) == sorted(NAMES)
+
+
+def test_one_that_waits_starts_fresh_when_the_first_was_sent_something_wrong(server, contents, tmp_path):
+    server.files[FIRST] = bytes(len(contents[FIRST]))
+    server.cut, server.gate = 60_000, threading.Event()
+    arguments = {"files": table(contents), "address": server.address, "folder": tmp_path}
+    waits, results = [], []
+
+    def repair(name):
+        waits.append(name)
+        server.files = contents  # for whoever asks from now on
+        server.gate.set()
+
+    first = threading.Thread(target=lambda: expect_error("wrong checksum", **arguments), daemon=True)
+    second = threading.Thread(target=lambda: results.append(fetch(**arguments, waiting=repair)), daemon=True)
+    first.start()
+    wait_until(lambda: (tmp_path / f"{FIRST}.part").exists() and (tmp_path / f"{FIRST}.part").stat().st_size)
+    second.start()
+    for thread in (first, second):
+        thread.join(20)
+    assert (waits, results) == ([FIRST], [NAMES])
+    assert in_folder(tmp_path) == contents
 
 
 def test_one_that_waits_takes_over_from_one_that_is_killed(server, contents, tmp_path):
