@@ -42,8 +42,8 @@ def fetch(
             new = fetch_files(files, address, folder, report=report, waiting=waiting)
     except DownloadError as error:
         raise InputError(
-            f"{error}; try again, which goes on where this ended, or give another address by --from, or install "
-            f"Debian's package dataset-{dataset}, or name a folder that has the files by --data-dir"
+            f"{error}; try again, or give another address by --from, or install Debian's package dataset-{dataset}, "
+            "or name a folder that has the files by --data-dir"
         ) from error
     print(f"{dataset} is in {folder}: {len(new)} files fetched, {len(files) - len(new)} were there already")
 

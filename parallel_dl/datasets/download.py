@@ -45,10 +45,12 @@ def download(url: str, file: BinaryIO, size: int, report: Callable[[int], None],
         while have < size:
             try:
                 chunk = response.read1(min(CHUNK, size - have))
+                if not chunk:
+                    raise ConnectionError("the connection was closed")
             except (OSError, http.client.HTTPException) as error:
-                raise DownloadError(f"{url}: broke off after {have} of {size} bytes ({one_line(error)})") from error
-            if not chunk:
-                raise DownloadError(f"{url}: broke off after {have} of {size} bytes (the connection was closed)")
+                raise DownloadError(
+                    f"{url}: broke off after {have} of {size} bytes ({one_line(error)}), which are kept for the next try"
+                ) from error
             file.write(chunk)
             file.flush()
             have += len(chunk)
