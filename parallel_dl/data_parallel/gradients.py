@@ -19,6 +19,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from parallel_dl.data_parallel.batch_norm import (
+    average_running_statistics,
+    batch_norm_layers,
+    leave_batch_norm,
+    networks_of,
+    synchronize_batch_norm,
+)
 from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
@@ -34,9 +41,13 @@ class GradientAllReduce:
     is the gradient of the global batch when each rank divided its loss by the global number of samples. A parameter
     that no rank has a gradient for keeps None; one that some ranks have none for gets the sum of the others.
 
+    The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
+    statistics over the ranks (see `batch_norm`), until `free()`.
+
     `method` is "window", "mpi" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi only;
     by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward. Raises
-    InputError when the ranks' weights differ, and for "window" on several nodes. All ranks call everything together.
+    InputError when the ranks' weights or buffers differ, and for "window" on several nodes. All ranks call everything
+    together.
     """
 
     def __init__(
@@ -52,10 +63,13 @@ class GradientAllReduce:
         self.comm = comm
         self._accumulating = False
         self._unhook: list[Callable[[], None]] = []
+        parameters = list(parameters)
+        self.networks = networks_of(parameters)
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.groups = flatten(self.parameters)
-        require_equal_replicas(self.groups, comm)
+        require_equal_replicas(self.groups, comm, [buffer for net in self.networks for buffer in net.buffers()])
         self.method, self.note = self._place(method)
+        self._synchronize_batch_norm()
         self.overlap = self.method == "mpi" and (not comm.is_one_node if overlap is None else overlap)
         self._buckets: list[Bucket] = []
         if self.overlap:
@@ -64,6 +78,15 @@ class GradientAllReduce:
                 for parameter in bucket.parameters:
                     hook = self._completed(bucket)
                     self._unhook.append(parameter.register_post_accumulate_grad_hook(hook))
+
+    def _synchronize_batch_norm(self) -> None:
+        self._local = [layer for network in self.networks for layer in batch_norm_layers(network, "local")]
+        self._statistics: Communicator | None = None
+        if any(batch_norm_layers(network, "global") for network in self.networks) and self.comm.size > 1:
+            # apart from the buckets, which leave when a rank has completed them
+            self._statistics = self.comm.duplicate(f"{self.comm.name}, batch norm")
+        for network in self.networks:
+            synchronize_batch_norm(network, self._statistics or self.comm)
 
     def _place(self, method: str) -> tuple[str, str | None]:
         """Allocates the gradients; returns the method in use and, if it is not what one would expect, why."""
@@ -78,7 +101,7 @@ class GradientAllReduce:
                     for group in self.groups:
                         self._windows.append(SharedWindow(self.comm, group.size + len(group.parameters), group.dtype))
                 except NotEnoughSharedMemory as error:
-                    self.free()
+                    self._free_windows()
                     note = f"gradients are summed by MPI's all-reduce: {error}"
             elif method == "window":
                 raise InputError("all-reduce method 'window': the ranks are on several nodes; valid is mpi")
@@ -98,6 +121,8 @@ class GradientAllReduce:
     # -- the exchange ----------------------------------------------------------------------------------------------
     def all_reduce(self) -> None:
         """Sums every gradient over the ranks. The gradients are then read-only until `zero_grad`.
+
+        Running statistics of batch norm layers with local statistics are averaged.
 
         RuntimeError when they contain an earlier sum: call `zero_grad` before the next backward, or, to accumulate
         several backward passes, call `all_reduce` once, after the last.
@@ -125,6 +150,7 @@ class GradientAllReduce:
             everywhere = flags.all()
             for i, (parameter, view) in enumerate(zip(group.parameters, group.reduced_views)):
                 parameter.grad = view if everywhere or flags[i] else None
+        average_running_statistics(self._local, self.comm)
 
     def _finish_buckets(self) -> None:
         for bucket in self._buckets:  # always in this order: on every rank the same exchange must be the next one
@@ -159,9 +185,17 @@ class GradientAllReduce:
                 bucket.completed = 0
 
     def free(self) -> None:
-        """Gives back the shared memory; gradients are private again."""
+        """Gives back the shared memory; gradients are private again, and batch norm is serial."""
         for remove in self._unhook:
             remove()
+        if self._statistics is not None:
+            for network in self.networks:
+                leave_batch_norm(network, self._statistics)
+            self._statistics.free()
+            self._statistics = None
+        self._free_windows()
+
+    def _free_windows(self) -> None:
         windows, self._windows = self._windows, []
         if windows:
             for group in self.groups:
@@ -170,15 +204,22 @@ class GradientAllReduce:
             window.free()
 
 
-def require_equal_replicas(groups: list[FlatParameters], comm: Communicator) -> None:
-    """Raises InputError on every rank when the weights are not bitwise equal on all of them."""
+def require_equal_replicas(
+    groups: list[FlatParameters], comm: Communicator, buffers: Iterable[np.ndarray] = ()
+) -> None:
+    """Raises InputError on every rank when the weights or the buffers are not bitwise equal on all of them."""
+    digests = comm.all_gather_object((_digest(group.values for group in groups), _digest(buffers)))
+    for what, of_kind in zip(("weights", "buffers"), zip(*digests)):
+        different = [rank for rank, other in enumerate(of_kind) if other != of_kind[0]]
+        if different:
+            raise InputError(
+                f"replicas differ: the {what} of rank {different[0]} are not those of rank 0; "
+                "initialize the network with one seed on all ranks"
+            )
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for group in groups:
-        digest.update(group.values.tobytes())
-    digests = comm.all_gather_object(digest.hexdigest())
-    different = [rank for rank, other in enumerate(digests) if other != digests[0]]
-    if different:
-        raise InputError(
-            f"replicas differ: the weights of rank {different[0]} are not those of rank 0; "
-            "initialize the network with one seed on all ranks"
-        )
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Batch norm over all shares of a microbatch: its statistics are summed over the ranks, as a serial run has them.
+
+In forward the ranks sum the values and their number, then the squares of the distances from the common mean; in
+backward, in one exchange, the gradient and its product with those distances: the mean and the variance depend on every
+rank's samples, and so does every rank's loss. The sums are the same bits on all ranks, and so are the running
+statistics. A layer with `statistics="local"` is left alone: it normalises with the rank's own share, and its running
+statistics, which then differ, are averaged over the ranks once per update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from parallel_dl.mpi import Communicator
+from parallel_dl.nn import BatchNorm, Module, Parameter
+
+
+class SumOverRanks:
+    """What a batch norm layer's `total` is: the sum over the ranks of `comm`, until `leave_batch_norm`."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm: Communicator | None = comm
+
+    def __call__(self, sums: np.ndarray) -> np.ndarray:
+        """The sum of all ranks' arrays; RuntimeError once the communicator is gone."""
+        if self.comm is None:
+            raise RuntimeError(
+                "backward of a batch norm whose communicator was freed: run it before free(), "
+                "and a forward without backward under no_grad()"
+            )
+        return self.comm.all_reduce(sums)
+
+
+def networks_of(parameters: Iterable[Parameter]) -> list[Module]:
+    """The whole networks that the parameters belong to, each once."""
+    found: list[Module] = []
+    for parameter in parameters:
+        network = getattr(parameter, "network", None)
+        if network is not None and not any(network is other for other in found):
+            found.append(network)
+    return found
+
+
+def batch_norm_layers(network: Module, statistics: str) -> list[BatchNorm]:
+    """The batch norm layers with these statistics, "global" or "local", in order of registration."""
+    layers = [module for _, module in network.named_modules() if isinstance(module, BatchNorm)]
+    return [layer for layer in layers if layer.statistics == statistics]
+
+
+def synchronize_batch_norm(network: Module, comm: Communicator) -> None:
+    """Lets every batch norm of `network` that is not local take its statistics over the ranks of `comm`.
+
+    From then on all ranks call forward in training mode together, and backward if they recorded it, also with an empty
+    share. On one rank they stay serial. `GradientAllReduce` calls it for the networks of its parameters.
+    """
+    for layer in batch_norm_layers(network, "global"):
+        layer.total = SumOverRanks(comm) if comm.size > 1 else None
+
+
+def leave_batch_norm(network: Module, comm: Communicator) -> None:
+    """Undoes `synchronize_batch_norm`: the layers that use `comm` take their statistics on this rank alone."""
+    for layer in batch_norm_layers(network, "global"):
+        total = layer.total
+        if isinstance(total, SumOverRanks) and total.comm is comm:
+            total.comm = layer.total = None
+
+
+def average_running_statistics(layers: list[BatchNorm], comm: Communicator) -> None:
+    """Replaces the running statistics of the layers by their averages over the ranks: the same bits on all of them."""
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    if not buffers:
+        return
+    means = comm.all_reduce(np.concatenate(buffers).astype(np.float64)) / comm.size
+    for buffer, mean in zip(buffers, np.split(means, np.cumsum([buffer.size for buffer in buffers])[:-1])):
+        buffer[...] = mean
