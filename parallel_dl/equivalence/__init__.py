@@ -1,4 +1,7 @@
-"""Is a parallel run the same computation as the serial one? To read in this order: record, magnitudes, compare."""
+"""Is a parallel run the same computation as the serial one?
+
+To read in this order: record, samples, magnitudes, compare.
+"""
 
 from parallel_dl.equivalence.compare import Comparison, Difference, assert_same, compare
 from parallel_dl.equivalence.record import Experiment, Run, record

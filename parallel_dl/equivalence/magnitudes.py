@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from parallel_dl.nn import Module
+from parallel_dl.nn import BatchNorm, Module
 from parallel_dl.optim import SGD, Adam, Optimizer
 
 Arrays = dict[str, np.ndarray]
@@ -21,7 +21,7 @@ class Magnitudes:
     """Follows one optimizer, update by update, with magnitudes in place of values."""
 
     def __init__(self, network: Module, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+        self.network, self.optimizer = network, optimizer
         self.names = [name for name, _ in network.named_parameters()]
         self.weights: Arrays = {name: np.abs(p.data).astype(float) for name, p in network.named_parameters()}
         self.state: Arrays = {f"{n} {key}": np.zeros(w.shape) for n, w in self.weights.items() for key in self._keys()}
@@ -30,7 +30,7 @@ class Magnitudes:
         return self.optimizer.state_names
 
     def update(self, gradients: Arrays) -> dict[str, Arrays]:
-        """After the optimizer's step with gradients of these magnitudes: those of its state and of the weights."""
+        """After the optimizer's step with gradients of these magnitudes: those of its state, of weights and buffers."""
         rule, count = self.optimizer, self.optimizer.updates
         rate = float(rule.lr(count - 1)) if callable(rule.lr) else rule.lr
         actual = dict(zip(self.names, rule.state_dict()["state"]))
@@ -57,8 +57,19 @@ class Magnitudes:
                 raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW")
         return {
             "state": {name: array.copy() for name, array in self.state.items()},
-            "weights": {name: array.copy() for name, array in self.weights.items()},
+            "weights": {name: array.copy() for name, array in self.weights.items()} | buffer_magnitudes(self.network),
         }
+
+
+def buffer_magnitudes(network: Module) -> Arrays:
+    """Of every buffer as it is now. Batch norm's: mean |x| <= sqrt(mean x^2), and mean x^2 = variance + mean^2."""
+    magnitudes = {name: np.abs(array).astype(float) for name, array in network.named_buffers()}
+    for prefix, layer in network.named_modules():
+        if isinstance(layer, BatchNorm):
+            squares = layer.running_var.astype(float) + layer.running_mean.astype(float) ** 2
+            prefix = f"{prefix}." if prefix else ""
+            magnitudes |= {f"{prefix}running_mean": np.sqrt(squares), f"{prefix}running_var": squares}
+    return magnitudes
 
 
 def scale(magnitudes: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.magnitudes import Magnitudes
+from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, cross_entropy
@@ -47,7 +47,7 @@ class Run:
     state: list[Arrays] = dataclasses.field(default_factory=list)
     """of the optimizer after the update, like "fc1.weight momentum\""""
     weights: list[Arrays] = dataclasses.field(default_factory=list)
-    """after the update"""
+    """after the update; buffers, too"""
     replicas_equal: bool = True
     """whether all replicas ended with the same bits"""
     magnitudes: list[dict[str, Arrays]] | None = None
@@ -59,7 +59,9 @@ def record(
 ) -> Run:
     """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
 
-    The serial run also measures magnitudes: what errors of rounding are judged against.
+    The serial run also measures magnitudes: what errors of rounding are judged against. With batch norm, whose
+    statistics are those of a microbatch, a serial run computes the same only with as many microbatches: give it
+    `Layout(microbatches=...)`.
     """
     serial = mesh is None
     mesh, layout = mesh or Mesh.serial(), layout or Layout()
@@ -76,7 +78,7 @@ def record(
         for batch in loader.epoch(epoch):
             if len(run.losses) == experiment.steps:
                 break
-            measured = _sums_of_magnitudes(trainer, batch) if serial else None
+            measured = sums_of_magnitudes(trainer, batch) if serial else None
             local = trainer.compute_gradients(batch)
             run.losses.append(float(mesh.data.all_reduce(np.array([local]))[0]))
             run.gradients.append({n: np.array(p.grad) for n, p in network.named_parameters() if p.grad is not None})
@@ -93,26 +95,6 @@ def record(
     run.replicas_equal = len(set(digests)) == 1
     trainer.free()
     return run
-
-
-def _sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arrays]:
-    """Sum over the samples of |its loss|, and for each parameter of |its gradient|, element by element."""
-    network, (part, *more) = trainer.network, batch.microbatches
-    assert not more
-    losses = np.zeros(1)
-    sums = {name: np.zeros(parameter.shape) for name, parameter in network.named_parameters()}
-    network.train()
-    for sample in range(len(part.x)):
-        network.zero_grad()
-        network.at(trainer.updates, part.first + sample)
-        loss = trainer.loss(network(part.x[sample : sample + 1]), part.y[sample : sample + 1], part.size)
-        loss.backward()
-        losses += abs(loss.item())
-        for name, parameter in network.named_parameters():
-            if parameter.grad is not None:
-                sums[name] += np.abs(parameter.grad)
-    network.zero_grad()
-    return losses, sums
 
 
 def _digest(run: Run) -> str:
