@@ -1,8 +1,11 @@
-"""Automatic differentiation over NumPy arrays. To read in this order: tensor, tape, ops, gradcheck."""
+"""Automatic differentiation over NumPy arrays. To read in this order: tensor, tape, ops, gradcheck, memory."""
 
 from parallel_dl.autograd.tensor import Tensor  # isort: skip  (first: ops and tape are made of it)
 from parallel_dl.autograd import ops
 from parallel_dl.autograd.gradcheck import gradcheck
+from parallel_dl.autograd.memory import keep_freed_memory
 from parallel_dl.autograd.tape import Deferred, backward, is_grad_enabled, no_grad, once, primitive
+
+keep_freed_memory()
 
 __all__ = ["Deferred", "Tensor", "backward", "gradcheck", "is_grad_enabled", "no_grad", "once", "ops", "primitive"]

@@ -55,11 +55,15 @@ class Axis:
         """Rows of the padded image that the result depends on, from the first: a stride may leave some at the end."""
         return (self.out - 1) * self.stride + self.extent
 
-    def tap(self, k: int) -> tuple[slice, slice]:
-        """Where tap k meets the image: (rows of the result, rows of the image), equally many; none in the padding."""
+    def tap(self, k: int, first: int = 0, rows: int | None = None) -> tuple[slice, slice]:
+        """Where tap k meets the image: (rows of the result, rows of the image), equally many; none in the padding.
+
+        With `rows`, only so many rows of the result from `first` on are meant.
+        """
+        end = self.out if rows is None else min(self.out, first + rows)
         offset = k * self.dilation - self.before  # row of the image under the result's row 0
-        low = min(max(0, -(offset // self.stride)), self.out)
-        high = min(self.out, max(low, (self.length - 1 - offset) // self.stride + 1))
+        low = min(max(first, -(offset // self.stride)), end)
+        high = min(end, max(low, (self.length - 1 - offset) // self.stride + 1))
         start = low * self.stride + offset
         stop = start + (high - low - 1) * self.stride + 1 if high > low else start
         return slice(low, high), slice(start, stop, self.stride)

@@ -50,14 +50,14 @@ def convolve(x: Array, weight: Array, geometry: Geometry) -> Convolved:
         return _gather(spread, geometry)
 
     def weight_gradient(g: Array, out_array: Array) -> None:
-        patches = _patches(_spread(x, geometry), geometry).swapaxes(2, 3)
-        gradients = _matrices(g, groups)
-        total = np.zeros_like(g, shape=kernels.shape)
-        rows = max(1, _BLOCK // max(1, kernels.size))
+        patches = _patches(_spread(x, geometry), geometry)
+        gradients = _matrices(g, groups).swapaxes(2, 3)
+        total = np.zeros_like(g, shape=(groups, ky * kx * inputs, out))
+        rows = max(1, _BLOCK // max(1, total.size))
         for first in range(0, height, rows):
             block = slice(first, first + rows)
-            total += np.matmul(gradients[:, block], patches[:, block]).sum(axis=1)
-        total = total.reshape(groups, out, ky, kx, inputs).transpose(0, 1, 4, 2, 3)
+            total += np.matmul(patches[:, block], gradients[:, block]).sum(axis=1)
+        total = total.reshape(groups, ky, kx, inputs, out).transpose(0, 4, 3, 1, 2)
         out_array.reshape(total.shape)[...] = total
 
     return Convolved(value, lambda g: g, input_gradient, weight_gradient)

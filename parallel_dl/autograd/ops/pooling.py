@@ -1,39 +1,50 @@
 """Pooling: the maximum or the mean of the pixels in a window that moves over the image."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from parallel_dl.autograd.tape import primitive
-from parallel_dl.convolution.geometry import axes
+from parallel_dl.convolution.geometry import Axis, axes
 from parallel_dl.errors import InputError
 
+_BLOCK = 1 << 16  # values of the result that are dealt with at a time: they stay in the cache from pass to pass
 
-def _windows(x, kernel, stride, padding):
-    """(vertical, horizontal) axes, and for each place in the window: (where in the result, where in the image)."""
+
+def _windows(x, kernel, stride, padding) -> tuple[Axis, Axis]:
+    """The two directions of an image in x."""
     if x.ndim != 4:
         raise InputError(f"needs an input of four axes (samples, channels, height, width), not {x.ndim}")
-    vertical, horizontal = axes(x.shape[2:], kernel, kernel if stride is None else stride, padding)
-    for axis in (vertical, horizontal):
+    both = axes(x.shape[2:], kernel, kernel if stride is None else stride, padding)
+    for axis in both:
         if 2 * max(axis.before, axis.after) > axis.kernel:
             raise InputError(
                 f"padding {max(axis.before, axis.after)} with a window of {axis.kernel}: windows would lie in the "
                 f"padding alone; valid is at most {axis.kernel // 2}"
             )
-    places = []
-    for a in range(vertical.kernel):
-        for b in range(horizontal.kernel):
-            (rows, image_rows), (columns, image_columns) = vertical.tap(a), horizontal.tap(b)
-            places.append(((..., rows, columns), (..., image_rows, image_columns)))
-    return vertical, horizontal, places
+    return both
 
 
-def _pooled_like(x, vertical, horizontal, fill=None):
+def _blocks(value, vertical, horizontal) -> Iterator[list[tuple]]:
+    """Some rows of the result at a time; for each place in the window (where in the result, where in the image)."""
+    step = max(1, _BLOCK * value.shape[2] // max(1, value.size))
+    for first in range(0, value.shape[2], step):
+        places = []
+        for a in range(vertical.kernel):
+            for b in range(horizontal.kernel):
+                rows, image_rows = vertical.tap(a, first, step)
+                columns, image_columns = horizontal.tap(b)
+                places.append(((..., rows, columns), (..., image_rows, image_columns)))
+        yield places
+
+
+def _like(x, vertical, horizontal):
     """An array of the result's shape in x's order of memory."""
-    shape = (*x.shape[:2], vertical.out, horizontal.out)
-    return np.empty_like(x, shape=shape) if fill is None else np.full_like(x, fill, shape=shape)
+    return np.empty_like(x, shape=(*x.shape[:2], vertical.out, horizontal.out))
 
 
-def _tiles(axis):
-    """Whether the windows lie side by side and cover all, so that every pixel is in exactly one."""
+def _is_cut(axis: Axis) -> bool:
+    """Whether the windows lie side by side and cover the image, so that every pixel is in exactly one."""
     return axis.kernel == axis.stride and not (axis.before or axis.after) and axis.used == axis.length
 
 
@@ -44,34 +55,33 @@ def max_pool2d(x, *, kernel, stride=None, padding=0):
     `stride` is `kernel` unless given; padding counts as minus infinity. Of several largest pixels the first one, row by
     row, gets the gradient (as in PyTorch). Raises InputError when sizes do not fit together.
     """
-    vertical, horizontal, places = _windows(x, kernel, stride, padding)
+    vertical, horizontal = _windows(x, kernel, stride, padding)
     padded = bool(vertical.before or vertical.after or horizontal.before or horizontal.after)
-    value = _pooled_like(x, vertical, horizontal, -np.inf if padded else None)
-    for number, (result, image) in enumerate(places):
-        if number or padded:
-            np.maximum(value[result], x[image], out=value[result])
-        else:
-            value[...] = x[image]
+    value = _like(x, vertical, horizontal)
+    if padded:
+        value[...] = -np.inf
+    for places in _blocks(value, vertical, horizontal):
+        for number, (result, image) in enumerate(places):
+            if number or padded:
+                np.maximum(value[result], x[image], out=value[result])
+            else:
+                value[result] = x[image]
 
     def gradient(g):
-        tiles = _tiles(vertical) and _tiles(horizontal)
-        dx = np.empty_like(x, dtype=g.dtype) if tiles else np.zeros_like(x, dtype=g.dtype)
-        left = np.empty_like(value, dtype=g.dtype)  # in x's order of memory; what no pixel of its window has yet
+        cut = _is_cut(vertical) and _is_cut(horizontal)
+        dx = np.empty_like(x, dtype=g.dtype) if cut else np.zeros_like(x, dtype=g.dtype)
+        left = np.empty_like(value, dtype=g.dtype)  # in x's order of memory: what no pixel of its window has got yet
         left[...] = g
-        for result, image in places[:-1]:
-            remaining = left[result]
-            share = np.equal(x[image], value[result]) * remaining
-            np.subtract(remaining, share, out=remaining)
-            if tiles:
-                dx[image] = share
-            else:
-                dx[image] += share
-        result, image = places[-1]
-        last = left[result] if not padded else np.equal(x[image], value[result]) * left[result]
-        if tiles:
-            dx[image] = last
-        else:
-            dx[image] += last
+        for places in _blocks(value, vertical, horizontal):
+            for result, image in places:
+                remaining = left[result]
+                is_largest = np.equal(x[image], value[result])
+                if cut:
+                    share = np.multiply(remaining, is_largest, out=dx[image])
+                else:
+                    share = np.multiply(remaining, is_largest)
+                    dx[image] += share
+                np.subtract(remaining, share, out=remaining)
         return dx
 
     return value, (gradient,)
@@ -80,19 +90,21 @@ def max_pool2d(x, *, kernel, stride=None, padding=0):
 @primitive
 def avg_pool2d(x, *, kernel, stride=None, padding=0):
     """The mean of every window; padding counts as zeros (PyTorch's default). Otherwise like `max_pool2d`."""
-    vertical, horizontal, places = _windows(x, kernel, stride, padding)
+    vertical, horizontal = _windows(x, kernel, stride, padding)
     scale = np.asarray(1 / (vertical.kernel * horizontal.kernel), x.dtype)
-    value = _pooled_like(x, vertical, horizontal, 0)
-    for result, image in places:
-        value[result] += x[image]
+    value = _like(x, vertical, horizontal)
+    value[...] = 0
+    for places in _blocks(value, vertical, horizontal):
+        for result, image in places:
+            value[result] += x[image]
     value *= scale
 
     def gradient(g):
         dx = np.zeros_like(x, dtype=g.dtype)
-        shared = np.empty_like(value, dtype=g.dtype)
-        np.multiply(g, scale, out=shared)
-        for result, image in places:
-            dx[image] += shared[result]
+        shared = np.multiply(g, scale, out=np.empty_like(value, dtype=g.dtype))
+        for places in _blocks(value, vertical, horizontal):
+            for result, image in places:
+                dx[image] += shared[result]
         return dx
 
     return value, (gradient,)
