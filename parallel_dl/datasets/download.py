@@ -49,7 +49,7 @@ def download(url: str, file: BinaryIO, size: int, report: Callable[[int], None],
                     raise ConnectionError("the connection was closed")
             except (OSError, http.client.HTTPException) as error:
                 raise DownloadError(
-                    f"{url}: broke off after {have} of {size} bytes ({one_line(error)}), which are kept for the next try"
+                    f"{url}: broke off after {have} of {size} bytes ({one_line(error)}); these are kept"
                 ) from error
             file.write(chunk)
             file.flush()
