@@ -173,7 +173,7 @@ def batch_norm(x, weight=None, bias=None, *, eps=1e-5, mean=None, variance=None,
         value[piece] += shift[:, piece[1]]
     others = _all_but_channels(x)
     return value, (
-        lambda g: g * scale,
+        lambda g: np.multiply(g, scale, out=np.empty_like(value)),
         lambda g: (g * ((x - mean) * inverse)).sum(axis=others),
         lambda g: g.sum(axis=others),
     )
