@@ -1,6 +1,6 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, streams, initializers, layers, convolution, normalization, losses, flat.
+To read in this order: module, streams, initializers, layers, convolution, normalization, losses, flat, shapes.
 """
 
 from parallel_dl.nn import initializers
@@ -10,6 +10,7 @@ from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequenti
 from parallel_dl.nn.losses import cross_entropy, mse
 from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
+from parallel_dl.nn.shapes import LayerShape, layer_shapes, output_shape
 
 __all__ = [
     "GELU",
@@ -23,6 +24,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool2d",
     "LayerNorm",
+    "LayerShape",
     "Linear",
     "LocalResponseNorm",
     "MaxPool2d",
@@ -36,7 +38,9 @@ __all__ = [
     "cross_entropy",
     "flatten",
     "initializers",
+    "layer_shapes",
     "manual_seed",
     "mse",
+    "output_shape",
     "set_default_dtype",
 ]

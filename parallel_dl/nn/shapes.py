@@ -1,0 +1,147 @@
+"""The shapes of what flows through a network, from its layers alone: nothing is computed, no weight is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parallel_dl.convolution.geometry import axes
+from parallel_dl.errors import InputError
+from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
+from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
+from parallel_dl.nn.module import Module
+from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One sample, as far as layers look at it to refuse it: (1, *shape of the sample)."""
+
+    shape: Shape
+
+
+def _same(layer: Any, x: _Input) -> Shape:
+    return x.shape
+
+
+def _flatten(layer: Flatten, x: _Input) -> Shape:
+    return 1, math.prod(x.shape[1:])
+
+
+def _linear(layer: Linear, x: _Input) -> Shape:
+    if x.shape[-1] != layer.in_features:
+        raise layer.input_error(x, f"needs (..., {layer.in_features})")
+    return *x.shape[:-1], layer.out_features
+
+
+def _convolution(layer: Conv2d, x: _Input) -> Shape:
+    return layer.geometry(x).out_shape
+
+
+def _pooling(layer: Any, x: _Input) -> Shape:
+    _require_images(layer, x)
+    try:
+        vertical, horizontal = axes(x.shape[2:], layer.kernel_size, layer.stride, layer.padding)
+    except InputError as error:
+        raise layer.input_error(x, str(error)) from None
+    return *x.shape[:2], vertical.out, horizontal.out
+
+
+def _global_pooling(layer: GlobalAvgPool2d, x: _Input) -> Shape:
+    _require_images(layer, x)
+    return *x.shape[:2], 1, 1
+
+
+def _response_norm(layer: LocalResponseNorm, x: _Input) -> Shape:
+    if len(x.shape) < 2 or x.shape[1] % layer.groups:
+        raise layer.input_error(x, f"needs (N, channels, ...), the channels a multiple of {layer.groups}")
+    return x.shape
+
+
+def _batch_norm(layer: BatchNorm, x: _Input) -> Shape:
+    layer._require(x)
+    return x.shape
+
+
+def _layer_norm(layer: LayerNorm, x: _Input) -> Shape:
+    if x.shape[-len(layer.normalized_shape) :] != layer.normalized_shape:
+        raise layer.input_error(x, f"needs (..., {', '.join(map(str, layer.normalized_shape))})")
+    return x.shape
+
+
+def _require_images(layer: Module, x: _Input) -> None:
+    if len(x.shape) != 4:
+        raise layer.input_error(x, "needs (samples, channels, height, width)")
+
+
+# kind of layer -> function (layer, input) to the shape of the result, both with an axis of one sample in front
+RULES: dict[type[Module], Callable[[Any, _Input], Shape]] = {
+    Linear: _linear,
+    Conv2d: _convolution,
+    MaxPool2d: _pooling,
+    AvgPool2d: _pooling,
+    GlobalAvgPool2d: _global_pooling,
+    LocalResponseNorm: _response_norm,
+    BatchNorm: _batch_norm,
+    BatchNorm1d: _batch_norm,
+    BatchNorm2d: _batch_norm,
+    LayerNorm: _layer_norm,
+    Flatten: _flatten,
+    **dict.fromkeys((ReLU, Tanh, Sigmoid, GELU, Dropout), _same),
+}
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer on the way through a network, with the shapes of one sample before and behind it."""
+
+    name: str
+    layer: Module
+    input: Shape
+    output: Shape
+
+
+def layer_shapes(network: Module, input_shape: Sequence[int], name: str = "") -> Iterator[LayerShape]:
+    """The layers that a sample (*input_shape) passes, in order; a Sequential in a Sequential is passed through.
+
+    `name` is the network's own. Raises InputError for a shape that does not fit, and for a module that is neither one
+    of our layers nor a Sequential of them: what it computes cannot be seen from outside.
+    """
+    shape = tuple(input_shape)
+    if computes_as(network, Sequential):
+        for child, layer in network._modules.items():
+            for passed in layer_shapes(layer, shape, f"{name}.{child}" if name else child):
+                yield passed
+                shape = passed.output
+        return
+    kind = require_kind(network, RULES, name)
+    yield LayerShape(name, network, shape, RULES[kind](network, _Input((1, *shape)))[1:])
+
+
+def output_shape(network: Module, input_shape: Sequence[int]) -> Shape:
+    """The shape of one sample's result, without the axis of samples; InputError as in `layer_shapes`."""
+    shape = tuple(input_shape)
+    for passed in layer_shapes(network, shape):
+        shape = passed.output
+    return shape
+
+
+def computes_as(module: Module, kind: type[Module]) -> bool:
+    """Whether it is of this kind, or of a class derived from it that has the same forward pass."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
+
+
+def require_kind(module: Module, kinds: dict[type[Module], Any], name: str = "") -> type[Module]:
+    """The one of `kinds` that computes what `module` does; InputError, with its name, when there is none."""
+    for kind in type(module).__mro__:
+        if kind in kinds and computes_as(module, kind):
+            return kind
+    valid = ", ".join(sorted(kind.__name__ for kind in kinds))
+    layer = f"layer {name}: " if name else ""
+    raise InputError(
+        f"{layer}what a {type(module).__name__} computes is not known here; valid are Sequential and {valid}"
+    )
