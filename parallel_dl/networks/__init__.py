@@ -1,14 +1,46 @@
-"""The networks by name: plain serial programs, which know nothing of ranks."""
+"""The networks by name: plain serial programs, which know nothing of ranks.
+
+To read in this order: mlp, lenet5, alexnet, vgg; images and initialization are what the last three share.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from parallel_dl.errors import unknown_name
+from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.networks.alexnet import AlexNet, alexnet_one_tower, alexnet_small
+from parallel_dl.networks.lenet5 import LeNet5, lenet5_small
 from parallel_dl.networks.mlp import MLP
+from parallel_dl.networks.vgg import VGG, vgg_small
 from parallel_dl.nn import Module
 
-# name -> function of (input_shape, classes)
-NETWORKS: dict[str, Callable[[Sequence[int], int], Module]] = {
-    "mlp": MLP,
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network we ship: the function that makes it, and what it is made for."""
+
+    create: Callable[[Sequence[int], int], Module]
+    """(input_shape, classes) -> network"""
+    lr: float = 0.1
+    """learning rate of SGD with momentum 0.9 that trains it"""
+    input_shape: tuple[int, ...] | None = None
+    """the one it takes; None for a network that takes its input shape and classes from the data"""
+    classes: int | None = None
+    """how many there are, of which data may use fewer"""
+    small: str | None = None
+    """the name of its small version"""
+
+
+NETWORKS: dict[str, Architecture] = {
+    "mlp": Architecture(MLP),
+    "lenet5_small": Architecture(lenet5_small, 0.05),
+    "alexnet_small": Architecture(alexnet_small, 0.02),
+    "vgg_small": Architecture(vgg_small, 0.02),
+    "lenet5": Architecture(LeNet5, 0.02, (1, 28, 28), 10, "lenet5_small"),
+    "alexnet": Architecture(AlexNet, 0.01, (3, 224, 224), 1000, "alexnet_small"),
+    "alexnet_one_tower": Architecture(alexnet_one_tower, 0.01, (3, 224, 224), 1000, "alexnet_small"),
+    "vgg16": Architecture(VGG, 0.01, (3, 224, 224), 1000, "vgg_small"),
 }
 
 
@@ -18,10 +50,44 @@ def require_known(name: str) -> None:
         raise unknown_name("network", name, NETWORKS)
 
 
-def create(name: str, input_shape: Sequence[int], classes: int) -> Module:
-    """The network `name` for inputs (samples, *input_shape) and so many classes; its weights are not drawn yet."""
+def create(name: str, input_shape: Sequence[int] | None = None, classes: int | None = None) -> Module:
+    """The network `name` for inputs (samples, *input_shape) and so many classes; its weights are not drawn yet.
+
+    A full-size network has its own input shape and classes, and both may be left out: it gets all its outputs also for
+    fewer classes. Raises InputError, which names the network and what would fit, for data that it cannot take.
+    """
     require_known(name)
-    return NETWORKS[name](input_shape, classes)
+    shipped = NETWORKS[name]
+    if shipped.input_shape is None or shipped.classes is None:
+        if input_shape is None or classes is None:
+            raise InputError(f"network {name}: takes input shape and classes from the data; give both")
+        try:
+            return shipped.create(input_shape, classes)
+        except InputError as error:
+            raise InputError(f"network {name}: {error}") from None
+    small = f"; try {shipped.small}" if shipped.small else ""
+    if input_shape is not None and tuple(input_shape) != shipped.input_shape:
+        raise InputError(f"network {name}: takes {_by(shipped.input_shape)}, not {_by(input_shape)}{small}")
+    if classes is not None and classes > shipped.classes:
+        raise InputError(f"network {name}: has {shipped.classes} classes, not {classes}{small}")
+    return shipped.create(shipped.input_shape, shipped.classes)
 
 
-__all__ = ["MLP", "NETWORKS", "create", "require_known"]
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]} features"
+
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "VGG",
+    "AlexNet",
+    "Architecture",
+    "LeNet5",
+    "alexnet_one_tower",
+    "alexnet_small",
+    "create",
+    "lenet5_small",
+    "require_known",
+    "vgg_small",
+]

@@ -1,0 +1,53 @@
+"""LeNet-5, and a small version that takes any image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from parallel_dl import nn
+from parallel_dl.networks.images import channels_of, values_behind
+from parallel_dl.networks.initialization import initialize_for_relu
+
+
+class LeNet5(nn.Sequential):
+    """Two convolutions with pooling, then fully connected layers, in today's usual form.
+
+    LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition", section II.B.
+    They had a trained scale and bias in the mean pooling, tanh, a sparse table between pool1 and conv2 and distances to
+    prototypes at the end; today these are max pooling, ReLU, a full convolution and a linear layer. The 28 x 28 images
+    are padded by 2, as theirs were.
+
+    Input (samples, *input_shape), output (samples, classes): 61,706 parameters with the defaults. `padding` is that of
+    conv1 and of conv2. Raises InputError for an input that is no image or too small.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (1, 28, 28),
+        classes: int = 10,
+        kernels: tuple[int, int] = (6, 16),
+        padding: tuple[int, int] = (2, 0),
+        hidden: Sequence[int] = (120, 84),
+    ) -> None:
+        channels = channels_of(input_shape)
+        layers: dict[str, nn.Module] = {}
+        for number, (before, after) in enumerate(pairwise((channels, *kernels)), start=1):
+            layers[f"conv{number}"] = nn.Conv2d(before, after, 5, padding=padding[number - 1])
+            # The non-linearity comes behind subsampling, as in the paper. For ReLU that is the same function,
+            # max(relu(x)) = relu(max(x)), and a quarter of the work.
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+            layers[f"relu{number}"] = nn.ReLU()
+        widths = (values_behind(layers.values(), input_shape), *hidden)
+        layers["flatten"] = nn.Flatten()
+        for number, (before, after) in enumerate(pairwise(widths), start=1):
+            layers[f"fc{number}"] = nn.Linear(before, after)
+            layers[f"relu{number + 2}"] = nn.ReLU()
+        layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], classes)
+        initialize_for_relu(layers.values())
+        super().__init__(**layers)
+
+
+def lenet5_small(input_shape: Sequence[int], classes: int) -> LeNet5:
+    """LeNet-5 with padding in conv2, too, so that images from 4 x 4 on fit."""
+    return LeNet5(input_shape, classes, padding=(2, 2))
