@@ -20,6 +20,7 @@ OURS = {
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
+    "cost": {"nn", "convolution", "errors"},
     "optim": {"nn", *BASE},
     "datasets": BASE,
     "mpi": {"autograd", "launch", *BASE},
@@ -30,7 +31,7 @@ OURS = {
     "equivalence": TRAINING | BASE,
     "launch": {"errors"},
     "testing": {"launch", "mpi", "errors"},
-    "cli": TRAINING | BASE | {"launch"},
+    "cli": TRAINING | BASE | {"cost", "launch"},
     "__init__": set(),
     "__main__": {"cli"},
 }
