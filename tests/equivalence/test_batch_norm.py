@@ -54,7 +54,7 @@ def runs(comm, what, microbatches=1, allreduce="auto"):
 
 
 @pytest.mark.ranks(1, 2, 3, 4, 8)
-@pytest.mark.parametrize("batch_size", [100, 64, 5])
+@pytest.mark.parametrize("batch_size", [37, 5])
 def test_equals_serial_for_any_batch(comm, batch_size):
     """5 samples on 8 ranks: empty shares, and shares of one."""
     assert_same(*runs(comm, experiment(batch_size)))
@@ -75,6 +75,23 @@ def test_either_all_reduce(comm, allreduce):
 @pytest.mark.ranks(2, 4)
 def test_float32(comm):
     assert_same(*runs(comm, experiment(64, dtype="float32")))
+
+
+def convolutions():
+    return nn.Sequential(
+        Images(1),
+        nn.Conv2d(1, 4, (2, 3), padding=(0, 1)),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.LocalResponseNorm(3, 0.5, groups=2),
+        nn.Flatten(),
+        nn.Linear(24, 4),
+    )
+
+
+@pytest.mark.ranks(1, 2, 3, 8)
+def test_behind_a_convolution(comm):
+    assert_same(*runs(comm, experiment(13, convolutions)))
 
 
 @pytest.mark.ranks(1)
