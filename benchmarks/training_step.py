@@ -1,24 +1,33 @@
-"""A training step on one core: ours, hand-written NumPy, PyTorch eager. python -m benchmarks.training_step"""
+"""A training step on one core: ours, hand-written NumPy (MLPs), PyTorch eager. python -m benchmarks.training_step
+
+PyTorch runs convolutional networks in both of its memory formats; the ratio is against the faster one.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 
-from benchmarks.networks import LARGE, SMALL, numpy_step, our_step, torch_step
-from benchmarks.turns import best_ratio, medians
+from benchmarks.networks import LARGE, LENET, SMALL, STACK, numpy_step, our_step, torch_step
+from benchmarks.turns import medians
 
 
 def measure() -> list[dict]:
-    """A row per network; times in seconds."""
+    """A row per network; times in seconds (of the last round), ratios (the best round's)."""
     rows = []
-    for (widths, batch), repeats in ((LARGE, 100), (SMALL, 600)):
-        calls = {"ours": our_step(widths, batch), "numpy": numpy_step(widths, batch)}
+    for network in (LARGE, SMALL, LENET, STACK):
+        calls = {"ours": our_step(network)}
+        if not network.has_images:
+            calls["numpy"] = numpy_step(network)
         if importlib.util.find_spec("torch") is not None:
-            calls["torch"] = torch_step(widths, batch)
-        table = medians(calls, repeats)
-        row: dict = {"network": "-".join(map(str, widths)), "batch": batch, **table[-1]}
-        for other in list(calls)[1:]:
-            row[f"ours / {other}"] = best_ratio(table, "ours", other)
+            calls["torch"] = torch_step(network)
+            if network.has_images:
+                calls["torch, channels last"] = torch_step(network, channels_last=True)
+        table = medians(calls, network.repeats)
+        row: dict = {"network": network.name, "batch": network.batch, "seconds": table[-1]}
+        for other in ("numpy", "torch"):
+            theirs = [name for name in calls if name.startswith(other)]
+            if theirs:
+                row[f"ours / {other}"] = min(times["ours"] / min(times[name] for name in theirs) for times in table)
         rows.append(row)
     return rows
 
@@ -26,9 +35,9 @@ def measure() -> list[dict]:
 def main() -> None:
     """Prints a line per network."""
     for row in measure():
-        times = ", ".join(f"{name} {row[name] * 1e6:.0f} us" for name in ("ours", "numpy", "torch") if name in row)
-        ratios = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if "/" in name)
-        print(f"MLP {row['network']}, batch {row['batch']}: {ratios} ({times})")
+        times = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in row["seconds"].items())
+        ratios = ", ".join(f"{name} {value:.2f}" for name, value in row.items() if "/" in name)
+        print(f"{row['network']}, batch {row['batch']}: {ratios} ({times})")
     if importlib.util.find_spec("torch") is None:
         print("no comparison with torch: it is not installed (pip install 'parallel_dl[bench]')")
 

@@ -24,8 +24,3 @@ def medians(calls: dict[str, Callable[[], object]], repeats: int, rounds: int = 
                 times[name].append(time.perf_counter() - start)
         table.append({name: statistics.median(values) for name, values in times.items()})
     return table
-
-
-def best_ratio(table: list[dict[str, float]], ours: str, other: str) -> float:
-    """The smallest of the rounds' ratios ours/other."""
-    return min(row[ours] / row[other] for row in table)

@@ -5,29 +5,34 @@ mpirun -n 2 python -m benchmarks.two_ranks
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import socket
 import statistics
 import time
 from collections.abc import Callable
 
-from benchmarks.networks import LARGE, LR, MOMENTUM, data, network, our_step, torch_network, torch_training
+from benchmarks.networks import LARGE, LENET, LR, MOMENTUM, STACK, Network, our_step, torch_training
 from parallel_dl import nn, optim
 from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.mpi import Communicator, world
 from parallel_dl.partition import share
 
 
-def parallel_step(comm: Communicator, batch: int, method: str) -> Callable[[], float]:
+def _own_share(comm: Communicator, network: Network) -> list:
+    """This rank's samples and labels of the network's batch."""
+    return [array[share(network.batch, comm.size, comm.rank)] for array in network.data()]
+
+
+def parallel_step(comm: Communicator, network: Network, method: str) -> Callable[[], float]:
     """One step of the ranks together: this rank's share of the batch."""
-    widths, _ = LARGE
-    x, y = (array[share(batch, comm.size, comm.rank)] for array in data(widths, batch))
-    model = network(widths)
+    x, y = _own_share(comm, network)
+    model = network.ours()
     gradients = GradientAllReduce(model.parameters(), comm, method)
     optimizer = optim.SGD(model.parameters(), LR, momentum=MOMENTUM)
 
     def step() -> float:
-        loss = nn.cross_entropy(model(x), y, total=batch)
+        loss = nn.cross_entropy(model(x), y, total=network.batch)
         optimizer.zero_grad()
         loss.backward()
         gradients.all_reduce()
@@ -37,8 +42,8 @@ def parallel_step(comm: Communicator, batch: int, method: str) -> Callable[[], f
     return step
 
 
-def ddp_step(comm: Communicator, batch: int) -> Callable[[], float]:
-    """The same in PyTorch's DistributedDataParallel over gloo, on the loopback interface."""
+def start_gloo(comm: Communicator) -> None:
+    """PyTorch's process group of these ranks, on the loopback interface."""
     import torch
 
     torch.set_num_threads(1)
@@ -49,9 +54,16 @@ def ddp_step(comm: Communicator, batch: int) -> Callable[[], float]:
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=comm.rank, world_size=comm.size
     )
-    widths, _ = LARGE
-    x, y = (torch.from_numpy(array[share(batch, comm.size, comm.rank)]) for array in data(widths, batch))
-    return torch_training(torch.nn.parallel.DistributedDataParallel(torch_network(widths)), x, y)
+
+
+def ddp_step(comm: Communicator, network: Network, channels_last: bool) -> Callable[[], float]:
+    """The same in PyTorch's DistributedDataParallel over gloo."""
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, y = map(torch.from_numpy, _own_share(comm, network))
+    model = torch.nn.parallel.DistributedDataParallel(network.torch().to(memory_format=layout))
+    return torch_training(model, x.contiguous(memory_format=layout), y)
 
 
 def _idle_barrier(comm: Communicator) -> None:
@@ -61,17 +73,19 @@ def _idle_barrier(comm: Communicator) -> None:
         time.sleep(0.0005)
 
 
-def measure(comm: Communicator, repeats: int = 15, inner: int = 5, rounds: int = 3) -> dict[str, float] | None:
-    """Ratios on rank 0 (None elsewhere): each call of `inner` steps takes its turn; one rank alone, or both."""
-    widths, batch = LARGE
+def measure(comm: Communicator, network: Network, repeats: int = 15, rounds: int = 3) -> dict[str, float] | None:
+    """Ratios on rank 0 (None elsewhere): each call of some steps takes its turn; one rank alone, or both."""
+    inner = max(1, network.repeats // 20)  # steps at a time
+    doubled = dataclasses.replace(network, batch=2 * network.batch)
     calls: dict[str, tuple[bool, Callable[[], float]]] = {
-        "one rank": (False, our_step(widths, batch)),
-        "two, window": (True, parallel_step(comm, batch, "auto")),
-        "two, mpi": (True, parallel_step(comm, batch, "mpi")),
-        "two, doubled batch": (True, parallel_step(comm, 2 * batch, "auto")),
+        "one rank": (False, our_step(network)),
+        "two, window": (True, parallel_step(comm, network, "auto")),
+        "two, mpi": (True, parallel_step(comm, network, "mpi")),
+        "two, doubled batch": (True, parallel_step(comm, doubled, "auto")),
     }
     if importlib.util.find_spec("torch") is not None:
-        calls["ddp"] = (True, ddp_step(comm, batch))
+        for channels_last in (False, True) if network.has_images else (False,):
+            calls[f"ddp {channels_last}"] = (True, ddp_step(comm, network, channels_last))
     found: list[dict[str, float]] = []
     for _ in range(rounds):
         times: dict[str, list[float]] = {name: [] for name in calls}
@@ -92,8 +106,9 @@ def measure(comm: Communicator, repeats: int = 15, inner: int = 5, rounds: int =
             "two ranks are faster by (mpi)": m["one rank"] / m["two, mpi"],
             "efficiency at the doubled batch": m["one rank"] / m["two, doubled batch"],
         }
-        if "ddp" in m:
-            row["faster than torch DDP over gloo by"] = m["ddp"] / m["two, window"]
+        ddp = [seconds for name, seconds in m.items() if name.startswith("ddp")]
+        if ddp:
+            row["faster than torch DDP over gloo by"] = min(ddp) / m["two, window"]
         found.append(row)
     return {name: max(row[name] for row in found) for name in found[0]} if found else None
 
@@ -103,10 +118,16 @@ def main() -> None:
     comm = world()
     if comm.size != 2:
         raise SystemExit(f"two_ranks: needs 2 ranks, has {comm.size}: mpirun -n 2 python -m benchmarks.two_ranks")
-    ratios = measure(comm)
-    for name, value in (ratios or {}).items():
-        print(f"{name}: {value:.2f}")
-    if importlib.util.find_spec("torch") is not None:
+    has_torch = importlib.util.find_spec("torch") is not None
+    if has_torch:
+        start_gloo(comm)
+    for network, repeats in ((LARGE, 15), (LENET, 15), (STACK, 5)):
+        ratios = measure(comm, network, repeats)
+        if ratios is not None:
+            print(f"{network.name}, batch {network.batch}")
+            for name, value in ratios.items():
+                print(f"  {name}: {value:.2f}", flush=True)
+    if has_torch:
         import torch
 
         torch.distributed.destroy_process_group()
