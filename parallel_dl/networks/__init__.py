@@ -64,13 +64,20 @@ def create(name: str, input_shape: Sequence[int] | None = None, classes: int | N
         try:
             return shipped.create(input_shape, classes)
         except InputError as error:
-            raise InputError(f"network {name}: {error}") from None
-    small = f"; try {shipped.small}" if shipped.small else ""
+            raise InputError(f"network {name}: {error}{_instead(None, input_shape)}") from None
     if input_shape is not None and tuple(input_shape) != shipped.input_shape:
-        raise InputError(f"network {name}: takes {_by(shipped.input_shape)}, not {_by(input_shape)}{small}")
+        instead = _instead(shipped.small, input_shape)
+        raise InputError(f"network {name}: takes {_by(shipped.input_shape)}, not {_by(input_shape)}{instead}")
     if classes is not None and classes > shipped.classes:
-        raise InputError(f"network {name}: has {shipped.classes} classes, not {classes}{small}")
+        instead = _instead(shipped.small, shipped.input_shape)
+        raise InputError(f"network {name}: has {shipped.classes} classes, not {classes}{instead}")
     return shipped.create(shipped.input_shape, shipped.classes)
+
+
+def _instead(small: str | None, input_shape: Sequence[int]) -> str:
+    """Which network takes such an input."""
+    name = small if len(input_shape) == 3 else "mlp"
+    return f"; try {name}" if name else ""
 
 
 def _by(shape: Sequence[int]) -> str:
