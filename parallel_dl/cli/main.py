@@ -13,7 +13,9 @@ import parallel_dl
 from parallel_dl.cli.demo import demo
 from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
+from parallel_dl.cli.networks import NetworkCommand
 from parallel_dl.cli.run import run
+from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
 from parallel_dl.errors import InputError
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
@@ -29,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train)
+app.command(cls=NetworkCommand)(train)
+app.command(cls=NetworkCommand)(summary)
 app.command()(demo)
 app.command()(info)
 app.command()(fetch)

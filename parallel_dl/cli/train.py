@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.layout import Layout
 
 if TYPE_CHECKING:
+    from parallel_dl.cost import NetworkCost
     from parallel_dl.datasets import Dataset
     from parallel_dl.mpi import Communicator
     from parallel_dl.optim import Optimizer
@@ -27,7 +29,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 RATE_POLICIES = ("constant", "step", "cosine")
 DTYPES = ("float32", "float64")
 
-_WORK_FOR_THREADS = 1 << 25  # multiply-adds of a forward pass (samples x weights), below which one BLAS thread is best
+_WORK_FOR_THREADS = 1 << 25  # multiply-adds in a forward pass's products, below which one BLAS thread is best
 
 
 @dataclasses.dataclass
@@ -78,13 +80,17 @@ class Job:
         if self.output is not None:
             checkpoint.require_writable(self.output)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
-        return datasets.load(self.dataset, self.data_dir, self.dtype)
+        data = datasets.load(self.dataset, self.data_dir, self.dtype)
+        network_for(self.network, data, self.dataset)
+        return data
 
     def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
         """The optimizer the flags ask for, its rate planned over this number of updates."""
-        from parallel_dl import optim
+        from parallel_dl import networks, optim
 
-        rate = (0.1 if self.optimizer == "sgd" else 1e-3) if self.lr is None else self.lr
+        rate = self.lr
+        if rate is None:
+            rate = networks.NETWORKS[self.network].lr if self.optimizer == "sgd" else 1e-3
         if not (rate >= 0 and math.isfinite(rate)):
             raise InputError(f"--lr {rate}: must be a finite number, at least 0")
         if self.lr_policy == "step":
@@ -104,13 +110,15 @@ class Job:
         """Trains on the ranks of `world`; returns the run's JSON object and how gradients were summed."""
         import numpy as np
 
-        from parallel_dl import checkpoint, networks
+        from parallel_dl import checkpoint
+        from parallel_dl.cost import cost_of
         from parallel_dl.mpi import Mesh, one_blas_thread
         from parallel_dl.trainer import Trainer
 
-        network = networks.create(self.network, dataset.input_shape, dataset.classes)
+        network = network_for(self.network, dataset, self.dataset)
         network.initialize(self.seed, self.dtype)
-        if min(self.batch_size, len(dataset.x_train)) * network.parameter_count() < _WORK_FOR_THREADS:
+        forward = cost_of(network, dataset.input_shape, min(self.batch_size, len(dataset.x_train)))
+        if _work_in_products(forward) < _WORK_FOR_THREADS:
             one_blas_thread()
         steps_per_epoch = math.ceil(len(dataset.x_train) / self.batch_size)
         updates = self.steps or self.epochs * steps_per_epoch
@@ -154,6 +162,18 @@ class Job:
         }
 
 
+def _work_in_products(forward: NetworkCost) -> int:
+    """Multiply-adds of one matrix product per layer, for all samples: what BLAS could share among threads.
+
+    A fully connected layer is one product, a convolution one for each row of its result: many small ones, at the end of
+    each of which threads wait for each other.
+    """
+    return sum(
+        layer.multiply_adds * forward.samples // (layer.output_shape[1] if layer.kind == "Conv2d" else 1)
+        for layer in forward.layers
+    )
+
+
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
@@ -175,7 +195,7 @@ def _progress(updates: int, rank: int) -> Iterator[Callable[[int, int, float], N
 
 def train(
     context: typer.Context,
-    network: Annotated[str, typer.Argument(help="Which network: mlp.")],
+    network: Annotated[str, typer.Argument(help="Which network.")],
     dp: Annotated[int | None, typer.Option(help="Data-parallel replicas. [default: 1, or all ranks of mpirun]")] = None,
     microbatches: Annotated[int, typer.Option(help="Pieces of a batch, their gradients accumulated.")] = 1,
     dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10, idx, npz or a path.")] = "digits",
@@ -184,7 +204,9 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: sgd 0.1, adam and adamw 0.001]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate. [default: sgd the network's, adam and adamw 0.001]")
+    ] = None,
     momentum: Annotated[float | None, typer.Option(help="Of sgd. [default: 0.9]")] = None,
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum, for sgd.")] = False,
     weight_decay: Annotated[float | None, typer.Option(help="[default: 0; adamw 0.01]")] = None,

@@ -193,10 +193,11 @@ def test_bad_input_is_one_line_and_status_2(arguments, said, capfd, monkeypatch)
 
 
 def test_bad_input_as_a_command():
+    valid = ", ".join(sorted(networks.NETWORKS))
     assert call("train", "mpl", "--dp", 3) == (
         2,
         "",
-        "parallel-dl: unknown network 'mpl': did you mean 'mlp'? valid are mlp\n",
+        f"parallel-dl: unknown network 'mpl': did you mean 'mlp'? valid are {valid}\n",
     )
 
 

@@ -1,0 +1,36 @@
+"""The argument NETWORK: its help, and the network for a data set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from parallel_dl.datasets import Dataset
+    from parallel_dl.nn import Module
+
+
+class NetworkCommand(TyperCommand):
+    """A command with the argument NETWORK. Only who asks for its help waits for the networks to be imported."""
+
+    def format_help(self, *arguments: Any) -> None:
+        from parallel_dl.networks import NETWORKS
+
+        for parameter in self.params:
+            if parameter.name == "network":
+                parameter.help = f"Which network: {', '.join(NETWORKS)}."  # type: ignore[attr-defined]
+        super().format_help(*arguments)
+
+
+def network_for(name: str, dataset: Dataset, flag: str) -> Module:
+    """The network `name` for the data set that `--dataset flag` gave; InputError when the two do not fit together."""
+    from parallel_dl import networks
+
+    networks.require_known(name)
+    try:
+        return networks.create(name, dataset.input_shape, dataset.classes)
+    except InputError as error:
+        raise InputError(f"--dataset {flag}: {error}") from None
