@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parallel_dl import convolution
 from parallel_dl.autograd import ops
 
 
@@ -131,6 +132,23 @@ def _batch_norm() -> list[Case]:
         Case("ordinary", (spread(1, 2, 4, 1), positive(2), None), {}),
         Case("zero-size", (spread(0, 3, 2, 2), positive(3), spread(3)), {}),
         Case("zero-size", (spread(4, 0), spread(0), spread(0)), {}),
+    ]
+
+
+def _conv2d(x_shape: tuple, weight_shape: tuple, bias: bool = False, **static: Any) -> Case:
+    kind = "zero-size" if 0 in (*x_shape, *weight_shape) else "ordinary"
+    arrays = (spread(*x_shape), spread(*weight_shape, seed=1), spread(weight_shape[0]) if bias else None)
+    return Case(kind, arrays, static)
+
+
+def _pooling() -> list[Case]:
+    return [
+        Case("ordinary", (spread(2, 3, 4, 6),), {"kernel": 2}),
+        Case("ordinary", (spread(2, 2, 5, 7),), {"kernel": 3, "stride": 2}),
+        Case("ordinary", (spread(2, 2, 5, 4),), {"kernel": (3, 2), "stride": (2, 3), "padding": 1}),
+        Case("ordinary", (spread(1, 1, 5, 4),), {"kernel": 1, "stride": 2}),
+        Case("zero-size", (spread(0, 2, 4, 4),), {"kernel": 2}),
+        Case("zero-size", (spread(2, 0, 4, 4),), {"kernel": 3, "padding": 1}),
     ]
 
 
@@ -269,6 +287,19 @@ CASES: dict[str, list[Case]] = {
         Case("zero-size", (spread(0, 3),), {"keep": np.ones((0, 3), bool), "p": 0.5}),
         Case("0-d", (spread(),), {"keep": np.array(True), "p": 0.5}),
     ],
+    "convolution.conv2d": [
+        _conv2d((2, 3, 5, 4), (4, 3, 3, 3)),
+        _conv2d((2, 3, 5, 4), (4, 3, 3, 3), bias=True, padding=1),
+        _conv2d((2, 4, 5, 6), (6, 2, 2, 3), bias=True, groups=2, stride=(1, 2), padding=(0, 2)),
+        _conv2d((1, 2, 7, 5), (2, 1, 3, 2), groups=2, dilation=(2, 1), padding=((0, 1), (2, 0))),
+        _conv2d((2, 3, 4, 4), (2, 3, 1, 1), stride=3),
+        *(_conv2d((2, 2, 6, 5), (3, 2, 3, 3), bias=True, padding=1, method=name) for name in convolution.METHODS),
+        _conv2d((0, 2, 5, 5), (3, 2, 3, 3), bias=True),
+        _conv2d((2, 0, 5, 5), (3, 0, 3, 3), bias=True),
+        _conv2d((2, 2, 5, 5), (0, 2, 3, 3), bias=True),
+    ],
+    "pooling.max_pool2d": _pooling(),
+    "pooling.avg_pool2d": _pooling(),
     "normalization.local_response_norm": [
         Case("ordinary", (spread(2, 7, 2),), {"size": 5, "alpha": 0.5}),
         Case("ordinary", (spread(2, 5, 2, 2),), {"size": 4, "alpha": 2.0, "beta": 1.25, "k": 2.0}),
@@ -303,6 +334,8 @@ NO_SCALARS = {
     "shaping.concatenate",
     "shaping.split",
     "classification.cross_entropy",
+    "convolution.conv2d",
+    *("pooling.max_pool2d", "pooling.avg_pool2d"),
     *(f"normalization.{name}" for name in ("local_response_norm", "layer_norm", "batch_norm")),
     "normalization.synchronized_batch_norm",
 }
