@@ -111,7 +111,7 @@ def _patches(spread: Array, geometry: Geometry) -> Array:
     """The matrices (groups, rows of the result, ky kx in, columns samples): a view, they overlap in memory."""
     vertical = geometry.vertical
     groups, _, kx, inputs, width, samples = spread.shape
-    group, row, *_, item = spread.strides
+    (group, row, *_), item = spread.strides, spread.itemsize  # (the stride of an axis of length 1 may be anything)
     columns = width * samples
     if vertical.dilation == 1 or vertical.kernel == 1:
         shape = (groups, vertical.out, vertical.kernel * kx * inputs, columns)

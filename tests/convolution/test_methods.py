@@ -37,7 +37,7 @@ def require_close(ours, theirs, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("method", ANY)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=convolutions(), seed=SEEDS)
 def test_the_definition(method, case, seed):
     x_shape, weight_shape, sizes = case
@@ -46,7 +46,7 @@ def test_the_definition(method, case, seed):
 
 
 @pytest.mark.parametrize("method", WINOGRAD)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=convolutions(kernels=(3, 3)), seed=SEEDS)
 def test_winograd_is_the_definition_where_it_can(method, case, seed):
     x_shape, weight_shape, sizes = case
