@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, tape
+from parallel_dl.autograd.ops import normalization
 from parallel_dl.errors import InputError
 
 settings.register_profile("normalization", deadline=None, max_examples=40, derandomize=True)
@@ -113,9 +114,11 @@ def test_layer_norm_is_pytorchs(torch, leading, shape, affine, bias, eps):
     check_like_torch(torch, ours, theirs, values(*leading, *shape), 1e-9)
 
 
+@pytest.mark.parametrize("block", [10**9, 20_000, 300])
 @pytest.mark.parametrize("layout", [np.asarray, as_convolutions_leave_it])
-def test_large_float32_arrays_are_pytorchs_in_either_layout(torch, layout):
-    """More values than one piece of work holds."""
+def test_float32_in_either_layout_and_in_pieces_is_pytorchs(torch, layout, block, monkeypatch):
+    """In one piece, cut along the outermost axis, and along several."""
+    monkeypatch.setattr(normalization, "_BLOCK", block)
     x = layout(values(33, 6, 30, 31, dtype=np.float32) + np.float32(5))
     ours, theirs = nn.BatchNorm2d(6), torch.nn.BatchNorm2d(6)
     give_weights(ours, theirs, torch)
@@ -123,6 +126,18 @@ def test_large_float32_arrays_are_pytorchs_in_either_layout(torch, layout):
     np.testing.assert_allclose(ours.running_var, theirs.running_var.numpy(), rtol=1e-5)
     check_like_torch(torch, nn.LocalResponseNorm(5, 0.5), torch.nn.LocalResponseNorm(5, 0.5), x, 3e-6)
     check_like_torch(torch, nn.LayerNorm((30, 31)), torch.nn.LayerNorm((30, 31)), x, 3e-5)
+
+
+@pytest.mark.parametrize("block", [1, 5, 30, 100, 10**9])
+@pytest.mark.parametrize("axes", [(0,), (0, 2, 3), (0, 1, 2, 3), ()])
+@pytest.mark.parametrize("layout", [np.asarray, as_convolutions_leave_it])
+def test_pieces_cover_every_value_once(layout, axes, block, monkeypatch):
+    monkeypatch.setattr(normalization, "_BLOCK", block)
+    covered = layout(np.zeros((7, 3, 5, 4), int))
+    for piece in normalization._pieces(covered, axes):
+        covered[piece] += 1
+        assert all(axis in axes or part == slice(None) for axis, part in enumerate(piece))
+    assert (covered == 1).all()
 
 
 # -- groups, layouts -----------------------------------------------------------------------------------------------

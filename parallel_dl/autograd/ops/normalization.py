@@ -10,7 +10,7 @@ import numpy as np
 
 from parallel_dl.autograd.tape import once, primitive
 
-_BLOCK = 65536  # values in a piece
+_BLOCK = 262144  # values in a piece, about
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -18,14 +18,14 @@ def _pieces(array, axes):
     """Indices (a slice per axis) that together cover the array, cut along `axes`, the outermost in memory first."""
 
     def cut(order, size):
-        if size <= _BLOCK or not order:
+        if size <= 2 * _BLOCK or not order:
             yield {}
             return
         axis, *rest = order
         length = array.shape[axis]
-        rows = max(1, _BLOCK * length // size)
+        rows = -(-length // (size // _BLOCK))  # pieces of one length but the last, and few: each costs calls
         for start in range(0, length, rows):
-            for inner in cut(rest, size * rows // length):
+            for inner in cut(rest, size // length * rows):
                 yield {axis: slice(start, start + rows), **inner}
 
     order = sorted(axes, key=lambda axis: -abs(array.strides[axis]))
