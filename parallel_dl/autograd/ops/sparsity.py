@@ -19,5 +19,6 @@ def where(a, b, *, mask):
 @primitive
 def dropout(a, *, keep, p):
     """a / (1 - p) where the boolean array `keep` is true, 0 elsewhere (Srivastava et al. 2014, inverted form)."""
-    factor = keep * np.asarray(1 / (1 - p) if p < 1 else 0, a.dtype)
+    factor = np.empty_like(a)  # in a's order of memory
+    np.multiply(keep, np.asarray(1 / (1 - p) if p < 1 else 0, a.dtype), out=factor)
     return a * factor, (lambda g: g * factor,)
