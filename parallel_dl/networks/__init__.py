@@ -39,8 +39,8 @@ NETWORKS: dict[str, Architecture] = {
     "vgg_small": Architecture(vgg_small, 0.02),
     "lenet5": Architecture(LeNet5, 0.02, (1, 28, 28), 10, "lenet5_small"),
     "alexnet": Architecture(AlexNet, 0.01, (3, 224, 224), 1000, "alexnet_small"),
-    "alexnet_one_tower": Architecture(alexnet_one_tower, 0.01, (3, 224, 224), 1000, "alexnet_small"),
-    "vgg16": Architecture(VGG, 0.01, (3, 224, 224), 1000, "vgg_small"),
+    "alexnet_one_tower": Architecture(alexnet_one_tower, 0.001, (3, 224, 224), 1000, "alexnet_small"),
+    "vgg16": Architecture(VGG, 0.001, (3, 224, 224), 1000, "vgg_small"),
 }
 
 

@@ -10,14 +10,16 @@ from parallel_dl.nn.initializers import constant, kaiming_uniform
 
 
 def initialize_for_relu(layers: Iterable[nn.Module]) -> None:
-    """Declares He's initial values for each Conv2d and Linear: variance 2 / fan in, so that ReLU keeps the scale.
+    """Declares He's first weights for each Conv2d and Linear but the last: variance 2 / fan in, and biases 0.
 
-    (He, Zhang, Ren and Sun 2015, arXiv 1502.01852, section 2.2; biases 0.) With PyTorch's default, variance
-    1 / (3 fan in), each layer with ReLU shrinks the variance to a sixth: deep networks hardly begin to learn.
+    (He, Zhang, Ren and Sun 2015, arXiv 1502.01852, section 2.2.) ReLU halves the mean square of a signal, and these
+    weights double it again. With PyTorch's default, variance 1 / (3 fan in), a layer with ReLU leaves a sixth: deep
+    networks hardly begin to learn. Behind the last layer is no ReLU: it keeps that default, with which no class is
+    preferred at the start.
     """
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            fan_in = math.prod(layer.weight.shape[1:])  # of a convolution (channels / groups) ky kx
-            layer.weight.initializer = kaiming_uniform(fan_in)
-            if layer.bias is not None:
-                layer.bias.initializer = constant(0.0)
+    weighted = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in weighted[:-1]:
+        fan_in = math.prod(layer.weight.shape[1:])  # of a convolution (channels / groups) ky kx
+        layer.weight.initializer = kaiming_uniform(fan_in)
+        if layer.bias is not None:
+            layer.bias.initializer = constant(0.0)
