@@ -48,7 +48,7 @@ class Job:
     momentum: float | None
     nesterov: bool
     weight_decay: float | None
-    lr_policy: str
+    lr_policy: str | None
     warmup: int
     seed: int
     dtype: str
@@ -64,7 +64,7 @@ class Job:
         networks.require_known(self.network)
         for flag, value, valid in (
             ("optimizer", self.optimizer, OPTIMIZERS),
-            ("lr-policy", self.lr_policy, RATE_POLICIES),
+            ("lr-policy", self.lr_policy or RATE_POLICIES[0], RATE_POLICIES),
             ("dtype", self.dtype, DTYPES),
             ("allreduce", self.allreduce, ("auto", "window", "mpi")),
         ):
@@ -88,14 +88,16 @@ class Job:
         """The optimizer the flags ask for, its rate planned over this number of updates."""
         from parallel_dl import networks, optim
 
+        shipped = networks.NETWORKS[self.network]
         rate = self.lr
         if rate is None:
-            rate = networks.NETWORKS[self.network].lr if self.optimizer == "sgd" else 1e-3
+            rate = shipped.lr if self.optimizer == "sgd" else 1e-3
         if not (rate >= 0 and math.isfinite(rate)):
             raise InputError(f"--lr {rate}: must be a finite number, at least 0")
-        if self.lr_policy == "step":
+        name = self.lr_policy or shipped.lr_policy
+        if name == "step":
             policy = optim.rates.step(rate, max(1, updates // 3))
-        elif self.lr_policy == "cosine":
+        elif name == "cosine":
             policy = optim.rates.cosine(rate, updates)
         else:
             policy = optim.rates.constant(rate)
@@ -210,7 +212,10 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Of sgd. [default: 0.9]")] = None,
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum, for sgd.")] = False,
     weight_decay: Annotated[float | None, typer.Option(help="[default: 0; adamw 0.01]")] = None,
-    lr_policy: Annotated[str, typer.Option(help="constant, step (a tenth after each third) or cosine.")] = "constant",
+    lr_policy: Annotated[
+        str | None,
+        typer.Option(help="constant, step (a tenth after each third) or cosine. [default: the network's]"),
+    ] = None,
     warmup: Annotated[int, typer.Option(help="First updates, over which the rate rises.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the weights, the order of samples and dropout.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",

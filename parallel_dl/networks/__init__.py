@@ -24,6 +24,8 @@ class Architecture:
     """(input_shape, classes) -> network"""
     lr: float = 0.1
     """learning rate of SGD with momentum 0.9 that trains it"""
+    lr_policy: str = "constant"
+    """how the rate changes, one of `optim.rates`"""
     input_shape: tuple[int, ...] | None = None
     """the one it takes; None for a network that takes its input shape and classes from the data"""
     classes: int | None = None
@@ -34,13 +36,13 @@ class Architecture:
 
 NETWORKS: dict[str, Architecture] = {
     "mlp": Architecture(MLP),
-    "lenet5_small": Architecture(lenet5_small, 0.05),
+    "lenet5_small": Architecture(lenet5_small, 0.1, "cosine"),
     "alexnet_small": Architecture(alexnet_small, 0.02),
     "vgg_small": Architecture(vgg_small, 0.02),
-    "lenet5": Architecture(LeNet5, 0.02, (1, 28, 28), 10, "lenet5_small"),
-    "alexnet": Architecture(AlexNet, 0.01, (3, 224, 224), 1000, "alexnet_small"),
-    "alexnet_one_tower": Architecture(alexnet_one_tower, 0.001, (3, 224, 224), 1000, "alexnet_small"),
-    "vgg16": Architecture(VGG, 0.001, (3, 224, 224), 1000, "vgg_small"),
+    "lenet5": Architecture(LeNet5, 0.05, "cosine", (1, 28, 28), 10, "lenet5_small"),
+    "alexnet": Architecture(AlexNet, 0.01, "constant", (3, 224, 224), 1000, "alexnet_small"),
+    "alexnet_one_tower": Architecture(alexnet_one_tower, 0.001, "constant", (3, 224, 224), 1000, "alexnet_small"),
+    "vgg16": Architecture(VGG, 0.001, "constant", (3, 224, 224), 1000, "vgg_small"),
 }
 
 

@@ -1,4 +1,4 @@
-"""First weights with which deep stacks of ReLU train."""
+"""First weights with which deep stacks train: the scale of a signal survives each layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,24 @@ def initialize_for_relu(layers: Iterable[nn.Module]) -> None:
     networks hardly begin to learn. Behind the last layer is no ReLU: it keeps that default, with which no class is
     preferred at the start.
     """
-    weighted = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
-    for layer in weighted[:-1]:
+    _initialize(_weighted(layers)[:-1], math.sqrt(2.0))
+
+
+def initialize_for_tanh(layers: Iterable[nn.Module]) -> None:
+    """Declares LeCun's first weights for each Conv2d and Linear: variance 1 / fan in, and biases 0.
+
+    (LeCun, Bottou, Orr and Müller 1998, "Efficient BackProp", section 4.6.)
+    """
+    _initialize(_weighted(layers), 1.0)
+
+
+def _weighted(layers: Iterable[nn.Module]) -> list[nn.Conv2d | nn.Linear]:
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+def _initialize(layers: Iterable[nn.Conv2d | nn.Linear], gain: float) -> None:
+    for layer in layers:
         fan_in = math.prod(layer.weight.shape[1:])  # of a convolution (channels / groups) ky kx
-        layer.weight.initializer = kaiming_uniform(fan_in)
+        layer.weight.initializer = kaiming_uniform(fan_in, gain)
         if layer.bias is not None:
             layer.bias.initializer = constant(0.0)

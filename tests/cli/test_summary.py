@@ -178,7 +178,7 @@ def test_the_page_lists_the_networks(capfd):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "| `" in line]
     assert [row[0].strip("`") for row in rows] == list(networks.NETWORKS)
     for (name, shipped), row in zip(networks.NETWORKS.items(), rows):
-        assert float(row[4]) == shipped.lr
+        assert (float(row[4]), row[5]) == (shipped.lr, shipped.lr_policy)
         assert int(row[3].split()[0].replace(",", "")) == summary(capfd, name)["parameters"]
         if shipped.input_shape:
             assert (row[1], row[2]) == (" x ".join(map(str, shipped.input_shape)), str(shipped.classes))

@@ -14,6 +14,7 @@ from parallel_dl import launch, networks
 from parallel_dl.cli import main
 from parallel_dl.cli.train import _WORK_FOR_THREADS, Job, _work_in_products
 from parallel_dl.cost import cost_of
+from parallel_dl.datasets import places
 from parallel_dl.nn import Parameter, initializers
 
 
@@ -37,6 +38,17 @@ def test_small_networks_learn_the_digits(name, more):
     assert run["test_accuracy"] >= 0.95
     assert run["steps"] == 20 * 23
     assert run["losses"][0] > 1.5
+
+
+@pytest.mark.skipif(
+    not (places.DEBIAN / "fashion-mnist").is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_lenet5_learns_fashion_mnist_alike_on_one_rank_and_on_two():
+    """88 % within three epochs; in float32 the losses of all updates stay together, too."""
+    one, two = (train("lenet5", "--dataset", "fashion-mnist", "--epochs", 3, "--dp", dp) for dp in (1, 2))
+    assert min(one["test_accuracy"], two["test_accuracy"]) >= 0.88
+    assert one["steps"] == 3 * 938
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
 
 
 def test_a_full_network_on_data_of_its_shape(tmp_path):
