@@ -89,12 +89,13 @@ def test_command_line_page_has_every_command():
     assert set(APP.commands) == {title for title in titles if title.islower()}
 
 
-def test_examples_of_the_index_run(environment, tmp_path):
-    examples = python_blocks(ROOT / "docs" / "index.md")
+@pytest.mark.parametrize(("page", "printed"), [("index", "equal: worst is"), ("convolution", "")])
+def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
+    examples = python_blocks(ROOT / "docs" / f"{page}.md")
     assert examples
     for example in examples:
         run = subprocess.run(
             [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
         )
         assert run.returncode == 0, run.stderr
-        assert "equal: worst is" in run.stdout
+        assert printed in run.stdout

@@ -29,14 +29,14 @@ METHODS = {
 }
 NAMES = ("auto", *METHODS)
 
-# What pays for the transforms (benchmarks/convolution.py): channels on either side, in a group
-_CHANNELS = 16
+# From how many channels of a group on, on either side, the transforms pay (benchmarks/convolution.py)
+_CHANNELS = 32
 
 
 def choose(geometry: Geometry, dtype: Any) -> str:
     """What `auto` takes, from the unsplit shape: never from the number of samples or of ranks.
 
-    "winograd4x4", F(4x4, 3x3), in float32 for 3 x 3 kernels without stride or dilation, from 16 channels on either side
+    "winograd4x4", F(4x4, 3x3), in float32 for 3 x 3 kernels without stride or dilation, from 32 channels on either side
     on: the fastest there, with a relative error of about 1e-5, where the other methods have 1e-6. Else "im2col"; in
     float64 always, so that sums of integers stay exact.
     """

@@ -18,7 +18,7 @@ class Conv2d(Module):
     weight (out_channels, in_channels / groups, ky, kx) and bias (out_channels,) start uniform in +-1/sqrt(fan in),
     PyTorch's default. `padding` is of zeros. `method` says how it is computed (`parallel_dl.convolution`): direct,
     im2col, fft, winograd (F(2x2, 3x3)), winograd4x4 (F(4x4, 3x3)), or auto: in float32 winograd4x4 for 3 x 3 kernels
-    with at least 16 channels on either side (the fastest, with a relative error of about 1e-5), else im2col.
+    with at least 32 channels on either side (the fastest, with a relative error of about 1e-5), else im2col.
     Raises InputError for arguments, or an input, that do not fit together.
     """
 
