@@ -10,6 +10,13 @@ import numpy as np
 
 Array = np.ndarray
 
+
+def floating(*arrays: Array | None) -> np.dtype:
+    """The type to compute in: what the arrays (or None) have in common; for integers, floats that hold them."""
+    common = np.result_type(*(array for array in arrays if array is not None))
+    return common if common.kind in "fc" else np.result_type(common, np.float32)
+
+
 next_number = itertools.count().__next__  # orders what is computed: see tape
 
 

@@ -167,8 +167,8 @@ class Job:
 def _work_in_products(forward: NetworkCost) -> int:
     """Multiply-adds of one matrix product per layer, for all samples: what BLAS could share among threads.
 
-    A fully connected layer is one product, a convolution one for each row of its result: many small ones, at the end of
-    each of which threads wait for each other.
+    A fully connected layer is one product, a convolution (by im2col) one for each row of its result: many small ones,
+    at the end of each of which threads wait for each other. (Winograd's are somewhat larger.)
     """
     return sum(
         layer.multiply_adds * forward.samples // (layer.output_shape[1] if layer.kind == "Conv2d" else 1)

@@ -10,19 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from parallel_dl.convolution.geometry import Geometry
-from parallel_dl.convolution.rows import Array, Convolved
-
-
-def refusal(geometry: Geometry) -> str | None:
-    """Nothing is refused."""
-    return None
+from parallel_dl.convolution.rows import Array, Convolved, by_group
 
 
 def convolve(x: Array, weight: Array, geometry: Geometry) -> Convolved:
     """For every tap (a, b): weight[:, :, a, b] times the image that lies under it."""
     groups = geometry.groups
     height, width = geometry.vertical.out, geometry.horizontal.out
-    kernels = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, out, in, ky, kx)
+    kernels = weight.reshape(groups, geometry.out_channels // groups, *weight.shape[1:])  # (groups, out, in, ky, kx)
     images = by_group(x, groups)  # (groups, height, in, width, samples)
 
     def taps() -> Iterator[tuple[tuple, tuple, tuple]]:
@@ -52,12 +47,6 @@ def convolve(x: Array, weight: Array, geometry: Geometry) -> Convolved:
             dkernels[tap] = np.einsum("ghkwn,ghcwn->gkc", gradients[result], images[image], optimize=True)
 
     return Convolved(value, lambda g: g, input_gradient, weight_gradient)
-
-
-def by_group(rows: Array, groups: int) -> Array:
-    """(height, channels, width, samples) as (groups, height, channels / groups, width, samples), a view."""
-    height, channels, width, samples = rows.shape
-    return rows.reshape(height, groups, channels // groups, width, samples).swapaxes(0, 1)
 
 
 def _product(kernel: Array, image: Array) -> Array:

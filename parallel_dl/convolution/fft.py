@@ -12,11 +12,6 @@ from parallel_dl.convolution.geometry import Axis, Geometry
 from parallel_dl.convolution.rows import Array, Convolved
 
 
-def refusal(geometry: Geometry) -> str | None:
-    """Nothing is refused: strides and dilation are possible, if wasteful."""
-    return None
-
-
 def size(axis: Axis) -> int:
     """The length of the transforms: the least power of two that holds the padded image."""
     return 1 << (axis.used - 1).bit_length()

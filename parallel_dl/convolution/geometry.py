@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,20 @@ Pair = tuple[int, int]
 
 def pair(name: str, value: Any, lowest: int) -> Pair:
     """A number, or two for (vertical, horizontal), as two; InputError for less than `lowest` or no whole numbers."""
-    values = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    if len(values) != 2 or not all(isinstance(one, int) and one >= lowest for one in values):
-        raise InputError(f"{name} {value!r}: valid is a whole number from {lowest} on, or two: (vertical, horizontal)")
-    return values
+    given = tuple(value) if isinstance(value, Sequence) else (value, value)
+    try:
+        vertical, horizontal = map(_whole, given)
+        if min(vertical, horizontal) >= lowest:
+            return vertical, horizontal
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{name} {value!r}: valid is a whole number from {lowest} on, or two: (vertical, horizontal)")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return operator.index(value)
 
 
 def pad_pairs(value: Any) -> tuple[Pair, Pair]:
@@ -117,6 +128,13 @@ class Geometry:
         return self.vertical.kernel * self.horizontal.kernel
 
 
+def require_window_padding(kernel: Pair, padding: tuple[Pair, Pair]) -> None:
+    """Raises InputError when a pooling window could lie in the padding alone: at most half of it may."""
+    for length, sides in zip(kernel, padding):
+        if 2 * max(sides) > length:
+            raise InputError(f"padding {max(sides)} with a window of {length}: valid is at most {length // 2}")
+
+
 def axes(size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> tuple[Axis, Axis]:
     """Both directions of an image of this size (height, width); InputError when the kernel does not fit into it."""
     kernels = pair("kernel", tuple(kernel) if isinstance(kernel, list) else kernel, 1)
@@ -136,7 +154,11 @@ def axes(size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: 
 
 def require_groups(in_channels: int, out_channels: int, groups: int) -> None:
     """Raises InputError when the groups do not divide the channels, with the numbers that would."""
-    if not isinstance(groups, int) or groups < 1 or in_channels % groups or out_channels % groups:
+    try:
+        fits = _whole(groups) >= 1 and in_channels % groups == out_channels % groups == 0
+    except TypeError:
+        fits = False
+    if not fits:
         most = min(in_channels, out_channels) or max(in_channels, out_channels)
         valid = [n for n in range(1, most + 1) if in_channels % n == out_channels % n == 0]
         listed = ", ".join(map(str, valid[:12])) + (", ..." if len(valid) > 12 else "")

@@ -11,16 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from parallel_dl.convolution.direct import by_group
 from parallel_dl.convolution.geometry import Geometry
-from parallel_dl.convolution.rows import Array, Convolved
+from parallel_dl.convolution.rows import Array, Convolved, by_group
 
 _BLOCK = 1 << 18  # values of a temporary array: it stays in the cache
-
-
-def refusal(geometry: Geometry) -> str | None:
-    """Nothing is refused."""
-    return None
 
 
 def convolve(x: Array, weight: Array, geometry: Geometry) -> Convolved:

@@ -27,6 +27,12 @@ def from_rows(rows: Array) -> Array:
     return rows.transpose(3, 1, 0, 2)
 
 
+def by_group(rows: Array, groups: int) -> Array:
+    """(height, channels, width, samples) as (groups, height, channels / groups, width, samples), a view."""
+    height, channels, width, samples = rows.shape
+    return rows.reshape(height, groups, channels // groups, width, samples).swapaxes(0, 1)
+
+
 class Convolved(NamedTuple):
     """A convolution's result and its pullbacks.
 

@@ -18,10 +18,14 @@ from parallel_dl.nn import BatchNorm, Module, Parameter
 
 
 class SumOverRanks:
-    """What a batch norm layer's `total` is: the sum over the ranks of `comm`, until `leave_batch_norm`."""
+    """What a batch norm layer's `total` is: the sum over the ranks of `comm`, until `leave_batch_norm`.
 
-    def __init__(self, comm: Communicator) -> None:
+    `before` is what the layer's total was until then, of another `GradientAllReduce` with parameters of its network.
+    """
+
+    def __init__(self, comm: Communicator, before: object = None) -> None:
         self.comm: Communicator | None = comm
+        self.before = before if isinstance(before, SumOverRanks) else None
 
     def __call__(self, sums: np.ndarray) -> np.ndarray:
         """The sum of all ranks' arrays; RuntimeError once the communicator is gone."""
@@ -56,15 +60,19 @@ def synchronize_batch_norm(network: Module, comm: Communicator) -> None:
     share. On one rank they stay serial. `GradientAllReduce` calls it for the networks of its parameters.
     """
     for layer in batch_norm_layers(network, "global"):
-        layer.total = SumOverRanks(comm) if comm.size > 1 else None
+        layer.total = SumOverRanks(comm, layer.total) if comm.size > 1 else None
 
 
 def leave_batch_norm(network: Module, comm: Communicator) -> None:
-    """Undoes `synchronize_batch_norm`: the layers that use `comm` take their statistics on this rank alone."""
+    """Undoes `synchronize_batch_norm`: the layers take their statistics as before, or on this rank alone."""
     for layer in batch_norm_layers(network, "global"):
         total = layer.total
-        if isinstance(total, SumOverRanks) and total.comm is comm:
-            total.comm = layer.total = None
+        while isinstance(total, SumOverRanks):
+            if total.comm is comm:
+                total.comm = None
+            total = total.before
+        while isinstance(layer.total, SumOverRanks) and layer.total.comm is None:
+            layer.total = layer.total.before
 
 
 def average_running_statistics(layers: list[BatchNorm], comm: Communicator) -> None:

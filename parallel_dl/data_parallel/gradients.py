@@ -29,7 +29,7 @@ from parallel_dl.data_parallel.batch_norm import (
 from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
-from parallel_dl.nn import FlatParameters, Parameter, flatten
+from parallel_dl.nn import Parameter, flatten
 
 METHODS = ("auto", "window", "mpi")
 
@@ -67,7 +67,9 @@ class GradientAllReduce:
         self.networks = networks_of(parameters)
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.groups = flatten(self.parameters)
-        require_equal_replicas(self.groups, comm, [buffer for net in self.networks for buffer in net.buffers()])
+        frozen = [parameter.data for parameter in parameters if not parameter.requires_grad]
+        buffers = [buffer for network in self.networks for buffer in network.buffers()]
+        require_equal_replicas([*(group.values for group in self.groups), *frozen], buffers, comm)
         self.method, self.note = self._place(method)
         self._synchronize_batch_norm()
         self.overlap = self.method == "mpi" and (not comm.is_one_node if overlap is None else overlap)
@@ -204,11 +206,9 @@ class GradientAllReduce:
             window.free()
 
 
-def require_equal_replicas(
-    groups: list[FlatParameters], comm: Communicator, buffers: Iterable[np.ndarray] = ()
-) -> None:
+def require_equal_replicas(weights: Iterable[np.ndarray], buffers: Iterable[np.ndarray], comm: Communicator) -> None:
     """Raises InputError on every rank when the weights or the buffers are not bitwise equal on all of them."""
-    digests = comm.all_gather_object((_digest(group.values for group in groups), _digest(buffers)))
+    digests = comm.all_gather_object((_digest(weights), _digest(buffers)))
     for what, of_kind in zip(("weights", "buffers"), zip(*digests)):
         different = [rank for rank, other in enumerate(of_kind) if other != of_kind[0]]
         if different:

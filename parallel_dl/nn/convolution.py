@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 from parallel_dl.autograd import Tensor, ops
+from parallel_dl.autograd.ops.pooling import windows as pooling_windows
 from parallel_dl.convolution import NAMES, Geometry, Pair, pair, require_able, require_groups
+from parallel_dl.convolution.geometry import Axis, pad_pairs, require_window_padding
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.nn.initializers import uniform
 from parallel_dl.nn.module import Module, Parameter
@@ -18,7 +20,8 @@ class Conv2d(Module):
     weight (out_channels, in_channels / groups, ky, kx) and bias (out_channels,) start uniform in +-1/sqrt(fan in),
     PyTorch's default. `padding` is of zeros. `method` says how it is computed (`parallel_dl.convolution`): direct,
     im2col, fft, winograd (F(2x2, 3x3)), winograd4x4 (F(4x4, 3x3)), or auto: in float32 winograd4x4 for 3 x 3 kernels
-    with at least 32 channels on either side (the fastest, with a relative error of about 1e-5), else im2col.
+    with at least 32 channels on either side of a group (the fastest, with a relative error of about 1e-5), else im2col:
+    see `convolution.choose`.
     Raises InputError for arguments, or an input, that do not fit together.
     """
 
@@ -108,11 +111,16 @@ class _Pool2d(Module):
         try:
             self.kernel_size, self.padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
             self.stride = self.kernel_size if stride is None else pair("stride", stride, 1)
-            for window, edge in zip(self.kernel_size, self.padding):
-                if 2 * edge > window:
-                    raise InputError(f"padding {edge} with a window of {window}: valid is at most {window // 2}")
+            require_window_padding(self.kernel_size, pad_pairs(self.padding))
         except InputError as error:
             raise InputError(f"{type(self).__name__}({kernel_size}, ...): {error}") from None
+
+    def windows(self, x: Any) -> tuple[Axis, Axis]:
+        """The two directions (vertical, horizontal) for an x of this shape; InputError when it does not fit."""
+        try:
+            return pooling_windows(x.shape, self.kernel_size, self.stride, self.padding)
+        except InputError as error:
+            raise self.input_error(x, str(error)) from None
 
     def forward(self, x: Any) -> Tensor:
         try:
@@ -143,7 +151,11 @@ class AvgPool2d(_Pool2d):
 class GlobalAvgPool2d(Module):
     """The mean of each whole image: (n, c, h, w) -> (n, c, 1, 1)."""
 
-    def forward(self, x: Any) -> Tensor:
+    def require(self, x: Any) -> None:
+        """Raises InputError for an x that is no batch of images."""
         if len(x.shape) != 4:
             raise self.input_error(x, "needs (samples, channels, height, width)")
+
+    def forward(self, x: Any) -> Tensor:
+        self.require(x)
         return ops.mean(x, axis=(2, 3), keepdims=True)

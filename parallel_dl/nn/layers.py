@@ -28,9 +28,13 @@ class Linear(Module):
         self.weight = Parameter((out_features, in_features), uniform(bound))
         self.bias = Parameter((out_features,), uniform(bound)) if bias else None
 
-    def forward(self, x: Any) -> Tensor:
+    def require(self, x: Any) -> None:
+        """Raises InputError for an x of another width."""
         if x.shape[-1] != self.in_features:
             raise self.input_error(x, f"needs (..., {self.in_features})")
+
+    def forward(self, x: Any) -> Tensor:
+        self.require(x)
         return ops.linear(x, self.weight, self.bias)
 
     def describe(self) -> str:

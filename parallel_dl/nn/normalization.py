@@ -30,10 +30,14 @@ class LocalResponseNorm(Module):
             raise InputError(f"LocalResponseNorm(size={size}, groups={groups}): both must be at least 1")
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
-    def forward(self, x: Any) -> Tensor:
+    def require(self, x: Any) -> None:
+        """Raises InputError for an x that the groups do not divide."""
         if len(x.shape) < 2 or x.shape[1] % self.groups:
             towers = f", C a multiple of {self.groups}" if self.groups > 1 else ""
             raise self.input_error(x, f"needs (N, C, ...){towers}")
+
+    def forward(self, x: Any) -> Tensor:
+        self.require(x)
         return ops.local_response_norm(
             x, size=self.size, alpha=self.alpha, beta=self.beta, k=self.k, groups=self.groups
         )
@@ -89,7 +93,7 @@ class BatchNorm(Module):
         return {**super().__getstate__(), "total": None}
 
     def forward(self, x: Any) -> Tensor:
-        self._require(x)
+        self.require(x)
         if not self.training:
             mean, variance = self.running_mean, self.running_var
             return ops.batch_norm(x, self.weight, self.bias, eps=self.eps, mean=mean, variance=variance)
@@ -101,7 +105,8 @@ class BatchNorm(Module):
             return ops.batch_norm(x, self.weight, self.bias, eps=self.eps, observe=observe)
         return ops.synchronized_batch_norm(x, self.weight, self.bias, total=self.total, eps=self.eps, observe=observe)
 
-    def _require(self, x: Any) -> None:
+    def require(self, x: Any) -> None:
+        """Raises InputError for an x of another shape."""
         _, *features = x.shape or (0,)
         if features[:1] != [self.features] or (self.shapes and len(features) - 1 not in map(len, self.shapes)):
             shapes = [(self.features, *rest) for rest in self.shapes or (("...",),)]
@@ -157,11 +162,14 @@ class LayerNorm(Module):
         self.weight = Parameter(shape, constant(1.0)) if elementwise_affine else None
         self.bias = Parameter(shape, constant(0.0)) if elementwise_affine and bias else None
 
-    def forward(self, x: Any) -> Tensor:
-        dimensions = len(self.normalized_shape)
-        if tuple(x.shape[-dimensions:]) != self.normalized_shape:
+    def require(self, x: Any) -> None:
+        """Raises InputError for an x that does not end with `normalized_shape`."""
+        if tuple(x.shape[-len(self.normalized_shape) :]) != self.normalized_shape:
             raise self.input_error(x, f"needs (..., {', '.join(map(str, self.normalized_shape))})")
-        return ops.layer_norm(x, self.weight, self.bias, dimensions=dimensions, eps=self.eps)
+
+    def forward(self, x: Any) -> Tensor:
+        self.require(x)
+        return ops.layer_norm(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
 
     def describe(self) -> str:
         return f"{', '.join(map(str, self.normalized_shape))}, eps={self.eps}"

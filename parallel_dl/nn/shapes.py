@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_dl.convolution.geometry import axes
 from parallel_dl.errors import InputError
 from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
@@ -28,13 +27,17 @@ def _same(layer: Any, x: _Input) -> Shape:
     return x.shape
 
 
+def _checked(layer: Any, x: _Input) -> Shape:
+    layer.require(x)
+    return x.shape
+
+
 def _flatten(layer: Flatten, x: _Input) -> Shape:
     return 1, math.prod(x.shape[1:])
 
 
 def _linear(layer: Linear, x: _Input) -> Shape:
-    if x.shape[-1] != layer.in_features:
-        raise layer.input_error(x, f"needs (..., {layer.in_features})")
+    layer.require(x)
     return *x.shape[:-1], layer.out_features
 
 
@@ -43,39 +46,13 @@ def _convolution(layer: Conv2d, x: _Input) -> Shape:
 
 
 def _pooling(layer: Any, x: _Input) -> Shape:
-    _require_images(layer, x)
-    try:
-        vertical, horizontal = axes(x.shape[2:], layer.kernel_size, layer.stride, layer.padding)
-    except InputError as error:
-        raise layer.input_error(x, str(error)) from None
+    vertical, horizontal = layer.windows(x)
     return *x.shape[:2], vertical.out, horizontal.out
 
 
 def _global_pooling(layer: GlobalAvgPool2d, x: _Input) -> Shape:
-    _require_images(layer, x)
+    layer.require(x)
     return *x.shape[:2], 1, 1
-
-
-def _response_norm(layer: LocalResponseNorm, x: _Input) -> Shape:
-    if len(x.shape) < 2 or x.shape[1] % layer.groups:
-        raise layer.input_error(x, f"needs (N, channels, ...), the channels a multiple of {layer.groups}")
-    return x.shape
-
-
-def _batch_norm(layer: BatchNorm, x: _Input) -> Shape:
-    layer._require(x)
-    return x.shape
-
-
-def _layer_norm(layer: LayerNorm, x: _Input) -> Shape:
-    if x.shape[-len(layer.normalized_shape) :] != layer.normalized_shape:
-        raise layer.input_error(x, f"needs (..., {', '.join(map(str, layer.normalized_shape))})")
-    return x.shape
-
-
-def _require_images(layer: Module, x: _Input) -> None:
-    if len(x.shape) != 4:
-        raise layer.input_error(x, "needs (samples, channels, height, width)")
 
 
 # kind of layer -> function (layer, input) to the shape of the result, both with an axis of one sample in front
@@ -85,12 +62,8 @@ RULES: dict[type[Module], Callable[[Any, _Input], Shape]] = {
     MaxPool2d: _pooling,
     AvgPool2d: _pooling,
     GlobalAvgPool2d: _global_pooling,
-    LocalResponseNorm: _response_norm,
-    BatchNorm: _batch_norm,
-    BatchNorm1d: _batch_norm,
-    BatchNorm2d: _batch_norm,
-    LayerNorm: _layer_norm,
     Flatten: _flatten,
+    **dict.fromkeys((LocalResponseNorm, BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm), _checked),
     **dict.fromkeys((ReLU, Tanh, Sigmoid, GELU, Dropout), _same),
 }
 

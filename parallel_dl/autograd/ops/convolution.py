@@ -3,6 +3,7 @@
 import numpy as np
 
 from parallel_dl.autograd.tape import once, primitive
+from parallel_dl.autograd.tensor import floating
 from parallel_dl.convolution import Geometry, choose, from_rows, require_able, to_rows
 from parallel_dl.errors import InputError
 
@@ -19,7 +20,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, m
     geometry = Geometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"needs a bias of shape {weight.shape[:1]}, got {bias.shape}")
-    dtype = np.result_type(x, weight)
+    dtype = floating(x, weight, bias)
     able = require_able(choose(geometry, dtype) if method == "auto" else method, geometry)
     convolved = able.convolve(to_rows(x, dtype), np.ascontiguousarray(weight, dtype), geometry)
     value = convolved.value
@@ -29,10 +30,12 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, m
     prepared = once(lambda g: convolved.prepare(as_rows(g)))
 
     def gradient_weight(g, out=None):
-        if out is None or out.dtype != dtype or not out.flags.c_contiguous:
-            out = np.empty(weight.shape, dtype)
-        convolved.weight_gradient(prepared(g), out)
-        return out
+        fits = out is not None and out.dtype == dtype and out.flags.c_contiguous
+        gradient = out if fits else np.empty(weight.shape, dtype)
+        convolved.weight_gradient(prepared(g), gradient)
+        if out is not None and not fits:  # float64 images in a float32 network
+            out[...] = gradient
+        return gradient
 
     def gradient_bias(g):
         rows = as_rows(g)  # (height, out, width, samples)

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from parallel_dl.autograd.tape import once, primitive
+from parallel_dl.autograd.tensor import floating
 
 _BLOCK = 262144  # values in a piece, about
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -16,20 +17,22 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def _pieces(array, axes):
     """Indices (a slice per axis) that together cover the array, cut along `axes`, the outermost in memory first."""
-
-    def cut(order, size):
-        if size <= 2 * _BLOCK or not order:
-            yield {}
-            return
-        axis, *rest = order
-        length = array.shape[axis]
-        rows = -(-length // (size // _BLOCK))  # pieces of one length but the last, and few: each costs calls
-        for start in range(0, length, rows):
-            for inner in cut(rest, size // length * rows):
-                yield {axis: slice(start, start + rows), **inner}
-
     order = sorted(axes, key=lambda axis: -abs(array.strides[axis]))
-    return [tuple(cuts.get(axis, slice(None)) for axis in range(array.ndim)) for cuts in cut(order, array.size)]
+    cuts = _cut(array.shape, order, array.size)
+    return [tuple(cut.get(axis, slice(None)) for axis in range(array.ndim)) for cut in cuts]
+
+
+def _cut(shape, order, size):
+    """Axis -> slice for each piece; `size` values are left to be cut along the axes `order`."""
+    if size <= 2 * _BLOCK or not order:
+        yield {}
+        return
+    axis, *rest = order
+    length = shape[axis]
+    rows = -(-length // (size // _BLOCK))  # pieces of one length but the last, and few: each costs calls
+    for start in range(0, length, rows):
+        for inner in _cut(shape, rest, size // length * rows):
+            yield {axis: slice(start, start + rows), **inner}
 
 
 # -- over neighbouring channels ------------------------------------------------------------------------------------
@@ -40,6 +43,7 @@ def local_response_norm(x, *, size, alpha=1e-4, beta=0.75, k=1.0, groups=1):
     x is (N, C, ...). The window ends at the edges of each of `groups` equal blocks of channels (ValueError unless they
     are equal). Krizhevsky et al. 2012, section 3.3, with PyTorch's alpha/size in the place of alpha.
     """
+    x = np.asarray(x, floating(x))
     channels = x.shape[1]
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups")
@@ -100,7 +104,7 @@ def layer_norm(x, weight=None, bias=None, *, dimensions=1, eps=1e-5):
     weight and bias have the shape of these axes, or are None. The variance divides by n (Ba et al. 2016, arXiv
     1607.06450, equation 4).
     """
-    dtype = _common_dtype(x, weight, bias)
+    dtype = floating(x, weight, bias)
     leading = tuple(range(x.ndim - dimensions))
     features = tuple(range(x.ndim - dimensions, x.ndim))
     count = math.prod(x.shape[len(leading) :]) or 1
@@ -147,10 +151,6 @@ def _affine(normal, weight, bias, out):
         out += bias
 
 
-def _common_dtype(*arrays):
-    return np.result_type(*(array for array in arrays if array is not None))
-
-
 # -- over the batch ------------------------------------------------------------------------------------------------
 @primitive
 def batch_norm(x, weight=None, bias=None, *, eps=1e-5, mean=None, variance=None, observe=None):
@@ -162,7 +162,7 @@ def batch_norm(x, weight=None, bias=None, *, eps=1e-5, mean=None, variance=None,
     """
     if mean is None:
         return _over_the_batch(x, weight, bias, lambda sums: sums, eps, observe)
-    dtype = _common_dtype(x, weight, bias)
+    dtype = floating(x, weight, bias)
     inverse = 1 / np.sqrt(np.asarray(variance, np.float64) + eps)
     scale = inverse if weight is None else weight * inverse
     shift = -mean * scale if bias is None else bias - mean * scale
@@ -189,7 +189,7 @@ def synchronized_batch_norm(x, weight=None, bias=None, *, total, eps=1e-5, obser
 
 
 def _over_the_batch(x, weight, bias, total, eps, observe):
-    dtype = _common_dtype(x, weight, bias)
+    dtype = floating(x, weight, bias)
     channels, others = x.shape[1], _all_but_channels(x)
     letters = _LETTERS[: x.ndim]
     products = f"{letters},{letters}->b"
@@ -258,5 +258,5 @@ def _all_but_channels(x):
 
 
 def _per_channel(x, array, dtype):
-    """(C,) as (1, C, 1, ...): it broadcasts against x."""
-    return np.asarray(array, dtype).reshape(1, len(array), *[1] * (x.ndim - 2))
+    """A copy of (C,), which may change before backward, as (1, C, 1, ...): it broadcasts against x."""
+    return np.array(array, dtype).reshape(1, len(array), *[1] * (x.ndim - 2))

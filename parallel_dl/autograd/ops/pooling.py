@@ -1,28 +1,23 @@
 """Pooling: the maximum or the mean of the pixels in a window that moves over the image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from parallel_dl.autograd.tape import primitive
-from parallel_dl.convolution.geometry import Axis, axes
+from parallel_dl.autograd.tensor import floating
+from parallel_dl.convolution.geometry import Axis, axes, pad_pairs, pair, require_window_padding
 from parallel_dl.errors import InputError
 
 _BLOCK = 1 << 16  # values of the result that are dealt with at a time: they stay in the cache from pass to pass
 
 
-def _windows(x, kernel, stride, padding) -> tuple[Axis, Axis]:
-    """The two directions of an image in x."""
-    if x.ndim != 4:
-        raise InputError(f"needs an input of four axes (samples, channels, height, width), not {x.ndim}")
-    both = axes(x.shape[2:], kernel, kernel if stride is None else stride, padding)
-    for axis in both:
-        if 2 * max(axis.before, axis.after) > axis.kernel:
-            raise InputError(
-                f"padding {max(axis.before, axis.after)} with a window of {axis.kernel}: windows would lie in the "
-                f"padding alone; valid is at most {axis.kernel // 2}"
-            )
-    return both
+def windows(shape: Sequence[int], kernel, stride, padding) -> tuple[Axis, Axis]:
+    """The two directions (vertical, horizontal) of pooling in images of this shape; InputError when they do not fit."""
+    if len(shape) != 4:
+        raise InputError(f"needs an input of four axes (samples, channels, height, width), not {len(shape)}")
+    require_window_padding(pair("kernel", kernel, 1), pad_pairs(padding))
+    return axes(shape[2:], kernel, kernel if stride is None else stride, padding)
 
 
 def _blocks(value, vertical, horizontal) -> Iterator[list[tuple]]:
@@ -55,7 +50,8 @@ def max_pool2d(x, *, kernel, stride=None, padding=0):
     `stride` is `kernel` unless given; padding counts as minus infinity. Of several largest pixels the first one, row by
     row, gets the gradient (as in PyTorch). Raises InputError when sizes do not fit together.
     """
-    vertical, horizontal = _windows(x, kernel, stride, padding)
+    x = np.asarray(x, floating(x))
+    vertical, horizontal = windows(x.shape, kernel, stride, padding)
     padded = bool(vertical.before or vertical.after or horizontal.before or horizontal.after)
     value = _like(x, vertical, horizontal)
     if padded:
@@ -90,7 +86,8 @@ def max_pool2d(x, *, kernel, stride=None, padding=0):
 @primitive
 def avg_pool2d(x, *, kernel, stride=None, padding=0):
     """The mean of every window; padding counts as zeros (PyTorch's default). Otherwise like `max_pool2d`."""
-    vertical, horizontal = _windows(x, kernel, stride, padding)
+    x = np.asarray(x, floating(x))
+    vertical, horizontal = windows(x.shape, kernel, stride, padding)
     scale = np.asarray(1 / (vertical.kernel * horizontal.kernel), x.dtype)
     value = _like(x, vertical, horizontal)
     value[...] = 0
