@@ -1,12 +1,13 @@
 """What every primitive promises: it writes into nothing it was given, and keeps the dtype."""
 
+import gc
 import operator
 
 import numpy as np
 import pytest
-from operation_cases import CASES, every_case
+from operation_cases import CASES, every_case, primitives
 
-from parallel_dl.autograd import Tensor, ops
+from parallel_dl.autograd import Tensor, ops, tape
 
 TABLE = [pytest.param(operation, case, id=identity) for identity, operation, case in every_case()]
 
@@ -55,6 +56,39 @@ def test_nothing_is_written_into_inputs_or_gradients(operation, case):
             assert first.shape == argument.shape
     for argument, original in zip(arguments, case.arguments):
         np.testing.assert_array_equal(argument, original)
+
+
+@pytest.mark.parametrize(("operation", "case"), TABLE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_pullback_that_takes_out_writes_into_it(operation, case, dtype):
+    """Also when its dtype is another, as that of a float32 weight is whose network got float64 data."""
+    value, pullbacks = operation.__wrapped__(*copied(case.arguments), **copied(case.static))
+    g = gradients_for(value)
+    for argument, pullback in zip(case.arguments, pullbacks):
+        if is_floating(argument) and tape._takes_out(pullback):
+            expected, out = pullback(g), np.full(argument.shape, np.nan, dtype)
+            pullback(g, out)
+            np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_reference_cycle_keeps_arrays_alive(name):
+    """Activations go when backward has passed them, not when the collector comes."""
+    operation = primitives()[name]
+    gc.freeze()  # what is there already does not count
+    gc.disable()
+    try:
+        for case in CASES[name]:
+            arguments, static = copied(case.arguments), copied(case.static)
+            value, pullbacks = operation.__wrapped__(*arguments, **static)
+            for argument, pullback in zip(arguments, pullbacks):
+                if is_floating(argument):
+                    pullback(gradients_for(value))
+            del value, pullbacks
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(("operation", "case"), TABLE)

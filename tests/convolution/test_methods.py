@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_dl.autograd import Tensor, gradcheck, ops
-from parallel_dl.convolution import METHODS, Geometry, choose
+from parallel_dl.convolution import METHODS, Geometry, choose, im2col, winograd
 from parallel_dl.errors import InputError
 
 SEEDS = st.integers(0, 2**16)
@@ -76,6 +76,30 @@ def test_gradient_check(method):
 def test_gradient_check_with_stride_and_dilation(method):
     arrays = drawn(4, (2, 3, 9, 8), (2, 3, 3, 2), (2,))
     gradcheck(ops.conv2d, *arrays, padding=((0, 2), (3, 1)), stride=(2, 3), dilation=(2, 1), method=method)
+
+
+@pytest.mark.parametrize("module", [im2col, winograd])
+@settings(max_examples=40, deadline=None)
+@given(case=st.one_of(convolutions(), convolutions(kernels=(3, 3))), seed=SEEDS, block=st.sampled_from([1, 40, 400]))
+def test_gradients_in_many_blocks(module, case, seed, block):
+    """What stays in the cache is a block at a time; here blocks are so small that every case has several."""
+    x_shape, weight_shape, sizes = case
+    geometry = Geometry.of(x_shape, weight_shape, **sizes)
+    arrays = drawn(seed, x_shape, weight_shape, weight_shape[:1], geometry.out_shape)
+    reference = run(*arrays, method="direct", **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", block)
+        for method in ("im2col", *WINOGRAD):
+            if METHODS[method].refusal(geometry) is None:
+                require_close(run(*arrays, method=method, **sizes), reference)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_input_channels(method):
+    x, weight, bias, g = drawn(9, (2, 0, 6, 5), (4, 0, 3, 3), (4,), (2, 4, 6, 5))
+    value, dx, *_ = run(x, weight, bias, g, padding=1, method=method)
+    np.testing.assert_array_equal(value, np.broadcast_to(bias[:, None, None], g.shape))
+    assert dx.shape == x.shape
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -156,6 +156,31 @@ def test_parameters_of_one_layer_are_enough_to_find_the_network(comm):
 
 
 @pytest.mark.ranks(2)
+def test_freeing_one_of_two_leaves_the_other_synchronised(comm):
+    """Two groups of parameters of one network, as two optimizers have them."""
+    model = network()
+    first = GradientAllReduce(model[0].parameters(), comm)
+    second = GradientAllReduce(model[3].parameters(), comm)
+    second.free()
+    model(own_samples(comm)).sum().backward()
+    assert all_equal(comm, model.buffers())
+    third = GradientAllReduce(model[3].parameters(), comm)
+    first.free()
+    assert model[1].total is not None
+    third.free()
+    assert model[1].total is None
+
+
+@pytest.mark.ranks(2)
+def test_frozen_weights_must_be_equal(comm):
+    model = network()
+    model[0].weight.requires_grad = False
+    model[0].weight.data[...] += comm.rank
+    with pytest.raises(InputError, match="the weights of rank 1 are not those of rank 0"):
+        GradientAllReduce(model.parameters(), comm)
+
+
+@pytest.mark.ranks(2)
 def test_backward_after_free_is_refused(comm):
     model = network()
     gradients = GradientAllReduce(model.parameters(), comm)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parallel_dl import nn
+from parallel_dl import nn, optim
 from parallel_dl.errors import InputError
 
 
@@ -64,6 +64,33 @@ def test_everything_keeps_the_dtype(dtype):
     y.sum().backward()
     assert y.dtype == dtype
     assert {p.grad.dtype.name for p in network.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "im2col", "fft", "winograd", "winograd4x4"])
+def test_float64_images_train_a_float32_network(method):
+    """The computation is in float64, the gradients go into the float32 arrays of the optimizer."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, method=method), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 4))
+    network.initialize(1)
+    optimizer = optim.SGD(network.parameters(), 0.1)
+    gradients = {}
+    for dtype in ("float32", "float64"):
+        optimizer.zero_grad()
+        nn.cross_entropy(network(images(5, 2, 6, 6, dtype=dtype)), np.arange(5) % 4).backward()
+        gradients[dtype] = [p.grad.copy() for p in network.parameters()]
+    for single, double in zip(*gradients.values(), strict=True):
+        assert double.dtype == np.float32
+        np.testing.assert_allclose(double, single, rtol=1e-3, atol=1e-5 * np.abs(single).max() + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_integer_images_are_computed_in_floats(dtype):
+    x = np.random.default_rng(0).integers(0, 9, (2, 4, 6, 6)).astype(dtype)
+    layers = [nn.Conv2d(4, 2, 3, padding=1, method=m).initialize(0) for m in ("direct", "im2col", "fft", "winograd")]
+    layers += [nn.MaxPool2d(3, padding=1), nn.AvgPool2d(2), nn.BatchNorm2d(4, affine=False), nn.LocalResponseNorm(3)]
+    for layer in [*layers, nn.LayerNorm((4, 6, 6), elementwise_affine=False)]:
+        y = layer(x)
+        assert y.dtype.kind == "f"
+        np.testing.assert_allclose(y.data, layer(x.astype(y.dtype)).data, rtol=1e-6, atol=1e-6)
 
 
 def test_the_order_of_memory_is_made_once():

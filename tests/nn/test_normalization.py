@@ -288,3 +288,18 @@ def test_registering_and_assigning_buffers():
     module.initialize(0, "float64")
     assert module.counts.dtype == np.arange(3).dtype
     assert np.array_equal(module.counts, [0, 1, 2])
+
+
+def test_evaluation_remembers_the_statistics_it_used():
+    """A training pass between forward and backward moves the running statistics, not what was computed with them."""
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    gradients = []
+    for trained_between in (False, True):
+        layer = nn.BatchNorm1d(3).initialize(0, "float64")
+        layer(x)
+        loss = layer.eval()(Tensor(x)).sum()
+        if trained_between:
+            layer.train()(10 + x)
+        loss.backward()
+        gradients.append(layer.weight.grad.copy())
+    np.testing.assert_array_equal(*gradients)

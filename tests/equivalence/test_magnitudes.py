@@ -1,0 +1,36 @@
+"""What rounding is judged against is the sum of the magnitudes that were added: no less, and no more."""
+
+import numpy as np
+
+from parallel_dl import nn, optim
+from parallel_dl.equivalence import Experiment, record
+
+
+def linear_experiment(steps):
+    random = np.random.default_rng(3)
+    x, y = random.standard_normal((12, 5)), random.standard_normal((12, 2))
+    loss = lambda predictions, targets, total: nn.mse(predictions, targets, total=2 * total)  # noqa: E731
+    return Experiment(lambda: nn.Linear(5, 2), x, y, lambda p: optim.SGD(p, 0.1), 12, steps, loss=loss)
+
+
+def test_magnitudes_of_a_linear_layer_by_hand():
+    what = linear_experiment(1)
+    layer = nn.Linear(5, 2).initialize(what.seed, "float64")
+    weight, bias = layer.weight.data.copy(), layer.bias.data.copy()
+    errors = what.x @ weight.T + bias - what.y  # (samples, 2): each sample's loss is the sum of squares / 24
+    each = np.abs(errors[:, :, None] * what.x[:, None, :]) / 12  # (samples, 2, 5): its gradient of the weight
+    measured = record(what).magnitudes[0]
+    np.testing.assert_allclose(measured["losses"][""], [(errors**2).sum() / 24], rtol=1e-12)
+    np.testing.assert_allclose(measured["gradients"]["weight"], each.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(measured["gradients"]["bias"], np.abs(errors).sum(axis=0) / 12, rtol=1e-12)
+    np.testing.assert_allclose(measured["weights"]["weight"], np.abs(weight) + 0.1 * each.sum(axis=0), rtol=1e-12)
+
+
+def test_magnitudes_bound_what_they_judge():
+    """|gradient| <= its magnitude, and where no terms cancel the two are equal: not a million times as large."""
+    run = record(linear_experiment(3))
+    for gradients, magnitudes in zip(run.gradients, run.magnitudes, strict=True):
+        for name, gradient in gradients.items():
+            ratio = np.abs(gradient) / magnitudes["gradients"][name]
+            assert ratio.max() <= 1 + 1e-12
+            assert ratio.max() > 1e-3
