@@ -136,6 +136,9 @@ def measure(layer: Layer) -> list[dict]:
 
 def main() -> None:
     """Prints a table per layer."""
+    if importlib.util.find_spec("torch") is None:
+        print("no comparison with torch: it is not installed (pip install 'parallel_dl[bench]')")
+    print("time of forward and both gradients; products and transforms: multiplications / those of the definition")
     for layer in LAYERS:
         print(f"{layer}: {sum(multiplications('direct', layer.geometry()).values()) / 1e6:.1f} million multiplications")
         for row in measure(layer):
@@ -145,8 +148,6 @@ def main() -> None:
                 f"transforms {row['transforms']:6.2f}, error {row['error']:.0e}",
                 flush=True,
             )
-    if importlib.util.find_spec("torch") is None:
-        print("no comparison with torch: it is not installed (pip install 'parallel_dl[bench]')")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 
+from parallel_dl.errors import InputError
 from parallel_dl.launch.environment import check_launcher
 from parallel_dl.launch.job import Job
 
+MOST_RANKS = 1024
 _START_SECONDS = 60.0  # until the first rank must have connected
 _EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0)
 _RECORD_SECONDS = 0.5  # after a rank's end, for its completion record to be read
@@ -26,9 +28,13 @@ def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None 
 
     0 when every rank completed; 2 when one completed with 2 (bad input; its line is printed once); otherwise 1 or the
     rank's own status, and a line that names the rank. Ends the others at once: nothing is left running. InputError
-    when there is no mpirun, or when srun has already started several of us that MPI does not connect.
+    when there is no mpirun, when srun has already started several of us that MPI does not connect, and for more ranks
+    than a machine can be expected to hold.
     """
-
+    if ranks > MOST_RANKS:
+        raise InputError(
+            f"{ranks} ranks: valid are at most {MOST_RANKS} on one machine; for more, use mpirun on several"
+        )
     check_launcher(1)
 
     stopped: list[int] = []  # noted, and looked at while we wait: nothing interrupts the end of a job

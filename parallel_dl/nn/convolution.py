@@ -38,8 +38,8 @@ class Conv2d(Module):
         method: str = "auto",
     ) -> None:
         super().__init__()
-        if in_channels < 0 or out_channels < 0:
-            raise InputError(f"Conv2d({in_channels}, {out_channels}, ...): channels must not be negative")
+        if not all(isinstance(channels, int) and channels >= 0 for channels in (in_channels, out_channels)):
+            raise InputError(f"Conv2d({in_channels}, {out_channels}, ...): channels must be whole numbers from 0 on")
         try:
             require_groups(in_channels, out_channels, groups)
             self.kernel_size, self.padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
@@ -48,7 +48,7 @@ class Conv2d(Module):
             raise InputError(f"Conv2d({in_channels}, {out_channels}, {kernel_size}, ...): {error}") from None
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         if method not in NAMES:
-            raise unknown_name("convolution method", method, NAMES)
+            raise unknown_name("convolution method", str(method), NAMES)
         self.method = method
         fan_in = in_channels // groups * math.prod(self.kernel_size)
         bound = 1 / math.sqrt(max(1, fan_in))

@@ -77,7 +77,9 @@ class BatchNorm(Module):
         kind = type(self).__name__
         if features < 0:
             raise InputError(f"{kind}({features}): the number of features must not be negative")
-        if not 0 <= momentum <= 1:
+        if not eps >= 0:
+            raise InputError(f"{kind}(eps={eps}): must be at least 0")
+        if momentum is None or not 0 <= momentum <= 1:
             raise InputError(f"{kind}(momentum={momentum}): must be in 0..1")
         if statistics not in STATISTICS:
             raise InputError(f"{kind}(statistics={statistics!r}): valid are {', '.join(STATISTICS)}")
