@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from parallel_dl import launch
+from parallel_dl.errors import InputError
+
 DRIVER = "import sys; from parallel_dl.launch import run; sys.exit(run(int(sys.argv[1]), sys.argv[2:]))"
 MPI = "from mpi4py import MPI\ncomm = MPI.COMM_WORLD\nrank = comm.Get_rank()\n"
 START = "import os, sys, time, signal\nopen(f'pid.{os.getpid()}', 'w').close()\n"
@@ -266,3 +269,9 @@ def test_the_users_settings_win(tmp_path):
     made = settings(2, str(tmp_path), given)
     assert not {*given, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & set(made)
     assert settings(2, str(tmp_path), {})["OMP_NUM_THREADS"] >= "1"
+
+
+@pytest.mark.parametrize("ranks", [1025, 10**20])
+def test_more_ranks_than_a_machine_holds_are_refused(ranks):
+    with pytest.raises(InputError, match=f"{ranks} ranks: valid are at most 1024 on one machine"):
+        launch.run(ranks, ["-m", "parallel_dl"])
