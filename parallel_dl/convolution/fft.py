@@ -29,24 +29,20 @@ def convolve(x: Array, weight: Array, geometry: Geometry) -> Convolved:
 
     def inverse(product: Array) -> Array:
         """(frequencies, frequencies, groups, channels, samples) to rows (height, channels, width, samples)."""
-        merged = product.reshape(*product.shape[:2], product.shape[2] * product.shape[3], product.shape[4]).transpose(
-            0, 2, 1, 3
-        )
+        *frequencies, of_groups, channels, samples = product.shape
+        merged = product.reshape(*frequencies, of_groups * channels, samples).transpose(0, 2, 1, 3)
         return np.fft.irfft2(merged, sizes, (0, 2)).astype(x.dtype, copy=False)
 
     # where the image, the kernel's taps and the result's pixels lie among the pixels of the transform
-    image = (slice(vertical.before, vertical.before + vertical.length), slice(None),
-             slice(horizontal.before, horizontal.before + horizontal.length))  # fmt: skip
+    image = vertical.inside, slice(None), horizontal.inside
     taps = slice(0, vertical.extent, vertical.dilation), slice(None), slice(0, horizontal.extent, horizontal.dilation)
     pixels = (slice(0, (vertical.out - 1) * vertical.stride + 1, vertical.stride), slice(None),
               slice(0, (horizontal.out - 1) * horizontal.stride + 1, horizontal.stride))  # fmt: skip
 
     def placed(array: Array, where: tuple) -> Array:
         """Zeros of the transform's size with the array at these places; what lies beyond has no influence."""
-        canvas_shape = [vertical.used, array.shape[1], horizontal.used, array.shape[3]]
-        canvas_shape[0] = max(canvas_shape[0], where[0].stop)
-        canvas_shape[2] = max(canvas_shape[2], where[2].stop)
-        canvas = np.zeros_like(array, shape=canvas_shape)
+        height, width = max(vertical.used, where[0].stop), max(horizontal.used, where[2].stop)
+        canvas = np.zeros_like(array, shape=(height, array.shape[1], width, array.shape[3]))
         canvas[where] = array
         return canvas[: vertical.used, :, : horizontal.used]
 

@@ -66,6 +66,11 @@ class Axis:
         """Rows of the padded image that the result depends on, from the first: a stride may leave some at the end."""
         return (self.out - 1) * self.stride + self.extent
 
+    @property
+    def inside(self) -> slice:
+        """Where the image lies among the rows of the padded image."""
+        return slice(self.before, self.before + self.length)
+
     def tap(self, k: int, first: int = 0, rows: int | None = None) -> tuple[slice, slice]:
         """Where tap k meets the image: (rows of the result, rows of the image), equally many; none in the padding.
 

@@ -81,8 +81,7 @@ def convolve(x: Array, weight: Array, geometry: Geometry, m: int) -> Convolved:
     count = down * across * samples  # tiles of one channel
     vertical, horizontal = geometry.vertical, geometry.horizontal
     padded_shape = (down * m + 2, in_channels, across * m + 2, samples)
-    inside = (slice(vertical.before, vertical.before + vertical.length), slice(None),
-              slice(horizontal.before, horizontal.before + horizontal.length))  # fmt: skip
+    inside = vertical.inside, slice(None), horizontal.inside
 
     def blocks(channels: int) -> Iterator[slice]:
         """Channels of which all tiles are transformed at a time."""

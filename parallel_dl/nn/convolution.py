@@ -55,33 +55,27 @@ class Conv2d(Module):
         self.weight = Parameter((out_channels, in_channels // groups, *self.kernel_size), uniform(bound))
         self.bias = Parameter((out_channels,), uniform(bound)) if bias else None
         if method != "auto":
-            self._require_able(Geometry.of((1, in_channels, *self._smallest()), *self._arguments()))
+            # whether it can does not depend on the image: one that is surely large enough
+            height, width = ((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation))
+            try:
+                require_able(method, Geometry.of((1, in_channels, height, width), self.weight.shape, **self._sizes))
+            except InputError as error:
+                raise InputError(f"Conv2d({self.describe()}): {error}") from None
 
-    def _arguments(self) -> tuple:
-        return self.weight.shape, self.stride, self.padding, self.dilation, self.groups
-
-    def _smallest(self) -> list[int]:
-        """(height, width) of an image that is surely large enough."""
-        return [(kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel_size, self.dilation)]
-
-    def _require_able(self, geometry: Geometry) -> None:
-        try:
-            require_able(self.method, geometry)
-        except InputError as error:
-            raise InputError(f"Conv2d({self.describe()}): {error}") from None
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def geometry(self, x: Any) -> Geometry:
         """All sizes for an input of x's shape; InputError, naming the layer, when it does not fit."""
         try:
-            return Geometry.of(x.shape, *self._arguments())
+            return Geometry.of(x.shape, self.weight.shape, **self._sizes)
         except InputError as error:
             raise self.input_error(x, str(error)) from None
 
     def forward(self, x: Any) -> Tensor:
-        _, stride, padding, dilation, groups = self._arguments()
-        sizes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         try:
-            return ops.conv2d(x, self.weight, self.bias, **sizes, method=self.method)
+            return ops.conv2d(x, self.weight, self.bias, **self._sizes, method=self.method)
         except InputError as error:
             raise self.input_error(x, str(error)) from None
 

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from refusals import expect_error
 
 from parallel_dl.datasets import cifar10, fashion_mnist, load, places, write_idx
-from parallel_dl.errors import InputError
 
 FOLDER = places.DEBIAN / "fashion-mnist"
 needs_debian = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
@@ -20,15 +20,6 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "DEBIAN", tmp_path / "debian")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(places.VARIABLE, raising=False)
-
-
-def expect_error(*words, **arguments):
-    with pytest.raises(InputError) as caught:
-        load(**arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, message
 
 
 def fashion(folder, count=3, end=".gz", shape=(28, 28), dtype=np.uint8):

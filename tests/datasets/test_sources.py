@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import expect_error
 
 import parallel_dl
 from parallel_dl import datasets
@@ -30,15 +31,6 @@ def arrays(**changes):
     """The four arrays of a valid data set, some of them changed."""
     x, y = RNG.normal(size=(9, 2, 5, 4)), np.arange(9) % 4
     return {"x_train": x[:6], "y_train": y[:6], "x_test": x[6:], "y_test": y[6:], **changes}
-
-
-def expect_error(*words, **arguments):
-    with pytest.raises(InputError) as caught:
-        load(**arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, message
 
 
 def idx_folder(folder, mark="-", end=""):
