@@ -89,6 +89,13 @@ def _elementwise(layer: nn.Module, x: Shape, y: Shape, samples: int) -> Operatio
     return Operations(samples * math.prod(x), 1)
 
 
+def _join(layer: nn.Branches, x: Shape, y: Shape, samples: int) -> Operations:
+    """Of n branches (the survey has no row for it): a sum has W = N values (n - 1), D = log2 n; otherwise nothing."""
+    if layer.join == "concatenate":
+        return Operations(0, 0)
+    return Operations(samples * math.prod(y) * (len(layer) - 1), tree(len(layer)))
+
+
 def _nothing(layer: nn.Module, x: Shape, y: Shape, samples: int) -> Operations:
     return Operations(0, 0)
 
@@ -103,7 +110,8 @@ RULES: dict[type[nn.Module], Callable[[Any, Shape, Shape, int], Operations]] = {
     nn.LocalResponseNorm: _response_norm,
     nn.BatchNorm: _batch_norm,
     nn.LayerNorm: _layer_norm,
-    nn.Flatten: _nothing,
+    nn.Branches: _join,
+    **dict.fromkeys((nn.Flatten, nn.Identity), _nothing),
     **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Dropout), _elementwise),
 }
 

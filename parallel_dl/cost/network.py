@@ -1,14 +1,15 @@
-"""A network's layers in a row with their costs, and the totals: works add up, and so do depths along the chain."""
+"""A network's layers with their costs, and the totals: works add up, and so do depths along the longest chain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations
 from parallel_dl.errors import InputError
+from parallel_dl.nn.shapes import computes_as
 
 
 def _ratio(a: int, b: int) -> float | None:
@@ -58,6 +59,8 @@ class NetworkCost:
 
     layers: list[LayerCost]
     samples: int
+    depth: int
+    """the longest chain: each layer waits for the one before it, the join of branches for the deepest of them"""
 
     @property
     def parameters(self) -> int:
@@ -75,11 +78,6 @@ class NetworkCost:
         return sum(layer.work for layer in self.layers)
 
     @property
-    def depth(self) -> int:
-        """The longest chain: each layer waits for the one before it."""
-        return sum(layer.depth for layer in self.layers)
-
-    @property
     def average_parallelism(self) -> float | None:
         """W / D; None for a network without operations."""
         return _ratio(self.work, self.depth)
@@ -88,8 +86,9 @@ class NetworkCost:
 def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) -> NetworkCost:
     """The cost of a forward pass of (samples, *input_shape).
 
-    `network` is a Sequential of our layers, which may be Sequentials themselves. Raises InputError for a shape that
-    does not fit, for a module of another kind (it is named), and for fewer than one sample.
+    `network` is a Sequential or Branches of our layers, which may be such themselves; Branches stand behind their
+    layers, for the join. Raises InputError for shapes that do not fit, for a module of another kind (it is named), and
+    for fewer than one sample.
     """
     if samples < 1:
         raise InputError(f"samples {samples}: must be at least 1")
@@ -110,4 +109,13 @@ def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) ->
                 depth=done.depth,
             )
         )
-    return NetworkCost(layers, samples)
+    return NetworkCost(layers, samples, _depth(network, iter(layers)))
+
+
+def _depth(network: nn.Module, layers: Iterator[LayerCost]) -> int:
+    """The longest chain through `network`, whose layers are the next ones, in the order of `nn.layer_shapes`."""
+    if computes_as(network, nn.Sequential):
+        return sum(_depth(layer, layers) for layer in network._modules.values())
+    if computes_as(network, nn.Branches):
+        return max(_depth(branch, layers) for branch in network._modules.values()) + next(layers).depth
+    return next(layers).depth

@@ -1,12 +1,14 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, streams, initializers, layers, convolution, normalization, losses, flat, shapes.
+To read in this order: module, streams, initializers, layers, branches, convolution, normalization, losses, flat,
+shapes.
 """
 
 from parallel_dl.nn import initializers
+from parallel_dl.nn.branches import Branches
 from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
 from parallel_dl.nn.flat import FlatParameters, flatten
-from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
+from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.losses import cross_entropy, mse
 from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
@@ -18,11 +20,13 @@ __all__ = [
     "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Branches",
     "Conv2d",
     "Dropout",
     "FlatParameters",
     "Flatten",
     "GlobalAvgPool2d",
+    "Identity",
     "LayerNorm",
     "LayerShape",
     "Linear",

@@ -1,4 +1,4 @@
-"""The layers: Linear, activations, Dropout, Flatten and Sequential."""
+"""The layers: Linear, activations, Dropout, Flatten, Identity and Sequential."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -110,18 +110,20 @@ class Flatten(Module):
         return x.reshape(shape) if isinstance(x, np.ndarray) else ops.reshape(x, shape=shape)
 
 
-class Sequential(Module):
-    """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
+class Identity(Module):
+    """y = x: the branch of a residual block that goes around the others."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class Layers(Module):
+    """Modules in order, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
 
     def __init__(self, *layers: Module, **named: Module) -> None:
         super().__init__()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             setattr(self, name, layer)
-
-    def forward(self, x: Any) -> Any:
-        for layer in self._modules.values():
-            x = layer(x)
-        return x
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
@@ -131,3 +133,12 @@ class Sequential(Module):
 
     def __getitem__(self, index: int) -> Module:
         return list(self._modules.values())[index]
+
+
+class Sequential(Layers):
+    """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
+
+    def forward(self, x: Any) -> Any:
+        for layer in self:
+            x = layer(x)
+        return x

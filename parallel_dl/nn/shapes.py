@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from parallel_dl.errors import InputError
+from parallel_dl.nn.branches import Branches
 from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
-from parallel_dl.nn.layers import GELU, Dropout, Flatten, Linear, ReLU, Sequential, Sigmoid, Tanh
+from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.module import Module
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 
@@ -64,7 +65,7 @@ RULES: dict[type[Module], Callable[[Any, _Input], Shape]] = {
     GlobalAvgPool2d: _global_pooling,
     Flatten: _flatten,
     **dict.fromkeys((LocalResponseNorm, BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm), _checked),
-    **dict.fromkeys((ReLU, Tanh, Sigmoid, GELU, Dropout), _same),
+    **dict.fromkeys((ReLU, Tanh, Sigmoid, GELU, Dropout, Identity), _same),
 }
 
 
@@ -81,18 +82,36 @@ class LayerShape:
 def layer_shapes(network: Module, input_shape: Sequence[int], name: str = "") -> Iterator[LayerShape]:
     """The layers that a sample (*input_shape) passes, in order; a Sequential in a Sequential is passed through.
 
-    `name` is the network's own. Raises InputError for a shape that does not fit, and for a module that is neither one
-    of our layers nor a Sequential of them: what it computes cannot be seen from outside.
+    Of Branches come the layers of each branch, one branch after the other, and then the Branches itself, which stands
+    for the join: its input is that of the branches.
+
+    `name` is the network's own. Raises InputError for shapes that do not fit, and for a module that is neither one of
+    our layers nor a Sequential or Branches of them: what it computes cannot be seen from outside.
     """
-    shape = tuple(input_shape)
+    yield from _passing(network, tuple(input_shape), name)
+
+
+def _passing(network: Module, shape: Shape, name: str) -> Generator[LayerShape, None, Shape]:
+    """As `layer_shapes`; returns the shape behind the last of them."""
     if computes_as(network, Sequential):
         for child, layer in network._modules.items():
-            for passed in layer_shapes(layer, shape, f"{name}.{child}" if name else child):
-                yield passed
-                shape = passed.output
-        return
-    kind = require_kind(network, RULES, name)
-    yield LayerShape(name, network, shape, RULES[kind](network, _Input((1, *shape)))[1:])
+            shape = yield from _passing(layer, shape, _below(name, child))
+        return shape
+    x = _Input((1, *shape))
+    if isinstance(network, Branches) and computes_as(network, Branches):
+        outputs = []
+        for child, branch in network._modules.items():
+            output = yield from _passing(branch, shape, _below(name, child))
+            outputs.append((1, *output))
+        behind = network.joined_shape(x, outputs)
+    else:
+        behind = RULES[require_kind(network, RULES, name)](network, x)
+    yield LayerShape(name, network, shape, behind[1:])
+    return behind[1:]
+
+
+def _below(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
 
 
 def output_shape(network: Module, input_shape: Sequence[int]) -> Shape:
@@ -113,8 +132,8 @@ def require_kind(module: Module, kinds: dict[type[Module], Any], name: str = "")
     for kind in type(module).__mro__:
         if kind in kinds and computes_as(module, kind):
             return kind
-    valid = ", ".join(sorted(kind.__name__ for kind in kinds))
+    valid = ", ".join(sorted(kind.__name__ for kind in kinds if kind is not Branches))
     layer = f"layer {name}: " if name else ""
     raise InputError(
-        f"{layer}what a {type(module).__name__} computes is not known here; valid are Sequential and {valid}"
+        f"{layer}what a {type(module).__name__} computes is not known here; valid are Sequential, Branches and {valid}"
     )

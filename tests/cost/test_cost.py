@@ -98,6 +98,7 @@ def test_multiply_adds_of_convolutions_of_every_kind():
         (nn.LayerNorm(20), (20,), 3 * 20, 5),
         (nn.Dropout(), (4, 9), 3 * 36, 1),
         (nn.Flatten(), (4, 9), 0, 0),
+        (nn.Identity(), (4, 9), 0, 0),
         *((kind(), (4, 9), 3 * 36, 1) for kind in (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)),
     ],
     ids=repr,
@@ -115,7 +116,7 @@ def test_depth_of_a_sum():
 
 
 def test_every_kind_of_layer_has_a_cost():
-    assert set(RULES) == {kind for kind in nn.shapes.RULES if kind not in (nn.BatchNorm1d, nn.BatchNorm2d)}
+    assert set(RULES) == set(nn.shapes.RULES) - {nn.BatchNorm1d, nn.BatchNorm2d} | {nn.Branches}
 
 
 def test_totals_and_ratios():
@@ -139,6 +140,37 @@ def test_a_layer_used_twice_is_counted_twice_and_held_once():
     layer = nn.Linear(4, 4)
     facts = cost_of(nn.Sequential(a=layer, b=layer), (4,))
     assert (facts.parameters, facts.multiply_adds) == (20, 32)
+
+
+def test_branches():
+    """Works add up, of the depths the deepest branch's counts, and the join holds no parameters of its own."""
+    deep = nn.Sequential(fc=nn.Linear(16, 8), relu=nn.ReLU(), last=nn.Linear(8, 4))  # depths 4, 1, 3
+    branches = {"deep": deep, "wide": nn.Linear(16, 4, bias=False), "flat": nn.Linear(16, 4)}  # 4, 4
+    sizes = {"deep.fc": 136, "deep.relu": 0, "deep.last": 36, "wide": 64, "flat": 68}
+    facts = cost_of(nn.Sequential(all=nn.Branches(**branches), tanh=nn.Tanh()), (16,), samples=10)
+    assert [layer.name for layer in facts.layers] == [*(f"all.{name}" for name in sizes), "all", "tanh"]
+    assert [layer.parameters for layer in facts.layers] == [*sizes.values(), 0, 0]
+    join = facts.layers[-2]
+    assert (join.kind, join.output_shape) == ("Branches", (4,))
+    assert (join.work, join.depth, join.multiply_adds) == (10 * 4 * 2, 2, 0)
+    products = 16 * 8 + 8 * 4 + 2 * 16 * 4
+    assert (facts.parameters, facts.multiply_adds) == (304, products)
+    assert facts.work == 10 * (products + 8 + 8 + 4)
+    assert facts.depth == (4 + 1 + 3) + 2 + 1
+    assert facts.average_parallelism == facts.work / 11
+    joined = cost_of(nn.Branches(join="concatenate", **branches), (16,)).layers[-1]
+    assert (joined.output_shape, joined.work, joined.depth, joined.average_parallelism) == ((12,), 0, 0, None)
+    assert [cost_of(nn.Branches(*[nn.Identity()] * n), (7,)).depth for n in (1, 2, 3, 4, 5)] == [0, 1, 2, 2, 3]
+
+
+def test_branches_within_branches():
+    """The longest chain leads through the middle of the inner one: 3 + 2 + 1, then 2 + 1."""
+    inner = nn.Branches(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 8)))  # 3; 3 + 2; join 1
+    outer = nn.Branches(nn.Sequential(inner, nn.GlobalAvgPool2d(), nn.Linear(1, 1)), nn.GlobalAvgPool2d())  # pool 2 + 3
+    facts = cost_of(outer, (2, 4, 8))
+    assert [layer.depth for layer in facts.layers] == [3, 3, 2, 1, 5, 1, 5, 1]
+    assert facts.depth == (3 + 2) + 1 + 5 + 1 + 1
+    assert sum(layer.depth for layer in facts.layers) == 21
 
 
 class Twice(nn.Module):

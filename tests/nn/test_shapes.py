@@ -46,7 +46,7 @@ LAYERS = [
     (nn.Linear(8, 3), (4, 8)),
     (nn.Flatten(), (4, 7, 8)),
     (nn.Dropout(), (4, 7, 8)),
-    *((kind(), (4, 7, 8)) for kind in (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)),
+    *((kind(), (4, 7, 8)) for kind in (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Identity)),
 ]
 
 
@@ -56,7 +56,7 @@ def test_every_layer(layer, size):
 
 
 def test_every_kind_of_layer_is_known():
-    assert set(RULES) == KINDS - {nn.Module, nn.Sequential}
+    assert set(RULES) == KINDS - {nn.Module, nn.Sequential, nn.Branches}
     assert {type(layer) for layer, _ in LAYERS} == set(RULES)
 
 
@@ -103,9 +103,47 @@ def test_only_what_is_computed_as_the_layers_say():
     nested = Named(first=nn.Sequential(nn.Linear(3, 4), Named(nn.ReLU())), second=nn.Linear(4, 2))
     assert [passed.name for passed in nn.layer_shapes(nested, (3,))] == ["first.0", "first.1.0", "second"]
     with pytest.raises(
-        InputError, match=r"^layer a: what a Doubled computes is not known here; valid are Sequential and"
+        InputError, match=r"^layer a: what a Doubled computes is not known here; valid are Sequential, Branches and"
     ):
         nn.output_shape(nn.Sequential(a=Doubled(nn.Linear(3, 3))), (3,))
     with pytest.raises(InputError, match=r"^what a Module computes is not known here"):
         nn.output_shape(nn.Module(), (3,))
     assert nn.output_shape(nn.Sequential(), (3, 4)) == (3, 4)
+
+
+def test_branches_within_branches():
+    """The layers of each branch, then the join with the input of the branches."""
+    block = nn.Branches(nn.Sequential(conv=nn.Conv2d(3, 5, 3, padding=1), relu=nn.ReLU()), around=nn.Conv2d(3, 5, 1))
+    towers = nn.Branches(wide=nn.Sequential(block=block, tanh=nn.Tanh()), narrow=nn.Identity(), join="concatenate")
+    network = nn.Sequential(first=nn.Conv2d(1, 3, 2), towers=towers, flat=nn.Flatten())
+    assert [(passed.name, passed.input, passed.output) for passed in nn.layer_shapes(network, (1, 5, 4))] == [
+        ("first", (1, 5, 4), (3, 4, 3)),
+        ("towers.wide.block.0.conv", (3, 4, 3), (5, 4, 3)),
+        ("towers.wide.block.0.relu", (5, 4, 3), (5, 4, 3)),
+        ("towers.wide.block.around", (3, 4, 3), (5, 4, 3)),
+        ("towers.wide.block", (3, 4, 3), (5, 4, 3)),
+        ("towers.wide.tanh", (5, 4, 3), (5, 4, 3)),
+        ("towers.narrow", (3, 4, 3), (3, 4, 3)),
+        ("towers", (3, 4, 3), (8, 4, 3)),
+        ("flat", (8, 4, 3), (96,)),
+    ]
+    joins = {passed.name: passed.layer for passed in nn.layer_shapes(network, (1, 5, 4)) if passed.name.count(".") < 1}
+    assert joins == network._modules
+    assert nn.output_shape(network, (1, 5, 4)) == real_shapes(network, (1, 5, 4))[-1][1]
+    assert nn.output_shape(nn.Branches(nn.Linear(3, 2), nn.Sequential(), join="concatenate"), (3,)) == (5,)
+
+
+def test_branches_that_do_not_fit_are_refused_as_in_a_forward_pass():
+    for join, shapes, needs in (
+        ("sum", r"0 \(., 4, 2\), narrow \(., 4, 1\)", "to be added up, they must have one shape"),
+        ("concatenate", r"0 \(., 4, 2\), narrow \(., 4, 1\)", "to be concatenated, they must be equal but for axis 1"),
+    ):
+        towers = nn.Branches(nn.Linear(3, 2), narrow=nn.Linear(3, 1), join=join)
+        network = nn.Sequential(relu=nn.ReLU(), inner=nn.Sequential(towers=towers))
+        said = rf"^layer inner\.towers: got an input of shape .*, of which the branches make {shapes}: {needs}$"
+        with pytest.raises(InputError, match=said):
+            nn.output_shape(network, (4, 3))
+        with pytest.raises(InputError, match=said):
+            network(np.ones((2, 4, 3), np.float32))
+    with pytest.raises(InputError, match=r"^layer towers\.0: what a Doubled computes is not known here"):
+        nn.output_shape(nn.Sequential(towers=nn.Branches(Doubled(nn.ReLU()))), (3,))

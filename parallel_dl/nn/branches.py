@@ -1,0 +1,60 @@
+"""Branches: parts of a network that see the same input, side by side, and whose outputs become one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from parallel_dl.autograd import ops
+from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.nn.layers import Layers
+from parallel_dl.nn.module import Module
+
+JOINS = ("sum", "concatenate")
+
+
+class Branches(Layers):
+    """Every branch gets the same input x; their outputs are added up, or concatenated along axis 1.
+
+    Named as in Sequential: 0, 1, 2, ... or, given as keyword arguments, by those names. With `join="sum"` the outputs
+    have one shape and are added in the order of the branches, from left to right: with an Identity beside it, a branch
+    is a residual block (He et al. 2016, arXiv 1512.03385). With `join="concatenate"` they are (samples, channels or
+    features, ...), equal but for axis 1: the towers of AlexNet (Krizhevsky et al. 2012), the branches of Inception
+    (Szegedy et al. 2015, arXiv 1409.4842).
+
+    Raises InputError for no branches, for another join, and in forward for outputs that do not fit together.
+    """
+
+    def __init__(self, *branches: Module, join: str = "sum", **named: Module) -> None:
+        super().__init__(*branches, **named)
+        if join not in JOINS:
+            raise unknown_name("join of branches", str(join), JOINS)
+        if not len(self):
+            raise InputError("Branches(): needs at least one branch")
+        self.join = join
+
+    def forward(self, x: Any) -> Any:
+        outputs = [branch(x) for branch in self]
+        self.joined_shape(x, [output.shape for output in outputs])
+        if self.join == "concatenate":
+            return ops.concatenate(*outputs, axis=1)
+        return functools.reduce(ops.add, outputs)
+
+    def joined_shape(self, x: Any, outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape of the result, from those of the branches' outputs for input x; InputError if they do not fit."""
+        first, *others = map(tuple, outputs)
+        if self.join == "sum":
+            if any(shape != first for shape in others):
+                raise self._misfit(x, outputs, "to be added up, they must have one shape")
+            return first
+        if len(first) < 2 or any((shape[:1], shape[2:]) != (first[:1], first[2:]) for shape in others):
+            raise self._misfit(x, outputs, "to be concatenated, they must be equal but for axis 1")
+        return first[0], sum(shape[1] for shape in map(tuple, outputs)), *first[2:]
+
+    def _misfit(self, x: Any, outputs: Sequence[tuple[int, ...]], needs: str) -> InputError:
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(self._modules, outputs))
+        return self.input_error(x, f"of which the branches make {shapes}: {needs}")
+
+    def describe(self) -> str:
+        return self.join
