@@ -26,6 +26,8 @@ Pullback = Callable[..., Any]
 
 _recording = True
 
+_in_backward = False
+
 # Nodes of operations that meet other ranks in their pullback and have not met them yet, oldest first. See `primitive`.
 _awaited: dict[int, Tensor] = {}
 
@@ -192,6 +194,21 @@ def is_grad_enabled() -> bool:
     return _recording
 
 
+@contextmanager
+def _backward_runs() -> Iterator[None]:
+    global _in_backward
+    before, _in_backward = _in_backward, True
+    try:
+        yield
+    finally:
+        _in_backward = before
+
+
+def is_in_backward() -> bool:
+    """Whether `backward`, or what it deferred, is being run."""
+    return _in_backward
+
+
 class Deferred:
     """Weight gradients that `backward(defer=...)` left for later; `run()` adds them to `.grad`, in backward's order."""
 
@@ -204,11 +221,12 @@ class Deferred:
 
     def run(self) -> None:
         """Computes what was deferred. A second call finds nothing left to do."""
-        while self._work:
-            leaf, pullback, g = self._work.popleft()  # what it holds is freed in passing
-            _accumulate(leaf, pullback, g)
-            if self._remaining is not None:
-                _count_down(leaf, self._remaining)
+        with _backward_runs():
+            while self._work:
+                leaf, pullback, g = self._work.popleft()  # what it holds is freed in passing
+                _accumulate(leaf, pullback, g)
+                if self._remaining is not None:
+                    _count_down(leaf, self._remaining)
 
 
 def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None) -> Deferred:
@@ -234,9 +252,13 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
     meeting = {number: node for number, node in _awaited.items() if oldest < number < root.number} if _awaited else {}
     if not root.requires_grad and not meeting:
         raise RuntimeError("backward from a tensor that depends on nothing that requires a gradient")
+    with _backward_runs():
+        return _run(root, gradient, meeting, {id(leaf) for leaf in defer})
 
+
+def _run(root: Tensor, gradient: Array, meeting: dict[int, Tensor], later: set[int]) -> Deferred:
+    """Visits `root` and the collective nodes in `meeting`, and what they came from; leaves in `later` are deferred."""
     deferred = Deferred()
-    later = {id(leaf) for leaf in defer}
     remaining = _count_uses([*meeting.values(), root]) if Tensor.hooks_registered else None
     deferred._remaining = remaining
     # number -> gradient of each node in the heap, None as long as nothing has arrived

@@ -1,7 +1,7 @@
 """Movement between ranks; the one package that imports mpi4py.
 
 To read in this order: startup (how MPI is imported), buffers and communicator (arrays), checked (the same with checks),
-mesh (communicators along axes), collectives (tensors), window (sums in shared memory),
+mesh (communicators along axes), collectives (tensors), window (sums in shared memory), ledger (what is sent, counted),
 abort (one rank's failure ends all).
 """
 
@@ -9,6 +9,7 @@ from parallel_dl.mpi import abort, collectives
 from parallel_dl.mpi.abort import finish
 from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
+from parallel_dl.mpi.ledger import Ledger, LedgerRow, gather_rows
 from parallel_dl.mpi.mesh import Mesh
 from parallel_dl.mpi.startup import MPI, library_version, one_blas_thread
 from parallel_dl.mpi.window import NotEnoughSharedMemory, SharedWindow
@@ -18,6 +19,8 @@ __all__ = [
     "CheckedCommunicator",
     "CollectiveMismatch",
     "Communicator",
+    "Ledger",
+    "LedgerRow",
     "Mesh",
     "NotEnoughSharedMemory",
     "Pending",
@@ -25,6 +28,7 @@ __all__ = [
     "alone",
     "collectives",
     "finish",
+    "gather_rows",
     "library_version",
     "one_blas_thread",
     "world",

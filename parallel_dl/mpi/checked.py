@@ -22,6 +22,7 @@ import numpy as np
 
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.communicator import Communicator, Pending, Sizes
+from parallel_dl.mpi.ledger import Ledger
 from parallel_dl.mpi.startup import MPI
 
 _LINE = 256  # bytes of a fingerprint
@@ -31,11 +32,30 @@ PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
 
 # Whoever is in here says so when the program ends. Strong references: a communicator that one rank has dropped and
 # another has not must still be told of.
-_open: list[CheckedCommunicator] = []
+_open: list[_Checks] = []
 
 
 class CollectiveMismatch(RuntimeError):
     """The ranks did not call the same collective; raised on all of them, and nothing was communicated."""
+
+
+class _Checks:
+    """The private communicator of a checked one, and how far it is: the same for all labels of that one."""
+
+    def __init__(self, mpi: MPI.Intracomm) -> None:
+        self.private = mpi.Dup()
+        self.size = mpi.size
+        self.calls = 0
+        self.ended: str | None = None  # who, once a rank's program has ended
+
+    def start(self, line: str) -> tuple[Any, Array, Array]:
+        """Begins to exchange the ranks' lines: the request, this rank's line and all ranks' lines."""
+        text = line.encode()
+        if len(text) > _LINE:  # equal lines stay equal, different ones different
+            text = text[: _LINE - 12] + b"... %08x" % zlib.crc32(text)
+        own = np.frombuffer(text.ljust(_LINE, b"\0"), np.uint8)
+        all_lines = np.empty((self.size, _LINE), np.uint8)
+        return self.private.Iallgather(own, all_lines), own, all_lines
 
 
 class CheckedCommunicator(Communicator):
@@ -43,34 +63,32 @@ class CheckedCommunicator(Communicator):
 
     checked = True
 
-    def __init__(self, mpi: Any, checked: bool | None = None, name: str | None = None) -> None:
-        super().__init__(mpi, name=name)
-        self._calls = 0
-        self._ended: str | None = None
+    def __init__(
+        self,
+        mpi: Any,
+        checked: bool | None = None,
+        name: str | None = None,
+        ledger: Ledger | None = None,
+        axis: str | None = None,
+    ) -> None:
+        super().__init__(mpi, name=name, ledger=ledger, axis=axis)
         if self.size > 1:
-            self._private = mpi.Dup()
+            self._checks = _Checks(mpi)
             if not _open:
                 atexit.register(_announce_ends)
-            _open.append(self)
+            _open.append(self._checks)
 
     def announce(self, call: str, *facts: Any) -> None:
         """Raises CollectiveMismatch on every rank unless all announce the same call and facts."""
         if self.size == 1:
             return
-        if self._ended is not None:
-            raise CollectiveMismatch(f"{self._ended}, so {call} cannot be called on {self.name!r}")
-        self._calls += 1
+        checks = self._checks
+        if checks.ended is not None:
+            raise CollectiveMismatch(f"{checks.ended}, so {call} cannot be called on {self.name!r}")
+        checks.calls += 1
         listed = ", ".join(str(fact) for fact in facts)
-        line = f"calls {call} #{self._calls}" + (f" ({listed})" if listed else "")
-        self._compare(*self._start(line))
-
-    def _start(self, line: str) -> tuple[Any, Array, Array]:
-        text = line.encode()
-        if len(text) > _LINE:  # equal lines stay equal, different ones different
-            text = text[: _LINE - 12] + b"... %08x" % zlib.crc32(text)
-        own = np.frombuffer(text.ljust(_LINE, b"\0"), np.uint8)
-        all_lines = np.empty((self.size, _LINE), np.uint8)
-        return self._private.Iallgather(own, all_lines), own, all_lines
+        line = f"calls {call} #{checks.calls}" + (f" ({listed})" if listed else "")
+        self._compare(*checks.start(line))
 
     def _compare(self, request: Any, own: Array, all_lines: Array) -> None:
         self._wait(request, own)
@@ -79,8 +97,8 @@ class CheckedCommunicator(Communicator):
         lines = [bytes(line).rstrip(b"\0").decode(errors="replace") for line in all_lines]
         ended = [rank for rank, line in enumerate(lines) if line == _ENDED]
         if ended:
-            self._ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
-            _forget(self)
+            self._checks.ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+            _forget(self._checks)
         sides = []
         for line in dict.fromkeys(lines):
             ranks = [rank for rank, other in enumerate(lines) if other == line]
@@ -107,22 +125,22 @@ class CheckedCommunicator(Communicator):
         self.announce("duplicate")
         return super().duplicate(name)
 
-    def split(self, color: int | None, key: int = 0, name: str | None = None) -> Self | None:
+    def split(self, color: int | None, key: int = 0, name: str | None = None, axis: str | None = None) -> Self | None:
         self.announce("split")
-        return super().split(color, key, name)
+        return super().split(color, key, name, axis)
 
     def free(self) -> None:
-        if self._ended is not None:
-            return
-        self.announce("free")
         if self.size > 1:
-            _forget(self)
-            self._private.Free()
+            if self._checks.ended is not None:
+                return
+            self.announce("free")
+            _forget(self._checks)
+            self._checks.private.Free()
         super().free()
 
     @property
     def is_one_node(self) -> bool:
-        if self._one_node is None:
+        if self._shared.one_node is None:
             self.announce("is_one_node")
         return super().is_one_node
 
@@ -230,15 +248,15 @@ def _who(ranks: Sequence[int]) -> str:
 
 
 # -- the end of the program ----------------------------------------------------------------------------------------
-def _forget(comm: CheckedCommunicator) -> None:
-    if comm in _open:
-        _open.remove(comm)
+def _forget(checks: _Checks) -> None:
+    if checks in _open:
+        _open.remove(checks)
 
 
 def _announce_ends() -> None:
     """Tells every rank that shares a checked communicator with this one; waits for them, as MPI_Finalize does."""
     if MPI.Is_finalized():
         return
-    waiting = [comm._start(_ENDED) for comm in _open]
+    waiting = [checks.start(_ENDED) for checks in _open]
     _open.clear()
     MPI.Request.Waitall([request for request, _, _ in waiting])

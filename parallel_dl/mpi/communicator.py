@@ -17,6 +17,7 @@ import numpy as np
 from parallel_dl import partition
 from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.ledger import Counted, Ledger, counted
 from parallel_dl.mpi.startup import MPI
 
 # Below MPI's guaranteed upper bound of 32767, out of the way of users' tags.
@@ -25,20 +26,42 @@ TAG_SHIFT, TAG_SLICES = 32701, 32702
 Sizes = Sequence[int] | None
 
 
+class _Shared:
+    """What a communicator has in common with those that are the same but for the label."""
+
+    def __init__(self) -> None:
+        self.one_node: bool | None = None
+        # (layer, direction) -> communicator, this one too; empty until the first is asked for
+        self.labelled: dict[tuple[str, str | None], Any] = {}
+
+
 class Communicator:
     """One mpi4py communicator, with collectives on arrays.
 
     `checked=True` (by default: if the environment variable PARALLEL_DL_CHECKED is 1) gives a `CheckedCommunicator`,
     which compares the ranks' calls before it makes them. Making that one is itself a collective call.
+
+    `ledger` (by default that of `mpi`, if it has one) counts what is passed to MPI: see `parallel_dl.mpi.ledger`. It
+    does so under `axis`, the mesh axis the communicator runs along: "pipe", "data" or "model", or "world" for none of
+    them. Duplicates, splits and the communicators of a mesh inherit both, and the label.
     """
 
     mpi: MPI.Intracomm
     rank: int
     size: int
     name: str
+    ledger: Ledger | None
+    axis: str
     checked = False
 
-    def __new__(cls, mpi: Any, checked: bool | None = None, name: str | None = None) -> Communicator:
+    def __new__(
+        cls,
+        mpi: Any,
+        checked: bool | None = None,
+        name: str | None = None,
+        ledger: Ledger | None = None,
+        axis: str | None = None,
+    ) -> Communicator:
         if checked is None:
             checked = os.environ.get("PARALLEL_DL_CHECKED", "0") not in ("", "0")
         if checked and cls is Communicator:
@@ -47,12 +70,23 @@ class Communicator:
             cls = CheckedCommunicator
         return object.__new__(cls)
 
-    def __init__(self, mpi: Any, checked: bool | None = None, name: str | None = None) -> None:
-        self.mpi = mpi
+    def __init__(
+        self,
+        mpi: Any,
+        checked: bool | None = None,
+        name: str | None = None,
+        ledger: Ledger | None = None,
+        axis: str | None = None,
+    ) -> None:
         self.rank = mpi.rank
         self.size = mpi.size
         self.name = name or mpi.name
-        self._one_node: bool | None = None
+        before = mpi if isinstance(mpi, Counted) else None
+        self.ledger = before.ledger if ledger is None and before is not None else ledger
+        self.axis = axis or (before.axis if before is not None else "world")
+        label = (before.layer, before.direction) if before is not None else ("", None)
+        self.mpi = mpi if self.ledger is None else counted(mpi, self.ledger, self.axis, *label)
+        self._shared = _Shared()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, rank {self.rank} of {self.size})"
@@ -63,26 +97,60 @@ class Communicator:
     # -- the communicator itself -----------------------------------------------------------------------------------
     def duplicate(self, name: str | None = None) -> Self:
         """The same ranks in a communicator of their own: no message of one is ever received by the other."""
-        return type(self)(self.mpi.Dup(), name=name or self.name)
+        return self._made_of(self.mpi.Dup(), name or self.name)
 
-    def split(self, color: int | None, key: int = 0, name: str | None = None) -> Self | None:
-        """One communicator for the ranks of each `color`, ordered by `key`, then by rank; None for color None."""
+    def split(self, color: int | None, key: int = 0, name: str | None = None, axis: str | None = None) -> Self | None:
+        """One communicator for the ranks of each `color`, ordered by `key`, then by rank; None for color None.
+
+        `axis` is the mesh axis that it runs along, by default that of this one.
+        """
         part = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if part == MPI.COMM_NULL else type(self)(part, name=name)
+        return None if part == MPI.COMM_NULL else self._made_of(part, name, axis)
+
+    def _made_of(self, mpi: Any, name: str | None, axis: str | None = None) -> Self:
+        """A communicator of other ranks or other messages, with this one's ledger, axis and label."""
+        if self.ledger is not None:
+            assert isinstance(self.mpi, Counted)
+            mpi = counted(mpi, self.ledger, self.axis, self.mpi.layer, self.mpi.direction)
+        return type(self)(mpi, name=name, axis=axis or self.axis)
+
+    def labelled(self, layer: str, direction: str | None = None) -> Self:
+        """This communicator under another label: the ledger enters what it does under `layer` and `direction`.
+
+        `direction` is "forward" or "backward" (ValueError otherwise); by default it is found at the time of the call,
+        "backward" while autograd's backward runs. Without a ledger it is this communicator itself. With one they are
+        still one communicator: messages of one are received by the other, they are checked together and freed together.
+        """
+        if direction not in (None, "forward", "backward"):
+            raise ValueError(f"direction {direction!r}: valid are forward, backward")
+        if self.ledger is None or self.size == 1:
+            return self
+        same = self._shared.labelled
+        if not same:
+            assert isinstance(self.mpi, Counted)
+            same[self.mpi.layer, self.mpi.direction] = self
+        if (layer, direction) not in same:
+            other = object.__new__(type(self))
+            other.__dict__.update(self.__dict__)
+            other.mpi = counted(self.mpi, self.ledger, self.axis, layer, direction)
+            same[layer, direction] = other
+        return same[layer, direction]
 
     def free(self) -> None:
         """Gives the communicator back to MPI (collective); MPI's own world and self stay."""
         if self.mpi not in (MPI.COMM_WORLD, MPI.COMM_SELF, MPI.COMM_NULL):
             self.mpi.Free()
+            for other in self._shared.labelled.values():  # they hold what is no communicator any more
+                other.mpi = MPI.COMM_NULL
 
     @property
     def is_one_node(self) -> bool:
         """Whether all ranks can share memory. Collective when first asked, then remembered."""
-        if self._one_node is None:
+        if self._shared.one_node is None:
             node = self.mpi.Split_type(MPI.COMM_TYPE_SHARED)
-            self._one_node = self.mpi.allreduce(node.size, MPI.MIN) == self.size
+            self._shared.one_node = self.mpi.allreduce(node.size, MPI.MIN) == self.size
             node.Free()
-        return self._one_node
+        return self._shared.one_node
 
     def barrier(self) -> None:
         """Returns when every rank has called it."""

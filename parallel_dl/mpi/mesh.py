@@ -19,7 +19,8 @@ class Mesh:
     """A grid of the ranks of `comm` (by default of all ranks), and this rank's place in it. Made by all together.
 
     `pipe`, `data` and `model` are the communicators of the ranks that differ from this one in that coordinate only,
-    in the order of that coordinate. `world` is `comm`. Raises InputError unless the sizes multiply to `comm.size`.
+    in the order of that coordinate. `world` is `comm`, whose ledger they share. Raises InputError unless the sizes
+    multiply to `comm.size`.
     """
 
     pipe: Communicator
@@ -46,10 +47,10 @@ class Mesh:
 
     def _along(self, axis: str) -> Communicator:
         if self.shape[axis] == 1:
-            return type(self.world)(alone().mpi, name=axis)
+            return type(self.world)(alone().mpi, name=axis, ledger=self.world.ledger, axis=axis)
         # one group per place on the other two axes, numbered by its lowest rank
         color = self.world.rank - self.coordinates[axis] * self._stride(axis)
-        along = self.world.split(color, self.coordinates[axis], name=axis)
+        along = self.world.split(color, self.coordinates[axis], name=axis, axis=axis)
         assert along is not None
         self._made.append(along)
         return along

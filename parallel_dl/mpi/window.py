@@ -17,6 +17,7 @@ import numpy as np
 from parallel_dl import partition
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.communicator import Communicator
+from parallel_dl.mpi.ledger import enter_shared_memory
 from parallel_dl.mpi.startup import MPI
 
 SHARED_MEMORY = "/dev/shm"
@@ -93,6 +94,7 @@ class SharedWindow:
         window.Sync()
         mpi.Barrier()
         window.Sync()
+        enter_shared_memory(mpi, self.local.nbytes)
         return self.total
 
     def free(self) -> None:
