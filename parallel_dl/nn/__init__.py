@@ -9,7 +9,7 @@ from parallel_dl.nn.branches import Branches
 from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
 from parallel_dl.nn.flat import FlatParameters, flatten
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
-from parallel_dl.nn.losses import cross_entropy, mse
+from parallel_dl.nn.losses import cross_entropy, logistic_loss, mse
 from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 from parallel_dl.nn.shapes import LayerShape, layer_shapes, output_shape
@@ -43,6 +43,7 @@ __all__ = [
     "flatten",
     "initializers",
     "layer_shapes",
+    "logistic_loss",
     "manual_seed",
     "mse",
     "output_shape",

@@ -4,11 +4,13 @@ With data parallelism a rank sees a share of the batch; dividing by the global n
 their gradients, summands of the whole.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
 from parallel_dl.autograd import Tensor, ops
+from parallel_dl.autograd.ops.classification import one_hot
 
 
 def _array(value: Any) -> np.ndarray:
@@ -26,6 +28,30 @@ def cross_entropy(logits: Any, targets: Any, total: float | None = None) -> Tens
     if tuple(logits.shape[:-1]) != targets.shape:
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
     return ops.cross_entropy(logits, targets=targets, total=_total(total, targets.size))
+
+
+def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tensor:
+    """Each class as a yes/no question: log(1 + exp(-z)) for the target class plus log(1 + exp(z)) for all others.
+
+    Summed over samples and classes, and divided by `total` (default: the number of samples). logits (samples, classes);
+    targets (samples,) integers in 0..classes-1, or (samples, classes) numbers t in 0..1, the answers: such a value
+    adds t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)). ValueError otherwise. It is PyTorch's
+    binary_cross_entropy_with_logits with reduction="sum", over `total`.
+
+    Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997, trains with it:
+    unlike cross-entropy it has no sum over all classes within a logarithm, so that a last layer whose classes are
+    divided among ranks needs no exchange for it (`ops.logistic_loss` takes a slice of the classes).
+    """
+    targets = _array(targets)
+    if tuple(logits.shape) != targets.shape:
+        if tuple(logits.shape[:-1]) != targets.shape:
+            raise ValueError(f"logistic_loss: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
+        if targets.dtype.kind not in "iu":
+            raise ValueError(f"logistic_loss: targets without an axis of classes must be integers, not {targets.dtype}")
+        targets = one_hot(targets, logits.shape[-1])
+    elif targets.dtype.kind not in "biuf":
+        raise ValueError(f"logistic_loss: targets must be numbers in 0..1, not {targets.dtype}")
+    return ops.logistic_loss(logits, targets=targets, total=_total(total, math.prod(logits.shape[:-1])))
 
 
 def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:

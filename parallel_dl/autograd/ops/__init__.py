@@ -1,7 +1,7 @@
 """The operations, each beside its pullbacks. To read in this order: elementwise, linear_algebra, reductions, shaping,
 classification, sparsity, convolution, pooling, normalization."""
 
-from parallel_dl.autograd.ops.classification import cross_entropy, log_softmax, softmax
+from parallel_dl.autograd.ops.classification import cross_entropy, log_softmax, logistic_loss, softmax
 from parallel_dl.autograd.ops.convolution import conv2d
 from parallel_dl.autograd.ops.elementwise import (
     absolute,
@@ -47,6 +47,7 @@ __all__ = [
     "local_response_norm",
     "log",
     "log_softmax",
+    "logistic_loss",
     "matmul",
     "max",
     "max_pool2d",

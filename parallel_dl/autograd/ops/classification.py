@@ -1,4 +1,4 @@
-"""log_softmax, softmax and the cross-entropy of class scores."""
+"""log_softmax, softmax, and losses of class scores: the cross-entropy of all, the logistic loss of each by itself."""
 
 import numpy as np
 
@@ -27,6 +27,18 @@ def softmax(logits, *, axis=-1):
     return value, (lambda g: value * (g - (g * value).sum(axis=axis, keepdims=True)),)
 
 
+def _require_labels(labels, classes):
+    """Raises ValueError for labels that are no classes."""
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"targets must be in 0..{classes - 1}, found {labels.min()}..{labels.max()}")
+
+
+def one_hot(labels, classes):
+    """Integers (...) in 0..classes-1 as truth values (..., classes), True at the label; ValueError for other labels."""
+    _require_labels(labels, classes)
+    return labels[..., np.newaxis] == np.arange(classes)
+
+
 @primitive
 def cross_entropy(logits, *, targets, total=1):
     """-sum(log_softmax(logits)[target]) / total for logits (..., classes) and integer targets (...); a scalar.
@@ -36,8 +48,7 @@ def cross_entropy(logits, *, targets, total=1):
     classes = logits.shape[-1]
     scores = logits.reshape(targets.size, classes)
     labels = targets.reshape(-1)
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"targets must be in 0..{classes - 1}, found {labels.min()}..{labels.max()}")
+    _require_labels(labels, classes)
     rows = np.arange(labels.size)
     shifted = _shifted(scores, 1)
     exponentials = np.exp(shifted)
@@ -50,5 +61,30 @@ def cross_entropy(logits, *, targets, total=1):
         whole = exponentials * (scale / sums)
         whole[rows, labels] -= scale
         return whole.reshape(logits.shape)
+
+    return np.asarray(value, logits.dtype), (gradient,)
+
+
+@primitive
+def logistic_loss(logits, *, targets, total=1):
+    """sum(log(1 + exp(logits)) - targets * logits) / total for targets in 0..1, of the logits' shape; a scalar.
+
+    Each value is a yes/no question of its own: log(1 + exp(-z)) where the target is 1, log(1 + exp(z)) where it is 0.
+    So the losses of slices of the classes, with the same slices of the targets, add up to the loss of all classes.
+    `total` is the number of samples in the *global* batch. ValueError for targets of another shape or out of 0..1.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"logistic_loss: logits {logits.shape} do not fit targets {targets.shape}")
+    if targets.size and not 0 <= targets.min() <= targets.max() <= 1:  # also if one is not a number
+        raise ValueError(f"logistic_loss: targets must be in 0..1, found {targets.min()}..{targets.max()}")
+    targets = targets.astype(logits.dtype, copy=False)
+    small = np.exp(-np.abs(logits))  # in 0..1: cannot overflow
+    value = (np.maximum(logits, 0) - targets * logits + np.log1p(small)).sum() / total
+
+    # g is a scalar: d/d logits = (sigmoid(logits) - targets) g / total
+    def gradient(g):
+        tail = small / (1 + small)  # sigmoid(-|z|); with 1 - tail for z > 0, small differences keep their digits
+        difference = np.where(logits > 0, (1 - targets) - tail, tail - targets)
+        return difference * np.asarray(g / total, logits.dtype)
 
     return np.asarray(value, logits.dtype), (gradient,)
