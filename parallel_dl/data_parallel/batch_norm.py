@@ -21,10 +21,12 @@ class SumOverRanks:
     """What a batch norm layer's `total` is: the sum over the ranks of `comm`, until `leave_batch_norm`.
 
     `before` is what the layer's total was until then, of another `GradientAllReduce` with parameters of its network.
+    A ledger enters the sums under `layer`, the layer's name in its network.
     """
 
-    def __init__(self, comm: Communicator, before: object = None) -> None:
+    def __init__(self, comm: Communicator, before: object = None, layer: str = "") -> None:
         self.comm: Communicator | None = comm
+        self._labelled = comm.labelled(layer)
         self.before = before if isinstance(before, SumOverRanks) else None
 
     def __call__(self, sums: np.ndarray) -> np.ndarray:
@@ -34,7 +36,7 @@ class SumOverRanks:
                 "backward of a batch norm whose communicator was freed: run it before free(), "
                 "and a forward without backward under no_grad()"
             )
-        return self.comm.all_reduce(sums)
+        return self._labelled.all_reduce(sums)
 
 
 def networks_of(parameters: Iterable[Parameter]) -> list[Module]:
@@ -47,10 +49,10 @@ def networks_of(parameters: Iterable[Parameter]) -> list[Module]:
     return found
 
 
-def batch_norm_layers(network: Module, statistics: str) -> list[BatchNorm]:
-    """The batch norm layers with these statistics, "global" or "local", in order of registration."""
-    layers = [module for _, module in network.named_modules() if isinstance(module, BatchNorm)]
-    return [layer for layer in layers if layer.statistics == statistics]
+def batch_norm_layers(network: Module, statistics: str) -> dict[str, BatchNorm]:
+    """Name -> batch norm layer with these statistics, "global" or "local", in order of registration."""
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, BatchNorm)}
+    return {name: layer for name, layer in layers.items() if layer.statistics == statistics}
 
 
 def synchronize_batch_norm(network: Module, comm: Communicator) -> None:
@@ -59,13 +61,13 @@ def synchronize_batch_norm(network: Module, comm: Communicator) -> None:
     From then on all ranks call forward in training mode together, and backward if they recorded it, also with an empty
     share. On one rank they stay serial. `GradientAllReduce` calls it for the networks of its parameters.
     """
-    for layer in batch_norm_layers(network, "global"):
-        layer.total = SumOverRanks(comm, layer.total) if comm.size > 1 else None
+    for name, layer in batch_norm_layers(network, "global").items():
+        layer.total = SumOverRanks(comm, layer.total, name) if comm.size > 1 else None
 
 
 def leave_batch_norm(network: Module, comm: Communicator) -> None:
     """Undoes `synchronize_batch_norm`: the layers take their statistics as before, or on this rank alone."""
-    for layer in batch_norm_layers(network, "global"):
+    for layer in batch_norm_layers(network, "global").values():
         total = layer.total
         while isinstance(total, SumOverRanks):
             if total.comm is comm:
@@ -80,6 +82,7 @@ def average_running_statistics(layers: list[BatchNorm], comm: Communicator) -> N
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
     if not buffers:
         return
+    comm = comm.labelled("running statistics", "backward")
     means = comm.all_reduce(np.concatenate(buffers).astype(np.float64)) / comm.size
     for buffer, mean in zip(buffers, np.split(means, np.cumsum([buffer.size for buffer in buffers])[:-1])):
         buffer[...] = mean

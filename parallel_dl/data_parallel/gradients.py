@@ -48,6 +48,9 @@ class GradientAllReduce:
     by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward. Raises
     InputError when the ranks' weights or buffers differ, and for "window" on several nodes. All ranks call everything
     together.
+
+    A ledger enters the sums of gradients under "gradients", those of batch norm under the names of the layers, and the
+    averages of running statistics under "running statistics".
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class GradientAllReduce:
         if method not in METHODS:
             raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
         self.comm = comm
+        self._exchange = comm.labelled("gradients", "backward")
         self._accumulating = False
         self._unhook: list[Callable[[], None]] = []
         parameters = list(parameters)
@@ -82,7 +86,7 @@ class GradientAllReduce:
                     self._unhook.append(parameter.register_post_accumulate_grad_hook(hook))
 
     def _synchronize_batch_norm(self) -> None:
-        self._local = [layer for network in self.networks for layer in batch_norm_layers(network, "local")]
+        self._local = [layer for network in self.networks for layer in batch_norm_layers(network, "local").values()]
         self._statistics: Communicator | None = None
         if any(batch_norm_layers(network, "global") for network in self.networks) and self.comm.size > 1:
             # apart from the buckets, which leave when a rank has completed them
@@ -101,7 +105,8 @@ class GradientAllReduce:
             if self.comm.is_one_node:
                 try:
                     for group in self.groups:
-                        self._windows.append(SharedWindow(self.comm, group.size + len(group.parameters), group.dtype))
+                        size = group.size + len(group.parameters)
+                        self._windows.append(SharedWindow(self._exchange, size, group.dtype))
                 except NotEnoughSharedMemory as error:
                     self._free_windows()
                     note = f"gradients are summed by MPI's all-reduce: {error}"
@@ -146,7 +151,7 @@ class GradientAllReduce:
             self._finish_buckets()
         else:
             for whole in self._arrays:
-                self.comm.all_reduce(whole, out=whole)
+                self._exchange.all_reduce(whole, out=whole)
         for index, group in enumerate(self.groups):
             flags = self._windows[index].total[group.size :] if self._windows else self._flags[index]
             everywhere = flags.all()
@@ -157,8 +162,8 @@ class GradientAllReduce:
     def _finish_buckets(self) -> None:
         for bucket in self._buckets:  # always in this order: on every rank the same exchange must be the next one
             if bucket.pending is None:
-                bucket.start(self.comm)
-        pending = [self.comm.start_all_reduce(flags) for flags in self._flags]
+                bucket.start(self._exchange)
+        pending = [self._exchange.start_all_reduce(flags) for flags in self._flags]
         for bucket in self._buckets:
             bucket.finish()
         for exchange in pending:
@@ -171,7 +176,7 @@ class GradientAllReduce:
                 if earlier.pending is None:
                     if self._accumulating or not earlier.is_complete:
                         return
-                    earlier.start(self.comm)
+                    earlier.start(self._exchange)
 
         return hook
 
