@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,20 @@ class Parameter(Tensor):
     """A weight of a module: declared with a shape and an initializer, filled at first use.
 
     Its values depend only on (seed, its name in the whole network): see `streams`. Reading `.data` fills it.
+
+    With `piece`, a slice of each of the first axes of `shape`, it is that part of a larger weight: `shape` is then that
+    of the part, `whole_shape` the larger one, and no more than the part is ever drawn.
     """
 
-    __slots__ = ("_owner", "declared_shape", "flat", "initializer")
+    __slots__ = ("_owner", "declared_shape", "flat", "initializer", "piece", "whole_shape")
 
-    def __init__(self, shape: tuple[int, ...], initializer: Initializer) -> None:
-        self.declared_shape = tuple(shape)
+    def __init__(
+        self, shape: tuple[int, ...], initializer: Initializer, piece: tuple[slice, ...] | None = None
+    ) -> None:
+        self.whole_shape = tuple(shape)
+        self.piece = piece
+        lengths = [part.stop - part.start for part in piece or ()]
+        self.declared_shape = (*lengths, *self.whole_shape[len(lengths) :])
         self.initializer = initializer
         self._owner: Any = None  # (weak reference to the module, our name in it)
         self.flat: Any = None  # the FlatParameters we are part of
@@ -52,8 +60,17 @@ class Parameter(Tensor):
         owner = self._owner and self._owner[0]()
         name, root = owner.path(self._owner[1]) if owner is not None else ("parameter", None)
         seed, dtype = (root.seed, root.dtype) if root is not None else (_settings["seed"], _settings["dtype"])
-        self.data = parameter_values(seed, name, self.declared_shape, self.initializer).astype(dtype)
+        self.data = self.draw(seed, name, dtype)
         return self.data
+
+    def draw(self, seed: int, name: str, dtype: Any) -> np.ndarray:
+        """The first values it has, when this is its name in the whole network."""
+        window = None
+        if self.piece is not None:  # streams see a matrix (first axis, all others)
+            rows, *second = self.piece
+            columns, width = second[0] if second else slice(0, 1), math.prod(self.whole_shape[1 + len(second) :])
+            window = rows, slice(columns.start * width, columns.stop * width)
+        return parameter_values(seed, name, self.whole_shape, self.initializer, window, dtype).reshape(self.shape)
 
     @property
     def is_filled(self) -> bool:
@@ -94,6 +111,10 @@ class Position:
         self.first_sample = 0
 
 
+ForwardPreHook = Callable[["Module", tuple[Any, ...]], tuple[Any, ...]]
+ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
+
+
 class Module:
     """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name."""
 
@@ -106,6 +127,8 @@ class Module:
     _seed: int | None
     _dtype: np.dtype | None
     _position: Position | None
+    _before_forward: list[ForwardPreHook]
+    _after_forward: list[ForwardHook]
 
     def __init__(self) -> None:
         self.__dict__["_parameters"] = {}
@@ -116,6 +139,8 @@ class Module:
         self.__dict__["_seed"] = None
         self.__dict__["_dtype"] = None
         self.__dict__["_position"] = None
+        self.__dict__["_before_forward"] = []
+        self.__dict__["_after_forward"] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
@@ -133,6 +158,12 @@ class Module:
             if value._parent is None:
                 value.__dict__["_parent"] = (weakref.ref(self), name)
         object.__setattr__(self, name, value)
+
+    def replace(self, name: str, module: Module) -> None:
+        """Puts `module` in the place of our child `name`: in its order, and under its name."""
+        module.__dict__["_parent"] = (weakref.ref(self), name)
+        self._modules[name] = module
+        object.__setattr__(self, name, module)
 
     def register_buffer(self, name: str, array: Any) -> None:
         """Makes an array that is state but no parameter (no gradient, no update) our attribute `name`.
@@ -206,10 +237,11 @@ class Module:
     def dtype(self) -> np.dtype:
         return _settings["dtype"] if self._dtype is None else self._dtype
 
-    def initialize(self, seed: int | None = None, dtype: Any = None) -> Module:
+    def initialize(self, seed: int | None = None, dtype: Any = None, fill: bool = True) -> Module:
         """Fills every parameter anew from (seed, its name); buffers get the values they were registered with.
 
-        Floating-point values get `dtype`. Without it parameters are filled at first use. Returns self.
+        Floating-point values get `dtype`. Without this, or with `fill=False`, parameters are filled at first use.
+        Returns self.
         """
         if seed is not None:
             self.__dict__["_seed"] = int(seed)
@@ -218,8 +250,8 @@ class Module:
             if dtype not in (np.float32, np.float64):
                 raise ValueError(f"dtype {dtype}: valid are float32 and float64")
             self.__dict__["_dtype"] = dtype
-        for name, parameter in self.named_parameters():
-            values = parameter_values(self.seed, name, parameter.shape, parameter.initializer).astype(self.dtype)
+        for name, parameter in self.named_parameters() if fill else ():
+            values = parameter.draw(self.seed, name, self.dtype)
             if parameter.is_filled and parameter.data.dtype == self.dtype:
                 parameter.data[...] = values  # in place: an optimizer may hold the memory
             else:
@@ -282,7 +314,20 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward(x)")
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.forward(*arguments)
+        for before in self._before_forward:
+            arguments = before(self, arguments)
+        result = self.forward(*arguments)
+        for after in self._after_forward:
+            result = after(self, arguments, result)
+        return result
+
+    def register_forward_pre_hook(self, hook: ForwardPreHook) -> None:
+        """Calls `hook(self, arguments)` before each forward, which gets the tuple of arguments that it returns."""
+        self._before_forward.append(hook)
+
+    def register_forward_hook(self, hook: ForwardHook) -> None:
+        """Calls `hook(self, arguments, result)` after each forward, and gives what it returns in place of result."""
+        self._after_forward.append(hook)
 
     def input_error(self, x: Any, needs: str) -> InputError:
         """The error for an input that does not fit: names this layer, the shape it got and what it `needs`."""

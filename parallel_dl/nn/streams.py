@@ -9,6 +9,7 @@ network and drops the same units, and a rank draws only the tiles it owns. The g
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -27,17 +28,19 @@ def parameter_values(
     shape: tuple[int, ...],
     draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray],
     window: tuple[slice, slice] | None = None,
+    dtype: Any = np.float64,
 ) -> np.ndarray:
-    """The float64 values of a parameter, or of a window of it, as `draw(generator, (rows, columns))` makes them.
+    """The values of a parameter, or of a window of it, as `draw(generator, (rows, columns))` makes them in float64.
 
     The parameter is seen as a matrix (shape[0], everything else). `window` is a pair of slices of it: only the tiles
-    it touches are drawn, and the result is a matrix of the window's size; without it the result has `shape`.
+    it touches are drawn, one at a time, and the result is a matrix of the window's size; without it the result has
+    `shape`.
     """
     rows, columns = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
     row_window, column_window = window if window is not None else (slice(0, rows), slice(0, columns))
     first_row, last_row, _ = row_window.indices(rows)
     first_column, last_column, _ = column_window.indices(columns)
-    values = np.empty((max(0, last_row - first_row), max(0, last_column - first_column)))
+    values = np.empty((max(0, last_row - first_row), max(0, last_column - first_column)), dtype)
     key = _key("parameter", seed, name)
     for top in range(first_row // TILE * TILE, last_row, TILE):
         height = min(TILE, rows - top)
