@@ -1,0 +1,400 @@
+"""A plan: how each layer of a serial network is done by the ranks of the model axis, from shapes alone.
+
+It is made before any rank is started, and refuses what cannot be done. `parallel_dl.model_parallel` carries it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallel_dl import nn
+from parallel_dl.errors import InputError
+from parallel_dl.nn.shapes import computes_as
+from parallel_dl.splits.default import default_splits
+from parallel_dl.splits.moves import AllReduce, Message, Moves, to_whole
+from parallel_dl.splits.placement import Grid, Placement, Shape, Split, Tiles, Whole, even, slices
+from parallel_dl.splits.ways import Part, Piece, Place, Way, nearest, part_of, ways_of
+
+GROUPS = ("features", "classifier")  # the layers before the first Flatten, and the others, where no layer is so named
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a branch ends, with its output's shape (one sample, whole), and the moves from there to the join."""
+
+    placement: Placement
+    output: Shape
+    moves: Moves
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer: what it is, how it is done, and what each rank has before and after it."""
+
+    name: str
+    layer: nn.Module
+    way: Way | None
+    input: Shape
+    """of one sample, whole"""
+    output: Shape
+    before: Placement
+    part: Part
+    constant: bool = False
+    """its input is the network's own, which has no gradient: nothing is sent for it"""
+    owner: int | None = None
+    """the only rank that runs it, for a layer inside a branch that one rank has"""
+    joined: tuple[Ending, ...] = ()
+    """of Branches whose ends are not alike: where each of them ends"""
+
+    @property
+    def after(self) -> Placement:
+        """What each rank has of its output."""
+        return self.part.after
+
+    def parameter_pieces(self) -> Iterator[tuple[str, nn.Parameter, tuple[Piece, ...] | None]]:
+        """(name in the network, parameter, piece by rank or None) of each parameter of the layer itself."""
+        if isinstance(self.layer, nn.Branches):
+            return
+        for name, parameter in self.layer.named_parameters():
+            yield f"{self.name}.{name}", parameter, self.part.pieces.get(name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All layers of a network, in order, for so many ranks; `splits` are the ways by name of layer or group."""
+
+    ranks: int
+    splits: dict[str, str]
+    steps: list[Step]
+    input_shape: Shape
+    output: Placement
+    """what each rank has of the network's output"""
+    finish: Moves = field(default=())
+    """the moves that make the output whole, where it is to be"""
+
+    def pieces(self) -> dict[str, tuple[Piece, ...]]:
+        """Name of a parameter or buffer in the network -> which part of it each rank has; for those that are cut."""
+        return {f"{step.name}.{name}": pieces for step in self.steps for name, pieces in step.part.pieces.items()}
+
+    def parameters(self, rank: int) -> int:
+        """Values in the weights and biases that `rank` has."""
+        return sum(self.layer_parameters(rank).values())
+
+    def layer_parameters(self, rank: int) -> dict[str, int]:
+        """The same by layer; a parameter used in two layers is counted in the first."""
+        counted: set[int] = set()
+        found = {}
+        for step in self.steps:
+            found[step.name] = 0
+            for _, parameter, pieces in step.parameter_pieces():
+                if id(parameter) not in counted:
+                    counted.add(id(parameter))
+                    found[step.name] += _size(parameter, pieces[rank] if pieces else None)
+        return found
+
+
+def _size(parameter: nn.Parameter, piece: Piece | None) -> int:
+    lengths = [part.stop - part.start for part in piece or ()]
+    return math.prod((*lengths, *parameter.whole_shape[len(lengths) :]))
+
+
+def plan(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    ranks: int,
+    splits: Mapping[str, str] | None = None,
+    split_output: bool = True,
+) -> Plan:
+    """The plan for samples (*input_shape) and so many ranks of the model axis.
+
+    `splits` maps names of layers to ways (`ways`), like {"fc1": "output", "fc2": "input", "features": "rows"}. A name
+    may also be that of a Sequential, or "features" and "classifier" for the layers before and behind the first Flatten:
+    then it is for all layers in it that can be split so, unless they are named themselves. Without `splits` there is a
+    default. With `split_output` False the output is made whole: a loss of the user's own takes no slices.
+
+    Raises InputError for a name or a way that there is none of, with the nearest one that is valid.
+    """
+    shapes = {passed.name: passed for passed in nn.layer_shapes(network, input_shape)}
+    if "" in shapes:
+        raise InputError(f"a {type(network).__name__} alone cannot be split: put it into a Sequential")
+    if splits is None:
+        splits = default_splits(network, input_shape, ranks)
+    walk = _Walk(shapes, _resolve(splits, shapes, ranks), ranks)
+    output = walk.walk(network, "", Whole(), constant=True)
+    last = walk.steps[-1] if walk.steps else None
+    finish: Moves = ()
+    if isinstance(output, Tiles) or not (split_output or isinstance(output, Whole)):
+        finish = to_whole(output, ranks, replicated=True)
+        if last is not None and last.way is not None and last.way.ending == "split":
+            raise InputError(
+                f"split {last.name}={last.way}: leaves its output split, but the loss needs it whole; "
+                f"valid is {last.name}={last.way.name}"
+            )
+    _require_equal_ties(walk.steps)
+    canonical = {name: str(Way.parse(text)) for name, text in splits.items()}
+    return Plan(ranks, canonical, walk.steps, tuple(input_shape), output, finish)
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+def _resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], ranks: int) -> dict[str, Way]:
+    """Name of a layer -> its way; a layer's own counts more than that of a group it is in."""
+    layers = {name: passed.layer for name, passed in shapes.items()}
+    of_groups: dict[str, Way] = {}
+    own: dict[str, Way] = {}
+    for name, text in splits.items():
+        way, members = Way.parse(text), _members(name, layers)
+        if name in layers and (not members or (way is not None and _can(layers[name], way))):
+            own[name] = _own_way(name, text, layers, ranks)
+        elif members:
+            of_groups |= _group_ways(name, text, {member: layers[member] for member in members}, ranks)
+        else:
+            raise InputError(_unknown(name, text, layers))
+    return of_groups | own
+
+
+def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: int) -> dict[str, Way]:
+    """The way of each layer in a group that can be split so. Pooling follows the convolutions."""
+    way = Way.parse(text)
+    weighted = {member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    able = [member for member, layer in weighted.items() if way is not None and _can(layer, way)]
+    if not able or way is None:
+        valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
+        choice = f"valid are {', '.join(valid)}" if valid else "none of its layers can"
+        raise InputError(f"split {name}={text}: {name} has no layer that can be split so; {choice}")
+    _require_grid(name, way, ranks)
+    return dict.fromkeys(able, way)
+
+
+def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) -> Way:
+    layer, way = layers[name], Way.parse(text)
+    valid, kind = ways_of(layer), type(layer).__name__
+    if not valid:
+        before = [other for other in itertools.takewhile(lambda other: other != name, layers) if ways_of(layers[other])]
+        near = f"; nearest is {before[-1]}={nearest(text, ways_of(layers[before[-1]]))}" if before else ""
+        raise InputError(f"split {name}={text}: {_a(kind)} is not split, it goes along with its input{near}")
+    if way is None or not _can(layer, way):
+        kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
+        raise InputError(
+            f"split {name}={text}: {_a(kind)} cannot be split so; nearest is {name}={nearest(text, valid)}, "
+            f"valid are {', '.join(valid)}"
+        )
+    _require_grid(name, way, ranks)
+    return way
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+
+
+def _can(layer: nn.Module, way: Way) -> bool:
+    valid = ways_of(layer)
+    return way.name in valid or (way.grid is not None and "rows-columns" in valid)
+
+
+def _require_grid(name: str, way: Way, ranks: int) -> None:
+    if way.grid is not None and way.grid.rows * way.grid.columns != ranks:
+        near = f"{ranks}x1"
+        raise InputError(
+            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles are not for {ranks} ranks; "
+            f"valid are rows, columns, rows-columns and products like {near}"
+        )
+
+
+def _members(name: str, layers: Mapping[str, nn.Module]) -> list[str]:
+    """The layers in the Sequential or Branches of this name, or in a group."""
+    inside = [layer for layer in layers if layer.startswith(f"{name}.")]
+    if inside or name in layers or name not in GROUPS:
+        return inside
+    names = list(layers)
+    flat = next((at for at, layer in enumerate(layers.values()) if isinstance(layer, nn.Flatten)), None)
+    if flat is None:
+        return []
+    return names[:flat] if name == "features" else names[flat:]
+
+
+def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
+    able = [layer for layer, module in layers.items() if ways_of(module)]
+    close = difflib.get_close_matches(name, able, 1)
+    suggestion = f"did you mean {close[0]}? " if close else ""
+    return f"split {name}={text}: there is no layer {name}; {suggestion}valid are {', '.join(able)}"
+
+
+# -- the walk ------------------------------------------------------------------------------------------------------
+class _Walk:
+    """Follows an activation through the network, from placement to placement."""
+
+    def __init__(self, shapes: Mapping[str, nn.LayerShape], ways: Mapping[str, Way], ranks: int) -> None:
+        self.shapes, self.ways, self.ranks = shapes, ways, ranks
+        self.steps: list[Step] = []
+        self.left_split: Step | None = None  # the layer, not followed by another yet, that must stay split
+        names = list(shapes)
+        weighted = [name for name in names if isinstance(shapes[name].layer, nn.Linear | nn.Conv2d)]
+        self._next = {
+            name: next((other for other in weighted if names.index(other) > at), None) for at, name in enumerate(names)
+        }
+
+    def walk(self, module: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
+        """Adds the steps of the module and what is in it; returns where its output is."""
+        if isinstance(module, nn.Branches) and computes_as(module, nn.Branches):
+            return (self._towers if name in self.ways else self._branches)(module, name, before, constant)
+        if computes_as(module, nn.Sequential):
+            for child, layer in module._modules.items():
+                before = self.walk(layer, _below(name, child), before, constant)
+                constant = constant and _passes_arrays(layer)
+            return before
+        return self._layer(module, name, before, constant)
+
+    def _layer(self, layer: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
+        passed, way = self.shapes[name], self.ways.get(name)
+        following = self._next[name]
+        next_way = self.ways[following].name if following is not None and following in self.ways else None
+        place = Place(layer, way, before, passed.input, passed.output, self.ranks, next_way)
+        if way is not None and isinstance(layer, nn.Linear) and len(passed.input) != 1:
+            raise InputError(
+                f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"
+            )
+        part = part_of(place, name)
+        if self.left_split is not None and (part.arrive or part.after != before):
+            self._require_left(name, way, part)
+        if way is not None and way.ending == "whole":
+            moves = to_whole(part.after, self.ranks, replicated=True)
+            part = dataclasses.replace(part, made=part.after, after=Whole(), depart=moves)
+        self._add(Step(name, layer, way, passed.input, passed.output, before, part, constant))
+        return part.after
+
+    def _require_left(self, name: str, way: Way | None, part: Part) -> None:
+        """What was asked to be left split has come to a layer that does not take it as it is."""
+        left, self.left_split = self.left_split, None
+        assert left is not None
+        if not part.arrive:
+            return
+        layer = self.shapes[name].layer
+        takes: dict[type[nn.Module], str] = {nn.Linear: "input", nn.Conv2d: "channels"}
+        other = next((how for kind, how in takes.items() if isinstance(layer, kind) and how in ways_of(layer)), None)
+        instead = f", or {name}={other} with it" if other and (way is None or way.name != other) else ""
+        assert left.way is not None
+        raise InputError(
+            f"split {left.name}={left.way}: leaves its output split, but {name} needs it whole; "
+            f"valid are {left.name}={left.way.name}, which gathers it{instead}"
+        )
+
+    def _add(self, step: Step) -> None:
+        self.steps.append(step)
+        if step.way is not None and step.way.ending == "split":
+            self.left_split = step
+
+    def _branches(self, module: nn.Branches, name: str, before: Placement, constant: bool) -> Placement:
+        """Every rank does its part of every branch."""
+        endings = []
+        for child, branch in module._modules.items():
+            below = _below(name, child)
+            end = self.walk(branch, below, before, constant)
+            moves = to_whole(end, self.ranks, replicated=True)
+            endings.append(Ending(end, nn.output_shape(branch, self.shapes[name].input), moves))
+        self.left_split = None
+        after = endings[0].placement
+        alike = all(ending.placement == after for ending in endings)
+        if not alike or (module.join == "concatenate" and isinstance(after, Split)):
+            after, joined = Whole(), tuple(endings)
+        else:
+            joined = ()
+        passed = self.shapes[name]
+        self._add(
+            Step(name, module, None, passed.input, passed.output, before, Part((), after), constant, joined=joined)
+        )
+        return after
+
+    def _towers(self, module: nn.Branches, name: str, before: Placement, constant: bool) -> Placement:
+        """Each rank has some of the branches, and no other; they meet where they are joined."""
+        way, passed = self.ways[name], self.shapes[name]
+        owners = [rank for rank, count in enumerate(even(len(module), self.ranks)) for _ in range(count)]
+        widths = [0] * self.ranks
+        for (child, branch), owner in zip(module._modules.items(), owners):
+            for inner in nn.layer_shapes(branch, passed.input, _below(name, child)):
+                if inner.name in self.ways:
+                    raise InputError(
+                        f"split {inner.name}={self.ways[inner.name]}: it is in a branch that one rank has, "
+                        f"since {name}={way}; valid is one of the two"
+                    )
+                part = _on_one(inner.layer, owner, self.ranks)
+                self._add(Step(inner.name, inner.layer, None, inner.input, inner.output, Whole(), part, owner=owner))
+            widths[owner] += nn.output_shape(branch, passed.input)[0]
+        part = Part(to_whole(before, self.ranks, replicated=False), Split(tuple(widths)), detail=tuple(owners))
+        if module.join == "sum":
+            depart = (AllReduce(Grid(self.ranks, 1), "model"),)
+            part = dataclasses.replace(part, made=Whole(), after=Whole(), depart=depart)
+        elif way.ending == "whole":
+            moves = to_whole(part.after, self.ranks, replicated=True)
+            part = dataclasses.replace(part, made=part.after, after=Whole(), depart=moves)
+        self._add(Step(name, module, way, passed.input, passed.output, before, part, constant))
+        return part.after
+
+
+def _passes_arrays(layer: nn.Module) -> bool:
+    """Whether it gives an array for an array: what comes out has no gradient, either."""
+    return isinstance(layer, nn.Flatten | nn.Identity)
+
+
+def _on_one(layer: nn.Module, owner: int, ranks: int) -> Part:
+    """Its weights are on one rank; the others have none of them."""
+    pieces: dict[str, tuple[Piece, ...]] = {}
+    if isinstance(layer, nn.Branches):
+        return Part((), Whole())
+    lengths = {name: parameter.shape[0] for name, parameter in layer.named_parameters()}
+    lengths |= {name: len(array) for name, array in layer.named_buffers()}
+    for name, length in lengths.items():
+        pieces[name] = tuple((part,) for part in slices([length * (rank == owner) for rank in range(ranks)]))
+    return Part((), Whole(), pieces=pieces)
+
+
+def _below(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
+
+
+def _require_equal_ties(steps: list[Step]) -> None:
+    """A parameter that two layers share has to be cut in one way."""
+    first: dict[int, tuple[str, Any]] = {}
+    for step in steps:
+        for name, parameter, pieces in step.parameter_pieces():
+            cut = pieces, step.part.summed
+            other, known = first.setdefault(id(parameter), (name, cut))
+            if known != cut:
+                raise InputError(f"{other} and {name} are one weight, but would be cut differently: split both alike")
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+def messages(plan: Plan, rank: int) -> Iterator[tuple[str, Message]]:
+    """(layer, message) of everything that `rank` sends over the model axis for one microbatch in training.
+
+    The loss's are not in it: that of a split cross-entropy sends 3 values per sample in two all-reduces.
+    """
+    if plan.ranks == 1:
+        return
+    for number, step in enumerate(plan.steps):
+        found: list[Message] = []
+        if not step.constant:
+            found += _along(step.part.arrive, rank, step.before.shape(rank, step.input))
+        found += step.part.messages
+        if step.part.summed:
+            found += (Message("backward", "all_reduce", 1, 0, p.size) for _, p, _ in step.parameter_pieces())
+        made = step.part.made or step.part.after
+        found += _along(step.part.depart, rank, made.shape(rank, step.output))
+        for ending in step.joined:
+            found += _along(ending.moves, rank, ending.placement.shape(rank, ending.output))
+        if number == len(plan.steps) - 1:
+            found += _along(plan.finish, rank, step.after.shape(rank, step.output))
+        for message in found:
+            yield step.name, message
+
+
+def _along(moves: Moves, rank: int, x: Shape) -> Iterator[Message]:
+    for move in moves:
+        if move.ranks > 1:
+            yield from move.messages(rank, x)
+        x = move.shape(rank, x)
