@@ -6,7 +6,7 @@ import pytest
 from parallel_dl import nn, optim
 from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.errors import InputError
-from parallel_dl.mpi import NotEnoughSharedMemory, window
+from parallel_dl.mpi import Communicator, Ledger, LedgerRow, NotEnoughSharedMemory, window
 
 
 def network():
@@ -128,3 +128,30 @@ def test_falls_back_to_mpi_when_shared_memory_is_short(comm, monkeypatch):
 def test_unknown_method(comm):
     with pytest.raises(InputError, match="all-reduce method 'ring': valid are auto, window, mpi"):
         GradientAllReduce(network().parameters(), comm, "ring")
+
+
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_what_a_ledger_counts(comm, method, overlap):
+    """All gradients, each filling whole cache lines, and one number per parameter: whether the rank has one."""
+    model = network()
+    counted = Communicator(comm.mpi, checked=True, ledger=Ledger(), axis="data")
+    with counted.ledger.counting():
+        gradients = GradientAllReduce(model.parameters(), counted, method, overlap, bucket_bytes=64)
+        counted.ledger.clear()  # that the replicas are equal
+        for step in range(2):
+            model.zero_grad()
+            backward(model, comm, step)
+            gradients.all_reduce()
+    gradients.free()
+    numbers = (32 + 16) + (32 + 16) + (16 + 16) + 6  # of 30 + 5, 20 + 4 and 12 + 3 weights
+    if overlap:
+        sums = {"call": "all_reduce", "messages": 2 * (len(gradients._buckets) + 1), "shared_memory_bytes": 0}
+        assert len(gradients._buckets) > 1
+    elif method == "mpi":
+        sums = {"call": "all_reduce", "messages": 2, "shared_memory_bytes": 0}
+    else:
+        sums = {"call": "window", "messages": 0, "shared_memory_bytes": 2 * 4 * numbers}
+    values = 0 if method == "window" else 2 * numbers
+    row = LedgerRow(comm.rank, "data", "gradients", "backward", values=values, bytes=4 * values, **sums)
+    assert counted.ledger.rows() == ([row] if comm.size > 1 else [])

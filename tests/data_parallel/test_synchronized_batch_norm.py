@@ -9,7 +9,7 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor, no_grad, tape
 from parallel_dl.data_parallel import GradientAllReduce, synchronize_batch_norm
 from parallel_dl.errors import InputError
-from parallel_dl.mpi import window
+from parallel_dl.mpi import Communicator, Ledger, window
 
 
 def network(**options):
@@ -210,3 +210,27 @@ def test_a_copy_is_serial_until_it_is_synchronised_itself(comm):
         layer = twin[1] if isinstance(twin, nn.Sequential) else twin
         assert layer.total is None
         assert layer.running_mean is layer.buffers()[0]
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_what_a_ledger_counts(comm):
+    """Per layer: sums and their number, squares, and in backward two sums; running statistics once per update."""
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Sequential(nn.BatchNorm1d(6)), nn.BatchNorm1d(6, statistics="local"))
+    model.initialize(0, "float64")
+    counted = Communicator(comm.mpi, checked=True, ledger=Ledger(), axis="data")
+    gradients = GradientAllReduce(model.parameters(), counted, "window")
+    with counted.ledger.counting():
+        for _ in range(2):
+            model.zero_grad()
+            model(Tensor(own_samples(comm), requires_grad=True)).sum().backward()
+            gradients.all_reduce()
+    gradients.free()
+    rows = [row for row in counted.ledger.rows() if row.call != "window"]
+    entered = {(row.axis, row.layer, row.direction, row.call): (row.messages, row.values, row.bytes) for row in rows}
+    assert len(entered) == len(rows)
+    layers = ("0", "1.0") if comm.size > 1 else ()
+    expected = {("data", layer, "forward", "all_reduce"): (4, 26, 208) for layer in layers}
+    expected |= {("data", layer, "backward", "all_reduce"): (2, 24, 192) for layer in layers}
+    if comm.size > 1:
+        expected["data", "running statistics", "backward", "all_reduce"] = (2, 24, 192)
+    assert entered == expected
