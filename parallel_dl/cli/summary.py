@@ -13,9 +13,11 @@ from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from parallel_dl.cost import LayerCost, NetworkCost
+
+_PREFIXES = "kMGTPEZYRQ"
 
 
 def summary(
@@ -24,10 +26,12 @@ def summary(
         str | None, typer.Option(help="Where input shape and classes come from. [default: the network's, or digits]")
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples whose work and depth are counted.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(help="Samples whose work and depth are counted, and for which data or model is chosen.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Print a network's layers with their shapes, parameters, multiply-adds, work and depth."""
+    """Print a network's layers with shapes, parameters, multiply-adds, work, depth, and whether splitting them pays."""
     from parallel_dl import cost, datasets, networks
 
     networks.require_known(network)
@@ -57,6 +61,7 @@ def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCo
         "network": network,
         "input_shape": list(shape),
         "classes": classes,
+        "batch_size": facts.samples,
         "parameters": facts.parameters,
         "multiply_adds": facts.multiply_adds,
         "work": facts.work,
@@ -74,6 +79,8 @@ def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCo
                 "depth": layer.depth,
                 "average_parallelism": layer.average_parallelism,
                 "activations_per_weight": layer.activations_per_weight,
+                "threshold_batch": layer.threshold_batch,
+                "choice": layer.choice(facts.samples),
             }
             for layer in facts.layers
         ],
@@ -93,9 +100,14 @@ def _count(number: float | None) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _costs(cost: LayerCost | NetworkCost) -> list[str]:
-    counts = (cost.parameters, cost.multiply_adds, cost.work, cost.depth, cost.average_parallelism)
-    return [_count(number) for number in counts]
+def _short(number: float | None) -> str:
+    """As `_count`, but from 1000 on three digits and k, M, G, ... for 10^3, 10^6, 10^9, ..."""
+    if number is None or number < 1000:
+        return _count(number)
+    digits, exponent = f"{number:.2e}".split("e")
+    thousands = min(int(exponent) // 3, len(_PREFIXES))
+    tens = int(exponent) - 3 * thousands
+    return f"{float(digits) * 10**tens:.{max(0, 2 - tens)}f} {_PREFIXES[thousands - 1]}"
 
 
 def _print_table(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> None:
@@ -110,13 +122,24 @@ def _print_table(network: str, shape: Iterable[int], classes: int, facts: Networ
         caption_justify="left",
         show_footer=True,
     )
-    totals = ["total", "", "", *_costs(facts), ""]
-    headers = ("layer", "kind", "output", "parameters", "multiply-adds", "W", "D", "W/D", "activations / weights")
-    for number, (header, total) in enumerate(zip(headers, totals)):
-        table.add_column(header, total, justify="left" if number < 2 else "right", no_wrap=number != len(headers) - 1)
+    # header, a layer's cell, the total
+    columns: list[tuple[str, Callable[[LayerCost], str], str]] = [
+        ("layer", lambda layer: layer.name, "total"),
+        ("kind", lambda layer: layer.kind, ""),
+        ("output", lambda layer: _by(layer.output_shape), ""),
+        ("parameters", lambda layer: _count(layer.parameters), _count(facts.parameters)),
+        ("multiply-adds", lambda layer: _count(layer.multiply_adds), _count(facts.multiply_adds)),
+        ("W", lambda layer: _short(layer.work), _short(facts.work)),
+        ("D", lambda layer: _count(layer.depth), _count(facts.depth)),
+        ("W/D", lambda layer: _short(layer.average_parallelism), _short(facts.average_parallelism)),
+        ("activations\n/ weights", lambda layer: _count(layer.activations_per_weight), ""),
+        ("threshold\nbatch", lambda layer: _count(layer.threshold_batch), ""),
+        (f"at batch\n{facts.samples:,}", lambda layer: layer.choice(facts.samples) or "", ""),
+    ]
+    for header, _, total in columns:
+        table.add_column(header, total, justify="left" if header in ("layer", "kind") else "right", no_wrap=True)
     for layer in facts.layers:
-        ratio = _count(layer.activations_per_weight)
-        table.add_row(layer.name, layer.kind, _by(layer.output_shape), *_costs(layer), ratio)
+        table.add_row(*(cell(layer) for _, cell, _ in columns))
     screen = console()
     # a narrow screen wraps the lines; a cut number would be wrong
     screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
@@ -131,4 +154,9 @@ def _caption(facts: NetworkCost) -> str:
         multiply_adds = sum(layer.multiply_adds for layer in convolutions) / facts.multiply_adds
         parameters = sum(layer.parameters for layer in convolutions) / facts.parameters
         lines.append(f"Convolutions: {multiply_adds:.1%} of the multiply-adds, {parameters:.1%} of the parameters.")
+    lines += [
+        "Threshold batch: 2|w| / (|x| + |y|), for weights w without biases, a sample's input x and output y. Below it,",
+        "splitting a layer's outputs (model) moves fewer values than all-reducing its gradient (data). Assumed: ring",
+        "algorithms, bandwidth only (no latency), no overlap, reduce-scatter backward.",
+    ]
     return "\n".join(lines)

@@ -100,6 +100,14 @@ def _nothing(layer: nn.Module, x: Shape, y: Shape, samples: int) -> Operations:
     return Operations(0, 0)
 
 
+def weight_matrix(layer: nn.Module) -> Any:
+    """Its weights, one for each pair of an output and an input that it sees: a matrix or kernels; else None.
+
+    Normalisations have weights, too, but only one for each channel or feature, which is nothing to move.
+    """
+    return layer.weight if isinstance(layer, nn.Linear | nn.Conv2d) else None
+
+
 # kind of layer -> function (layer, shape of a sample before, and behind it, samples)
 RULES: dict[type[nn.Module], Callable[[Any, Shape, Shape, int], Operations]] = {
     nn.Linear: _linear,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parallel_dl import nn
-from parallel_dl.cost.layers import operations
+from parallel_dl.cost.layers import operations, weight_matrix
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
 
@@ -23,10 +23,13 @@ class LayerCost:
     name: str
     kind: str
     """the name of its class"""
+    input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    """of one sample"""
+    """both of one sample"""
     parameters: int
     """values in weights and biases; those of a layer used again are counted where it comes first"""
+    weights: int
+    """values in a weight matrix or kernels, without biases; counted as `parameters`, 0 for layers of another kind"""
     multiply_adds: int
     """for one sample"""
     work: int
@@ -37,6 +40,11 @@ class LayerCost:
     def activations(self) -> int:
         """Values in its output, for one sample."""
         return math.prod(self.output_shape)
+
+    @property
+    def inputs(self) -> int:
+        """Values in its input, for one sample."""
+        return math.prod(self.input_shape)
 
     @property
     def average_parallelism(self) -> float | None:
@@ -51,6 +59,31 @@ class LayerCost:
         few weights and many activations, fully connected layers the reverse.
         """
         return _ratio(self.activations, self.parameters)
+
+    @property
+    def threshold_batch(self) -> float | None:
+        """The batch below which splitting the layer moves fewer values than data parallelism; None without weights.
+
+        What each of P ranks sends in one step, by ring algorithms, for |w| weights, a global batch of B samples, and
+        |x| and |y| values of one sample in input and output:
+
+            data parallelism    2 (P-1)/P |w|           all-reduce of the weights' gradient
+            split outputs       (P-1)/P B (|x| + |y|)   all-gather of y forward, reduce-scatter of x's gradient backward
+
+        They are equal at B = 2|w| / (|x| + |y|), whatever P is; for a fully connected layer that is 2 Fin Fout / (Fin +
+        Fout). Only the volume counts here: no latency, no overlap with computation, no biases, and groups of a
+        convolution are not made use of. With an all-reduce of x's gradient it is 2|w| / (2|x| + |y|).
+        """
+        return _ratio(2 * self.weights, self.inputs + self.activations) if self.weights else None
+
+    def choice(self, batch: int) -> str | None:
+        """The parallelism that moves fewer values at this global batch; None without weights.
+
+        It is "model" below the threshold, and "data" from it on.
+        """
+        if self.threshold_batch is None:
+            return None
+        return "model" if batch < self.threshold_batch else "data"
 
 
 @dataclass(frozen=True)
@@ -102,8 +135,10 @@ def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) ->
             LayerCost(
                 name=passed.name,
                 kind=type(passed.layer).__name__,
+                input_shape=passed.input,
                 output_shape=passed.output,
                 parameters=sum(parameters.values()),
+                weights=parameters.get(id(weight_matrix(passed.layer)), 0),
                 multiply_adds=done.multiply_adds,
                 work=done.work,
                 depth=done.depth,

@@ -13,16 +13,17 @@ from conftest import ROOT
 
 from parallel_dl import networks
 from parallel_dl.cli import main
+from parallel_dl.cli.summary import _short
 from parallel_dl.launch import find_mpirun
 
 COMMAND = [sys.executable, "-m", "parallel_dl", "summary"]
 OF_NETWORK = [
-    *("network", "input_shape", "classes", "parameters", "multiply_adds"),
+    *("network", "input_shape", "classes", "batch_size", "parameters", "multiply_adds"),
     *("work", "depth", "average_parallelism", "layers"),
 ]
 OF_LAYER = [
     *("name", "kind", "output_shape", "parameters", "multiply_adds", "activations"),
-    *("work", "depth", "average_parallelism", "activations_per_weight"),
+    *("work", "depth", "average_parallelism", "activations_per_weight", "threshold_batch", "choice"),
 ]
 
 
@@ -68,14 +69,31 @@ def test_json(name, capfd):
         assert layer["activations"] == np.prod(layer["output_shape"])
         assert (layer["activations_per_weight"] is None) == (layer["parameters"] == 0)
         assert (layer["average_parallelism"] is None) == (layer["kind"] == "Flatten")
+        assert (layer["threshold_batch"] is None) == (layer["kind"] not in ("Conv2d", "Linear"))
+        assert (layer["choice"] is None) == (layer["threshold_batch"] is None)
 
 
-def test_batch_size_is_of_work_and_depth_only(capfd):
+def test_batch_size_is_of_work_and_depth(capfd):
     one, many = (summary(capfd, "alexnet", "--batch-size", size) for size in (1, 128))
     assert one["multiply_adds"] == many["multiply_adds"] == 724_406_816
     assert many["work"] == 128 * one["work"]
     assert many["depth"] == one["depth"]
+    assert (one["batch_size"], many["batch_size"]) == (1, 128)
     assert many["layers"][0]["activations"] == 96 * 55 * 55
+
+
+def test_batch_size_decides_between_data_and_model(capfd):
+    for batch, chosen in ((4095, "model"), (4096, "data")):
+        layers = {
+            layer["name"]: layer for layer in summary(capfd, "alexnet_one_tower", "--batch-size", batch)["layers"]
+        }
+        assert (layers["fc7"]["threshold_batch"], layers["fc7"]["choice"]) == (4096.0, chosen)
+        assert (layers["fc6"]["choice"], layers["fc8"]["choice"], layers["conv5"]["choice"]) == (
+            "model",
+            "data",
+            "data",
+        )
+        assert (layers["relu7"]["threshold_batch"], layers["relu7"]["choice"]) == (None, None)
 
 
 def test_shape_and_classes_from_a_data_set(capfd, tmp_path):
@@ -94,19 +112,32 @@ def test_a_full_network_accepts_data_of_its_shape(capfd, tmp_path):
 
 def test_the_table():
     start = time.perf_counter()
-    status, out, err = run("alexnet")
+    status, out, err = run("alexnet", "--batch-size", 2000)
     assert time.perf_counter() - start < 5
     assert (status, err) == (0, "")
     assert "\x1b" not in out
     for words in (
         "alexnet: input 3 x 224 x 224, 1,000 classes",
-        "conv2 Conv2d 256 x 27 x 27 307,456 223,948,800 223,948,800 12 18,662,400 0.607",
+        "activations threshold at batch ",
+        "multiply-adds W D W/D / weights batch 2,000 ",
+        "conv2 Conv2d 256 x 27 x 27 307,456 223,948,800 448 G 12 37.3 G 0.607 2.39 data ",
         "flatten Flatten 9216",
-        "total 60,965,224 724,406,816 726,075,712 123 5,903,055",
-        "work W and depth D for 1 sample.",
+        "fc6 Linear 4096 37,752,832 37,748,736 75.5 G 14 5.39 G 0.000108 5,671 model ",
+        "fc8 Linear 1000 4,097,000 4,096,000 8.19 G 12 683 M 0.000244 1,608 data ",
+        "total 60,965,224 724,406,816 1.45 T 123 11.8 G",
+        "work W and depth D for 2,000 samples.",
         "Convolutions: 91.9% of the multiply-adds, 3.8% of the parameters.",
+        "Threshold batch: 2|w| / (|x| + |y|), for weights w without biases, a sample's input x and output y. Below it,",
+        "algorithms, bandwidth only (no latency), no overlap, reduce-scatter backward.",
     ):
         assert words in re.sub(r" +", " ", out)
+
+
+def test_numbers_of_three_digits():
+    """999,950 is no 1000 k, and what is beyond all prefixes is still a number."""
+    numbers = (None, 0, 0.0, 7, 999, 82.25, 1000, 17_024, 999_499, 999_950, 1.849e9, 1_982_713_561_088, 10**34)
+    shown = ("", "", "", "7", "999", "82.2", "1.00 k", "17.0 k", "999 k", "1.00 M", "1.85 G", "1.98 T", "10000 Q")
+    assert tuple(map(_short, numbers)) == shown
 
 
 def test_without_mpi(tmp_path):

@@ -136,10 +136,59 @@ def test_totals_and_ratios():
     assert cost_of(nn.Sequential(), (3,)).average_parallelism is None
 
 
+def test_threshold_batch():
+    """2|w| / (|x| + |y|), by hand; weights are those of matrices and kernels, without biases."""
+    facts = cost_of(*shipped("alexnet_one_tower"))
+    layers = {layer.name: layer for layer in facts.layers}
+    fc7, conv1 = layers["fc7"], layers["conv1"]
+    assert (fc7.weights, fc7.inputs, fc7.activations) == (4096 * 4096, 4096, 4096)
+    assert fc7.threshold_batch == 4096
+    assert round(2 * fc7.weights / (2 * fc7.inputs + fc7.activations)) == 2731  # all-reduce instead of reduce-scatter
+    assert conv1.input_shape == (3, 224, 224)
+    assert conv1.threshold_batch == 2 * 64 * 3 * 11 * 11 / (3 * 224 * 224 + 64 * 55 * 55)
+    assert round(conv1.threshold_batch, 3) == 0.135
+    assert layers["fc6"].threshold_batch == 2 * 9216 * 4096 / (9216 + 4096)
+    assert {layer.kind for layer in facts.layers if layer.threshold_batch is not None} == {"Conv2d", "Linear"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "weights", "threshold"),
+    [
+        (nn.Linear(6, 3), (6,), 18, 4),
+        (nn.Linear(6, 3), (5, 6), 18, 0.8),
+        (nn.Conv2d(4, 6, 3, groups=2), (4, 5, 5), 6 * 2 * 9, 2 * 108 / (100 + 54)),
+        (nn.Linear(0, 3), (0,), 0, None),
+        *(
+            (layer, (4, 5, 6), 0, None)
+            for layer in (nn.BatchNorm2d(4), nn.LayerNorm((5, 6)), nn.ReLU(), nn.MaxPool2d(2))
+        ),
+        (nn.Identity(), (4,), 0, None),
+    ],
+    ids=repr,
+)
+def test_choice(layer, size, weights, threshold):
+    (one,) = cost_of(layer, size, samples=100).layers
+    assert (one.weights, one.threshold_batch) == (weights, threshold)
+    if threshold is None:
+        assert one.choice(1) is None
+    else:
+        assert [one.choice(batch) for batch in (0.99 * threshold, threshold, 2 * threshold)] == [
+            "model",
+            "data",
+            "data",
+        ]
+
+
+def test_a_join_has_no_threshold():
+    join = cost_of(nn.Branches(nn.Linear(4, 2), nn.Linear(4, 2)), (4,)).layers[-1]
+    assert (join.weights, join.threshold_batch, join.choice(1)) == (0, None, None)
+
+
 def test_a_layer_used_twice_is_counted_twice_and_held_once():
     layer = nn.Linear(4, 4)
     facts = cost_of(nn.Sequential(a=layer, b=layer), (4,))
     assert (facts.parameters, facts.multiply_adds) == (20, 32)
+    assert [one.weights for one in facts.layers] == [16, 0]
 
 
 def test_branches():
