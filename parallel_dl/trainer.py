@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from parallel_dl.autograd import no_grad
-from parallel_dl.data_parallel import GradientAllReduce
+from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.datasets import Batch, Dataset, Loader
 from parallel_dl.layout import Layout
+from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, cross_entropy
 from parallel_dl.optim import Optimizer
@@ -37,7 +39,9 @@ class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
     `make_optimizer(parameters)` is called once. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss`
-    is a function (logits, targets, total) that divides a sum over the samples given by `total`.
+    is a function (logits, targets, total) that divides a sum over the samples given by `total`. A layout that splits
+    layers turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
+    without). Raises InputError for splits that cannot be, and for ranks that do not have the same weights.
     """
 
     def __init__(
@@ -48,8 +52,17 @@ class Trainer:
         mesh: Mesh,
         allreduce: str = "auto",
         loss: Callable[..., Any] = cross_entropy,
+        input_shape: Sequence[int] | None = None,
     ) -> None:
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
+        self.parallel: ModelParallel | None = None
+        self._summands = False  # whether the loss of each rank of the model axis is a summand
+        if layout.splits_layers:
+            if input_shape is None:
+                raise ValueError("a layout that splits layers needs input_shape, the shape of one sample")
+            self.parallel = parallelize(network, mesh.model, input_shape, layout.split, loss)
+            self.loss, self._summands = self.parallel.loss(loss), self.parallel.is_summand(loss)
+            require_equal_replicas(self.parallel.replicated().values(), (), mesh.model)
         self.gradients = GradientAllReduce(network.parameters(), mesh.data, allreduce)
         self.optimizer = make_optimizer(network.parameters())
         self.updates = 0
@@ -107,6 +120,26 @@ class Trainer:
         `report(updates done, updates in all, mean loss of the updates since the last report)` is called on every rank
         after every epoch.
         """
+        with self._counted():
+            losses, samples, seconds = self._updates(dataset, batch_size, seed, epochs, steps, report)
+        accuracy = self.test(dataset.x_test, dataset.y_test)
+        return Result(losses, accuracy, seconds, samples / seconds if seconds else 0.0)
+
+    def _counted(self) -> AbstractContextManager[None]:
+        """What is sent inside is entered in the ledger, if there is one."""
+        ledger = self.mesh.world.ledger
+        return nullcontext() if ledger is None else ledger.counting()
+
+    def _updates(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        epochs: int,
+        steps: int | None,
+        report: Callable[[int, int, float], None] | None,
+    ) -> tuple[list[float], int, float]:
+        """(losses, samples in all, seconds) of the updates."""
         loader = self.loader(dataset.x_train, dataset.y_train, batch_size, seed)
         in_all = epochs * len(loader) if steps is None else steps
         losses: list[float] = []
@@ -119,13 +152,17 @@ class Trainer:
                 if len(losses) + len(local) == in_all:
                     break
             # the losses of an epoch are summed over the ranks at once: an exchange less per update
-            losses += self.mesh.data.all_reduce(np.array(local)).tolist()
+            losses += self.sum_losses(np.array(local)).tolist()
             epoch += 1
             if report is not None:
                 report(len(losses), in_all, float(np.mean(losses[-len(local) :])))
-        seconds = time.perf_counter() - start
-        accuracy = self.test(dataset.x_test, dataset.y_test)
-        return Result(losses, accuracy, seconds, samples / seconds if seconds else 0.0)
+        return losses, samples, time.perf_counter() - start
+
+    def sum_losses(self, local: np.ndarray) -> np.ndarray:
+        """The losses of the global batch from this rank's summands."""
+        if self._summands:
+            local = self.mesh.model.labelled("report").all_reduce(local)
+        return self.mesh.data.labelled("report").all_reduce(local)
 
     def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
         """The share of samples (n, ...) whose class in y (n,) is predicted; the ranks divide the work."""
@@ -135,11 +172,24 @@ class Trainer:
         with no_grad():
             for start in range(own.start, own.stop, batch_size):
                 piece = slice(start, min(start + batch_size, own.stop))
-                right += int((self.network(x[piece]).data.argmax(axis=-1) == y[piece]).sum())
+                scores = self.network(x[piece]).data
+                if self.parallel is not None:
+                    scores = self.parallel.whole_output(scores)
+                right += int((scores.argmax(axis=-1) == y[piece]).sum())
         return float(self.mesh.data.all_reduce(np.array([right]))[0] / max(1, len(x)))
 
+    def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Whole arrays, on every rank, from this replica's: by the name of the parameter or buffer they belong to."""
+        return dict(arrays) if self.parallel is None else self.parallel.gather(arrays)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Name -> whole values of every parameter and buffer, on every rank."""
+        return self.whole(self.network.state_dict())
+
     def weights_sha256(self) -> str:
-        """A digest of all weights by name: equal exactly when every bit is."""
+        """A digest of all whole weights by name: equal exactly when every bit is."""
+        if self.parallel is not None:
+            return self.parallel.sha256()
         digest = hashlib.sha256()
         for name, array in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -147,5 +197,7 @@ class Trainer:
         return digest.hexdigest()
 
     def free(self) -> None:
-        """Gives back shared memory."""
+        """Gives back shared memory and communicators."""
         self.gradients.free()
+        if self.parallel is not None:
+            self.parallel.free()

@@ -10,7 +10,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "parallel_dl"
 BASE = {"errors", "partition"}
 MATHS = {"autograd", "nn", "networks", "optim"}
-TRAINING = {"layout", "trainer", "checkpoint", "datasets", "data_parallel", "mpi", *MATHS}
+PARALLEL = {"data_parallel", "model_parallel"}
+TRAINING = {"layout", "trainer", "checkpoint", "datasets", "mpi", "splits", *PARALLEL, *MATHS}
 
 # package or module -> what it may import of ours. Itself always; a new package needs a line here.
 OURS = {
@@ -21,10 +22,12 @@ OURS = {
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
     "cost": {"nn", "convolution", "errors"},
+    "splits": {"nn", "convolution", *BASE},
     "optim": {"nn", *BASE},
     "datasets": BASE,
     "mpi": {"autograd", "launch", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
+    "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", *BASE},
     "layout": BASE,
     "checkpoint": BASE,
     "trainer": TRAINING - {"checkpoint"} | BASE,
@@ -38,7 +41,7 @@ OURS = {
 
 # beside the standard library; nothing for those without a line, and mpi4py for one only
 THIRD_PARTY = {
-    **{unit: {"numpy"} for unit in (*MATHS, "convolution", "datasets", "data_parallel", "equivalence", "trainer")},
+    **{unit: {"numpy"} for unit in (*MATHS, "convolution", "datasets", *PARALLEL, "equivalence", "trainer")},
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
     "checkpoint": {"numpy", "safetensors"},
     "testing": {"pytest", "_pytest"},

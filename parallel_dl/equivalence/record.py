@@ -69,7 +69,8 @@ def record(
     if experiment.prepare is not None:
         experiment.prepare(network)
     names = [name for name, _ in network.named_parameters()]
-    trainer = Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss)
+    shape = experiment.x.shape[1:]
+    trainer = Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape)
     run = Run(layout, magnitudes=[] if serial else None)
     magnitudes = Magnitudes(network, trainer.optimizer)
     loader = trainer.loader(experiment.x, experiment.y, experiment.batch_size, experiment.seed)
@@ -80,13 +81,17 @@ def record(
                 break
             measured = sums_of_magnitudes(trainer, batch) if serial else None
             local = trainer.compute_gradients(batch)
-            run.losses.append(float(mesh.data.all_reduce(np.array([local]))[0]))
-            run.gradients.append({n: np.array(p.grad) for n, p in network.named_parameters() if p.grad is not None})
+            run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
+            gradients = {n: np.array(p.grad) for n, p in network.named_parameters() if p.grad is not None}
+            run.gradients.append(trainer.whole(gradients))
             trainer.optimizer.step()
             trainer.updates += 1
             state = trainer.optimizer.state_dict()["state"]
-            run.state.append({f"{n} {key}": a for n, s in zip(names, state) for key, a in s.items()})
-            run.weights.append(network.state_dict())
+            run.state.append({})
+            for key in trainer.optimizer.state_names:
+                whole = trainer.whole({n: s[key] for n, s in zip(names, state)})
+                run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
+            run.weights.append(trainer.state_dict())
             if measured is not None and run.magnitudes is not None:
                 loss, gradients = measured
                 run.magnitudes.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients)})

@@ -95,8 +95,12 @@ class Dropout(Module):
         if step is None:
             step = self._forwards
             self._forwards += 1
-        keep = keep_mask(network.seed, step, name, x.shape, position.first_sample, self.p)
+        keep = self.keep(network.seed, step, name, x.shape, position.first_sample)
         return ops.dropout(x, keep=keep, p=self.p)
+
+    def keep(self, seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: int) -> np.ndarray:
+        """The mask for an x of this shape: False where it is zeroed. See `streams.keep_mask`."""
+        return keep_mask(seed, step, name, shape, first_sample, self.p)
 
     def describe(self) -> str:
         return f"p={self.p}"

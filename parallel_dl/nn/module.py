@@ -159,11 +159,19 @@ class Module:
                 value.__dict__["_parent"] = (weakref.ref(self), name)
         object.__setattr__(self, name, value)
 
-    def replace(self, name: str, module: Module) -> None:
-        """Puts `module` in the place of our child `name`: in its order, and under its name."""
-        module.__dict__["_parent"] = (weakref.ref(self), name)
-        self._modules[name] = module
-        object.__setattr__(self, name, module)
+    def replace(self, name: str, value: Module | Parameter) -> None:
+        """Puts another module, or parameter, in the place of ours: under its name, and where it is in the order.
+
+        (Assigning it would put it behind all others.)
+        """
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+            if value._owner is None:
+                value._owner = (weakref.ref(self), name)
+        else:
+            value.__dict__["_parent"] = (weakref.ref(self), name)
+            self._modules[name] = value
+        object.__setattr__(self, name, value)
 
     def register_buffer(self, name: str, array: Any) -> None:
         """Makes an array that is state but no parameter (no gradient, no update) our attribute `name`.

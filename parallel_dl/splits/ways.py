@@ -115,6 +115,11 @@ class Window:
     after: int
     """rows of zeros behind those"""
 
+    @property
+    def length(self) -> int:
+        """How many rows of the result."""
+        return self.out.stop - self.out.start
+
 
 def windows(axis: Axis, sizes: tuple[int, ...]) -> tuple[Window, ...]:
     """What each line of the grid needs to make `sizes` rows of a convolution's, or a pooling's, result."""
@@ -158,10 +163,8 @@ class Tiling:
     @property
     def after(self) -> Tiles:
         """Where the result is."""
-        lengths = [
-            tuple(window.out.stop - window.out.start for window in line) for line in (self.vertical, self.horizontal)
-        ]
-        return Tiles(*lengths)
+        rows, columns = (tuple(window.length for window in line) for line in (self.vertical, self.horizontal))
+        return Tiles(rows, columns)
 
 
 @dataclass(frozen=True)

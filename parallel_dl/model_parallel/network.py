@@ -1,0 +1,249 @@
+"""A serial network becomes this rank's part of it: the plan carried out, and whole weights to and from the parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parallel_dl import nn, splits
+from parallel_dl.model_parallel.convolution import (
+    ChannelParallelConv2d,
+    FilterParallelConv2d,
+    TiledConv2d,
+    TiledGlobalAvgPool2d,
+    TiledPool2d,
+)
+from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelLinear
+from parallel_dl.model_parallel.losses import TAKE_SLICES, Loss, is_summand, split_loss
+from parallel_dl.model_parallel.movements import ModelAxis
+from parallel_dl.model_parallel.normalization import SplitDropout, SplitLocalResponseNorm, TiledBatchNorm
+from parallel_dl.model_parallel.pieces import become, cut, cut_buffer
+from parallel_dl.model_parallel.towers import MeetingBranches, TowerBranches
+from parallel_dl.mpi import Communicator
+from parallel_dl.splits.placement import Shape, Split, Tiles, slices
+from parallel_dl.splits.ways import Piece, Tiling
+
+Arrays = dict[str, np.ndarray]
+_BLOCK = 1 << 26  # bytes of a weight that one rank holds beside its own piece, about
+
+
+class ModelParallel:
+    """What `parallelize` made of a network: its `plan`, and the ways between whole weights and this rank's pieces.
+
+    `network` is this rank's part. The methods are collective over `comm`, the ranks of the model axis.
+    """
+
+    def __init__(self, network: nn.Module, plan: splits.Plan, comm: Communicator) -> None:
+        self.network, self.plan, self.comm = network, plan, comm
+        self.axis = ModelAxis(comm)
+        self.pieces = plan.pieces()
+        self._shapes = {name: parameter.whole_shape for name, parameter in network.named_parameters()}
+        self._shapes |= {name: array.shape for name, array in network.named_buffers()}
+
+    # -- the loss --------------------------------------------------------------------------------------------------
+    def loss(self, loss: Loss) -> Loss:
+        """`loss` for what the network gives: a slice of the scores where its output stays split."""
+        if not isinstance(self.plan.output, Split) or self.plan.finish:
+            return loss
+        return split_loss(loss, self.plan.output.sizes, self.comm.labelled("loss"))
+
+    def is_summand(self, loss: Loss) -> bool:
+        """Whether the ranks' values of `self.loss(loss)` have to be added up for the whole loss."""
+        return isinstance(self.plan.output, Split) and not self.plan.finish and is_summand(loss)
+
+    def whole_output(self, output: np.ndarray) -> np.ndarray:
+        """All of the network's output (n, ...), of which each rank gives what it has."""
+        if not isinstance(self.plan.output, Split) or self.plan.finish:
+            return output
+        return self.comm.labelled("output").all_gather(output, 1, self.plan.output.sizes)
+
+    # -- whole weights ---------------------------------------------------------------------------------------------
+    def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Whole arrays, on every rank, from each rank's pieces, by the name of their parameter or buffer.
+
+        A rank may lack an array that others have, if its piece is empty.
+        """
+        present = sorted(set().union(*self.comm.all_gather_object(set(arrays))))
+        dtypes = {name: dtype for found in self._dtypes(arrays) for name, dtype in found.items()}
+        return {name: self._whole(name, arrays.get(name), dtypes[name]) for name in present}
+
+    def _dtypes(self, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.dtype]]:
+        return self.comm.all_gather_object({name: array.dtype for name, array in arrays.items()})
+
+    def _whole(self, name: str, array: np.ndarray | None, dtype: Any) -> np.ndarray:
+        if name not in self.pieces:
+            assert array is not None
+            return np.array(array)
+        axis, sizes = cut_axis(self.pieces[name], self._shapes[name])
+        if array is None:
+            array = np.zeros(piece_shape(self.pieces[name][self.comm.rank], self._shapes[name]), dtype)
+        return self.comm.all_gather(array, axis, sizes)
+
+    def state_dict(self) -> Arrays:
+        """Name -> whole values of every parameter and buffer, on every rank."""
+        return self.gather(self.network.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Sets this rank's pieces from whole values. Names and shapes must be those of the whole network.
+
+        `state` may be the same on all ranks, or a mapping that reads what it is asked for. KeyError or ValueError says
+        what is wrong.
+        """
+        own = {}
+        for name in state:
+            shape = self._shapes.get(name)
+            if shape is not None and np.shape(state[name]) != shape:
+                raise ValueError(f"state_dict: {name} has shape {np.shape(state[name])}, expected {shape}")
+            own[name] = np.asarray(state[name])[self.piece(name)] if name in self.pieces else state[name]
+        self.network.load_state_dict(own)
+
+    def piece(self, name: str) -> Piece:
+        """This rank's slices of a whole parameter or buffer."""
+        return self.pieces[name][self.comm.rank] if name in self.pieces else ()
+
+    def sha256(self) -> str:
+        """A digest of all whole weights by name, on every rank; no rank ever holds a whole weight for it."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {array.dtype.str} {self._shapes[name]}\n".encode())
+            for rows in self._rows(name, array):
+                digest.update(rows.tobytes())
+        return self.comm.broadcast_object(digest.hexdigest())
+
+    def _rows(self, name: str, array: np.ndarray) -> Iterator[np.ndarray]:
+        """The whole array in order, some rows at a time; right on rank 0, all ranks go through it together."""
+        if name not in self.pieces:
+            yield array
+            return
+        shape = self._shapes[name]
+        axis, sizes = cut_axis(self.pieces[name], shape)
+        if axis:
+            step = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape)) * array.itemsize))
+            for start in range(0, shape[0], step):
+                rows = self.comm.gather(array[start : start + step], 0, axis, sizes)
+                yield array[:0] if rows is None else rows
+            return
+        step = max(1, _BLOCK // max(1, int(np.prod(shape[1:])) * array.itemsize))
+        for owner, size in enumerate(sizes):
+            for start in range(0, size, step):
+                lengths = [min(step, size - start) if rank == owner else 0 for rank in range(self.comm.size)]
+                own = array[start : start + step] if self.comm.rank == owner else array[:0]
+                rows = self.comm.gather(own, 0, 0, lengths)
+                yield array[:0] if rows is None else rows
+
+    def replicated(self) -> Arrays:
+        """Name -> values of what every rank has in full, and what must be the same on all of them."""
+        return {name: array for name, array in self.network.state_dict().items() if name not in self.pieces}
+
+    def free(self) -> None:
+        """Gives back the communicators that were made (collective)."""
+        self.axis.free()
+
+
+def cut_axis(pieces: Sequence[Piece], shape: Shape) -> tuple[int, tuple[int, ...]]:
+    """(axis, sizes by rank) along which the pieces cut a whole array of this shape."""
+    axis = len(pieces[0]) - 1
+    return axis, tuple(piece[axis].stop - piece[axis].start for piece in pieces)
+
+
+def piece_shape(piece: Piece, shape: Shape) -> Shape:
+    """The shape of a piece of an array of shape `shape`."""
+    return (*(part.stop - part.start for part in piece), *shape[len(piece) :])
+
+
+def parallelize(
+    network: nn.Module,
+    comm: Communicator,
+    input_shape: Sequence[int],
+    splits_by_name: Mapping[str, str] | None = None,
+    loss: Loss = nn.cross_entropy,
+) -> ModelParallel:
+    """Turns a serial network for samples (*input_shape), in place, into the part that this rank of `comm` computes.
+
+    `splits_by_name` is as of `splits.plan`; None takes the default. Afterwards all ranks of `comm` call the network
+    together, with the same x (n, *input_shape), and get the whole output; where the last layer is split by its output
+    and `loss` is one that takes slices of it (`losses.TAKE_SLICES`), each gets its slice, for `ModelParallel.loss`.
+    Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more. Raises InputError
+    as `splits.plan`, and for a network that is split already.
+    """
+    plan = splits.plan(network, input_shape, comm.size, splits_by_name, split_output=loss in TAKE_SLICES)
+    result = ModelParallel(network, plan, comm)
+    cuts: dict[int, nn.Parameter] = {}
+    for number, step in enumerate(plan.steps):
+        depart = step.part.depart + (plan.finish if number == len(plan.steps) - 1 else ())
+        layer = _part_of(step, result)
+        if layer is not step.layer:
+            parent, name = _place(network, step.name)
+            parent.replace(name, layer)
+        for name, pieces in step.part.pieces.items():
+            if name in layer._buffers:
+                cut_buffer(layer, name, pieces[comm.rank])
+            else:
+                whole = layer._parameters[name]
+                if id(whole) not in cuts:
+                    cuts[id(whole)] = cut(whole, pieces[comm.rank])
+                layer.replace(name, cuts[id(whole)])
+        # these two make their all-reduce themselves: the bias is added behind it
+        if isinstance(layer, RowParallelLinear | ChannelParallelConv2d):
+            depart = depart[1:]
+        result.axis.move_around(layer, step.part.arrive, depart)
+    return result
+
+
+def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    *outer, last = name.split(".")
+    parent = network
+    for child in outer:
+        parent = parent._modules[child]
+    return parent, last
+
+
+def _part_of(step: splits.Step, result: ModelParallel) -> nn.Module:
+    """The layer that does this rank's part of the step's; its weights are not cut yet."""
+    layer, part, rank, comm = step.layer, step.part, result.comm.rank, result.comm.labelled(step.name)
+    if step.owner is not None:
+        return layer
+    if isinstance(layer, nn.Linear) and step.way is not None:
+        if step.way.name == "output":
+            return become(layer, ColumnParallelLinear)
+        return become(layer, RowParallelLinear, comm=comm)
+    if isinstance(layer, nn.Conv2d):
+        if isinstance(part.detail, Tiling):
+            window = part.detail.at(rank)
+            return become(layer, TiledConv2d, comm=comm, window=window, input_shape=step.input)
+        if step.way is not None and step.way.name == "channels":
+            return become(layer, ChannelParallelConv2d, comm=comm, input_shape=step.input)
+        if step.way is not None:
+            own, seen = part.detail.own[rank], part.detail.seen[rank]
+            return become(layer, FilterParallelConv2d, own=own, seen=seen, input_shape=step.input)
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and isinstance(part.detail, Tiling):
+        return become(layer, TiledPool2d, window=part.detail.at(rank), operation=type(layer).operation)
+    if isinstance(layer, nn.GlobalAvgPool2d) and isinstance(step.before, Tiles):
+        return become(layer, TiledGlobalAvgPool2d, pixels=step.input[1] * step.input[2])
+    if isinstance(layer, nn.LocalResponseNorm) and isinstance(step.before, Split):
+        own, seen, width = part.detail
+        return become(layer, SplitLocalResponseNorm, own=own[rank], seen=seen[rank], width=width)
+    if isinstance(layer, nn.BatchNorm):
+        if isinstance(step.before, Tiles):
+            return become(layer, TiledBatchNorm, comm=comm, shapes=type(layer).shapes)
+        if isinstance(step.before, Split):
+            return become(layer, type(layer), features=step.before.sizes[rank])
+    if isinstance(layer, nn.Dropout) and isinstance(step.before, Split | Tiles):
+        return become(layer, SplitDropout, whole_shape=step.input, index=_index(step.before, rank))
+    if isinstance(layer, nn.Branches) and step.way is not None:
+        own = tuple(number for number, owner in enumerate(part.detail) if owner == rank)
+        return become(layer, TowerBranches, own=own, output_shape=step.output)
+    if isinstance(layer, nn.Branches) and step.joined:
+        return become(layer, MeetingBranches, endings=step.joined, axis=result.axis)
+    return layer
+
+
+def _index(placement: Split | Tiles, rank: int) -> tuple[slice, ...]:
+    """Where in a whole sample this rank's part is."""
+    if isinstance(placement, Split):
+        return (slices(placement.sizes)[rank],)
+    row, column = divmod(rank, len(placement.columns))
+    return slice(None), slices(placement.rows)[row], slices(placement.columns)[column]

@@ -1,0 +1,39 @@
+"""Cutting a serial layer's weights: each rank keeps its piece, and draws no more than that."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+from parallel_dl import nn
+from parallel_dl.errors import InputError
+from parallel_dl.splits.ways import Piece
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def become(layer: nn.Module, kind: type[Layer], **attributes: Any) -> Layer:
+    """A module of another kind with the layer's weights and settings, and these attributes more."""
+    state = {name: copy.copy(value) if isinstance(value, dict | list) else value for name, value in vars(layer).items()}
+    new = kind.__new__(kind)
+    new.__setstate__({**state, "_parent": None})
+    for name, value in attributes.items():
+        setattr(new, name, value)
+    return new
+
+
+def cut(parameter: nn.Parameter, piece: Piece) -> nn.Parameter:
+    """The piece as a parameter of its own. Values that are drawn already are kept, a copy of those in the piece."""
+    if parameter.piece is not None:
+        raise InputError("this network is split already: split a network that is whole")
+    new = nn.Parameter(parameter.whole_shape, parameter.initializer, piece)
+    new.requires_grad = parameter.requires_grad
+    if parameter.is_filled:
+        new.data = parameter.data[piece].copy()
+    return new
+
+
+def cut_buffer(layer: nn.Module, name: str, piece: Piece) -> None:
+    """Leaves the piece of the layer's buffer, also of what `initialize` sets it back to."""
+    setattr(layer, name, layer._buffers[name][piece].copy())
+    layer._initial_buffers[name] = layer._initial_buffers[name][piece].copy()
