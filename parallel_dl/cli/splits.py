@@ -1,0 +1,63 @@
+"""The flags --mp and --split: how many ranks share one copy of the network, and who does what of each layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from parallel_dl.nn import Module
+    from parallel_dl.splits import Plan
+
+Mp = Annotated[int | None, typer.Option("--mp", "--tp", help="Ranks that share one network. [default: 1]")]
+Split = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split", metavar="LAYER=HOW", help="How --mp divides a layer, like fc1=output; repeatable. [default: chosen]"
+    ),
+]
+
+
+def parse_splits(split: Sequence[str] | None) -> dict[str, str] | None:
+    """Layer -> how, of the values of --split; None when there are none: the plan then takes its own."""
+    found: dict[str, str] = {}
+    for text in split or ():
+        layer, *how = (part.strip() for part in text.split("="))
+        if len(how) != 1 or not layer or not how[0]:
+            raise InputError(f"--split {text}: valid is LAYER=HOW, like fc1=output")
+        if layer in found:
+            raise InputError(f"--split {text}: {layer} is given twice, as {layer}={found[layer]} before")
+        found[layer] = how[0]
+    return found or None
+
+
+def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
+    """How many ranks --mp asks for, 1 without it; refuses less, and --split where nothing is divided."""
+    ranks = 1 if mp is None else mp
+    if ranks < 1:
+        raise InputError(f"--mp {ranks}: must be at least 1")
+    if split and ranks == 1:
+        raise InputError(f"--split {split[0]}: belongs to --mp N with N above 1")
+    return ranks
+
+
+def plan_for(
+    network: Module,
+    input_shape: Sequence[int],
+    ranks: int,
+    splits: Mapping[str, str] | None,
+    split_output: bool = True,
+) -> Plan:
+    """`parallel_dl.splits.plan`, which speaks of the flag where it refuses one."""
+    from parallel_dl.splits import plan
+
+    try:
+        return plan(network, input_shape, ranks, splits, split_output)
+    except InputError as error:
+        line = str(error)
+        raise InputError(f"--{line}" if line.startswith("split ") else line) from None
