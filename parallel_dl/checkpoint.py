@@ -7,11 +7,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from parallel_dl.nn import Module
 
 
 def require_writable(path: str | os.PathLike) -> Path:
@@ -50,6 +53,45 @@ def save(path: str | os.PathLike, state: Mapping[str, np.ndarray], facts: Mappin
             os.unlink(partial)
 
 
+class Stored:
+    """A weight in a file: its `shape`, and of its values those that are asked for, which alone are read."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        self._name, self._file = name, file
+        self.shape = tuple(file.get_slice(name).get_shape())
+
+    def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
+        """The slices (start, stop) of its first axes; () is all of it."""
+        if any(part.start == part.stop for part in piece):  # which the file's own slicing refuses at the end
+            return self._file.get_tensor(self._name)[piece]
+        return self._file.get_slice(self._name)[piece] if piece else self._file.get_tensor(self._name)
+
+
+def read(path: str | os.PathLike) -> dict[str, Stored]:
+    """The weights that `save` wrote, by name, still in the file; InputError when it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="numpy")
+        return {name: Stored(name, file) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"--weights {path}: {error}") from None
+
+
+def require_fits(path: str | os.PathLike, network: Module) -> None:
+    """Raises InputError unless the file has the network's parameters and buffers, and no others."""
+    stored = {name: weight.shape for name, weight in read(path).items()}
+    needed = {name: parameter.shape for name, parameter in network.named_parameters()}
+    needed |= {name: buffer.shape for name, buffer in network.named_buffers()}
+    for name in [*needed, *(other for other in stored if other not in needed)]:
+        if name not in stored:
+            raise InputError(f"--weights {path}: has no {name} {needed[name]}; it is not of this network")
+        if name not in needed:
+            raise InputError(f"--weights {path}: has {name}, which this network has not")
+        if stored[name] != needed[name]:
+            raise InputError(f"--weights {path}: {name} has shape {stored[name]}, this network needs {needed[name]}")
+
+
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The weights that `save` wrote, by name; InputError when the file is missing or damaged."""
     from safetensors import SafetensorError
@@ -58,4 +100,4 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"weights {path}: {error}") from None
+        raise InputError(f"--weights {path}: {error}") from None

@@ -186,6 +186,19 @@ class Trainer:
         """Name -> whole values of every parameter and buffer, on every rank."""
         return self.whole(self.network.state_dict())
 
+    def gather_state(self) -> dict[str, np.ndarray] | None:
+        """As `state_dict`, but only the first rank of each replica gets it; the others get None."""
+        return self.network.state_dict() if self.parallel is None else self.parallel.gather_state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets every parameter and buffer from whole values, of which each rank takes what it has; see Module's."""
+        (self.network if self.parallel is None else self.parallel).load_state_dict(state)
+
+    def layout_as_dict(self) -> dict[str, Any]:
+        """The layout for JSON, with the splits that are in use."""
+        splits = {} if self.parallel is None else self.parallel.plan.splits
+        return {**self.layout.as_dict(), "split": splits}
+
     def weights_sha256(self) -> str:
         """A digest of all whole weights by name: equal exactly when every bit is."""
         if self.parallel is not None:

@@ -29,7 +29,7 @@ OURS = {
     "data_parallel": {"mpi", "nn", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", *BASE},
     "layout": BASE,
-    "checkpoint": BASE,
+    "checkpoint": {"nn", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,
     "equivalence": TRAINING | BASE,
     "launch": {"errors"},

@@ -14,6 +14,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.networks import network_for
+from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.layout import Layout
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
     from parallel_dl.mpi import Communicator
     from parallel_dl.optim import Optimizer
-    from parallel_dl.trainer import Result
+    from parallel_dl.trainer import Result, Trainer
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 RATE_POLICIES = ("constant", "step", "cosine")
 DTYPES = ("float32", "float64")
+LOSSES = ("cross-entropy", "logistic")
 
 _WORK_FOR_THREADS = 1 << 25  # multiply-adds in a forward pass's products, below which one BLAS thread is best
 
@@ -43,6 +45,7 @@ class Job:
     batch_size: int
     epochs: int
     steps: int | None
+    loss: str
     optimizer: str
     lr: float | None
     momentum: float | None
@@ -54,6 +57,8 @@ class Job:
     dtype: str
     allreduce: str
     checked: bool
+    ledger: bool
+    weights: str | None
     output: str | None
 
     def check(self) -> Dataset:
@@ -63,6 +68,7 @@ class Job:
 
         networks.require_known(self.network)
         for flag, value, valid in (
+            ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("lr-policy", self.lr_policy or RATE_POLICIES[0], RATE_POLICIES),
             ("dtype", self.dtype, DTYPES),
@@ -81,7 +87,11 @@ class Job:
             checkpoint.require_writable(self.output)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
         data = datasets.load(self.dataset, self.data_dir, self.dtype)
-        network_for(self.network, data, self.dataset)
+        network = network_for(self.network, data, self.dataset)
+        if self.layout.splits_layers:
+            plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
+        if self.weights is not None:
+            checkpoint.require_fits(self.weights, network)
         return data
 
     def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
@@ -112,13 +122,13 @@ class Job:
         """Trains on the ranks of `world`; returns the run's JSON object and how gradients were summed."""
         import numpy as np
 
-        from parallel_dl import checkpoint
+        from parallel_dl import checkpoint, nn
         from parallel_dl.cost import cost_of
-        from parallel_dl.mpi import Mesh, one_blas_thread
+        from parallel_dl.mpi import Mesh, gather_rows, one_blas_thread
         from parallel_dl.trainer import Trainer
 
         network = network_for(self.network, dataset, self.dataset)
-        network.initialize(self.seed, self.dtype)
+        network.initialize(self.seed, self.dtype, fill=False)  # a layer that is split is never drawn in full
         forward = cost_of(network, dataset.input_shape, min(self.batch_size, len(dataset.x_train)))
         if _work_in_products(forward) < _WORK_FOR_THREADS:
             one_blas_thread()
@@ -130,9 +140,13 @@ class Job:
             network,
             lambda parameters: self.make_optimizer(parameters, updates),
             self.layout,
-            Mesh(world, data=self.layout.dp),
+            Mesh(world, data=self.layout.dp, model=self.layout.mp),
             "mpi" if unshared else self.allreduce,
+            {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss}[self.loss],
+            dataset.input_shape,
         )
+        if self.weights is not None:
+            trainer.load_state_dict(checkpoint.read(self.weights))
         note = trainer.gradients.note
         if unshared and self.allreduce != "mpi":
             note = "gradients are summed by MPI's all-reduce: /dev/shm is too small for MPICH's shared memory"
@@ -141,26 +155,30 @@ class Job:
         # a run that diverges is told by its losses, not by NumPy's warnings from every rank
         with _progress(updates, world.rank) as report, np.errstate(over="ignore", invalid="ignore"):
             result = trainer.fit(dataset, self.batch_size, self.seed, self.epochs, self.steps, report)
-        facts = self.as_json(dataset, result, world.size, trainer.weights_sha256())
-        if self.output is not None and world.rank == 0:
-            checkpoint.save(self.output, network.state_dict(), {**facts, "losses": None})
+        facts = self.as_json(dataset, result, trainer)
+        if world.ledger is not None:
+            facts["ledger"] = [dataclasses.asdict(row) for row in gather_rows(world, world.ledger)]
+        if self.output is not None:
+            state = trainer.gather_state()
+            if state is not None and world.rank == 0:
+                checkpoint.save(self.output, state, {**facts, "losses": None, "ledger": None})
         trainer.free()
         return facts, trainer.gradients.method
 
-    def as_json(self, dataset: Dataset, result: Result, ranks: int, digest: str) -> dict[str, Any]:
+    def as_json(self, dataset: Dataset, result: Result, trainer: Trainer) -> dict[str, Any]:
         """One object, everything in it finite or null."""
         return {
             "network": self.network,
             "dataset": dataset.name,
-            "layout": self.layout.as_dict(),
-            "ranks": ranks,
+            "layout": trainer.layout_as_dict(),
+            "ranks": self.layout.ranks,
             "batch_size": self.batch_size,
             "steps": len(result.losses),
             "losses": [_finite(loss) for loss in result.losses],
             "test_accuracy": _finite(result.test_accuracy),
             "seconds": _finite(result.seconds),
             "samples_per_second": _finite(result.samples_per_second),
-            "weights_sha256": digest,
+            "weights_sha256": trainer.weights_sha256(),
         }
 
 
@@ -198,13 +216,18 @@ def _progress(updates: int, rank: int) -> Iterator[Callable[[int, int, float], N
 def train(
     context: typer.Context,
     network: Annotated[str, typer.Argument(help="Which network.")],
-    dp: Annotated[int | None, typer.Option(help="Data-parallel replicas. [default: 1, or all ranks of mpirun]")] = None,
+    dp: Annotated[
+        int | None, typer.Option(help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
+    ] = None,
+    mp: Mp = None,
+    split: Split = None,
     microbatches: Annotated[int, typer.Option(help="Pieces of a batch, their gradients accumulated.")] = 1,
     dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10, idx, npz or a path.")] = "digits",
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None,
+    loss: Annotated[str, typer.Option(help="cross-entropy or logistic.")] = "cross-entropy",
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
     lr: Annotated[
         float | None, typer.Option(help="Learning rate. [default: sgd the network's, adam and adamw 0.001]")
@@ -221,21 +244,25 @@ def train(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     allreduce: Annotated[str, typer.Option(help="How gradients are summed: auto, window or mpi.")] = "auto",
     checked: Annotated[bool, typer.Option("--checked", help="Compare every collective over the ranks first.")] = False,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Count messages and bytes, and show them.")] = False,
+    weights: Annotated[str | None, typer.Option(help="Start from the weights in this file (safetensors).")] = None,
     output: Annotated[str | None, typer.Option(help="Write the weights here (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
-    """Train a network; with --dp N on N ranks, which are started by mpirun unless this runs inside one."""
+    """Train a network, on --dp times --mp ranks, which are started by mpirun unless this runs inside one."""
     inside = launch.inside_mpirun()
+    model_ranks = require_mp(mp, split)
     if dp is None:
-        dp = launch.mpirun_size() if inside else 1
+        dp = max(1, launch.mpirun_size() // model_ranks) if inside else 1
     job = Job(
         network,
-        Layout(dp=dp, microbatches=microbatches),
+        Layout(dp=dp, mp=model_ranks, microbatches=microbatches, split=parse_splits(split)),
         dataset,
         data_dir,
         batch_size,
         epochs,
         steps,
+        loss,
         optimizer,
         lr,
         momentum,
@@ -247,6 +274,8 @@ def train(
         dtype,
         allreduce,
         checked,
+        ledger,
+        weights,
         output,
     )
     if not inside:
@@ -260,18 +289,18 @@ def train(
 def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
     """This process is one rank: of an mpirun's, or the only one."""
     from parallel_dl.cli.agreement import agreed
-    from parallel_dl.mpi import Communicator, world
+    from parallel_dl.mpi import Communicator, Ledger, world
 
     comm = world()
-    if job.checked:
-        comm = Communicator(comm.mpi, checked=True)
+    if job.checked or job.ledger:
+        comm = Communicator(comm.mpi, checked=job.checked or None, ledger=Ledger() if job.ledger else None)
 
     def prepare() -> Dataset:
-        if job.layout.ranks != comm.size:
-            raise InputError(
-                f"--dp {job.layout.dp}: needs {job.layout.ranks} ranks, but mpirun started {comm.size}; "
-                f"valid here is --dp {comm.size}"
-            )
+        dp, mp = job.layout.dp, job.layout.mp
+        if dp * mp != comm.size:
+            given = f"--dp {dp}" if mp == 1 else f"--dp {dp} --mp {mp}"
+            valid = f"--dp {comm.size // mp}" if comm.size % mp == 0 else f"--mp {_divisors(comm.size)}"
+            raise InputError(f"{given}: needs {dp * mp} ranks, but mpirun started {comm.size}; valid here is {valid}")
         return job.check() if data is None else data
 
     dataset = agreed(comm, prepare)
@@ -284,13 +313,21 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
     return 0
 
 
+def _divisors(ranks: int) -> str:
+    """What divides it, to be read."""
+    return " or ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+
+
 def _print_table(facts: dict[str, Any], method: str) -> None:
     from rich.table import Table
 
     layout, losses = facts["layout"], facts["losses"]
     table = Table(title=f"{facts['network']} on {facts['dataset']}", show_header=False, title_justify="left")
-    table.add_row("ranks", f"{facts['ranks']} (data parallel {layout['dp']}, microbatches {layout['microbatches']})")
-    if facts["ranks"] > 1:
+    shape = f"data parallel {layout['dp']}, model parallel {layout['mp']}, microbatches {layout['microbatches']}"
+    table.add_row("ranks", f"{facts['ranks']} ({shape})")
+    if layout["split"]:
+        table.add_row("layers split", ", ".join(f"{layer} {how}" for layer, how in layout["split"].items()))
+    if layout["dp"] > 1:
         table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI"}[method])
     table.add_row("batch size", str(facts["batch_size"]))
     table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
@@ -298,3 +335,25 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in (losses[0], losses[-1])))
     table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
     console().print(table)
+    if "ledger" in facts:
+        _print_ledger(facts["ledger"])
+
+
+def _print_ledger(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    caption = (
+        "What the updates passed to MPI. Sends one by one; for MPI's own collectives the payload:\n"
+        "all_reduce the array, all_gather what the others have, reduce_scatter what they get."
+    )
+    table = Table(title="ledger", caption=caption, box=box.SIMPLE, title_justify="left", caption_justify="left")
+    for key in rows[0] if rows else ():
+        numeric = key not in ("axis", "layer", "direction", "call")
+        table.add_column(key.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
+    screen = console()
+    # a narrow screen wraps the lines; a cut number would be wrong
+    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
+    screen.print(table)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.mpi import Communicator, collectives
 from parallel_dl.nn import Module
@@ -50,7 +52,7 @@ class ModelAxis:
         """
         for move in moves:
             comm = self.over(move.grid, move.over).labelled(layer)
-            x = _MADE[type(move)](move, x, comm)
+            x = _make(move, x, comm)
         return x
 
     def move_around(self, layer: Module, arrive: Moves, depart: Moves) -> None:
@@ -73,49 +75,52 @@ def name_of(module: Module) -> str:
     return module.path("")[0].rstrip(".")
 
 
-def _replicate(move: Replicate, x: Any, comm: Communicator) -> Any:
-    return collectives.replicate(x, comm) if isinstance(x, Tensor) else x
+# -- one move ------------------------------------------------------------------------------------------------------
+# Images (samples, channels, height, width) lie in memory as (height, channels, width, samples): seen in that order, a
+# slice of rows is one piece of memory, and nothing has to be copied before it is sent.
+_MEMORY_ORDER = (2, 1, 3, 0)
+_BACK = (3, 1, 0, 2)
 
 
-def _all_reduce(move: AllReduce, x: Any, comm: Communicator) -> Any:
-    return collectives.all_reduce(x, comm)
+def _make(move: Move, x: Any, comm: Communicator) -> Any:
+    if not isinstance(x, Tensor):  # the network's input: no gradient comes back, and it is cut on the spot
+        return _of_constant(move, x, comm)
+    if isinstance(move, Pick):
+        return ops.index(x, index=(slice(None), move.wanted[comm.rank]))
+    if len(x.shape) != 4:
+        return _collective(move, x, comm, lambda axis: axis)
+    in_memory = ops.transpose(x, axes=_MEMORY_ORDER)
+    return ops.transpose(_collective(move, in_memory, comm, _MEMORY_ORDER.index), axes=_BACK)
 
 
-def _gather(move: Gather, x: Any, comm: Communicator) -> Any:
-    return collectives.all_gather(x, comm, move.axis, move.sizes)
-
-
-def _unshard(move: Unshard, x: Any, comm: Communicator) -> Any:
-    return collectives.unshard(x, comm, move.axis, move.sizes)
-
-
-def _exchange(move: Exchange, x: Any, comm: Communicator) -> Any:
-    return collectives.exchange_slices(x, comm, axis=move.axis, owned=slices(move.sizes), wanted=move.wanted)
-
-
-def _take(move: Take, x: Any, comm: Communicator) -> Any:
-    if not isinstance(x, Tensor):  # the network's input: no gradient comes back
+def _of_constant(move: Move, x: np.ndarray, comm: Communicator) -> np.ndarray:
+    if isinstance(move, Take):
         return x[(slice(None),) * move.axis + (move.wanted[comm.rank],)]
-    own = collectives.shard(x, comm, move.axis, move.sizes)
-    return own if move.wanted == slices(move.sizes) else _exchange(move, own, comm)
+    if isinstance(move, Pick):
+        return x[:, move.wanted[comm.rank]]
+    assert isinstance(move, Replicate), move
+    return x
 
 
-def _pick(move: Pick, x: Any, comm: Communicator) -> Any:
-    own = (slice(None), move.wanted[comm.rank])
-    return ops.index(x, index=own) if isinstance(x, Tensor) else x[own]
-
-
-def _all_to_all(move: AllToAll, x: Any, comm: Communicator) -> Any:
-    return collectives.all_to_all(x, comm, move.split_axis, move.axis, move.split_sizes, move.sizes)
-
-
-_MADE: dict[type[Move], Callable[[Any, Any, Communicator], Any]] = {
-    Replicate: _replicate,
-    AllReduce: _all_reduce,
-    Gather: _gather,
-    Unshard: _unshard,
-    Exchange: _exchange,
-    Take: _take,
-    Pick: _pick,
-    AllToAll: _all_to_all,
-}
+def _collective(move: Move, x: Tensor, comm: Communicator, at: Callable[[int], int]) -> Tensor:
+    """The move of x, whose axis a is at(a)."""
+    match move:
+        case Replicate():
+            return collectives.replicate(x, comm)
+        case AllReduce():
+            return collectives.all_reduce(x, comm)
+        case Unshard():
+            return collectives.unshard(x, comm, at(move.axis), move.sizes)
+        case Gather():
+            return collectives.all_gather(x, comm, at(move.axis), move.sizes)
+        case Take() | Exchange():
+            owned = slices(move.sizes)
+            if isinstance(move, Take):
+                x = collectives.shard(x, comm, at(move.axis), move.sizes)
+                if move.wanted == owned:
+                    return x
+            return collectives.exchange_slices(x, comm, axis=at(move.axis), owned=owned, wanted=move.wanted)
+        case AllToAll():
+            split, concatenated = at(move.split_axis), at(move.axis)
+            return collectives.all_to_all(x, comm, split, concatenated, move.split_sizes, move.sizes)
+    raise TypeError(f"no move {move}")

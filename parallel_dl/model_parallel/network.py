@@ -86,18 +86,26 @@ class ModelParallel:
         """Name -> whole values of every parameter and buffer, on every rank."""
         return self.gather(self.network.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Sets this rank's pieces from whole values. Names and shapes must be those of the whole network.
+    def gather_state(self) -> Arrays | None:
+        """As `state_dict`, but only rank 0 gets it; the others get None."""
+        state: dict[str, Any] = self.network.state_dict()
+        for name in state:
+            if name in self.pieces:
+                axis, sizes = cut_axis(self.pieces[name], self._shapes[name])
+                state[name] = self.comm.gather(state[name], 0, axis, sizes)
+        return state if self.comm.rank == 0 else None
 
-        `state` may be the same on all ranks, or a mapping that reads what it is asked for. KeyError or ValueError says
-        what is wrong.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets this rank's pieces from whole values: arrays, or `checkpoint.Stored`, of which the piece alone is read.
+
+        Names and shapes must be those of the whole network; KeyError or ValueError says what is wrong.
         """
         own = {}
-        for name in state:
+        for name, values in state.items():
             shape = self._shapes.get(name)
-            if shape is not None and np.shape(state[name]) != shape:
-                raise ValueError(f"state_dict: {name} has shape {np.shape(state[name])}, expected {shape}")
-            own[name] = np.asarray(state[name])[self.piece(name)] if name in self.pieces else state[name]
+            if shape is not None and tuple(values.shape) != shape:
+                raise ValueError(f"state_dict: {name} has shape {tuple(values.shape)}, expected {shape}")
+            own[name] = values[self.piece(name)]
         self.network.load_state_dict(own)
 
     def piece(self, name: str) -> Piece:

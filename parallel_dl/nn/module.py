@@ -281,10 +281,11 @@ class Module:
         if missing or unexpected:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
         for name, values in own.items():
-            if np.shape(state[name]) != values.shape:
-                raise ValueError(f"state_dict: {name} has shape {np.shape(state[name])}, expected {values.shape}")
+            if tuple(state[name].shape) != values.shape:
+                raise ValueError(f"state_dict: {name} has shape {tuple(state[name].shape)}, expected {values.shape}")
         for name, values in own.items():
-            (values.data if isinstance(values, Parameter) else values)[...] = state[name]
+            # () is all of an array, also of one that is still in a file
+            (values.data if isinstance(values, Parameter) else values)[...] = state[name][()]
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
