@@ -21,7 +21,7 @@ OURS = {
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
-    "cost": {"nn", "convolution", "errors"},
+    "cost": {"nn", "convolution", "splits", "errors"},
     "splits": {"nn", "convolution", *BASE},
     "optim": {"nn", *BASE},
     "datasets": BASE,

@@ -4,9 +4,21 @@ To read in this order:
 
     layers.py    multiply-adds, work and depth of each kind of layer
     network.py   a network's layers in a row, and their totals
+    shares.py    the same for each rank of a plan (`parallel_dl.splits`), and what it sends
 """
 
 from parallel_dl.cost.layers import Operations, operations
 from parallel_dl.cost.network import LayerCost, NetworkCost, cost_of
+from parallel_dl.cost.shares import LayerShares, PlanShares, Share, shares_of
 
-__all__ = ["LayerCost", "NetworkCost", "Operations", "cost_of", "operations"]
+__all__ = [
+    "LayerCost",
+    "LayerShares",
+    "NetworkCost",
+    "Operations",
+    "PlanShares",
+    "Share",
+    "cost_of",
+    "operations",
+    "shares_of",
+]

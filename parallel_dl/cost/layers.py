@@ -50,12 +50,12 @@ def _products(per_sample: int, samples: int, *depths: int) -> Operations:
 
 def _linear(layer: nn.Linear, x: Shape, y: Shape, samples: int) -> Operations:
     """W = N Cin Cout, D = log2 Cin; x may have further axes in front of the features."""
-    return _products(math.prod(y) * layer.in_features, samples, tree(layer.in_features))
+    return _products(math.prod(y) * x[-1], samples, tree(x[-1]))
 
 
 def _convolution(layer: nn.Conv2d, x: Shape, y: Shape, samples: int) -> Operations:
     """W = N Cout H' W' Cin Ky Kx, D = log2 Cin + log2 Ky + log2 Kx, where a filter sees the Cin of its group."""
-    seen, (ky, kx) = layer.in_channels // layer.groups, layer.kernel_size
+    seen, (ky, kx) = x[0] // layer.groups, layer.kernel_size
     return _products(math.prod(y) * seen * ky * kx, samples, tree(seen), tree(ky), tree(kx))
 
 

@@ -1,0 +1,172 @@
+"""What each rank of a plan has, does and sends: its parameters, its part of the work, its messages.
+
+Divided work is divided exactly: the ranks' parts of a layer add up to the work of the whole layer. What every rank does
+in full is counted on each of them. A pooling, whose windows may overlap at a cut, is divided as its result is.
+Additions that an all-reduce makes count for the rank that has the summand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from parallel_dl import nn
+from parallel_dl.cost.layers import operations
+from parallel_dl.nn.shapes import Shape
+from parallel_dl.splits import Message, Plan, Split, Step, messages
+from parallel_dl.splits.ways import Tiling, Window
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank has of a layer, or of all of them: weights, work, and what it sends for one step."""
+
+    rank: int
+    parameters: int = 0
+    """values in the weights and biases that it has"""
+    work: int = 0
+    """operations of its part of the forward pass, for all samples"""
+    messages: int = 0
+    """how many it sends, forward and backward"""
+    values_forward: int = 0
+    values_backward: int = 0
+    """values in them, for all samples"""
+
+    @property
+    def values(self) -> int:
+        """Values that it sends, forward and backward."""
+        return self.values_forward + self.values_backward
+
+    def __add__(self, other: Share) -> Share:
+        return Share(
+            self.rank,
+            self.parameters + other.parameters,
+            self.work + other.work,
+            self.messages + other.messages,
+            self.values_forward + other.values_forward,
+            self.values_backward + other.values_backward,
+        )
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """One layer, divided: by `way`, if it has one of its own, and by whom it is `done`; a share for each rank."""
+
+    name: str
+    way: str | None
+    done: str
+    """the way; or "rank 1", the only one that does it; "follows" if each does the part it has; else "every rank" """
+    shares: list[Share]
+
+
+@dataclass(frozen=True)
+class PlanShares:
+    """All layers in order; `loss` is what a cross-entropy of split scores sends, without messages elsewhere."""
+
+    layers: list[LayerShares]
+    loss: list[Share]
+
+    @property
+    def totals(self) -> list[Share]:
+        """By rank: all layers, and the loss."""
+        return [sum((layer.shares[own.rank] for layer in self.layers), own) for own in self.loss]
+
+
+def shares_of(plan: Plan, samples: int = 1) -> PlanShares:
+    """What each rank of the plan has, and does and sends for one step with so many samples."""
+    sent = [_sent(plan, rank, samples) for rank in range(plan.ranks)]
+    parameters = [plan.layer_parameters(rank) for rank in range(plan.ranks)]
+    layers = []
+    for step in plan.steps:
+        shares = [
+            replace(
+                sent[rank].get(step.name, Share(rank)),
+                parameters=parameters[rank][step.name],
+                work=work_of(step, rank, samples),
+            )
+            for rank in range(plan.ranks)
+        ]
+        layers.append(LayerShares(step.name, str(step.way) if step.way else None, _done(step, plan.ranks), shares))
+    loss = [sum((_share(rank, one, samples) for one in loss_messages(plan)), Share(rank)) for rank in range(plan.ranks)]
+    return PlanShares(layers, loss)
+
+
+# -- work ----------------------------------------------------------------------------------------------------------
+def work_of(step: Step, rank: int, samples: int = 1) -> int:
+    """Operations of the part of this layer's forward pass that `rank` does."""
+    if step.owner is not None and step.owner != rank:
+        return 0
+    whole = nn.LayerShape(step.name, step.layer, step.input, step.output)
+    if isinstance(step.layer, nn.Branches) and step.way is not None:
+        if step.layer.join == "concatenate":
+            return 0
+        # n branches need n - 1 additions: each is added to the sum by its rank, but the first, which begins it
+        added = step.part.detail.count(rank) - (rank == step.part.detail[0])
+        return samples * math.prod(step.output) * added
+    x, y = part_shapes(step, rank)
+    return operations(replace(whole, input=x, output=y), samples).work
+
+
+def part_shapes(step: Step, rank: int) -> tuple[Shape, Shape]:
+    """What `rank` computes with, and what it makes, of one sample: a layer of these shapes has its part of the work."""
+    layer, part = step.layer, step.part
+    y = (part.made or part.after).shape(rank, step.output)
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        if step.way is not None and step.way.name in ("input", "channels"):  # weight (out, own, ...)
+            own = part.pieces["weight"][rank][1]
+            return (own.stop - own.start, *step.input[1:]), y
+        return step.input, y
+    if isinstance(part.detail, Tiling):  # pooling
+        tiling = part.detail
+        lines = ("rows", tiling.vertical, step.input[1]), ("columns", tiling.horizontal, step.input[2])
+        return (step.input[0], *(_counted(w, length)[tiling.grid.index(rank, over)] for over, w, length in lines)), y
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.GlobalAvgPool2d):
+        return step.before.shape(rank, step.input), y
+    return y, y  # of x as many values as of y
+
+
+def _counted(windows: tuple[Window, ...], length: int) -> list[int]:
+    """How many of the image's rows count for each line of the grid: in proportion to the rows of the result."""
+    rows = windows[-1].out.stop
+    return [length * window.out.stop // rows - length * window.out.start // rows for window in windows]
+
+
+def _done(step: Step, ranks: int) -> str:
+    if step.way is not None:
+        return str(step.way)
+    if step.owner is not None:
+        return f"rank {step.owner}"
+    whole = step.input, step.output
+    in_parts = any(
+        step.after.shape(rank, step.output) != step.output
+        or (isinstance(step.layer, nn.GlobalAvgPool2d) and part_shapes(step, rank) != whole)
+        for rank in range(ranks)
+    )
+    return "follows" if in_parts else "every rank"
+
+
+# -- messages ------------------------------------------------------------------------------------------------------
+def loss_messages(plan: Plan) -> Iterator[Message]:
+    """What every rank sends for the cross-entropy of the plan's output; nothing where every rank has all scores.
+
+    Two all-reduces: of each sample's largest score; of its sum of exponentials, and its score of the right class.
+    """
+    if plan.ranks > 1 and isinstance(plan.output, Split) and not plan.finish:
+        yield Message("forward", "all_reduce", 1, 1)
+        yield Message("forward", "all_reduce", 1, 2)
+
+
+def _sent(plan: Plan, rank: int, samples: int) -> dict[str, Share]:
+    """Layer -> what `rank` sends for it."""
+    found: dict[str, Share] = {}
+    for name, message in messages(plan, rank):
+        found[name] = found.get(name, Share(rank)) + _share(rank, message, samples)
+    return found
+
+
+def _share(rank: int, message: Message, samples: int) -> Share:
+    values = message.values * samples + message.fixed
+    if message.direction == "forward":
+        return Share(rank, messages=message.messages, values_forward=values)
+    return Share(rank, messages=message.messages, values_backward=values)
