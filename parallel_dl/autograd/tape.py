@@ -194,16 +194,6 @@ def is_grad_enabled() -> bool:
     return _recording
 
 
-@contextmanager
-def _backward_runs() -> Iterator[None]:
-    global _in_backward
-    before, _in_backward = _in_backward, True
-    try:
-        yield
-    finally:
-        _in_backward = before
-
-
 def is_in_backward() -> bool:
     """Whether `backward`, or what it deferred, is being run."""
     return _in_backward
@@ -221,12 +211,16 @@ class Deferred:
 
     def run(self) -> None:
         """Computes what was deferred. A second call finds nothing left to do."""
-        with _backward_runs():
+        global _in_backward
+        before, _in_backward = _in_backward, True
+        try:
             while self._work:
                 leaf, pullback, g = self._work.popleft()  # what it holds is freed in passing
                 _accumulate(leaf, pullback, g)
                 if self._remaining is not None:
                     _count_down(leaf, self._remaining)
+        finally:
+            _in_backward = before
 
 
 def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None) -> Deferred:
@@ -252,8 +246,12 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
     meeting = {number: node for number, node in _awaited.items() if oldest < number < root.number} if _awaited else {}
     if not root.requires_grad and not meeting:
         raise RuntimeError("backward from a tensor that depends on nothing that requires a gradient")
-    with _backward_runs():
+    global _in_backward
+    before, _in_backward = _in_backward, True
+    try:
         return _run(root, gradient, meeting, {id(leaf) for leaf in defer})
+    finally:
+        _in_backward = before
 
 
 def _run(root: Tensor, gradient: Array, meeting: dict[int, Tensor], later: set[int]) -> Deferred:

@@ -115,8 +115,10 @@ class Ledger:
     ) -> None:
         """Adds to the counts, whether it is counting or not."""
         counts = self._counts.setdefault((axis, layer, direction, call), [0, 0, 0, 0])
-        for index, more in enumerate((messages, values, bytes, shared_memory_bytes)):
-            counts[index] += more
+        counts[0] += messages
+        counts[1] += values
+        counts[2] += bytes
+        counts[3] += shared_memory_bytes
 
 
 def gather_rows(comm: Communicator, ledger: Ledger) -> list[LedgerRow]:
