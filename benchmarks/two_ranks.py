@@ -8,11 +8,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import socket
-import statistics
-import time
 from collections.abc import Callable
 
 from benchmarks.networks import LARGE, LENET, LR, MOMENTUM, STACK, Network, our_step, torch_training
+from benchmarks.turns import medians_on_ranks
 from parallel_dl import nn, optim
 from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.mpi import Communicator, world
@@ -66,16 +65,8 @@ def ddp_step(comm: Communicator, network: Network, channels_last: bool) -> Calla
     return torch_training(model, x.contiguous(memory_format=layout), y)
 
 
-def _idle_barrier(comm: Communicator) -> None:
-    """A barrier whose waiting ranks sleep: the rank that still computes has the machine to itself."""
-    request = comm.mpi.Ibarrier()
-    while not request.Test():
-        time.sleep(0.0005)
-
-
-def measure(comm: Communicator, network: Network, repeats: int = 15, rounds: int = 3) -> dict[str, float] | None:
+def measure(comm: Communicator, network: Network, repeats: int = 15) -> dict[str, float] | None:
     """Ratios on rank 0 (None elsewhere): each call of some steps takes its turn; one rank alone, or both."""
-    inner = max(1, network.repeats // 20)  # steps at a time
     doubled = dataclasses.replace(network, batch=2 * network.batch)
     calls: dict[str, tuple[bool, Callable[[], float]]] = {
         "one rank": (False, our_step(network)),
@@ -87,20 +78,7 @@ def measure(comm: Communicator, network: Network, repeats: int = 15, rounds: int
         for channels_last in (False, True) if network.has_images else (False,):
             calls[f"ddp {channels_last}"] = (True, ddp_step(comm, network, channels_last))
     found: list[dict[str, float]] = []
-    for _ in range(rounds):
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(repeats):
-            for name, (together, step) in calls.items():
-                _idle_barrier(comm)
-                if together or comm.rank == 0:
-                    step()  # warm caches
-                    start = time.perf_counter()
-                    for _ in range(inner):
-                        step()
-                    times[name].append((time.perf_counter() - start) / inner)
-        m = {name: statistics.median(values) for name, values in times.items() if values}
-        if comm.rank:
-            continue
+    for m in medians_on_ranks(comm, calls, repeats, steps=max(1, network.repeats // 20)):
         row = {
             "two ranks are faster by (window)": m["one rank"] / m["two, window"],
             "two ranks are faster by (mpi)": m["one rank"] / m["two, mpi"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,24 @@ def axis_first(array: Array, axis: int) -> Array:
 def axis_back(array: Array, axis: int) -> Array:
     """The inverse of `axis_first`, contiguous again."""
     return array if axis == 0 else np.asarray(np.moveaxis(array, 0, axis), order="C")
+
+
+def block_shapes(shape: Sequence[int], axis: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shapes of slices of these sizes along `axis`."""
+    return [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
+
+
+def blocks(shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> tuple[Array, list[Array]]:
+    """A flat array, and the arrays of these shapes that lie in it one behind the other."""
+    ends = list(accumulate(map(math.prod, shapes), initial=0))
+    flat = np.empty(ends[-1], dtype)
+    return flat, [flat[start:stop].reshape(shape) for shape, (start, stop) in zip(shapes, pairwise(ends))]
+
+
+def slices_along(array: Array, axis: int, sizes: Sequence[int]) -> list[Array]:
+    """Views of the slices of these sizes along `axis`."""
+    ends = accumulate(sizes, initial=0)
+    return [array[(slice(None),) * axis + (slice(start, stop),)] for start, stop in pairwise(ends)]
 
 
 def normal_axis(axis: int, ndim: int) -> int:

@@ -222,11 +222,13 @@ class Communicator:
         sizes = self._shares(array.shape[axis], sizes)
         operation, compute = buffers.operation_for("sum", array.dtype)
         buffers.check_count("reduce_scatter", array.size)
-        whole = buffers.axis_first(array, axis).astype(compute, copy=False)
-        own = np.empty((sizes[self.rank], *whole.shape[1:]), compute)
-        counts, _ = buffers.counts_and_starts(sizes, _row(whole))
-        self.mpi.Reduce_scatter(whole.reshape(-1), own.reshape(-1), counts, operation)
-        return buffers.axis_back(own.astype(array.dtype.newbyteorder("="), copy=False), axis)
+        shapes = buffers.block_shapes(array.shape, axis, sizes)
+        packed, blocks = buffers.blocks(shapes, compute)
+        for block, part in zip(blocks, buffers.slices_along(array, axis, sizes)):
+            block[...] = part
+        own = np.empty(shapes[self.rank], compute)
+        self.mpi.Reduce_scatter(packed, own.reshape(-1), [block.size for block in blocks], operation)
+        return own.astype(array.dtype.newbyteorder("="), copy=False)
 
     # -- slices along one axis -------------------------------------------------------------------------------------
     def shard_sizes(self, size: int) -> list[int]:
@@ -241,12 +243,15 @@ class Communicator:
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         sizes = self._lengths(array.shape[axis], sizes)
-        own = buffers.axis_first(array, axis)
-        whole = np.empty((sum(sizes), *own.shape[1:]), own.dtype)
-        buffers.check_count("all_gather", whole.size * buffers.units(own.dtype))
-        counts, starts = buffers.counts_and_starts(sizes, _row(own))
-        self.mpi.Allgatherv(buffers.on_the_wire(own), [buffers.on_the_wire(whole), counts, starts, None])
-        return buffers.axis_back(whole, axis)
+        own = buffers.contiguous(array)
+        row = _product(own.shape, without=(axis,)) * buffers.units(own.dtype)
+        buffers.check_count("all_gather", sum(sizes) * row)
+        flat, blocks = buffers.blocks(buffers.block_shapes(own.shape, axis, sizes), own.dtype)
+        counts, starts = buffers.counts_and_starts(sizes, row)
+        self.mpi.Allgatherv(buffers.on_the_wire(own), [buffers.on_the_wire(flat), counts, starts, None])
+        if axis == 0:
+            return flat.reshape(sum(sizes), *own.shape[1:])
+        return np.concatenate(blocks, axis)
 
     def gather(self, array: Array, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array | None:
         """As `all_gather`, but only `root` gets the result; the others get None."""
@@ -398,50 +403,57 @@ class Communicator:
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         have, want = owned[self.rank], wanted[self.rank]
-        own = buffers.axis_first(array, axis)
-        result = np.empty((want.stop - want.start, *own.shape[1:]), own.dtype)
+        result = np.empty(_with_length(array.shape, axis, want.stop - want.start), array.dtype.newbyteorder("="))
         receives = []
         for rank in range(self.size):
             part = _overlap(owned[rank], want)
-            if part and rank != self.rank:
-                receives.append(self.ireceive(result[_within(part, want)], rank, TAG_SLICES))
-            elif part:
-                result[_within(part, want)] = own[_within(part, have)]
+            if part:
+                place = _along(result, axis, _within(part, want))
+                if rank == self.rank:
+                    place[...] = _along(array, axis, _within(part, have))
+                else:
+                    buffer = place if place.flags.c_contiguous else np.empty(place.shape, place.dtype)
+                    receives.append((self.ireceive(buffer, rank, TAG_SLICES), place, buffer))
         sends = [
-            self.isend(own[_within(part, have)], rank, TAG_SLICES)
+            self.isend(_along(array, axis, _within(part, have)), rank, TAG_SLICES)
             for rank in range(self.size)
             if rank != self.rank and (part := _overlap(have, wanted[rank]))
         ]
-        for pending in receives + sends:
+        for pending, place, buffer in receives:
             pending.wait()
-        return buffers.axis_back(result, axis)
+            if buffer is not place:
+                place[...] = buffer
+        for pending in sends:
+            pending.wait()
+        return result
 
     def return_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
         """The adjoint of `exchange_slices`: copies go back to their owner, which adds them up in rank order."""
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         have, want = owned[self.rank], wanted[self.rank]
-        copies = buffers.axis_first(array, axis)
-        total = np.zeros((have.stop - have.start, *copies.shape[1:]), copies.dtype)
+        total = np.zeros(_with_length(array.shape, axis, have.stop - have.start), array.dtype.newbyteorder("="))
         receives = {}
         for rank in range(self.size):
             part = _overlap(have, wanted[rank])
             if part and rank != self.rank:
-                buffer = np.empty((part.stop - part.start, *copies.shape[1:]), copies.dtype)
+                buffer = np.empty(_with_length(array.shape, axis, part.stop - part.start), total.dtype)
                 receives[rank] = self.ireceive(buffer, rank, TAG_SLICES)
         sends = [
-            self.isend(copies[_within(part, want)], rank, TAG_SLICES)
+            self.isend(_along(array, axis, _within(part, want)), rank, TAG_SLICES)
             for rank in range(self.size)
             if rank != self.rank and (part := _overlap(owned[rank], want))
         ]
         for rank in range(self.size):
             part = _overlap(have, wanted[rank])
             if part:
-                arrived = copies[_within(part, want)] if rank == self.rank else receives[rank].wait()
-                total[_within(part, have)] += arrived
+                own = rank == self.rank
+                arrived = _along(array, axis, _within(part, want)) if own else receives[rank].wait()
+                place = _along(total, axis, _within(part, have))
+                place += arrived
         for pending in sends:
             pending.wait()
-        return buffers.axis_back(total, axis)
+        return total
 
     # -- Python objects --------------------------------------------------------------------------------------------
     def all_gather_object(self, thing: Any) -> list[Any]:
@@ -506,6 +518,14 @@ def _overlap(a: slice, b: slice) -> slice | None:
 def _within(part: slice, whole: slice) -> slice:
     """`part`, counted from the start of `whole`."""
     return slice(part.start - whole.start, part.stop - whole.start)
+
+
+def _along(array: Array, axis: int, part: slice) -> Array:
+    return array[(slice(None),) * axis + (part,)]
+
+
+def _with_length(shape: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    return (*shape[:axis], length, *shape[axis + 1 :])
 
 
 def _product(shape: Sequence[int], without: Sequence[int] = ()) -> int:
