@@ -1,4 +1,4 @@
-"""`parallel-dl summary`: a network's layers, and what each of them costs."""
+"""`parallel-dl summary`: a network's layers, what each of them costs, and with --mp what each rank has of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.networks import network_for
+from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from parallel_dl.cost import LayerCost, NetworkCost
+    from rich.table import Table
+
+    from parallel_dl.cost import LayerCost, NetworkCost, PlanShares, Share
+    from parallel_dl.splits import Plan
 
 _PREFIXES = "kMGTPEZYRQ"
+_SIDE_BY_SIDE = 4  # so many ranks' numbers stand side by side, those of more as the least and the most
 
 
 def summary(
@@ -29,14 +34,20 @@ def summary(
     batch_size: Annotated[
         int, typer.Option(help="Samples whose work and depth are counted, and for which data or model is chosen.")
     ] = 1,
+    mp: Mp = None,
+    split: Split = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Print a network's layers with shapes, parameters, multiply-adds, work, depth, and whether splitting them pays."""
+    """Print a network's layers with shapes, parameters, multiply-adds, work, depth, and whether splitting them pays.
+
+    With --mp N also how N ranks would divide them: parameters, work and messages of each. No rank is started.
+    """
     from parallel_dl import cost, datasets, networks
 
     networks.require_known(network)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1")
+    ranks, ways = require_mp(mp, split), parse_splits(split)
     shape, classes = networks.NETWORKS[network].input_shape, networks.NETWORKS[network].classes
     if dataset is None and data_dir is not None and shape is not None:
         raise InputError(f"--data-dir {data_dir}: belongs to --dataset, which is not given")
@@ -47,12 +58,21 @@ def summary(
     else:
         model = networks.create(network)
     facts = cost.cost_of(model, shape, batch_size)
+    plan = None if mp is None else plan_for(model, shape, ranks, ways)
+    shares = None if plan is None else cost.shares_of(plan, batch_size)
     if launch.mpirun_rank() != 0:  # in a user's mpirun every rank counts the same: one says it
         return
     if as_json:
-        print(json.dumps(as_object(network, shape, classes, facts)))
-    else:
-        _print_table(network, shape, classes, facts)
+        found = as_object(network, shape, classes, facts)
+        if plan is not None and shares is not None:
+            found = _with_shares(found, plan, shares)
+        print(json.dumps(found))
+        return
+    _print(_table(network, shape, classes, facts), _notes(facts))
+    if shares is not None:
+        print()
+        _print(_table_of_shares(network, ranks, shares), _notes_of_shares(ranks, batch_size))
+        _print(_table_of_ranks(facts, shares.totals), _NOTES_OF_RANKS)
 
 
 def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> dict[str, Any]:
@@ -62,6 +82,7 @@ def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCo
         "input_shape": list(shape),
         "classes": classes,
         "batch_size": facts.samples,
+        "mp": 1,
         "parameters": facts.parameters,
         "multiply_adds": facts.multiply_adds,
         "work": facts.work,
@@ -87,6 +108,50 @@ def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCo
     }
 
 
+def _with_shares(found: dict[str, Any], plan: Plan, shares: PlanShares) -> dict[str, Any]:
+    """The JSON object for a plan: what each rank has of all layers, and of each."""
+    layers = found.pop("layers")
+    ranks = [
+        {
+            "rank": total.rank,
+            "parameters": total.parameters,
+            "parameters_share": _part(total.parameters, found["parameters"]),
+            "work": total.work,
+            "work_share": _part(total.work, found["work"]),
+            "messages": total.messages,
+            "values": total.values,
+        }
+        for total in shares.totals
+    ]
+    return {
+        **found,
+        "mp": plan.ranks,
+        "split": plan.splits,
+        "ranks": ranks,
+        "loss": [_share(share) for share in shares.loss],
+        "layers": [
+            {**layer, "split": own.way, "shares": [_share(share) for share in own.shares]}
+            for layer, own in zip(layers, shares.layers)
+        ],
+    }
+
+
+def _share(share: Share) -> dict[str, int]:
+    return {
+        "rank": share.rank,
+        "parameters": share.parameters,
+        "work": share.work,
+        "messages": share.messages,
+        "values": share.values,
+        "values_forward": share.values_forward,
+        "values_backward": share.values_backward,
+    }
+
+
+def _part(number: int, whole: int) -> float | None:
+    return number / whole if whole else None
+
+
 def _by(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
 
@@ -110,18 +175,28 @@ def _short(number: float | None) -> str:
     return f"{float(digits) * 10**tens:.{max(0, 2 - tens)}f} {_PREFIXES[thousands - 1]}"
 
 
-def _print_table(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> None:
+def _samples(number: int) -> str:
+    return "1 sample" if number == 1 else f"{number:,} samples"
+
+
+def _empty_table(title: str | None, show_footer: bool = True) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=f"{network}: input {_by(shape)}, {classes:,} classes",
-        caption=_caption(facts),
-        box=box.SIMPLE,
-        title_justify="left",
-        caption_justify="left",
-        show_footer=True,
-    )
+    return Table(title=title, box=box.SIMPLE, title_justify="left", show_footer=show_footer)
+
+
+def _print(table: Table, notes: Iterable[str]) -> None:
+    """The table, and lines of text below it."""
+    screen = console()
+    # a narrow screen wraps the lines; a cut number would be wrong
+    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
+    screen.print(table)
+    screen.print(*notes, sep="\n", soft_wrap=True)
+
+
+def _table(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> Table:
+    table = _empty_table(f"{network}: input {_by(shape)}, {classes:,} classes")
     # header, a layer's cell, the total
     columns: list[tuple[str, Callable[[LayerCost], str], str]] = [
         ("layer", lambda layer: layer.name, "total"),
@@ -140,14 +215,11 @@ def _print_table(network: str, shape: Iterable[int], classes: int, facts: Networ
         table.add_column(header, total, justify="left" if header in ("layer", "kind") else "right", no_wrap=True)
     for layer in facts.layers:
         table.add_row(*(cell(layer) for _, cell, _ in columns))
-    screen = console()
-    # a narrow screen wraps the lines; a cut number would be wrong
-    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
-    screen.print(table)
+    return table
 
 
-def _caption(facts: NetworkCost) -> str:
-    samples = "1 sample" if facts.samples == 1 else f"{facts.samples:,} samples"
+def _notes(facts: NetworkCost) -> list[str]:
+    samples = _samples(facts.samples)
     lines = [f"A forward pass: multiply-adds and activations for 1 sample, work W and depth D for {samples}."]
     convolutions = [layer for layer in facts.layers if layer.kind == "Conv2d"]
     if convolutions:
@@ -159,4 +231,84 @@ def _caption(facts: NetworkCost) -> str:
         "splitting a layer's outputs (model) moves fewer values than all-reducing its gradient (data). Assumed: ring",
         "algorithms, bandwidth only (no latency), no overlap, reduce-scatter backward.",
     ]
-    return "\n".join(lines)
+    return lines
+
+
+# -- with --mp -----------------------------------------------------------------------------------------------------
+def _values(number: int) -> str:
+    """All digits below a million, otherwise three."""
+    return f"{number:,}" if number < 1_000_000 else _short(number)
+
+
+def _of_ranks(numbers: Sequence[int], form: Callable[[int], str]) -> str:
+    """One number if it is the same on all ranks, nothing if that is 0; else each, or of many the least and the most."""
+    if len(set(numbers)) == 1:
+        return form(numbers[0]) if numbers[0] else ""
+    if len(numbers) > _SIDE_BY_SIDE:
+        return f"{form(min(numbers)) or 0} .. {form(max(numbers))}"
+    return " / ".join(form(number) or "0" for number in numbers)
+
+
+_NOTES_OF_RANKS = [
+    "Of all: more than 100% together where ranks have or do the same. Imbalance: the largest / the mean of the ranks."
+]
+
+
+def _notes_of_shares(ranks: int, samples: int) -> list[str]:
+    several = "the least and the most of the ranks" if ranks > _SIDE_BY_SIDE else "rank 0, rank 1 and so on"
+    return [
+        f"Of each rank, in a step with {_samples(samples)}: parameters it has, work W of its part of the forward pass,",
+        f"messages it sends and values in them. One number is the same on all ranks, several are {several}.",
+        "Split: how a layer is divided, or follows: each rank does its part of what it gets; every rank: each does all",
+        "of it; rank 0: that one alone has the branch.",
+    ]
+
+
+def _table_of_shares(network: str, ranks: int, shares: PlanShares) -> Table:
+    title = f"{network} divided among {'1 rank' if ranks == 1 else f'{ranks:,} ranks'}"
+    table = _empty_table(title, show_footer=False)
+    for header in ("layer", "split", "parameters", "W", "messages", "values\nforward", "values\nbackward"):
+        table.add_column(header, justify="left" if header in ("layer", "split") else "right", no_wrap=True)
+    rows = [(layer.name, layer.done, layer.shares) for layer in shares.layers]
+    if any(share.messages for share in shares.loss):
+        rows.append(("loss", "follows", shares.loss))
+    for name, done, own in rows:
+        table.add_row(
+            name,
+            done,
+            _of_ranks([share.parameters for share in own], "{:,}".format),
+            _of_ranks([share.work for share in own], _short),
+            _of_ranks([share.messages for share in own], "{:,}".format),
+            _of_ranks([share.values_forward for share in own], _values),
+            _of_ranks([share.values_backward for share in own], _values),
+        )
+    return table
+
+
+def _table_of_ranks(facts: NetworkCost, totals: Sequence[Share]) -> Table:
+    """One line for each rank, and how uneven they are."""
+    columns: list[tuple[str, Callable[[Share], str], Callable[[Share], int] | None]] = [
+        ("rank", lambda own: f"{own.rank:,}", None),
+        ("parameters", lambda own: f"{own.parameters:,}", lambda own: own.parameters),
+        ("of all", lambda own: _percent(own.parameters, facts.parameters), None),
+        ("W", lambda own: _short(own.work) or "0", lambda own: own.work),
+        ("of all", lambda own: _percent(own.work, facts.work), None),
+        ("messages", lambda own: f"{own.messages:,}", lambda own: own.messages),
+        ("values\nforward", lambda own: _values(own.values_forward), lambda own: own.values_forward),
+        ("values\nbackward", lambda own: _values(own.values_backward), lambda own: own.values_backward),
+    ]
+    table = _empty_table(None)
+    for header, _, number in columns:
+        footer = "imbalance" if header == "rank" else _imbalance([number(own) for own in totals]) if number else ""
+        table.add_column(header, footer, justify="left" if header == "rank" else "right", no_wrap=True)
+    for own in totals:
+        table.add_row(*(cell(own) for _, cell, _ in columns))
+    return table
+
+
+def _percent(number: int, whole: int) -> str:
+    return f"{number / whole:.1%}" if whole else ""
+
+
+def _imbalance(numbers: Sequence[int]) -> str:
+    return f"{max(numbers) * len(numbers) / sum(numbers):.2f}" if sum(numbers) else ""

@@ -13,24 +13,30 @@ from conftest import ROOT
 
 from parallel_dl import networks
 from parallel_dl.cli import main
-from parallel_dl.cli.summary import _short
+from parallel_dl.cli.splits import parse_splits
+from parallel_dl.cli.summary import _of_ranks, _short
 from parallel_dl.launch import find_mpirun
 
-COMMAND = [sys.executable, "-m", "parallel_dl", "summary"]
+COMMAND = [sys.executable, "-m", "parallel_dl"]
 OF_NETWORK = [
-    *("network", "input_shape", "classes", "batch_size", "parameters", "multiply_adds"),
+    *("network", "input_shape", "classes", "batch_size", "mp", "parameters", "multiply_adds"),
     *("work", "depth", "average_parallelism", "layers"),
 ]
 OF_LAYER = [
     *("name", "kind", "output_shape", "parameters", "multiply_adds", "activations"),
     *("work", "depth", "average_parallelism", "activations_per_weight", "threshold_batch", "choice"),
 ]
+# with --mp
+OF_PLAN = ["split", "ranks", "loss"]
+OF_DIVIDED_LAYER = ["split", "shares"]
+OF_RANK = ["rank", "parameters", "parameters_share", "work", "work_share", "messages", "values"]
+OF_SHARE = ["rank", "parameters", "work", "messages", "values", "values_forward", "values_backward"]
 
 
-def run(*arguments, before=(), **variables):
+def run(*arguments, command="summary", before=(), **variables):
     """(exit status, stdout, stderr)."""
     process = subprocess.run(
-        [*before, *COMMAND, *map(str, arguments)],
+        [*before, *COMMAND, command, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
@@ -52,7 +58,7 @@ def test_json(name, capfd):
     found = summary(capfd, name)
     shipped = networks.NETWORKS[name]
     assert list(found) == OF_NETWORK
-    assert (found["network"], found["classes"]) == (name, shipped.classes or 10)
+    assert (found["network"], found["classes"], found["mp"]) == (name, shipped.classes or 10, 1)
     assert found["input_shape"] == list(shipped.input_shape or (1, 8, 8))
     layers = found["layers"]
     assert all(list(layer) == OF_LAYER for layer in layers)
@@ -133,6 +139,152 @@ def test_the_table():
         assert words in re.sub(r" +", " ", out)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_json_of_ranks(name, ranks, capfd):
+    """What is said without --mp is the same with it; each rank's numbers are those of its layers and the loss."""
+    serial, found = summary(capfd, name, "--batch-size", 5), summary(capfd, name, "--mp", ranks, "--batch-size", 5)
+    assert list(found) == [*OF_NETWORK[:-1], *OF_PLAN, "layers"]
+    assert {**{key: found[key] for key in OF_NETWORK[:-1]}, "mp": 1} == {key: serial[key] for key in OF_NETWORK[:-1]}
+    for layer, alone in zip(found["layers"], serial["layers"], strict=True):
+        assert list(layer) == [*OF_LAYER, *OF_DIVIDED_LAYER]
+        assert {key: layer[key] for key in OF_LAYER} == alone
+        assert (layer["split"] is None) == (layer["name"] not in found["split"])
+        assert [list(share) for share in layer["shares"]] == [OF_SHARE] * ranks
+    assert [list(total) for total in found["ranks"]] == [OF_RANK] * ranks
+    assert bool(found["split"]) == (ranks > 1)
+    for rank, total in enumerate(found["ranks"]):
+        own = [layer["shares"][rank] for layer in found["layers"]] + [found["loss"][rank]]
+        assert {share["rank"] for share in own} == {total["rank"]} == {rank}
+        for key in ("parameters", "work", "messages", "values"):
+            assert total[key] == sum(share[key] for share in own)
+        assert total["values"] == sum(share["values_forward"] + share["values_backward"] for share in own)
+        assert total["parameters_share"] == total["parameters"] / found["parameters"]
+        assert total["work_share"] == total["work"] / found["work"]
+        assert (total["messages"] > 0) == (ranks > 1)
+
+
+def test_what_alexnets_towers_send(capfd):
+    found = summary(capfd, "alexnet", "--mp", 2)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    crossing = {"conv3": 21632, "fc6": 4608, "fc7": 2048, "fc8": 2048}
+    for rank in (0, 1):
+        sent = {name: layer["shares"][rank]["values_forward"] for name, layer in layers.items()}
+        assert {name: values for name, values in sent.items() if values} == crossing
+        assert {**found["loss"][rank], "rank": 0} == {
+            **dict.fromkeys(OF_SHARE, 0),
+            **{"messages": 2, "values": 3, "values_forward": 3},
+        }
+    assert [layers[name]["split"] for name in ("conv1", "conv2", "pool2", "fc8")] == [
+        *("filters", "towers"),
+        *(None, "output"),
+    ]
+    assert found["split"]["conv2"] == "towers"
+    assert [total["work_share"] for total in found["ranks"]] == [0.5, 0.5]
+
+
+def test_what_is_said_is_what_training_sends(capfd):
+    """Layer by layer and rank by rank, against the ledger of three ranks: image rows, a pair, and the loss."""
+    options = ["--mp", 3, "--split", "features=rows", "--split", "fc2=output", "--batch-size", 30]
+    found = summary(capfd, "lenet5_small", *options)
+    status, out, err = run("lenet5_small", *options, "--steps", 1, "--json", "--ledger", command="train")
+    assert (status, err) == (0, "")
+    sent = {}
+    for row in json.loads(out)["ledger"]:
+        of = sent.setdefault((row["layer"], row["rank"]), {"messages": 0, "forward": 0, "backward": 0})
+        of["messages"] += row["messages"]
+        of[row["direction"]] += row["values"]
+    layers = {layer["name"]: layer["shares"] for layer in found["layers"]} | {"loss": found["loss"]}
+    assert sent == {
+        (name, share["rank"]): {
+            **{"messages": share["messages"], "forward": share["values_forward"], "backward": share["values_backward"]},
+        }
+        for name, shares in layers.items()
+        for share in shares
+        if share["messages"]
+    }
+
+
+def test_splits_of_ones_own(capfd):
+    """As written or as its synonym; what is not named is done by all, of what it gets."""
+    for flag in ("--mp", "--tp"):
+        found = summary(capfd, "mlp", flag, 2, "--split", "fc2=row", "--split", " fc1 = output ", "--batch-size", 10)
+        assert found["split"] == {"fc2": "input", "fc1": "output"}
+        layers = {layer["name"]: layer for layer in found["layers"]}
+        assert [layers[name]["split"] for name in ("fc1", "relu1", "fc2", "fc3")] == ["output", None, "input", None]
+        assert [share["parameters"] for share in layers["fc2"]["shares"]] == [64 * 64 + 64] * 2
+        assert [share["work"] for share in layers["fc3"]["shares"]] == [6400] * 2
+        assert layers["fc2"]["shares"][1] == {
+            **{"rank": 1, "parameters": 4160, "work": 10 * 64 * 64, "messages": 1},
+            **{"values": 640, "values_forward": 640, "values_backward": 0},
+        }
+        assert found["loss"][0]["messages"] == 0
+    found = summary(capfd, "lenet5", "--mp", 4, "--split", "features=2x2", "--split", "fc1=output:whole")
+    assert found["split"] == {"features": "2x2", "fc1": "output:whole"}
+    assert [layer["split"] for layer in found["layers"]][:4] == ["2x2", None, None, "2x2"]
+    assert parse_splits(None) is parse_splits([]) is None
+
+
+def test_the_table_of_ranks():
+    start = time.perf_counter()
+    status, out, err = run("alexnet", "--mp", 2)
+    assert time.perf_counter() - start < 5
+    assert (status, err) == (0, "")
+    said = re.sub(r" +", " ", out)
+    for words in (
+        "alexnet divided among 2 ranks",
+        "layer split parameters W messages forward backward",
+        "conv1 filters 17,472 52.7 M \n",
+        "norm1 follows 145 k \n",
+        "conv3 filters 442,560 74.8 M 2 21,632 21,632 \n",
+        "fc8 output 2,048,500 2.05 M 2 2,048 2,048 \n",
+        "loss follows 2 3 \n",
+        "rank parameters of all W of all messages forward backward",
+        "1 30,482,612 50.0% 363 M 50.0% 10 30,339 30,336 \n",
+        "imbalance 1.00 1.00 1.00 1.00 1.00 \n",
+        "Of each rank, in a step with 1 sample: ",
+    ):
+        assert words in said
+    assert said.index("total 60,965,224") < said.index("divided among")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ("--mp", 3, "--batch-size", 10),
+            [
+                "fc1 output 2,795 / 2,795 / 2,730 27.5 k / 27.5 k / 26.9 k \n",
+                "fc2 input 2,816 / 2,816 / 2,752 27.5 k / 27.5 k / 26.9 k 1 640 \n",
+                "relu2 every rank 640 \n",
+                "2 5,677 33.0% 56.7 k 33.0% 4 670 640 \n",
+                "imbalance 1.01 1.01 1.00 1.00 1.00 \n",
+                "several are rank 0, rank 1 and so on.",
+            ],
+        ),
+        (
+            ("--mp", 6, "--split", "fc3=output"),
+            [
+                "fc2 every rank 8,256 8.19 k \n",
+                "fc3 output 65 .. 130 64 .. 128 1 64 \n",
+                "several are the least and the most of the ranks.",
+            ],
+        ),
+        (("--mp", 1), ["mlp divided among 1 rank \n", "fc1 every rank 8,320 8.19 k \n", "imbalance 1.00 1.00 \n"]),
+    ],
+)
+def test_tables_of_uneven_ranks(arguments, expected, capfd):
+    assert main(["summary", "mlp", *map(str, arguments)]) == 0
+    said = re.sub(r" +", " ", capfd.readouterr().out)
+    for words in expected:
+        assert words in said
+
+
+def test_one_number_for_equal_ranks():
+    for numbers, said in {(7, 7): "7", (0, 0): "", (7, 0): "7 / 0", (0, 1, 2, 3, 4): "0 .. 4", (5,) * 9: "5"}.items():
+        assert _of_ranks(numbers, _short) == said
+
+
 def test_numbers_of_three_digits():
     """999,950 is no 1000 k, and what is beyond all prefixes is still a number."""
     numbers = (None, 0, 0.0, 7, 999, 82.25, 1000, 17_024, 999_499, 999_950, 1.849e9, 1_982_713_561_088, 10**34)
@@ -142,9 +294,10 @@ def test_numbers_of_three_digits():
 
 def test_without_mpi(tmp_path):
     (tmp_path / "mpi4py.py").write_text("raise ImportError('there is no MPI here')")
-    status, out, err = run("lenet5_small", "--json", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert (status, err) == (0, "")
-    assert json.loads(out)["parameters"] == 21_386
+    for arguments in ((), ("--mp", 8, "--split", "features=rows")):
+        status, out, err = run("lenet5_small", *arguments, "--json", PYTHONPATH=f"{tmp_path}:{ROOT}")
+        assert (status, err) == (0, "")
+        assert json.loads(out)["parameters"] == 21_386
 
 
 def test_once_inside_an_mpirun():
@@ -176,6 +329,30 @@ BAD = [
     (
         ["vgg16", "--dataset", "digits"],
         "--dataset digits: network vgg16: takes 3 x 224 x 224, not 1 x 8 x 8; try vgg_s",
+    ),
+    (["mlp", "--mp", "0"], "parallel-dl: --mp 0: must be at least 1"),
+    (["mlp", "--tp", "-1"], "parallel-dl: --mp -1: must be at least 1"),
+    (["mlp", "--mp", "two"], "--mp"),
+    (["mlp", "--split", "fc1=output"], "parallel-dl: --split fc1=output: belongs to --mp N with N above 1"),
+    (["mlp", "--split", "fc1=output", "--mp", "1"], "--split fc1=output: belongs to --mp N with N above 1"),
+    *(
+        (["mlp", "--mp", "2", "--split", split], f"--split {split}: valid is LAYER=HOW, like fc1=output")
+        for split in ("fc1", "fc1=", "=output", "fc1=output=whole")
+    ),
+    (
+        ["mlp", "--mp", "2", "--split", "fc1=output", "--split", "fc1=input"],
+        "--split fc1=input: fc1 is given twice, as fc1=output before",
+    ),
+    (["mlp", "--mp", "2", "--split", "relu1=output"], "--split relu1=output: a ReLU is not split, it goes along with"),
+    (["mlp", "--mp", "2", "--split", "fc1=rows"], "--split fc1=rows: a Linear cannot be split so; nearest is fc1="),
+    (["mlp", "--mp", "2", "--split", "nosuch=rows"], "--split nosuch=rows: there is no layer nosuch; valid are fc1, f"),
+    (
+        ["lenet5", "--mp", "2", "--split", "conv1=2x2"],
+        "--split conv1=2x2: 2 x 2 tiles are not for 2 ranks; valid are rows, columns, rows-columns and products",
+    ),
+    (
+        ["mlp", "--mp", "2", "--split", "fc1=output:split", "--split", "fc2=output"],
+        "--split fc1=output:split: leaves its output split, but fc2 needs it whole",
     ),
 ]
 
@@ -227,4 +404,15 @@ def test_the_page_lists_the_keys():
         if line.startswith("| `")
         for key in re.findall("`(.*?)`", line.split("|")[1])
     }
-    assert keys == {*OF_NETWORK, *OF_LAYER}
+    assert keys == {*OF_NETWORK, *OF_LAYER, *OF_PLAN, *OF_DIVIDED_LAYER, *OF_RANK, *OF_SHARE}
+
+
+def test_the_page_shows_alexnet_on_two_ranks(capfd):
+    """Each line of the example is printed."""
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    section = re.search(r"^### Divided among ranks\n(.*?)^### ", page, re.DOTALL | re.MULTILINE)[1]
+    command, *lines = re.search(r"^```text\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[1].splitlines()
+    assert main(command.removeprefix("$ parallel-dl ").split()) == 0
+    printed = {line.strip() for line in capfd.readouterr().out.splitlines()}
+    assert len(lines) > 10
+    assert {line.strip() for line in lines} <= {*printed, "", "..."}
