@@ -343,12 +343,15 @@ def _print_ledger(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
+    if not rows:
+        console().print("ledger: nothing was sent")
+        return
     caption = (
         "What the updates passed to MPI. Sends one by one; for MPI's own collectives the payload:\n"
         "all_reduce the array, all_gather what the others have, reduce_scatter what they get."
     )
     table = Table(title="ledger", caption=caption, box=box.SIMPLE, title_justify="left", caption_justify="left")
-    for key in rows[0] if rows else ():
+    for key in rows[0]:
         numeric = key not in ("axis", "layer", "direction", "call")
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
     for row in rows:

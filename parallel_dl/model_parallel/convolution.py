@@ -20,6 +20,7 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.convolution import Geometry, choose
 from parallel_dl.errors import InputError
+from parallel_dl.model_parallel.movements import summed
 from parallel_dl.mpi import Communicator, collectives
 from parallel_dl.splits.placement import Shape
 from parallel_dl.splits.ways import Window
@@ -91,7 +92,7 @@ class ChannelParallelConv2d(_SplitConv2d):
     comm: Communicator
 
     def forward(self, x: Any) -> Tensor:
-        y = collectives.all_reduce(self.convolve(x, self.weight, None), self.comm)
+        y = summed(self.convolve(x, self.weight, None), self.comm)
         return y if self.bias is None else ops.add(y, ops.reshape(self.bias, shape=(self.out_channels, 1, 1)))
 
     def describe(self) -> str:

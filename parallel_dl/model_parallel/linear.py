@@ -18,9 +18,9 @@ from typing import Any
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError, unknown_name
-from parallel_dl.model_parallel.movements import ModelAxis
+from parallel_dl.model_parallel.movements import ModelAxis, summed
 from parallel_dl.model_parallel.pieces import cut
-from parallel_dl.mpi import Communicator, collectives
+from parallel_dl.mpi import Communicator
 from parallel_dl.splits.moves import to_split, to_whole
 from parallel_dl.splits.placement import Placement, Split, Whole, even, slices
 
@@ -97,7 +97,7 @@ class RowParallelLinear(nn.Linear):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        y = collectives.all_reduce(ops.linear(x, self.weight), self.comm)
+        y = summed(ops.linear(x, self.weight), self.comm)
         return y if self.bias is None else ops.add(y, self.bias)
 
     def describe(self) -> str:

@@ -75,6 +75,11 @@ def name_of(module: Module) -> str:
     return module.path("")[0].rstrip(".")
 
 
+def summed(x: Tensor, comm: Communicator) -> Tensor:
+    """The sum of the ranks' x, on all of them."""
+    return _make(AllReduce(Grid(comm.size, 1), "model"), x, comm)
+
+
 # -- one move ------------------------------------------------------------------------------------------------------
 # Images (samples, channels, height, width) lie in memory as (height, channels, width, samples): seen in that order, a
 # slice of rows is one piece of memory, and nothing has to be copied before it is sent.

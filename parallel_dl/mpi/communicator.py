@@ -91,6 +91,10 @@ class Communicator:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, rank {self.rank} of {self.size})"
 
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Itself: the copy of what holds a communicator talks to the same ranks."""
+        return self
+
     def announce(self, call: str, *facts: Any) -> None:
         """To be called before a collective that is written with raw MPI calls: the checked communicator compares it."""
 
