@@ -89,7 +89,9 @@ def test_command_line_page_has_every_command():
     assert set(APP.commands) == {title for title in titles if title.islower()}
 
 
-@pytest.mark.parametrize(("page", "printed"), [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", "loss 2.3")])
+@pytest.mark.parametrize(
+    ("page", "printed"), [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", "loss 2.3")]
+)
 def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
     examples = python_blocks(ROOT / "docs" / f"{page}.md")
     assert examples
