@@ -19,15 +19,15 @@ _VARIABLE = "PARALLEL_DL_COLUMNS"
 def for_ranks() -> dict[str, str]:
     """What the ranks are told: how wide the terminal is, 0 for an output that is none."""
     columns = shutil.get_terminal_size().columns
-    return {f"{_VARIABLE}_{s.name.strip('<>')}": str(columns if s.isatty() else 0) for s in (sys.stdout, sys.stderr)}
+    streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+    return {f"{_VARIABLE}_{name}": str(columns if stream.isatty() else 0) for name, stream in streams.items()}
 
 
 def console(stderr: bool = False) -> Console:
     """A console on stdout or stderr; `.is_terminal` says whether a person sees it as it is written."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
     if not launch.inside_mpirun():
         return Console(stderr=stderr, highlight=False)
-    columns = int(os.environ.get(f"{_VARIABLE}_{stream.name.strip('<>')}", "0"))
+    columns = int(os.environ.get(f"{_VARIABLE}_{'stderr' if stderr else 'stdout'}", "0"))
     return Console(stderr=stderr, highlight=False, force_terminal=columns > 0, width=columns or 100)
