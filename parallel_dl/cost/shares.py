@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations
 from parallel_dl.nn.shapes import Shape
-from parallel_dl.splits import Message, Plan, Split, Step, messages
-from parallel_dl.splits.ways import Tiling, Window
+from parallel_dl.splits import Message, Plan, Sliced, Step, messages
+from parallel_dl.splits.tiles import Tiling, Window
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,12 @@ def work_of(step: Step, rank: int, samples: int = 1) -> int:
     if step.owner is not None and step.owner != rank:
         return 0
     whole = nn.LayerShape(step.name, step.layer, step.input, step.output)
-    if isinstance(step.layer, nn.Branches) and step.way is not None:
+    owners = step.division.detail
+    if isinstance(step.layer, nn.Branches) and isinstance(owners, tuple):
         if step.layer.join == "concatenate":
             return 0
         # n branches need n - 1 additions: each is added to the sum by its rank, but the first, which begins it
-        added = step.part.detail.count(rank) - (rank == step.part.detail[0])
+        added = owners.count(rank) - (rank == owners[0])
         return samples * math.prod(step.output) * added
     x, y = part_shapes(step, rank)
     return operations(replace(whole, input=x, output=y), samples).work
@@ -110,7 +111,7 @@ def work_of(step: Step, rank: int, samples: int = 1) -> int:
 
 def part_shapes(step: Step, rank: int) -> tuple[Shape, Shape]:
     """What `rank` computes with, and what it makes, of one sample: a layer of these shapes has its part of the work."""
-    layer, part = step.layer, step.part
+    layer, part = step.layer, step.division
     y = (part.made or part.after).shape(rank, step.output)
     if isinstance(layer, nn.Linear | nn.Conv2d):
         if step.way is not None and step.way.name in ("input", "channels"):  # weight (out, own, ...)
@@ -152,7 +153,7 @@ def loss_messages(plan: Plan) -> Iterator[Message]:
 
     Two all-reduces: of each sample's largest score; of its sum of exponentials, and its score of the right class.
     """
-    if plan.ranks > 1 and isinstance(plan.output, Split) and not plan.finish:
+    if plan.ranks > 1 and isinstance(plan.output, Sliced) and not plan.finish:
         yield Message("forward", "all_reduce", 1, 1)
         yield Message("forward", "all_reduce", 1, 2)
 

@@ -3,8 +3,8 @@
 `parallelize` turns a serial network into the part that this rank computes, as a plan of `parallel_dl.splits` says. Each
 distributed layer is the serial layer on a piece of the weights, between two movements. To read in this order:
 
-    movements.py      the moves between placements, made by differentiable collectives
-    pieces.py         cutting weights
+    axis.py           the ranks of the model axis, who make the moves of a plan by differentiable collectives
+    pieces.py         a serial layer becomes another kind of layer, and its weights are cut
     linear.py         sharded matmul: split along the output, or along the input
     convolution.py    split by filters, by input channels, by tiles of the image
     normalization.py  response and batch normalisation, and dropout, of what is split

@@ -20,10 +20,10 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.convolution import Geometry, choose
 from parallel_dl.errors import InputError
-from parallel_dl.model_parallel.movements import summed
+from parallel_dl.model_parallel.axis import summed
 from parallel_dl.mpi import Communicator, collectives
 from parallel_dl.splits.placement import Shape
-from parallel_dl.splits.ways import Window
+from parallel_dl.splits.tiles import Window
 
 
 class _SplitConv2d(nn.Conv2d):

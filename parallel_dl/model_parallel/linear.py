@@ -18,11 +18,11 @@ from typing import Any
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError, unknown_name
-from parallel_dl.model_parallel.movements import ModelAxis, summed
+from parallel_dl.model_parallel.axis import ModelAxis, summed
 from parallel_dl.model_parallel.pieces import cut
 from parallel_dl.mpi import Communicator
 from parallel_dl.splits.moves import to_split, to_whole
-from parallel_dl.splits.placement import Placement, Split, Whole, even, slices
+from parallel_dl.splits.placement import Placement, Sliced, Whole, even, slices
 
 STATES = ("whole", "split")
 
@@ -56,7 +56,7 @@ class ColumnParallelLinear(nn.Linear):
         before = _placement("input", input, in_features, comm, input_sizes)
         _placement("output", output, out_features, comm, None)
         arrive = to_whole(before, comm.size, replicated=False)
-        depart = to_whole(Split(sizes), comm.size, replicated=True) if output == "whole" else ()
+        depart = to_whole(Sliced(sizes), comm.size, replicated=True) if output == "whole" else ()
         ModelAxis(comm).move_around(self, arrive, depart)
 
     def describe(self) -> str:
@@ -110,4 +110,4 @@ def _placement(what: str, state: str, width: int, comm: Communicator, sizes: Seq
     given = even(width, comm.size) if sizes is None else tuple(sizes)
     if len(given) != comm.size or sum(given) != width or min(given) < 0:
         raise InputError(f"{what} sizes {given}: must be {comm.size} numbers, one per rank, that add up to {width}")
-    return Whole() if state == "whole" else Split(given)
+    return Whole() if state == "whole" else Sliced(given)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, splits
+from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.model_parallel.convolution import (
     ChannelParallelConv2d,
     FilterParallelConv2d,
@@ -18,13 +19,13 @@ from parallel_dl.model_parallel.convolution import (
 )
 from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel_dl.model_parallel.losses import TAKE_SLICES, Loss, is_summand, split_loss
-from parallel_dl.model_parallel.movements import ModelAxis
 from parallel_dl.model_parallel.normalization import SplitDropout, SplitLocalResponseNorm, TiledBatchNorm
 from parallel_dl.model_parallel.pieces import become, cut, cut_buffer
 from parallel_dl.model_parallel.towers import MeetingBranches, TowerBranches
 from parallel_dl.mpi import Communicator
-from parallel_dl.splits.placement import Shape, Split, Tiles, slices
-from parallel_dl.splits.ways import Piece, Tiling
+from parallel_dl.splits.placement import Shape, Sliced, Tiled, slices
+from parallel_dl.splits.rules import Channels, Piece
+from parallel_dl.splits.tiles import Tiling
 
 Arrays = dict[str, np.ndarray]
 _BLOCK = 1 << 26  # bytes of a weight that one rank holds beside its own piece, about
@@ -46,17 +47,17 @@ class ModelParallel:
     # -- the loss --------------------------------------------------------------------------------------------------
     def loss(self, loss: Loss) -> Loss:
         """`loss` for what the network gives: a slice of the scores where its output stays split."""
-        if not isinstance(self.plan.output, Split) or self.plan.finish:
+        if not isinstance(self.plan.output, Sliced) or self.plan.finish:
             return loss
         return split_loss(loss, self.plan.output.sizes, self.comm.labelled("loss"))
 
     def is_summand(self, loss: Loss) -> bool:
         """Whether the ranks' values of `self.loss(loss)` have to be added up for the whole loss."""
-        return isinstance(self.plan.output, Split) and not self.plan.finish and is_summand(loss)
+        return isinstance(self.plan.output, Sliced) and not self.plan.finish and is_summand(loss)
 
     def whole_output(self, output: np.ndarray) -> np.ndarray:
         """All of the network's output (n, ...), of which each rank gives what it has."""
-        if not isinstance(self.plan.output, Split) or self.plan.finish:
+        if not isinstance(self.plan.output, Sliced) or self.plan.finish:
             return output
         return self.comm.labelled("output").all_gather(output, 1, self.plan.output.sizes)
 
@@ -181,12 +182,12 @@ def parallelize(
     result = ModelParallel(network, plan, comm)
     cuts: dict[int, nn.Parameter] = {}
     for number, step in enumerate(plan.steps):
-        depart = step.part.depart + (plan.finish if number == len(plan.steps) - 1 else ())
-        layer = _part_of(step, result)
+        depart = step.division.depart + (plan.finish if number == len(plan.steps) - 1 else ())
+        layer = _layer_for(step, result)
         if layer is not step.layer:
             parent, name = _place(network, step.name)
             parent.replace(name, layer)
-        for name, pieces in step.part.pieces.items():
+        for name, pieces in step.division.pieces.items():
             if name in layer._buffers:
                 cut_buffer(layer, name, pieces[comm.rank])
             else:
@@ -197,7 +198,7 @@ def parallelize(
         # these two make their all-reduce themselves: the bias is added behind it
         if isinstance(layer, RowParallelLinear | ChannelParallelConv2d):
             depart = depart[1:]
-        result.axis.move_around(layer, step.part.arrive, depart)
+        result.axis.move_around(layer, step.division.arrive, depart)
     return result
 
 
@@ -209,9 +210,9 @@ def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
     return parent, last
 
 
-def _part_of(step: splits.Step, result: ModelParallel) -> nn.Module:
+def _layer_for(step: splits.Step, result: ModelParallel) -> nn.Module:
     """The layer that does this rank's part of the step's; its weights are not cut yet."""
-    layer, part, rank, comm = step.layer, step.part, result.comm.rank, result.comm.labelled(step.name)
+    layer, division, rank, comm = step.layer, step.division, result.comm.rank, result.comm.labelled(step.name)
     if step.owner is not None:
         return layer
     if isinstance(layer, nn.Linear) and step.way is not None:
@@ -219,39 +220,40 @@ def _part_of(step: splits.Step, result: ModelParallel) -> nn.Module:
             return become(layer, ColumnParallelLinear)
         return become(layer, RowParallelLinear, comm=comm)
     if isinstance(layer, nn.Conv2d):
-        if isinstance(part.detail, Tiling):
-            window = part.detail.at(rank)
+        if isinstance(division.detail, Tiling):
+            window = division.detail.at(rank)
             return become(layer, TiledConv2d, comm=comm, window=window, input_shape=step.input)
         if step.way is not None and step.way.name == "channels":
             return become(layer, ChannelParallelConv2d, comm=comm, input_shape=step.input)
-        if step.way is not None:
-            own, seen = part.detail.own[rank], part.detail.seen[rank]
+        if isinstance(division.detail, Channels):
+            own, seen = division.detail.own[rank], division.detail.seen[rank]
             return become(layer, FilterParallelConv2d, own=own, seen=seen, input_shape=step.input)
-    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and isinstance(part.detail, Tiling):
-        return become(layer, TiledPool2d, window=part.detail.at(rank), operation=type(layer).operation)
-    if isinstance(layer, nn.GlobalAvgPool2d) and isinstance(step.before, Tiles):
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and isinstance(division.detail, Tiling):
+        return become(layer, TiledPool2d, window=division.detail.at(rank), operation=type(layer).operation)
+    if isinstance(layer, nn.GlobalAvgPool2d) and isinstance(step.before, Tiled):
         return become(layer, TiledGlobalAvgPool2d, pixels=step.input[1] * step.input[2])
-    if isinstance(layer, nn.LocalResponseNorm) and isinstance(step.before, Split):
-        own, seen, width = part.detail
-        return become(layer, SplitLocalResponseNorm, own=own[rank], seen=seen[rank], width=width)
+    if isinstance(layer, nn.LocalResponseNorm) and isinstance(division.detail, Channels):
+        own, seen = division.detail.own[rank], division.detail.seen[rank]
+        width = step.input[0] // layer.groups
+        return become(layer, SplitLocalResponseNorm, own=own, seen=seen, width=width)
     if isinstance(layer, nn.BatchNorm):
-        if isinstance(step.before, Tiles):
+        if isinstance(step.before, Tiled):
             return become(layer, TiledBatchNorm, comm=comm, shapes=type(layer).shapes)
-        if isinstance(step.before, Split):
+        if isinstance(step.before, Sliced):
             return become(layer, type(layer), features=step.before.sizes[rank])
-    if isinstance(layer, nn.Dropout) and isinstance(step.before, Split | Tiles):
+    if isinstance(layer, nn.Dropout) and isinstance(step.before, Sliced | Tiled):
         return become(layer, SplitDropout, whole_shape=step.input, index=_index(step.before, rank))
-    if isinstance(layer, nn.Branches) and step.way is not None:
-        own = tuple(number for number, owner in enumerate(part.detail) if owner == rank)
-        return become(layer, TowerBranches, own=own, output_shape=step.output)
+    if isinstance(layer, nn.Branches) and isinstance(division.detail, tuple):
+        branches = tuple(number for number, owner in enumerate(division.detail) if owner == rank)
+        return become(layer, TowerBranches, own=branches, output_shape=step.output)
     if isinstance(layer, nn.Branches) and step.joined:
         return become(layer, MeetingBranches, endings=step.joined, axis=result.axis)
     return layer
 
 
-def _index(placement: Split | Tiles, rank: int) -> tuple[slice, ...]:
+def _index(placement: Sliced | Tiled, rank: int) -> tuple[slice, ...]:
     """Where in a whole sample this rank's part is."""
-    if isinstance(placement, Split):
+    if isinstance(placement, Sliced):
         return (slices(placement.sizes)[rank],)
     row, column = divmod(rank, len(placement.columns))
     return slice(None), slices(placement.rows)[row], slices(placement.columns)[column]

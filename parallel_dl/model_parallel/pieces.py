@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from parallel_dl import nn
 from parallel_dl.errors import InputError
-from parallel_dl.splits.ways import Piece
+from parallel_dl.splits.rules import Piece
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
-from parallel_dl.model_parallel.movements import ModelAxis, name_of
+from parallel_dl.model_parallel.axis import ModelAxis, name_of
 from parallel_dl.splits.placement import Shape
 from parallel_dl.splits.plan import Ending
 

@@ -1,6 +1,6 @@
 """Moves: how an activation gets from one placement to another, as data, with what each rank sends.
 
-`parallel_dl.model_parallel.movements` makes them, with the differentiable collectives of `parallel_dl.mpi`. All ranks
+`parallel_dl.model_parallel.axis` makes them, with the differentiable collectives of `parallel_dl.mpi`. All ranks
 of the communicator `over` (see `Grid.group`) make a move together.
 
 What is counted, per sample: for an all-reduce the values it sums; for an all-gather those a rank gets from the others,
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from parallel_dl.splits.placement import COLUMNS, ROWS, Grid, Placement, Shape, Split, Tiles, even, slices
+from parallel_dl.splits.placement import COLUMNS, ROWS, Grid, Placement, Shape, Sliced, Tiled, even, slices
 
 Slices = tuple[slice, ...]
 
@@ -187,9 +187,9 @@ Moves = tuple[Move, ...]
 def to_whole(before: Placement, ranks: int, replicated: bool) -> Moves:
     """To all of it on every rank: used by all in the same way (`replicated`), or by each in its own."""
     kind = Unshard if replicated else Gather
-    if isinstance(before, Split):
+    if isinstance(before, Sliced):
         return (kind(Grid(ranks, 1), "model", 1, before.sizes),)
-    if isinstance(before, Tiles):
+    if isinstance(before, Tiled):
         grid = before.grid
         over_columns = (kind(grid, "columns", COLUMNS, before.columns),) if grid.columns > 1 else ()
         over_rows = (kind(grid, "rows", ROWS, before.rows),) if grid.rows > 1 else ()
@@ -206,9 +206,9 @@ def to_channels(before: Placement, wanted: Slices, shards: tuple[int, ...] | Non
     """To any slices of the features or channels: several ranks may want the same ones, unless they are `shards`."""
     ranks = len(wanted)
     grid = Grid(ranks, 1)
-    if isinstance(before, Split):
+    if isinstance(before, Sliced):
         return () if slices(before.sizes) == wanted else (Exchange(grid, "model", 1, before.sizes, wanted),)
-    if isinstance(before, Tiles) and shards is not None and before.grid.columns == 1:
+    if isinstance(before, Tiled) and shards is not None and before.grid.columns == 1:
         return (AllToAll(grid, "model", ROWS, before.rows, 1, shards),)
     if shards is not None:
         return (*to_whole(before, ranks, replicated=True), Take(grid, "model", 1, shards, wanted))
@@ -218,13 +218,13 @@ def to_channels(before: Placement, wanted: Slices, shards: tuple[int, ...] | Non
 def to_tiles(before: Placement, whole: Shape, grid: Grid, rows: Slices, columns: Slices) -> Moves:
     """To the image rows and columns that each line of the grid wants; of an image of shape `whole`."""
     ranks = grid.group("model")
-    if isinstance(before, Tiles) and before.grid == grid:
+    if isinstance(before, Tiled) and before.grid == grid:
         pairs = ((ROWS, before.rows, rows, "rows"), (COLUMNS, before.columns, columns, "columns"))
         return tuple(
             Exchange(grid, over, axis, sizes, wanted) for axis, sizes, wanted, over in pairs if slices(sizes) != wanted
         )
-    if isinstance(before, Split) and grid.columns == 1:
-        given = Tiles(even(whole[1], ranks), (whole[2],))
+    if isinstance(before, Sliced) and grid.columns == 1:
+        given = Tiled(even(whole[1], ranks), (whole[2],))
         return (
             AllToAll(grid, "model", 1, before.sizes, ROWS, given.rows),
             *to_tiles(given, whole, grid, rows, columns),

@@ -25,7 +25,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Split:
+class Sliced:
     """Each rank has a slice along axis 1, the features or channels; `sizes` by rank."""
 
     sizes: tuple[int, ...]
@@ -36,7 +36,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiled:
     """Each rank has a tile of the image; the ranks are a grid, rank = row of the grid * its columns + column.
 
     `rows` has the image rows of each row of the grid, `columns` the image columns of each of its columns.
@@ -56,7 +56,7 @@ class Tiles:
         return whole[0], self.rows[row], self.columns[column]
 
 
-Placement = Whole | Split | Tiles
+Placement = Whole | Sliced | Tiled
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ It is made before any rank is started, and refuses what cannot be done. `paralle
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +16,10 @@ from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits.default import default_splits
 from parallel_dl.splits.moves import AllReduce, Message, Moves, to_whole
-from parallel_dl.splits.placement import Grid, Placement, Shape, Split, Tiles, Whole, even, slices
-from parallel_dl.splits.ways import Part, Piece, Place, Way, nearest, part_of, ways_of
-
-GROUPS = ("features", "classifier")  # the layers before the first Flatten, and the others, where no layer is so named
+from parallel_dl.splits.names import resolve
+from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
+from parallel_dl.splits.rules import Division, Piece, Site, divide
+from parallel_dl.splits.ways import Way, ways_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Step:
     """of one sample, whole"""
     output: Shape
     before: Placement
-    part: Part
+    division: Division
     constant: bool = False
     """its input is the network's own, which has no gradient: nothing is sent for it"""
     owner: int | None = None
@@ -55,14 +53,14 @@ class Step:
     @property
     def after(self) -> Placement:
         """What each rank has of its output."""
-        return self.part.after
+        return self.division.after
 
     def parameter_pieces(self) -> Iterator[tuple[str, nn.Parameter, tuple[Piece, ...] | None]]:
         """(name in the network, parameter, piece by rank or None) of each parameter of the layer itself."""
         if isinstance(self.layer, nn.Branches):
             return
         for name, parameter in self.layer.named_parameters():
-            yield f"{self.name}.{name}", parameter, self.part.pieces.get(name)
+            yield f"{self.name}.{name}", parameter, self.division.pieces.get(name)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Plan:
 
     def pieces(self) -> dict[str, tuple[Piece, ...]]:
         """Name of a parameter or buffer in the network -> which part of it each rank has; for those that are cut."""
-        return {f"{step.name}.{name}": pieces for step in self.steps for name, pieces in step.part.pieces.items()}
+        return {f"{step.name}.{name}": pieces for step in self.steps for name, pieces in step.division.pieces.items()}
 
     def parameters(self, rank: int) -> int:
         """Values in the weights and biases that `rank` has."""
@@ -125,11 +123,11 @@ def plan(
         raise InputError(f"a {type(network).__name__} alone cannot be split: put it into a Sequential")
     if splits is None:
         splits = default_splits(network, input_shape, ranks)
-    walk = _Walk(shapes, _resolve(splits, shapes, ranks), ranks)
+    walk = _Walk(shapes, resolve(splits, shapes, ranks), ranks)
     output = walk.walk(network, "", Whole(), constant=True)
     last = walk.steps[-1] if walk.steps else None
     finish: Moves = ()
-    if isinstance(output, Tiles) or not (split_output or isinstance(output, Whole)):
+    if isinstance(output, Tiled) or not (split_output or isinstance(output, Whole)):
         finish = to_whole(output, ranks, replicated=True)
         if last is not None and last.way is not None and last.way.ending == "split":
             raise InputError(
@@ -139,90 +137,6 @@ def plan(
     _require_equal_ties(walk.steps)
     canonical = {name: str(Way.parse(text)) for name, text in splits.items()}
     return Plan(ranks, canonical, walk.steps, tuple(input_shape), output, finish)
-
-
-# -- names ---------------------------------------------------------------------------------------------------------
-def _resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], ranks: int) -> dict[str, Way]:
-    """Name of a layer -> its way; a layer's own counts more than that of a group it is in."""
-    layers = {name: passed.layer for name, passed in shapes.items()}
-    of_groups: dict[str, Way] = {}
-    own: dict[str, Way] = {}
-    for name, text in splits.items():
-        way, members = Way.parse(text), _members(name, layers)
-        if name in layers and (not members or (way is not None and _can(layers[name], way))):
-            own[name] = _own_way(name, text, layers, ranks)
-        elif members:
-            of_groups |= _group_ways(name, text, {member: layers[member] for member in members}, ranks)
-        else:
-            raise InputError(_unknown(name, text, layers))
-    return of_groups | own
-
-
-def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: int) -> dict[str, Way]:
-    """The way of each layer in a group that can be split so. Pooling follows the convolutions."""
-    way = Way.parse(text)
-    weighted = {member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    able = [member for member, layer in weighted.items() if way is not None and _can(layer, way)]
-    if not able or way is None:
-        valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
-        choice = f"valid are {', '.join(valid)}" if valid else "none of its layers can"
-        raise InputError(f"split {name}={text}: {name} has no layer that can be split so; {choice}")
-    _require_grid(name, way, ranks)
-    return dict.fromkeys(able, way)
-
-
-def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) -> Way:
-    layer, way = layers[name], Way.parse(text)
-    valid, kind = ways_of(layer), type(layer).__name__
-    if not valid:
-        before = [other for other in itertools.takewhile(lambda other: other != name, layers) if ways_of(layers[other])]
-        near = f"; nearest is {before[-1]}={nearest(text, ways_of(layers[before[-1]]))}" if before else ""
-        raise InputError(f"split {name}={text}: {_a(kind)} is not split, it goes along with its input{near}")
-    if way is None or not _can(layer, way):
-        kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
-        raise InputError(
-            f"split {name}={text}: {_a(kind)} cannot be split so; nearest is {name}={nearest(text, valid)}, "
-            f"valid are {', '.join(valid)}"
-        )
-    _require_grid(name, way, ranks)
-    return way
-
-
-def _a(kind: str) -> str:
-    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
-
-
-def _can(layer: nn.Module, way: Way) -> bool:
-    valid = ways_of(layer)
-    return way.name in valid or (way.grid is not None and "rows-columns" in valid)
-
-
-def _require_grid(name: str, way: Way, ranks: int) -> None:
-    if way.grid is not None and way.grid.rows * way.grid.columns != ranks:
-        near = f"{ranks}x1"
-        raise InputError(
-            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles are not for {ranks} ranks; "
-            f"valid are rows, columns, rows-columns and products like {near}"
-        )
-
-
-def _members(name: str, layers: Mapping[str, nn.Module]) -> list[str]:
-    """The layers in the Sequential or Branches of this name, or in a group."""
-    inside = [layer for layer in layers if layer.startswith(f"{name}.")]
-    if inside or name in layers or name not in GROUPS:
-        return inside
-    names = list(layers)
-    flat = next((at for at, layer in enumerate(layers.values()) if isinstance(layer, nn.Flatten)), None)
-    if flat is None:
-        return []
-    return names[:flat] if name == "features" else names[flat:]
-
-
-def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
-    able = [layer for layer, module in layers.items() if ways_of(module)]
-    close = difflib.get_close_matches(name, able, 1)
-    suggestion = f"did you mean {close[0]}? " if close else ""
-    return f"split {name}={text}: there is no layer {name}; {suggestion}valid are {', '.join(able)}"
 
 
 # -- the walk ------------------------------------------------------------------------------------------------------
@@ -254,25 +168,25 @@ class _Walk:
         passed, way = self.shapes[name], self.ways.get(name)
         following = self._next[name]
         next_way = self.ways[following].name if following is not None and following in self.ways else None
-        place = Place(layer, way, before, passed.input, passed.output, self.ranks, next_way)
+        site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way)
         if way is not None and isinstance(layer, nn.Linear) and len(passed.input) != 1:
             raise InputError(
                 f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"
             )
-        part = part_of(place, name)
-        if self.left_split is not None and (part.arrive or part.after != before):
-            self._require_left(name, way, part)
+        division = divide(site, name)
+        if self.left_split is not None and (division.arrive or division.after != before):
+            self._require_left(name, way, division)
         if way is not None and way.ending == "whole":
-            moves = to_whole(part.after, self.ranks, replicated=True)
-            part = dataclasses.replace(part, made=part.after, after=Whole(), depart=moves)
-        self._add(Step(name, layer, way, passed.input, passed.output, before, part, constant))
-        return part.after
+            moves = to_whole(division.after, self.ranks, replicated=True)
+            division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)
+        self._add(Step(name, layer, way, passed.input, passed.output, before, division, constant))
+        return division.after
 
-    def _require_left(self, name: str, way: Way | None, part: Part) -> None:
+    def _require_left(self, name: str, way: Way | None, division: Division) -> None:
         """What was asked to be left split has come to a layer that does not take it as it is."""
         left, self.left_split = self.left_split, None
         assert left is not None
-        if not part.arrive:
+        if not division.arrive:
             return
         layer = self.shapes[name].layer
         takes: dict[type[nn.Module], str] = {nn.Linear: "input", nn.Conv2d: "channels"}
@@ -300,13 +214,13 @@ class _Walk:
         self.left_split = None
         after = endings[0].placement
         alike = all(ending.placement == after for ending in endings)
-        if not alike or (module.join == "concatenate" and isinstance(after, Split)):
+        if not alike or (module.join == "concatenate" and isinstance(after, Sliced)):
             after, joined = Whole(), tuple(endings)
         else:
             joined = ()
         passed = self.shapes[name]
         self._add(
-            Step(name, module, None, passed.input, passed.output, before, Part((), after), constant, joined=joined)
+            Step(name, module, None, passed.input, passed.output, before, Division((), after), constant, joined=joined)
         )
         return after
 
@@ -322,18 +236,20 @@ class _Walk:
                         f"split {inner.name}={self.ways[inner.name]}: it is in a branch that one rank has, "
                         f"since {name}={way}; valid is one of the two"
                     )
-                part = _on_one(inner.layer, owner, self.ranks)
-                self._add(Step(inner.name, inner.layer, None, inner.input, inner.output, Whole(), part, owner=owner))
+                division = _on_one(inner.layer, owner, self.ranks)
+                self._add(
+                    Step(inner.name, inner.layer, None, inner.input, inner.output, Whole(), division, owner=owner)
+                )
             widths[owner] += nn.output_shape(branch, passed.input)[0]
-        part = Part(to_whole(before, self.ranks, replicated=False), Split(tuple(widths)), detail=tuple(owners))
+        division = Division(to_whole(before, self.ranks, replicated=False), Sliced(tuple(widths)), detail=tuple(owners))
         if module.join == "sum":
             depart = (AllReduce(Grid(self.ranks, 1), "model"),)
-            part = dataclasses.replace(part, made=Whole(), after=Whole(), depart=depart)
+            division = dataclasses.replace(division, made=Whole(), after=Whole(), depart=depart)
         elif way.ending == "whole":
-            moves = to_whole(part.after, self.ranks, replicated=True)
-            part = dataclasses.replace(part, made=part.after, after=Whole(), depart=moves)
-        self._add(Step(name, module, way, passed.input, passed.output, before, part, constant))
-        return part.after
+            moves = to_whole(division.after, self.ranks, replicated=True)
+            division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)
+        self._add(Step(name, module, way, passed.input, passed.output, before, division, constant))
+        return division.after
 
 
 def _passes_arrays(layer: nn.Module) -> bool:
@@ -341,16 +257,16 @@ def _passes_arrays(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Flatten | nn.Identity)
 
 
-def _on_one(layer: nn.Module, owner: int, ranks: int) -> Part:
+def _on_one(layer: nn.Module, owner: int, ranks: int) -> Division:
     """Its weights are on one rank; the others have none of them."""
     pieces: dict[str, tuple[Piece, ...]] = {}
     if isinstance(layer, nn.Branches):
-        return Part((), Whole())
+        return Division((), Whole())
     lengths = {name: parameter.shape[0] for name, parameter in layer.named_parameters()}
     lengths |= {name: len(array) for name, array in layer.named_buffers()}
     for name, length in lengths.items():
         pieces[name] = tuple((part,) for part in slices([length * (rank == owner) for rank in range(ranks)]))
-    return Part((), Whole(), pieces=pieces)
+    return Division((), Whole(), pieces=pieces)
 
 
 def _below(name: str, child: str) -> str:
@@ -362,7 +278,7 @@ def _require_equal_ties(steps: list[Step]) -> None:
     first: dict[int, tuple[str, Any]] = {}
     for step in steps:
         for name, parameter, pieces in step.parameter_pieces():
-            cut = pieces, step.part.summed
+            cut = pieces, step.division.summed
             other, known = first.setdefault(id(parameter), (name, cut))
             if known != cut:
                 raise InputError(f"{other} and {name} are one weight, but would be cut differently: split both alike")
@@ -379,12 +295,12 @@ def messages(plan: Plan, rank: int) -> Iterator[tuple[str, Message]]:
     for number, step in enumerate(plan.steps):
         found: list[Message] = []
         if not step.constant:
-            found += _along(step.part.arrive, rank, step.before.shape(rank, step.input))
-        found += step.part.messages
-        if step.part.summed:
+            found += _along(step.division.arrive, rank, step.before.shape(rank, step.input))
+        found += step.division.messages
+        if step.division.summed:
             found += (Message("backward", "all_reduce", 1, 0, p.size) for _, p, _ in step.parameter_pieces())
-        made = step.part.made or step.part.after
-        found += _along(step.part.depart, rank, made.shape(rank, step.output))
+        made = step.division.made or step.division.after
+        found += _along(step.division.depart, rank, made.shape(rank, step.output))
         for ending in step.joined:
             found += _along(ending.moves, rank, ending.placement.shape(rank, ending.output))
         if number == len(plan.steps) - 1:

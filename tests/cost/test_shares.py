@@ -252,5 +252,5 @@ def test_convolution_and_pooling_of_any_geometry():
         require_exact(cost_of(network, size), planned, found)
         for step, layer in zip(planned.steps, found.layers):
             for rank, share in enumerate(layer.shares):
-                makes = 0 not in (step.part.made or step.after).shape(rank, step.output)
+                makes = 0 not in (step.division.made or step.after).shape(rank, step.output)
                 assert makes or not share.work, (network, size, planned.splits)

@@ -1,0 +1,230 @@
+"""What each way does with each kind of layer: one rule per kind, a layer in its place to its division.
+
+`parallel_dl.model_parallel.network` has the layer that carries out each of these divisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallel_dl import nn
+from parallel_dl.nn.shapes import require_kind
+from parallel_dl.splits.moves import AllReduce, Message, Moves, to_channels, to_split, to_whole
+from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
+from parallel_dl.splits.tiles import Tiling
+from parallel_dl.splits.ways import Way
+
+Piece = tuple[slice, ...]
+"""slices of the first axes of a weight"""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """For each rank: the channels of the result that it makes, and those of the input that they depend on."""
+
+    own: tuple[slice, ...]
+    seen: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Division:
+    """How one layer is done by the ranks together."""
+
+    arrive: Moves
+    after: Placement
+    depart: Moves = ()
+    made: Placement | None = None
+    """where the result is before it departs; None if it is the same as `after`"""
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    """attribute of the layer -> which part of it each rank has; what is not named, all of them have in full"""
+    summed: bool = False
+    """each rank's gradients of the weights are summands"""
+    detail: Tiling | Channels | tuple[int, ...] | None = None
+    """what the layer itself has to know; of Branches the rank of each branch"""
+    messages: tuple[Message, ...] = ()
+    """what every rank sends beside the moves, whatever the number of samples"""
+
+
+@dataclass(frozen=True)
+class OneSample:
+    """A batch of one sample, as far as layers look at it."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer's place in the network: what it gets and gives (shapes of one sample), and the number of ranks."""
+
+    layer: Any
+    way: Way | None
+    before: Placement
+    x: Shape
+    y: Shape
+    ranks: int
+    next_way: str | None = None
+    """the way of the next layer that has weights"""
+
+    def whole(self, replicated: bool = True) -> Moves:
+        """The moves that bring all of x to every rank."""
+        return to_whole(self.before, self.ranks, replicated)
+
+    @property
+    def batch(self) -> OneSample:
+        """x as a layer's own methods take it."""
+        return OneSample((1, *self.x))
+
+    def along(self, sizes: tuple[int, ...], *names: str) -> dict[str, tuple[Piece, ...]]:
+        """Pieces of these sizes along the first axis of those attributes that the layer has."""
+        pieces = tuple((part,) for part in slices(sizes))
+        return {name: pieces for name in names if getattr(self.layer, name) is not None}
+
+
+def _follow(site: Site) -> Division:
+    """Element by element: as it comes."""
+    return Division((), site.before)
+
+
+def _gathered(site: Site) -> Division:
+    """What needs all of it: on every rank the same."""
+    return Division(site.whole(), Whole())
+
+
+def _linear(site: Site) -> Division:
+    layer, way = site.layer, site.way
+    if way is None:
+        return _gathered(site)
+    if way.name == "output":
+        sizes = even(layer.out_features, site.ranks)
+        return Division(site.whole(replicated=False), Sliced(sizes), pieces=site.along(sizes, "weight", "bias"))
+    sizes = site.before.sizes if isinstance(site.before, Sliced) else even(layer.in_features, site.ranks)
+    rows = slice(0, layer.out_features)
+    pieces = {"weight": tuple((rows, columns) for columns in slices(sizes))}
+    return Division(to_split(site.before, sizes), Whole(), (AllReduce(Grid(site.ranks, 1), "model"),), pieces=pieces)
+
+
+def _convolution(site: Site) -> Division:
+    layer, way = site.layer, site.way
+    if way is None:
+        return _tiled(site) if isinstance(site.before, Tiled) else _gathered(site)
+    if way.cuts_image:
+        return _tiled(site)
+    if way.name == "channels":
+        sizes = site.before.sizes if isinstance(site.before, Sliced) else even(layer.in_channels, site.ranks)
+        filters = slice(0, layer.out_channels)
+        pieces = {"weight": tuple((filters, channels) for channels in slices(sizes))}
+        return Division(
+            to_split(site.before, sizes), Whole(), (AllReduce(Grid(site.ranks, 1), "model"),), pieces=pieces
+        )
+    per_group, seen_per_group = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    if way.name == "towers":
+        sizes = tuple(towers * per_group for towers in even(layer.groups, site.ranks))
+    else:
+        sizes = even(layer.out_channels, site.ranks)
+    own, seen = slices(sizes), []
+    for filters in own:
+        first, last = (0, 0) if filters.start == filters.stop else (filters.start, filters.stop)
+        groups = first // per_group if per_group else 0, -(-last // per_group) if per_group else 0
+        seen.append(slice(groups[0] * seen_per_group, groups[1] * seen_per_group))
+    if layer.groups == 1:
+        arrive = site.whole(replicated=False)
+        seen = [slice(0, layer.in_channels)] * site.ranks
+    else:
+        arrive = to_channels(site.before, tuple(seen))
+    by_filter = site.along(sizes, "weight", "bias")
+    return Division(arrive, Sliced(sizes), pieces=by_filter, detail=Channels(own, tuple(seen)))
+
+
+def _tiled(site: Site) -> Division:
+    """A convolution whose image is cut: every rank has all weights, and gradients from its own tile."""
+    geometry = site.layer.geometry(site.batch)
+    tiling = Tiling.of(geometry.vertical, geometry.horizontal, _grid(site))
+    return Division(tiling.arrive(site.before, site.x), tiling.after, summed=True, detail=tiling)
+
+
+def _grid(site: Site) -> Grid:
+    if site.way is not None:
+        return site.way.on(site.ranks)
+    assert isinstance(site.before, Tiled)
+    return site.before.grid
+
+
+def _pooling(site: Site) -> Division:
+    if site.way is None and not isinstance(site.before, Tiled):
+        return _follow(site)  # each channel by itself
+    vertical, horizontal = site.layer.windows(site.batch)
+    tiling = Tiling.of(vertical, horizontal, _grid(site))
+    return Division(tiling.arrive(site.before, site.x), tiling.after, detail=tiling)
+
+
+def _global_pooling(site: Site) -> Division:
+    """The tiles' sums are added up."""
+    if isinstance(site.before, Tiled):
+        return Division((), Whole(), (AllReduce(Grid(site.ranks, 1), "model"),))
+    return _follow(site)
+
+
+def _response_norm(site: Site) -> Division:
+    """A window of channels reaches over to the neighbours' channels, but not into another tower."""
+    if not isinstance(site.before, Sliced):
+        return _follow(site)
+    layer, sizes = site.layer, site.before.sizes
+    width = site.x[0] // layer.groups
+    seen = []
+    for own in slices(sizes):
+        if own.start == own.stop:
+            seen.append(slice(0, 0))
+            continue
+        first_tower, last_tower = own.start // width, (own.stop - 1) // width
+        first = max(own.start - layer.size // 2, first_tower * width)
+        last = min(own.stop + (layer.size - 1) // 2, (last_tower + 1) * width)
+        # backward needs what the windows around the neighbours hold: the adjoint sends it back, nothing more is needed
+        seen.append(slice(first, last))
+    return Division(to_channels(site.before, tuple(seen)), site.before, detail=Channels(slices(sizes), tuple(seen)))
+
+
+def _batch_norm(site: Site) -> Division:
+    if isinstance(site.before, Sliced):
+        names = ("weight", "bias", "running_mean", "running_var")
+        return Division((), site.before, pieces=site.along(site.before.sizes, *names))
+    if isinstance(site.before, Tiled):
+        # in float64: the values and their number, then the squares; backward two sums
+        features = site.layer.features
+        sums = (("forward", features + 1), ("forward", features), ("backward", 2 * features))
+        messages = tuple(Message(direction, "all_reduce", 1, 0, values, 8) for direction, values in sums)
+        return Division((), site.before, summed=True, messages=messages)
+    return _follow(site)
+
+
+def _flatten(site: Site) -> Division:
+    """Slices of channels become slices of features; tiles become them where the next layer wants them."""
+    before = site.before
+    arrive: Moves = ()
+    if isinstance(before, Tiled) and site.next_way == "input":
+        channels = even(site.x[0], site.ranks)
+        before, arrive = Sliced(channels), to_split(before, channels)
+    if isinstance(before, Sliced):
+        rest = site.y[0] // max(1, site.x[0])
+        return Division(arrive, Sliced(tuple(size * rest for size in before.sizes)))
+    return _gathered(site)
+
+
+RULES: dict[type[nn.Module], Callable[[Site], Division]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.MaxPool2d: _pooling,
+    nn.AvgPool2d: _pooling,
+    nn.GlobalAvgPool2d: _global_pooling,
+    nn.LocalResponseNorm: _response_norm,
+    nn.Flatten: _flatten,
+    nn.LayerNorm: _gathered,
+    **dict.fromkeys((nn.BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
+    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Dropout, nn.Identity), _follow),
+}
+
+
+def divide(site: Site, name: str) -> Division:
+    """How the layer called `name` is done in this place; InputError for a kind of layer that is not known."""
+    return RULES[require_kind(site.layer, RULES, name)](site)
