@@ -14,6 +14,7 @@ import numpy as np
 from parallel_dl.autograd import no_grad
 from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.datasets import Batch, Dataset, Loader
+from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh
@@ -56,12 +57,16 @@ class Trainer:
     ) -> None:
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None
-        self._summands = False  # whether the loss of each rank of the model axis is a summand
+        self._loss = loss  # as it was given
+        sizes = {"pipe": 1, "data": layout.dp, "model": layout.mp}
+        if mesh.shape != sizes:
+            needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "pipe")
+            raise InputError(f"{mesh} is not of this layout, which needs {needed}")
         if layout.splits_layers:
             if input_shape is None:
                 raise ValueError("a layout that splits layers needs input_shape, the shape of one sample")
             self.parallel = parallelize(network, mesh.model, input_shape, layout.split, loss)
-            self.loss, self._summands = self.parallel.loss(loss), self.parallel.is_summand(loss)
+            self.loss = self.parallel.loss(loss)
             require_equal_replicas(self.parallel.replicated().values(), (), mesh.model)
         self.gradients = GradientAllReduce(network.parameters(), mesh.data, allreduce)
         self.optimizer = make_optimizer(network.parameters())
@@ -160,8 +165,8 @@ class Trainer:
 
     def sum_losses(self, local: np.ndarray) -> np.ndarray:
         """The losses of the global batch from this rank's summands."""
-        if self._summands:
-            local = self.mesh.model.labelled("report").all_reduce(local)
+        if self.parallel is not None:
+            local = self.parallel.whole_loss(self._loss, local)
         return self.mesh.data.labelled("report").all_reduce(local)
 
     def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:

@@ -332,7 +332,8 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     table.add_row("batch size", str(facts["batch_size"]))
     table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
     table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")
-    table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in (losses[0], losses[-1])))
+    ends = [losses[0], losses[-1]] if len(losses) > 1 else losses
+    table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in ends))
     table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
     console().print(table)
     if "ledger" in facts:

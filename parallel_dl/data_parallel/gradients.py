@@ -219,7 +219,7 @@ def require_equal_replicas(weights: Iterable[np.ndarray], buffers: Iterable[np.n
         if different:
             raise InputError(
                 f"replicas differ: the {what} of rank {different[0]} are not those of rank 0; "
-                "initialize the network with one seed on all ranks"
+                "initialize the network with one seed on all ranks, and give the communicator of the data axis alone"
             )
 
 

@@ -88,8 +88,10 @@ _BACK = (3, 1, 0, 2)
 
 
 def _make(move: Move, x: Any, comm: Communicator) -> Any:
-    if not isinstance(x, Tensor):  # the network's input: no gradient comes back, and it is cut on the spot
-        return _of_constant(move, x, comm)
+    if not isinstance(x, Tensor):
+        if isinstance(move, Take | Pick | Replicate):  # the network's input: no gradient comes back
+            return _of_constant(move, x, comm)
+        x = Tensor(x)
     if isinstance(move, Pick):
         return ops.index(x, index=(slice(None), move.wanted[comm.rank]))
     if len(x.shape) != 4:
@@ -103,7 +105,6 @@ def _of_constant(move: Move, x: np.ndarray, comm: Communicator) -> np.ndarray:
         return x[(slice(None),) * move.axis + (move.wanted[comm.rank],)]
     if isinstance(move, Pick):
         return x[:, move.wanted[comm.rank]]
-    assert isinstance(move, Replicate), move
     return x
 
 

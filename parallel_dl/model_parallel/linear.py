@@ -93,7 +93,9 @@ class RowParallelLinear(nn.Linear):
     def require(self, x: Any) -> None:
         """Raises InputError for an x of another width than this rank's slice."""
         if x.shape[-1] != self.weight.shape[1]:
-            raise self.input_error(x, f"needs (..., {self.weight.shape[1]}), its slice of {self.in_features}")
+            slice_of = f"needs (..., {self.weight.shape[1]}), its slice of {self.in_features}"
+            whole = ' (for whole ones give input="whole")' if x.shape[-1] == self.in_features else ""
+            raise self.input_error(x, slice_of + whole)
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)

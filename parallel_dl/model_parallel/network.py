@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, splits
+from parallel_dl.errors import InputError
 from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.model_parallel.convolution import (
     ChannelParallelConv2d,
@@ -44,22 +45,46 @@ class ModelParallel:
         self._shapes = {name: parameter.whole_shape for name, parameter in network.named_parameters()}
         self._shapes |= {name: array.shape for name, array in network.named_buffers()}
 
+    def __repr__(self) -> str:
+        ways = ", ".join(f"{name}={way}" for name, way in self.plan.splits.items()) or "nothing split"
+        return f"ModelParallel(rank {self.comm.rank} of {self.comm.size}, {ways})"
+
+    @property
+    def _stays_split(self) -> bool:
+        """Whether each rank has some of the scores, and not all of them."""
+        return isinstance(self.plan.output, Sliced) and not self.plan.finish
+
+    @property
+    def _output_sizes(self) -> tuple[int, ...]:
+        assert isinstance(self.plan.output, Sliced)
+        return self.plan.output.sizes
+
     # -- the loss --------------------------------------------------------------------------------------------------
     def loss(self, loss: Loss) -> Loss:
-        """`loss` for what the network gives: a slice of the scores where its output stays split."""
-        if not isinstance(self.plan.output, Sliced) or self.plan.finish:
-            return loss
-        return split_loss(loss, self.plan.output.sizes, self.comm.labelled("loss"))
+        """`loss` for what the network gives: a slice of the scores where its output stays split.
 
-    def is_summand(self, loss: Loss) -> bool:
-        """Whether the ranks' values of `self.loss(loss)` have to be added up for the whole loss."""
-        return isinstance(self.plan.output, Sliced) and not self.plan.finish and is_summand(loss)
+        InputError for a loss that takes no slices, when `parallelize` was not told of it.
+        """
+        if not self._stays_split:
+            return loss
+        if loss not in TAKE_SLICES:
+            raise InputError(
+                f"the scores are split by class, which {getattr(loss, '__name__', loss)} cannot take: "
+                "name it where the network is divided, parallelize(..., loss=...), and they are made whole"
+            )
+        return split_loss(loss, self._output_sizes, self.comm.labelled("loss"))
+
+    def whole_loss(self, loss: Loss, value: np.ndarray) -> np.ndarray:
+        """The loss of this replica's samples, on all its ranks, from the value that `self.loss(loss)` gave each."""
+        if self._stays_split and is_summand(loss):
+            return self.comm.labelled("report").all_reduce(np.asarray(value))
+        return value
 
     def whole_output(self, output: np.ndarray) -> np.ndarray:
         """All of the network's output (n, ...), of which each rank gives what it has."""
-        if not isinstance(self.plan.output, Sliced) or self.plan.finish:
+        if not self._stays_split:
             return output
-        return self.comm.labelled("output").all_gather(output, 1, self.plan.output.sizes)
+        return self.comm.labelled("output").all_gather(output, 1, self._output_sizes)
 
     # -- whole weights ---------------------------------------------------------------------------------------------
     def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -175,10 +200,15 @@ def parallelize(
     `splits_by_name` is as of `splits.plan`; None takes the default. Afterwards all ranks of `comm` call the network
     together, with the same x (n, *input_shape), and get the whole output; where the last layer is split by its output
     and `loss` is one that takes slices of it (`losses.TAKE_SLICES`), each gets its slice, for `ModelParallel.loss`.
-    Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more. Raises InputError
-    as `splits.plan`, and for a network that is split already.
+    Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more.
+
+    It replaces the parameters: make optimizers and `GradientAllReduce` from `network.parameters()` afterwards. Raises
+    InputError as `splits.plan`, for a network that is split already or whose weights are in an optimizer, and when the
+    ranks start from different seeds, weights or splits.
     """
+    _require_untouched(network)
     plan = splits.plan(network, input_shape, comm.size, splits_by_name, split_output=loss in TAKE_SLICES)
+    _require_same_start(network, plan, comm)
     result = ModelParallel(network, plan, comm)
     cuts: dict[int, nn.Parameter] = {}
     for number, step in enumerate(plan.steps):
@@ -200,6 +230,38 @@ def parallelize(
             depart = depart[1:]
         result.axis.move_around(layer, step.division.arrive, depart)
     return result
+
+
+def _require_untouched(network: nn.Module) -> None:
+    """Raises InputError for a network that is split already, or whose weights somebody holds."""
+    if any(module.__class__.__module__.startswith(__package__) for _, module in network.named_modules()):
+        raise InputError("this network is split already: parallelize a serial one")
+    for name, parameter in network.named_parameters():
+        if parameter.flat is not None:
+            raise InputError(
+                f"parallelize replaces the weights, but {name} is already in an optimizer or a GradientAllReduce: "
+                "call parallelize first, then make these from network.parameters()"
+            )
+
+
+def _require_same_start(network: nn.Module, plan: splits.Plan, comm: Communicator) -> None:
+    """Raises InputError on all ranks unless they have the same plan, seed, dtype, and weights that are drawn."""
+    filled = hashlib.sha256()
+    for name, parameter in network.named_parameters():
+        if parameter.is_filled:
+            filled.update(f"{name} {parameter.data.dtype}".encode())
+            filled.update(np.ascontiguousarray(parameter.data).data)
+    facts = {
+        "splits": f"{plan.splits} of {plan.input_shape}",
+        "seed": network.seed,
+        "dtype": str(network.dtype),
+        "weights": filled.hexdigest(),
+    }
+    first, *others = comm.all_gather_object(facts)
+    for rank, of_rank in enumerate(others, start=1):
+        for what, value in first.items():
+            if of_rank[what] != value:
+                raise InputError(f"ranks that share a network start alike, but {what}: rank {rank} is not as rank 0")
 
 
 def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -282,7 +282,10 @@ class Module:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
         for name, values in own.items():
             if tuple(state[name].shape) != values.shape:
-                raise ValueError(f"state_dict: {name} has shape {tuple(state[name].shape)}, expected {values.shape}")
+                found, piece = tuple(state[name].shape), ""
+                if isinstance(values, Parameter) and values.piece is not None:
+                    piece = f", a piece of {values.whole_shape} (see ModelParallel.load_state_dict)"
+                raise ValueError(f"state_dict: {name} has shape {found}, expected {values.shape}{piece}")
         for name, values in own.items():
             # () is all of an array, also of one that is still in a file
             (values.data if isinstance(values, Parameter) else values)[...] = state[name][()]

@@ -86,6 +86,7 @@ def _members(name: str, layers: Mapping[str, nn.Module]) -> list[str]:
 
 def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
     able = [layer for layer, module in layers.items() if ways_of(module)]
+    able += [group for group in GROUPS if any(ways_of(layers[layer]) for layer in _members(group, layers))]
     close = difflib.get_close_matches(name, able, 1)
     suggestion = f"did you mean {close[0]}? " if close else ""
     return f"split {name}={text}: there is no layer {name}; {suggestion}valid are {', '.join(able)}"

@@ -118,6 +118,10 @@ def plan(
 
     Raises InputError for a name or a way that there is none of, with the nearest one that is valid.
     """
+    if not isinstance(input_shape, Sequence):
+        raise InputError(f"input_shape {input_shape!r}: is the shape of one sample, like (64,) or (1, 28, 28)")
+    if splits is not None and not isinstance(splits, Mapping):
+        raise InputError(f'splits {splits!r}: are a dictionary of layers and ways, like {{"fc1": "output"}}')
     shapes = {passed.name: passed for passed in nn.layer_shapes(network, input_shape)}
     if "" in shapes:
         raise InputError(f"a {type(network).__name__} alone cannot be split: put it into a Sequential")

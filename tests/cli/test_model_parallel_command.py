@@ -1,9 +1,11 @@
 """`parallel-dl train --mp`: what it prints, writes, counts and refuses."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_commands import call, mpirun
 
 from parallel_dl import checkpoint
@@ -101,6 +103,18 @@ def test_weights_from_any_split_to_any_other(tmp_path, refused):
     assert "--weights" in refused("mlp", "--weights", tmp_path / "none")
     (tmp_path / "broken").write_text("no weights")
     assert "--weights" in refused("mlp", "--weights", tmp_path / "broken")
+
+
+def test_the_example_is_the_same_run_on_any_ranks():
+    """Alone, and on 2 x 2 ranks."""
+    example = ROOT / "docs" / "examples" / "data_and_model.py"
+    alone, many = call(example, command=[sys.executable]), call("run", "-n", 4, example)
+    assert (alone[0], many[0]) == (0, 0), alone + many
+    ours, theirs = (
+        [float(word.strip("%")) for word in run[1].split() if word[-1] in "%0123456789"] for run in (alone, many)
+    )
+    assert len(ours) == 2 * 10 + 1
+    np.testing.assert_allclose(theirs, ours, rtol=1e-3)
 
 
 def test_inside_a_users_own_mpirun():
