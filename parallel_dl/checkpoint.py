@@ -23,6 +23,8 @@ def require_writable(path: str | os.PathLike) -> Path:
     folder = path.parent
     if path.is_dir():
         raise InputError(f"--output {path}: is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--output {path}: is a device or the like; give the name of a file")
     if not folder.is_dir():
         raise InputError(f"--output {path}: there is no folder {folder}")
     try:
@@ -38,7 +40,7 @@ def save(path: str | os.PathLike, state: Mapping[str, np.ndarray], facts: Mappin
     """Writes the weights atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata."""
     from safetensors.numpy import save_file
 
-    path = require_writable(path)
+    path = require_writable(path).resolve()  # a link stays one: what it leads to is written
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".parallel_dl-")
     os.close(handle)
     try:
@@ -53,17 +55,22 @@ def save(path: str | os.PathLike, state: Mapping[str, np.ndarray], facts: Mappin
             os.unlink(partial)
 
 
+_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}  # those we read, by their names in the file
+
+
 class Stored:
     """A weight in a file: its `shape`, and of its values those that are asked for, which alone are read."""
 
     def __init__(self, name: str, file: Any) -> None:
         self._name, self._file = name, file
-        self.shape = tuple(file.get_slice(name).get_shape())
+        described = file.get_slice(name)
+        self.shape, self.kind = tuple(described.get_shape()), described.get_dtype()
 
     def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
         """The slices (start, stop) of its first axes; () is all of it."""
         if any(part.start == part.stop for part in piece):  # which the file's own slicing refuses at the end
-            return self._file.get_tensor(self._name)[piece]
+            lengths = [part.stop - part.start for part in piece]
+            return np.empty((*lengths, *self.shape[len(lengths) :]), _DTYPES[self.kind])
         return self._file.get_slice(self._name)[piece] if piece else self._file.get_tensor(self._name)
 
 
@@ -80,7 +87,8 @@ def read(path: str | os.PathLike) -> dict[str, Stored]:
 
 def require_fits(path: str | os.PathLike, network: Module) -> None:
     """Raises InputError unless the file has the network's parameters and buffers, and no others."""
-    stored = {name: weight.shape for name, weight in read(path).items()}
+    weights = read(path)
+    stored = {name: weight.shape for name, weight in weights.items()}
     needed = {name: parameter.shape for name, parameter in network.named_parameters()}
     needed |= {name: buffer.shape for name, buffer in network.named_buffers()}
     for name in [*needed, *(other for other in stored if other not in needed)]:
@@ -90,6 +98,8 @@ def require_fits(path: str | os.PathLike, network: Module) -> None:
             raise InputError(f"--weights {path}: has {name}, which this network has not")
         if stored[name] != needed[name]:
             raise InputError(f"--weights {path}: {name} has shape {stored[name]}, this network needs {needed[name]}")
+        if weights[name].kind not in _DTYPES:
+            raise InputError(f"--weights {path}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:

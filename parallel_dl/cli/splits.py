@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parallel_dl.errors import InputError
+from parallel_dl.launch.run import MOST_RANKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
     ranks = 1 if mp is None else mp
     if ranks < 1:
         raise InputError(f"--mp {ranks}: must be at least 1")
+    if ranks > MOST_RANKS:
+        raise InputError(f"--mp {ranks}: at most {MOST_RANKS}")
     if split and ranks == 1:
         raise InputError(f"--split {split[0]}: belongs to --mp N with N above 1")
     return ranks

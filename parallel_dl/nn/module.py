@@ -155,7 +155,7 @@ class Module:
                 value._owner = (weakref.ref(self), name)
         elif isinstance(value, Module):
             self._modules[name] = value
-            if value._parent is None:
+            if value._parent is None or value._parent[0]() is None:
                 value.__dict__["_parent"] = (weakref.ref(self), name)
         object.__setattr__(self, name, value)
 

@@ -18,7 +18,9 @@ def resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], rank
     layers = {name: passed.layer for name, passed in shapes.items()}
     of_groups: dict[str, Way] = {}
     own: dict[str, Way] = {}
-    for name, text in splits.items():
+    for name, text in sorted(splits.items(), key=lambda split: str(split[0]).count(".")):  # inner groups count more
+        if not isinstance(name, str):
+            raise InputError(f"split {name!r}={text}: the name of a layer is a string, like '0' or 'fc1'")
         way, members = Way.parse(text), _members(name, layers)
         if name in layers and (not members or (way is not None and can(layers[name], way))):
             own[name] = _own_way(name, text, layers, ranks)

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from safetensors.numpy import save_file
 from test_commands import call, mpirun
 
 from parallel_dl import checkpoint
@@ -103,6 +105,18 @@ def test_weights_from_any_split_to_any_other(tmp_path, refused):
     assert "--weights" in refused("mlp", "--weights", tmp_path / "none")
     (tmp_path / "broken").write_text("no weights")
     assert "--weights" in refused("mlp", "--weights", tmp_path / "broken")
+    save_file({name: array.astype(bool) for name, array in checkpoint.load(file).items()}, tmp_path / "bool")
+    assert "conv1.weight is BOOL; valid are F16, F32, F64" in refused("alexnet_small", "--weights", tmp_path / "bool")
+
+
+def test_output_is_a_file_or_a_link_to_one(tmp_path, refused):
+    assert "--output /dev/null" in refused("mlp", "--output", "/dev/null")
+    assert not Path("/dev/null").is_file()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there")
+    checkpoint.save(link, {"a": np.ones(2)}, {})
+    assert link.is_symlink()
+    assert checkpoint.load(tmp_path / "there")["a"].tolist() == [1, 1]
 
 
 def test_the_example_is_the_same_run_on_any_ranks():
@@ -132,6 +146,7 @@ def test_inside_a_users_own_mpirun():
     ("flags", "words"),
     [
         (("mlp", "--mp", "0"), ("--mp 0", "at least 1")),
+        (("mlp", "--mp", "1025"), ("--mp 1025", "at most 1024")),
         (("mlp", "--mp", "2", "--split", "fc1"), ("--split fc1", "LAYER=HOW")),
         (("mlp", "--split", "fc1=output"), ("--split fc1=output", "--mp")),
         (("mlp", "--mp", "2", "--split", "fc9=output"), ("--split fc9=output", "no layer fc9", "fc1, fc2, fc3")),
