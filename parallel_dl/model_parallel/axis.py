@@ -55,12 +55,15 @@ class ModelAxis:
             x = _make(move, x, comm)
         return x
 
-    def move_around(self, layer: Module, arrive: Moves, depart: Moves) -> None:
-        """Lets x make the moves `arrive` before each forward of the layer, and its result `depart` behind it."""
+    def move_around(self, layer: Module, arrive: Moves, depart: Moves, name: str | None = None) -> None:
+        """Lets x make the moves `arrive` before each forward of the layer, and its result `depart` behind it.
+
+        `name` is the layer's in the whole network, by default as it is then.
+        """
         if arrive:
-            layer.register_forward_pre_hook(lambda module, x: (self.make(arrive, x[0], name_of(module)),))
+            layer.register_forward_pre_hook(lambda module, x: (self.make(arrive, x[0], name or name_of(module)),))
         if depart:
-            layer.register_forward_hook(lambda module, x, y: self.make(depart, y, name_of(module)))
+            layer.register_forward_hook(lambda module, x, y: self.make(depart, y, name or name_of(module)))
 
     def free(self) -> None:
         """Gives the grids' communicators back (collective)."""

@@ -62,19 +62,29 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
     """`loss`, one of TAKE_SLICES, for scores (n, own) of which each rank has `sizes[rank]` classes; whole targets."""
     own, classes = slices(sizes)[comm.rank], sum(sizes)
 
+    def require(name: str, scores: Any, targets: np.ndarray, *shapes: tuple[int, ...]) -> None:
+        """Refuses, on every rank, what the loss of whole scores refuses."""
+        if targets.shape not in shapes:
+            raise ValueError(f"{name}: scores {(len(scores), classes)} do not fit targets {targets.shape}")
+
     def cross_entropy(logits: Any, targets: Any, total: float | None = None) -> Tensor:
         targets = _array(targets)
+        require("cross_entropy", logits, targets, (len(logits),))
+        if targets.dtype.kind not in "iu":
+            raise ValueError(f"cross_entropy: targets must be integers, not {targets.dtype}")
         given = max(targets.size, 1) if total is None else total
         return split_cross_entropy(logits, targets=targets, comm=comm, first=own.start, classes=classes, total=given)
 
     def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tensor:
         targets = _array(targets)
+        require("logistic_loss", logits, targets, (len(logits),), (len(logits), classes))
         if targets.ndim == 1:
             targets = one_hot(targets, classes)
         return nn.logistic_loss(logits, targets[:, own], total)
 
     def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:
         targets = _array(targets)
+        require("mse", predictions, targets, (len(predictions), classes))
         return nn.mse(predictions, targets[:, own], max(targets.size, 1) if total is None else total)
 
     of_slices: dict[Loss, Loss] = {nn.cross_entropy: cross_entropy, nn.logistic_loss: logistic_loss, nn.mse: mse}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from parallel_dl import nn, splits
+from parallel_dl.autograd import Tensor, is_grad_enabled
 from parallel_dl.errors import InputError
 from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.model_parallel.convolution import (
@@ -21,7 +23,7 @@ from parallel_dl.model_parallel.convolution import (
 from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel_dl.model_parallel.losses import TAKE_SLICES, Loss, is_summand, split_loss
 from parallel_dl.model_parallel.normalization import SplitDropout, SplitLocalResponseNorm, TiledBatchNorm
-from parallel_dl.model_parallel.pieces import become, cut, cut_buffer
+from parallel_dl.model_parallel.pieces import become, cut, cut_buffer, separate
 from parallel_dl.model_parallel.towers import MeetingBranches, TowerBranches
 from parallel_dl.mpi import Communicator
 from parallel_dl.splits.placement import Shape, Sliced, Tiled, slices
@@ -207,29 +209,48 @@ def parallelize(
     ranks start from different seeds, weights or splits.
     """
     _require_untouched(network)
+    separate(network)
     plan = splits.plan(network, input_shape, comm.size, splits_by_name, split_output=loss in TAKE_SLICES)
     _require_same_start(network, plan, comm)
     result = ModelParallel(network, plan, comm)
-    cuts: dict[int, nn.Parameter] = {}
+    cuts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # id -> the whole one, so that it is no other's, our piece
+    places = Counter(id(step.layer) for step in plan.steps)
     for number, step in enumerate(plan.steps):
         depart = step.division.depart + (plan.finish if number == len(plan.steps) - 1 else ())
         layer = _layer_for(step, result)
+        if layer is step.layer and places[id(layer)] > 1 and not isinstance(layer, nn.Dropout):
+            layer = become(layer, type(layer))  # in each of its places it makes other moves
         if layer is not step.layer:
             parent, name = _place(network, step.name)
             parent.replace(name, layer)
+            layer.__dict__["_parent"] = step.layer._parent  # of several places it has the name of the first
         for name, pieces in step.division.pieces.items():
             if name in layer._buffers:
                 cut_buffer(layer, name, pieces[comm.rank])
             else:
                 whole = layer._parameters[name]
+                if whole.piece is not None:  # in an earlier place of the same layer
+                    continue
                 if id(whole) not in cuts:
-                    cuts[id(whole)] = cut(whole, pieces[comm.rank])
-                layer.replace(name, cuts[id(whole)])
+                    cuts[id(whole)] = whole, cut(whole, pieces[comm.rank])
+                for one in (layer, step.layer):  # the plan knows the serial layer: it is not to keep whole weights
+                    one.replace(name, cuts[id(whole)][1])
         # these two make their all-reduce themselves: the bias is added behind it
         if isinstance(layer, RowParallelLinear | ChannelParallelConv2d):
             depart = depart[1:]
-        result.axis.move_around(layer, step.division.arrive, depart)
+        result.axis.move_around(layer, step.division.arrive, depart, step.name)
+    network.register_forward_hook(_able_to_go_back)
     return result
+
+
+def _able_to_go_back(network: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor:
+    """The output, from which backward can start also on a rank whose weights have no part in it.
+
+    It has none of the filters or towers, but the others wait for it in backward.
+    """
+    if not is_grad_enabled() or (isinstance(output, Tensor) and output.requires_grad):
+        return output
+    return Tensor(output.data if isinstance(output, Tensor) else output, requires_grad=True)
 
 
 def _require_untouched(network: nn.Module) -> None:

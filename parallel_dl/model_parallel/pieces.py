@@ -14,12 +14,34 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 def become(layer: nn.Module, kind: type[Layer], **attributes: Any) -> Layer:
     """A module of another kind with the layer's weights and settings, and these attributes more."""
-    state = {name: copy.copy(value) if isinstance(value, dict | list) else value for name, value in vars(layer).items()}
+    owners = {name: parameter._owner for name, parameter in layer._parameters.items()}
     new = kind.__new__(kind)
-    new.__setstate__({**state, "_parent": None})
+    new.__setstate__({**_state(layer), "_parent": None})
+    for name, owner in owners.items():
+        if owner is not None and owner[0]() is not layer:  # it is tied to another layer's, whose name it has
+            new._parameters[name]._owner = owner
     for name, value in attributes.items():
         setattr(new, name, value)
     return new
+
+
+def separate(module: nn.Module, seen: set[int] | None = None) -> None:
+    """Gives every place in the network a Sequential or Branches of its own, where one is used in several.
+
+    What is in it stays the same, and keeps the name of the first place.
+    """
+    seen = set() if seen is None else seen
+    for name, child in list(module._modules.items()):
+        if child._modules and id(child) in seen:
+            again = type(child).__new__(type(child))
+            again.__dict__.update(_state(child))
+            module.replace(name, again)
+        seen.add(id(child))
+        separate(module._modules[name], seen)
+
+
+def _state(layer: nn.Module) -> dict[str, Any]:
+    return {name: copy.copy(value) if isinstance(value, dict | list) else value for name, value in vars(layer).items()}
 
 
 def cut(parameter: nn.Parameter, piece: Piece) -> nn.Parameter:

@@ -114,7 +114,8 @@ def plan(
     `splits` maps names of layers to ways (`ways`), like {"fc1": "output", "fc2": "input", "features": "rows"}. A name
     may also be that of a Sequential, or "features" and "classifier" for the layers before and behind the first Flatten:
     then it is for all layers in it that can be split so, unless they are named themselves. Without `splits` there is a
-    default. With `split_output` False the output is made whole: a loss of the user's own takes no slices.
+    default. With `split_output` False the output is made whole: a loss of the user's own takes no slices. So it is when
+    it has more axes than (samples, classes).
 
     Raises InputError for a name or a way that there is none of, with the nearest one that is valid.
     """
@@ -131,7 +132,8 @@ def plan(
     output = walk.walk(network, "", Whole(), constant=True)
     last = walk.steps[-1] if walk.steps else None
     finish: Moves = ()
-    if isinstance(output, Tiled) or not (split_output or isinstance(output, Whole)):
+    slices_fit = split_output and last is not None and len(last.output) == 1  # (samples, classes)
+    if isinstance(output, Tiled) or not (slices_fit or isinstance(output, Whole)):
         finish = to_whole(output, ranks, replicated=True)
         if last is not None and last.way is not None and last.way.ending == "split":
             raise InputError(
@@ -258,7 +260,9 @@ class _Walk:
 
 def _passes_arrays(layer: nn.Module) -> bool:
     """Whether it gives an array for an array: what comes out has no gradient, either."""
-    return isinstance(layer, nn.Flatten | nn.Identity)
+    if computes_as(layer, nn.Sequential):
+        return all(map(_passes_arrays, layer._modules.values()))
+    return isinstance(layer, nn.Flatten | nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
 
 
 def _on_one(layer: nn.Module, owner: int, ranks: int) -> Division:
