@@ -44,7 +44,7 @@ class Case:
     def experiment(self, batch_size=5, steps=5, samples=14):
         output = nn.output_shape(self.build(), self.shape)
         random = np.random.default_rng(1)
-        x, y = random.standard_normal((samples, *self.shape)), random.integers(0, output[0], samples)
+        x, y = random.standard_normal((samples, *self.shape)), random.integers(0, output[-1], (samples, *output[:-1]))
         if self.loss is nn.mse:
             y = random.standard_normal((samples, *output))
         return Experiment(self.build, x, y, self.optimizer, batch_size, steps, loss=self.loss)
@@ -131,10 +131,24 @@ FULLY = {
             "last": nn.BatchNorm1d(3, affine=False),
         },
     ),
+    "constant for long": chain(
+        {"fc": "output"},
+        (1, 5),
+        lambda: {"first": nn.Sequential(nn.Flatten(), nn.Dropout(0)), "same": nn.Identity(), "fc": nn.Linear(5, 3)},
+    ),
     "tied outputs": chain({"a": "output", "b": "output"}, (5,), lambda: tied(nn.Linear, 5, 5)),
     "tied inputs": chain({"a": "input", "b": "input"}, (5,), lambda: tied(nn.Linear, 5, 5)),
     "tied, not split": chain(
         {"fc": "output"}, (5,), lambda: tied(nn.Linear, 5, 5) | {"fc": nn.Linear(5, 7), "back": nn.Linear(7, 3)}
+    ),
+    "one layer twice": chain({"a": "output", "c": "output"}, (5,), lambda: twice(nn.Linear(5, 5)), loss=own_loss),
+    "one unsplit layer twice": chain(
+        {"fc": "output"}, (5,), lambda: {"fc": nn.Linear(5, 5), **twice(nn.Linear(5, 5)), "norm": nn.LayerNorm(5)}
+    ),
+    "one block twice": chain(
+        {"a": "output", "c": "output"},
+        (5,),
+        lambda: twice(nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.ReLU(), nn.Dropout(0.3)))),
     ),
     "one dropout twice": chain({"fc": "output"}, (5,), lambda: {**twice(nn.Dropout(0.3)), "fc": nn.Linear(5, 5)}),
 }
@@ -236,6 +250,12 @@ CONVOLUTIONS = {
     "rows at the end": chain({"conv": "rows"}, (3, 5, 1), lambda: {"conv": nn.Conv2d(3, 4, 3, padding=1)}, loss=nn.mse),
     "filters at the end": chain(
         {"conv": "filters"}, (3, 3, 1), lambda: {"conv": nn.Conv2d(3, 4, 3, padding=1)}, loss=nn.mse
+    ),
+    "classes of pixels": chain(
+        {"conv": "filters"}, (3, 3, 4), lambda: {"conv": nn.Conv2d(3, 5, 3, padding=1, bias=False)}
+    ),
+    "classes of pixels in rows": chain(
+        {"conv": "rows"}, (3, 5, 4), lambda: {"conv": nn.Conv2d(3, 2, 3, padding=1, bias=False)}
     ),
     "tied, rows": images({"a": "rows", "b": "rows"}, (3, 7, 4), lambda: tied(nn.Conv2d, 3, 3, 3, padding=1)),
     "tied, filters": images({"a": "filters", "b": "filters"}, (3, 5, 4), lambda: tied(nn.Conv2d, 3, 3, 3, padding=1)),
@@ -471,6 +491,13 @@ BRANCHES = {
         (5,),
         lambda: {"fc": nn.Linear(5, 4), "both": nn.Branches(a=nn.Linear(4, 3), b=block(nn.Linear(4, 3), nn.Tanh()))},
     ),
+    "towers alone": chain(
+        {"both": "towers"}, (5,), lambda: {"both": nn.Branches(nn.Linear(5, 3), block(nn.Linear(5, 3), nn.Tanh()))}
+    ),
+    "towers alone, concatenated": chain(
+        {"both": "towers"}, (5,), lambda: {"both": nn.Branches(nn.Linear(5, 3), nn.Linear(5, 2), join="concatenate")}
+    ),
+    "tower around": chain({"both": "towers"}, (5,), lambda: {"both": nn.Branches(nn.Linear(5, 5), nn.Identity())}),
     "towers last": chain(
         {"both": "towers"},
         (5,),

@@ -15,6 +15,7 @@ MANY = (
     "channels",
     "towers, 3",
     "rows, kernel larger than a slab",
+    "filters at the end",
     "rows, few",
     "rows-columns",
     "2x4",
@@ -26,6 +27,8 @@ MANY = (
     "towers, concatenate of 5",
     "ends differ, concatenated",
 )
+# those of which a third rank has nothing
+FEW = ["towers alone", "towers alone, concatenated", "tower around"]
 
 
 def able(names, ranks):
@@ -39,7 +42,7 @@ def test_on_two_ranks(comm, name):
 
 
 @pytest.mark.ranks(3)
-@pytest.mark.parametrize("name", able([*CONVOLUTIONS, *LAYERS], 3)[::2] + able([*FULLY, *BRANCHES], 3)[1::2])
+@pytest.mark.parametrize("name", able([*CONVOLUTIONS, *LAYERS], 3)[::2] + able([*FULLY, *BRANCHES], 3)[1::2] + FEW)
 def test_on_three_ranks(comm, name):
     check(comm, name)
 
