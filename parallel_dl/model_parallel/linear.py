@@ -18,7 +18,7 @@ from typing import Any
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError, unknown_name
-from parallel_dl.model_parallel.axis import ModelAxis, summed
+from parallel_dl.model_parallel.axis import ModelAxis, name_of, summed
 from parallel_dl.model_parallel.pieces import cut
 from parallel_dl.mpi import Communicator
 from parallel_dl.splits.moves import to_split, to_whole
@@ -73,6 +73,8 @@ class RowParallelLinear(nn.Linear):
     """
 
     comm: Communicator
+    label: str | None = None
+    """what the ledger enters its sum under; None for its name in the whole network"""
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class RowParallelLinear(nn.Linear):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        y = summed(ops.linear(x, self.weight), self.comm)
+        y = summed(ops.linear(x, self.weight), self.comm.labelled(self.label or name_of(self)))
         return y if self.bias is None else ops.add(y, self.bias)
 
     def describe(self) -> str:

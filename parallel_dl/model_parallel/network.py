@@ -88,6 +88,13 @@ class ModelParallel:
             return output
         return self.comm.labelled("output").all_gather(output, 1, self._output_sizes)
 
+    def require(self, network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Raises InputError for samples of another shape than the network was divided for: tiles would be others."""
+        if tuple(arguments[0].shape[1:]) != self.plan.input_shape:
+            shape = ", ".join(map(str, self.plan.input_shape))
+            raise network.input_error(arguments[0], f"but it is divided for samples of ({shape})")
+        return arguments
+
     # -- whole weights ---------------------------------------------------------------------------------------------
     def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Whole arrays, on every rank, from each rank's pieces, by the name of their parameter or buffer.
@@ -141,7 +148,7 @@ class ModelParallel:
         return self.pieces[name][self.comm.rank] if name in self.pieces else ()
 
     def sha256(self) -> str:
-        """A digest of all whole weights by name, on every rank; no rank ever holds a whole weight for it."""
+        """A digest of all whole weights by name, on every rank; rank 0 holds about 64 MiB of a weight at a time for it."""
         digest = hashlib.sha256()
         for name, array in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {array.dtype.str} {self._shapes[name]}\n".encode())
@@ -239,6 +246,7 @@ def parallelize(
         if isinstance(layer, RowParallelLinear | ChannelParallelConv2d):
             depart = depart[1:]
         result.axis.move_around(layer, step.division.arrive, depart, step.name)
+    network.register_forward_pre_hook(result.require)
     network.register_forward_hook(_able_to_go_back)
     return result
 
@@ -255,7 +263,7 @@ def _able_to_go_back(network: nn.Module, arguments: tuple[Any, ...], output: Any
 
 def _require_untouched(network: nn.Module) -> None:
     """Raises InputError for a network that is split already, or whose weights somebody holds."""
-    if any(module.__class__.__module__.startswith(__package__) for _, module in network.named_modules()):
+    if any(isinstance(getattr(hook, "__self__", None), ModelParallel) for hook in network._before_forward):
         raise InputError("this network is split already: parallelize a serial one")
     for name, parameter in network.named_parameters():
         if parameter.flat is not None:
@@ -301,7 +309,7 @@ def _layer_for(step: splits.Step, result: ModelParallel) -> nn.Module:
     if isinstance(layer, nn.Linear) and step.way is not None:
         if step.way.name == "output":
             return become(layer, ColumnParallelLinear)
-        return become(layer, RowParallelLinear, comm=comm)
+        return become(layer, RowParallelLinear, comm=comm, label=step.name)
     if isinstance(layer, nn.Conv2d):
         if isinstance(division.detail, Tiling):
             window = division.detail.at(rank)
