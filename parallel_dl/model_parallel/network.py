@@ -148,7 +148,7 @@ class ModelParallel:
         return self.pieces[name][self.comm.rank] if name in self.pieces else ()
 
     def sha256(self) -> str:
-        """A digest of all whole weights by name, on every rank; rank 0 holds about 64 MiB of a weight at a time for it."""
+        """A digest of all whole weights by name, on every rank; rank 0 gets about 64 MiB of a weight at a time."""
         digest = hashlib.sha256()
         for name, array in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {array.dtype.str} {self._shapes[name]}\n".encode())
@@ -263,7 +263,8 @@ def _able_to_go_back(network: nn.Module, arguments: tuple[Any, ...], output: Any
 
 def _require_untouched(network: nn.Module) -> None:
     """Raises InputError for a network that is split already, or whose weights somebody holds."""
-    if any(isinstance(getattr(hook, "__self__", None), ModelParallel) for hook in network._before_forward):
+    hooks = [hook for _, module in network.named_modules() for hook in module._before_forward]
+    if any(isinstance(getattr(hook, "__self__", None), ModelParallel) for hook in hooks):
         raise InputError("this network is split already: parallelize a serial one")
     for name, parameter in network.named_parameters():
         if parameter.flat is not None:

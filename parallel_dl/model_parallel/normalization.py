@@ -59,6 +59,8 @@ class TiledBatchNorm(nn.BatchNorm):
             return ops.batch_norm(x, weight, bias, eps=self.eps, mean=mean, variance=variance)
 
         def total(sums: np.ndarray) -> np.ndarray:
+            if self.comm.is_freed:
+                raise RuntimeError("backward of a batch norm whose communicator was freed: run it before free()")
             of_tiles = self.comm.all_reduce(sums)
             return of_tiles if self.total is None else self.total(of_tiles)
 

@@ -32,7 +32,8 @@ class TowerBranches(nn.Branches):
             return Tensor(np.zeros((x.shape[0], channels, *self.output_shape[1:]), dtype))
         if self.join == "concatenate":
             return ops.concatenate(*outputs, axis=1)
-        return functools.reduce(ops.add, outputs)
+        total = functools.reduce(ops.add, outputs)
+        return total if isinstance(total, Tensor) else Tensor(total)  # an Identity alone, on the network's input
 
     def describe(self) -> str:
         return f"{self.join}, of which this rank runs {', '.join(map(str, self.own)) or 'none'}"

@@ -58,9 +58,18 @@ def movement(function: Callable | None = None, *, collective: bool = False, root
 
     def on_arrays(x: Any, *, comm: Communicator, **static: Any) -> Any:
         value, pullback = function(x, comm, **static)
-        if collective:
-            return value, (lambda g: pullback(np.asarray(g, value.dtype)),)
-        return value, (pullback,)
+        if not collective:
+            return value, (pullback,)
+
+        def together(g: Array) -> Array:
+            if comm.is_freed:
+                raise RuntimeError(
+                    f"backward of a {name} whose communicator was freed: run it before free(), "
+                    "and a forward without backward under no_grad()"
+                )
+            return pullback(np.asarray(g, value.dtype))
+
+        return value, (together,)
 
     operation = primitive(on_arrays, collective=collective)
 

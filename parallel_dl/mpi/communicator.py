@@ -148,6 +148,11 @@ class Communicator:
                 other.mpi = MPI.COMM_NULL
 
     @property
+    def is_freed(self) -> bool:
+        """Whether `free()` was called: it is no communicator any more."""
+        return self.mpi == MPI.COMM_NULL
+
+    @property
     def is_one_node(self) -> bool:
         """Whether all ranks can share memory. Collective when first asked, then remembered."""
         if self._shared.one_node is None:

@@ -15,7 +15,7 @@ from parallel_dl import nn
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits.default import default_splits
-from parallel_dl.splits.moves import AllReduce, Message, Moves, to_whole
+from parallel_dl.splits.moves import AllReduce, Gather, Message, Moves, to_whole
 from parallel_dl.splits.names import resolve
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
 from parallel_dl.splits.rules import Division, Piece, Site, divide
@@ -135,10 +135,11 @@ def plan(
     slices_fit = split_output and last is not None and len(last.output) == 1  # (samples, classes)
     if isinstance(output, Tiled) or not (slices_fit or isinstance(output, Whole)):
         finish = to_whole(output, ranks, replicated=True)
-        if last is not None and last.way is not None and last.way.ending == "split":
+        left = walk.left_split
+        if left is not None and left.way is not None:
             raise InputError(
-                f"split {last.name}={last.way}: leaves its output split, but the loss needs it whole; "
-                f"valid is {last.name}={last.way.name}"
+                f"split {left.name}={left.way}: leaves its output split, but the loss needs it whole; "
+                f"valid is {left.name}={left.way.name}"
             )
     _require_equal_ties(walk.steps)
     canonical = {name: str(Way.parse(text)) for name, text in splits.items()}
@@ -180,28 +181,30 @@ class _Walk:
                 f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"
             )
         division = divide(site, name)
-        if self.left_split is not None and (division.arrive or division.after != before):
-            self._require_left(name, way, division)
+        self._take_left_split(name, division.arrive)
+        if division.after != before:
+            self.left_split = None
         if way is not None and way.ending == "whole":
             moves = to_whole(division.after, self.ranks, replicated=True)
             division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)
         self._add(Step(name, layer, way, passed.input, passed.output, before, division, constant))
         return division.after
 
-    def _require_left(self, name: str, way: Way | None, division: Division) -> None:
-        """What was asked to be left split has come to a layer that does not take it as it is."""
-        left, self.left_split = self.left_split, None
-        assert left is not None
-        if not division.arrive:
+    def _take_left_split(self, name: str, moves: Moves) -> None:
+        """Refuses moves, in front of the layer `name`, of what was asked to be left split."""
+        left = self.left_split
+        if left is None or not moves:
             return
-        layer = self.shapes[name].layer
+        assert left.way is not None
+        layer, way = self.shapes[name].layer, self.ways.get(name)
         takes: dict[type[nn.Module], str] = {nn.Linear: "input", nn.Conv2d: "channels"}
         other = next((how for kind, how in takes.items() if isinstance(layer, kind) and how in ways_of(layer)), None)
         instead = f", or {name}={other} with it" if other and (way is None or way.name != other) else ""
-        assert left.way is not None
+        whole = any(isinstance(move, Gather) for move in moves)
+        needs, does = ("it whole", "gathers") if whole else ("other slices of it", "moves")
         raise InputError(
-            f"split {left.name}={left.way}: leaves its output split, but {name} needs it whole; "
-            f"valid are {left.name}={left.way.name}, which gathers it{instead}"
+            f"split {left.name}={left.way}: leaves its output split, but {name} needs {needs}; "
+            f"valid are {left.name}={left.way.name}, which {does} it{instead}"
         )
 
     def _add(self, step: Step) -> None:
@@ -211,17 +214,21 @@ class _Walk:
 
     def _branches(self, module: nn.Branches, name: str, before: Placement, constant: bool) -> Placement:
         """Every rank does its part of every branch."""
-        endings = []
+        endings: list[Ending] = []
+        left: list[Step | None] = []
         for child, branch in module._modules.items():
             below = _below(name, child)
             end = self.walk(branch, below, before, constant)
             moves = to_whole(end, self.ranks, replicated=True)
             endings.append(Ending(end, nn.output_shape(branch, self.shapes[name].input), moves))
-        self.left_split = None
+            left.append(self.left_split)
+            self.left_split = None
         after = endings[0].placement
         alike = all(ending.placement == after for ending in endings)
         if not alike or (module.join == "concatenate" and isinstance(after, Sliced)):
             after, joined = Whole(), tuple(endings)
+            for self.left_split, ending in zip(left, endings):
+                self._take_left_split(name, ending.moves)
         else:
             joined = ()
         passed = self.shapes[name]
@@ -247,10 +254,14 @@ class _Walk:
                     Step(inner.name, inner.layer, None, inner.input, inner.output, Whole(), division, owner=owner)
                 )
             widths[owner] += nn.output_shape(branch, passed.input)[0]
-        division = Division(to_whole(before, self.ranks, replicated=False), Sliced(tuple(widths)), detail=tuple(owners))
+        arrive = to_whole(before, self.ranks, replicated=False)
+        self._take_left_split(name, arrive)
+        division = Division(arrive, Sliced(tuple(widths)), detail=tuple(owners))
         if module.join == "sum":
             depart = (AllReduce(Grid(self.ranks, 1), "model"),)
             division = dataclasses.replace(division, made=Whole(), after=Whole(), depart=depart)
+            if way.ending is not None:
+                raise InputError(f"split {name}={way}: a sum of branches is whole; valid is {name}={way.name}")
         elif way.ending == "whole":
             moves = to_whole(division.after, self.ranks, replicated=True)
             division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)
@@ -270,8 +281,9 @@ def _on_one(layer: nn.Module, owner: int, ranks: int) -> Division:
     pieces: dict[str, tuple[Piece, ...]] = {}
     if isinstance(layer, nn.Branches):
         return Division((), Whole())
-    lengths = {name: parameter.shape[0] for name, parameter in layer.named_parameters()}
-    lengths |= {name: len(array) for name, array in layer.named_buffers()}
+    shapes = {name: parameter.shape for name, parameter in layer.named_parameters()}
+    shapes |= {name: array.shape for name, array in layer.named_buffers()}
+    lengths = {name: shape[0] for name, shape in shapes.items() if shape}
     for name, length in lengths.items():
         pieces[name] = tuple((part,) for part in slices([length * (rank == owner) for rank in range(ranks)]))
     return Division((), Whole(), pieces=pieces)

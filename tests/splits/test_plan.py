@@ -195,8 +195,8 @@ def test_grids():
         ),
         (
             {"conv1": "filters:split", "conv2": "rows"},
-            "split conv1=filters:split: leaves its output split, but conv2 needs it whole; "
-            "valid are conv1=filters, which gathers it",
+            "split conv1=filters:split: leaves its output split, but conv2 needs other slices of it; "
+            "valid are conv1=filters, which moves it",
         ),
         ({1: "output"}, "split 1=output: the name of a layer is a string, like '0' or 'fc1'"),
         ([("fc1", "output")], "are a dictionary of layers and ways"),
@@ -397,3 +397,32 @@ def test_shares_of_a_layer_add_up_to_it():
         parts = [planned.layer_parameters(rank) for rank in range(ranks)]
         assert {name: sum(part[name] for part in parts) for name in whole} == whole
         assert sum(planned.parameters(rank) for rank in range(ranks)) == 60_965_224
+
+
+def test_what_is_left_split_has_to_stay_so():
+    """`:split` is refused wherever the slices would have to be moved."""
+    linear, relu, identity = nn.Linear, nn.ReLU, nn.Identity
+    for network, given in (
+        (nn.Sequential(linear(6, 6), linear(6, 3)), {"0": "output:split"}),
+        (nn.Sequential(linear(6, 6), relu(), linear(6, 3)), {"0": "output:split", "2": "output"}),
+        (nn.Sequential(linear(6, 6), nn.Branches(identity(), linear(6, 6))), {"0": "output:split", "1": "towers"}),
+        (nn.Sequential(nn.Branches(linear(6, 6), identity())), {"0.0": "output:split"}),
+        (nn.Sequential(nn.Branches(identity(), linear(6, 6))), {"0.1": "output:split"}),
+    ):
+        with pytest.raises(InputError, match="output:split: leaves its output split, but"):
+            plan(network, (6,), 2, given)
+    with pytest.raises(InputError, match="but the loss needs it whole"):
+        plan(nn.Sequential(linear(6, 3), relu()), (6,), 2, {"0": "output:split"}, split_output=False)
+    with pytest.raises(InputError, match="a sum of branches is whole; valid is 0=towers"):
+        plan(nn.Sequential(nn.Branches(linear(6, 6), identity())), (6,), 2, {"0": "towers:split"})
+    assert plan(nn.Sequential(linear(6, 6), relu(), linear(6, 3)), (6,), 2, {"0": "output:split", "2": "input"}).ranks
+
+
+def test_inner_groups_count_more_in_either_order():
+    network = nn.Sequential(features=nn.Sequential(a=nn.Sequential(nn.Linear(6, 6)), b=nn.Linear(6, 3)))
+    given = {"features.a": "input", "features": "output"}
+    for order in (given, dict(reversed(given.items()))):
+        ways = {step.name: str(step.way) for step in plan(network, (6,), 2, order).steps}
+        assert ways == {"features.a.0": "input", "features.b": "output"}
+    with pytest.raises(InputError, match="the name of a layer is a string"):
+        plan(network, (6,), 2, {0: "output"})
