@@ -67,11 +67,14 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
         if targets.shape not in shapes:
             raise ValueError(f"{name}: scores {(len(scores), classes)} do not fit targets {targets.shape}")
 
+    def require_integers(name: str, targets: np.ndarray) -> None:
+        if targets.dtype.kind not in "iu":
+            raise ValueError(f"{name}: targets without an axis of classes must be integers, not {targets.dtype}")
+
     def cross_entropy(logits: Any, targets: Any, total: float | None = None) -> Tensor:
         targets = _array(targets)
         require("cross_entropy", logits, targets, (len(logits),))
-        if targets.dtype.kind not in "iu":
-            raise ValueError(f"cross_entropy: targets must be integers, not {targets.dtype}")
+        require_integers("cross_entropy", targets)
         given = max(targets.size, 1) if total is None else total
         return split_cross_entropy(logits, targets=targets, comm=comm, first=own.start, classes=classes, total=given)
 
@@ -79,6 +82,7 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
         targets = _array(targets)
         require("logistic_loss", logits, targets, (len(logits),), (len(logits), classes))
         if targets.ndim == 1:
+            require_integers("logistic_loss", targets)
             targets = one_hot(targets, classes)
         return nn.logistic_loss(logits, targets[:, own], total)
 
