@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -530,7 +531,14 @@ GROUPS = {
     "nested default": Case(nested, None, (2, 8, 6)),
 }
 
-CASES = FULLY | CONVOLUTIONS | LAYERS | BRANCHES | GROUPS
+FAMILIES = {
+    "fully connected": FULLY,
+    "convolutions": CONVOLUTIONS,
+    "layers": LAYERS,
+    "branches": BRANCHES,
+    "groups": GROUPS,
+}
+CASES = {name: case for family in FAMILIES.values() for name, case in family.items()}
 
 
 # -- holding one against the serial run -----------------------------------------------------------------------------
@@ -548,4 +556,14 @@ def check(comm: Communicator, name: str, dp: int = 1, batch_size: int = 5, micro
     layout = Layout(dp, mp, microbatches, case.splits)
     parallel = record(case.experiment(batch_size), layout, Mesh(comm, data=dp, model=mp))
     if comm.rank == 0:
-        assert_same(serial(name, batch_size, microbatches), parallel)
+        with naming(name):
+            assert_same(serial(name, batch_size, microbatches), parallel)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """A failure inside says which case it was: of several in one test."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {error}") from None

@@ -124,10 +124,10 @@ def runs(comm, statistics, layout, mesh):
     return record(what, layout, mesh)
 
 
-@pytest.mark.ranks(4, 6)
+@pytest.mark.ranks(4, 8)
 @pytest.mark.parametrize("way", ["rows", "columns", "filters"])
 def test_local_statistics_are_those_of_a_replica(comm, way):
-    """2 replicas of 2 or 3 ranks compute what 2 replicas of one rank each do: the tiles of an image are no samples."""
+    """2 replicas of several ranks compute what 2 replicas of one rank each do: the tiles of an image are no samples."""
     mp = comm.size // 2
     split = runs(comm, "local", Layout(2, mp, split={"conv": way}), Mesh(comm, data=2, model=mp))
     pair = comm.split(0 if comm.rank < 2 else None)

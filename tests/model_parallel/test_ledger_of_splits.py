@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from split_cases import CASES, Case, fully, images, mlp
+from split_cases import CASES, FAMILIES, Case, fully, images, mlp, naming
 
 from parallel_dl import cost, networks, nn, splits
 from parallel_dl.autograd import no_grad
@@ -13,9 +13,6 @@ from parallel_dl.mpi import Communicator, Ledger, Mesh
 from parallel_dl.trainer import Trainer
 
 SAMPLES = 5
-TILES = [
-    name for name in CASES if ("columns" in name or "tiles" in name or "filters" in name) and 4 in CASES[name].ranks
-]
 
 
 def with_ledger(comm):
@@ -59,18 +56,14 @@ def predicted(plan, rank, samples, loss):
     return found
 
 
-@pytest.mark.ranks(2, 3)
-@pytest.mark.parametrize("name", [name for name in CASES if 2 in CASES[name].ranks])
-def test_the_plan_says_what_is_sent(comm, name):
-    rows, plan = step(comm, CASES[name])
-    assert entered(rows) == predicted(plan, comm.rank, SAMPLES, CASES[name].loss)
-
-
-@pytest.mark.ranks(4)
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].ranks == (4,)] + TILES)
-def test_the_plan_says_what_is_sent_between_tiles(comm, name):
-    rows, plan = step(comm, CASES[name])
-    assert entered(rows) == predicted(plan, comm.rank, SAMPLES, CASES[name].loss)
+@pytest.mark.ranks(2, 3, 4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_says_what_is_sent(comm, family):
+    for name, case in FAMILIES[family].items():
+        if comm.size in case.ranks:
+            rows, plan = step(comm, case)
+            with naming(name):
+                assert entered(rows) == predicted(plan, comm.rank, SAMPLES, case.loss)
 
 
 @pytest.mark.ranks(4)

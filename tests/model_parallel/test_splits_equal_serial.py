@@ -4,7 +4,7 @@ Here is a sample; `make grid` takes every case on every number of ranks.
 """
 
 import pytest
-from split_cases import BRANCHES, CASES, CONVOLUTIONS, FULLY, GROUPS, LAYERS, RANKS, check
+from split_cases import BRANCHES, CASES, CONVOLUTIONS, FAMILIES, FULLY, GROUPS, LAYERS, RANKS, check
 
 NAMES = list(CASES)
 # those whose sizes, corners or neighbours are only interesting on many ranks
@@ -67,7 +67,7 @@ def test_on_eight_ranks(comm, name):
 
 
 @pytest.mark.ranks(1)
-@pytest.mark.parametrize("name", able(NAMES, 1)[::3])
+@pytest.mark.parametrize("name", able(NAMES, 1)[::6])
 def test_on_one_rank(comm, name):
     """A way that is asked for is taken there, too."""
     check(comm, name)
@@ -79,7 +79,7 @@ def test_microbatches(comm, name):
     check(comm, name, batch_size=7, microbatches=3)
 
 
-@pytest.mark.ranks(4, 6)
+@pytest.mark.ranks(4, 8)
 @pytest.mark.parametrize(
     ("name", "batch_size", "microbatches"),
     [
@@ -100,17 +100,17 @@ def test_empty_shares(comm, name, batch_size, microbatches):
 
 # -- the whole grid ------------------------------------------------------------------------------------------------
 @pytest.mark.grid
-@pytest.mark.ranks(*RANKS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_case(comm, name):
-    if comm.size in CASES[name].ranks:
+@pytest.mark.ranks(*RANKS, timeout=600)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_case(comm, family):
+    for name in able(FAMILIES[family], comm.size):
         check(comm, name)
 
 
 @pytest.mark.grid
-@pytest.mark.ranks(2, 4, 6, 8)
+@pytest.mark.ranks(2, 4, 6, 8, timeout=600)
 @pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_case_beside_data_parallelism(comm, name, microbatches):
-    if comm.size // 2 in CASES[name].ranks:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_case_beside_data_parallelism(comm, family, microbatches):
+    for name in able(FAMILIES[family], comm.size // 2):
         check(comm, name, dp=2, microbatches=microbatches)
