@@ -43,11 +43,13 @@ def test_small_networks_learn_the_digits(name, more):
 @pytest.mark.skipif(
     not (places.DEBIAN / "fashion-mnist").is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
-def test_lenet5_learns_fashion_mnist_alike_on_one_rank_and_on_two():
+@pytest.mark.parametrize(
+    ("flags", "accuracy"), [(("--steps", 600), 0.83), pytest.param(("--epochs", 3), 0.88, marks=pytest.mark.grid)]
+)
+def test_lenet5_learns_fashion_mnist_alike_on_one_rank_and_on_two(flags, accuracy):
     """88 % within three epochs; in float32 the losses of all updates stay together, too."""
-    one, two = (train("lenet5", "--dataset", "fashion-mnist", "--epochs", 3, "--dp", dp) for dp in (1, 2))
-    assert min(one["test_accuracy"], two["test_accuracy"]) >= 0.88
-    assert one["steps"] == 3 * 938
+    one, two = (train("lenet5", "--dataset", "fashion-mnist", *flags, "--dp", dp) for dp in (1, 2))
+    assert min(one["test_accuracy"], two["test_accuracy"]) >= accuracy
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
 
 
