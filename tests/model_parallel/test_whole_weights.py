@@ -9,7 +9,6 @@ import pytest
 from split_cases import CASES, Case, chain, images, naming, tied
 
 from parallel_dl import nn, optim
-from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import parallelize
 from parallel_dl.mpi import Mesh
@@ -178,20 +177,6 @@ def test_a_filled_network_leaves_nothing_behind(comm):
         name for name in data if name in parallel.pieces
     }
     parallel.free()
-
-
-# -- what is refused -----------------------------------------------------------------------------------------------
-@pytest.mark.ranks(2)
-def test_refusals(comm):
-    parallel = parallelize(network(), comm, SHAPE, {"fc": "output"})
-    with pytest.raises(InputError, match="split already"):
-        parallelize(parallel.network, comm, SHAPE, {"fc": "output"})
-    held = network()
-    optim.SGD(held.parameters(), 0.1)
-    with pytest.raises(InputError, match="already in an optimizer"):
-        parallelize(held, comm, SHAPE)
-    with pytest.raises(InputError, match="seed: rank 1 is not as rank 0"):
-        parallelize(network().initialize(comm.rank, fill=False), comm, SHAPE)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
