@@ -23,6 +23,7 @@ OURS = {
     "networks": {"nn", *BASE},
     "cost": {"nn", "convolution", "splits", "errors"},
     "splits": {"nn", "convolution", *BASE},
+    "schedule": set(),
     "optim": {"nn", *BASE},
     "datasets": BASE,
     "mpi": {"autograd", "launch", *BASE},
@@ -34,7 +35,7 @@ OURS = {
     "equivalence": TRAINING | BASE,
     "launch": {"errors"},
     "testing": {"launch", "mpi", "errors"},
-    "cli": TRAINING | BASE | {"cost", "launch"},
+    "cli": TRAINING | BASE | {"cost", "launch", "schedule"},
     "__init__": set(),
     "__main__": {"cli"},
 }
