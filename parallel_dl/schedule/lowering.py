@@ -7,12 +7,15 @@ from dataclasses import replace
 from parallel_dl.schedule.actions import GRADIENTS, Action, Plan
 
 
-def with_messages(plan: Plan, blocking: bool = False) -> Plan:
+def with_messages(plan: Plan, blocking: bool | None = None) -> Plan:
     """The plan with every send and receive that it needs; the programs of one that has any are left as they are.
 
     A receive stands right before the action that needs it, a send right behind the action that makes what is sent.
-    Nothing is sent between two stages of one rank. `blocking`: see `Plan`.
+    Nothing is sent between two stages of one rank. `blocking`: see `Plan`; None leaves it as the plan
+    has it.
     """
+    if blocking is None:
+        blocking = plan.blocking
     if plan.has_messages:
         return replace(plan, blocking=blocking)
     rank_of = plan.rank_of

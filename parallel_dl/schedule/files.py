@@ -1,0 +1,57 @@
+"""Plan files: a line for each rank, actions separated by blanks; and PyTorch's CSV, a cell for each time step."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from parallel_dl.schedule.actions import Action, Plan, PlanError
+
+# of sharded data parallelism, in PyTorch's files: they move no microbatch between stages
+_SKIPPED = re.compile(r"[0-9]+(UNSHARD|RESHARD|REDUCE_GRAD)[0-9]*")
+
+
+def parse(text: str, name: str = "plan") -> Plan:
+    """A plan from its text form, or from PyTorch's CSV; PlanError names the rank and what cannot be read.
+
+    A text with commas is CSV, whose empty cells are time steps in which a rank has nothing to do. Empty lines and
+    lines that begin with # are left out. Messages that are written out are blocking; where none is, the plan has none,
+    and `lowering.with_messages` adds them.
+    """
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if any("," in line for line in lines):
+        try:
+            rows = list(csv.reader(lines))
+        except csv.Error as error:
+            raise PlanError(f"{name}: no CSV that can be read: {error}") from None
+    else:
+        rows = [line.split() for line in lines]
+    if not rows:
+        raise PlanError(f"{name}: has no line with actions")
+    programs = []
+    for rank, row in enumerate(rows):
+        cells = [cell.strip() for cell in row]
+        try:
+            programs.append(tuple(Action.parse(cell) for cell in cells if cell and not _SKIPPED.fullmatch(cell)))
+        except PlanError as error:
+            raise PlanError(f"{name}, rank {rank}: {error}") from None
+    plan = Plan(name, tuple(programs))
+    return replace(plan, blocking=plan.has_messages)
+
+
+def read(path: str | Path) -> Plan:
+    """The plan in a file, see `parse`; PlanError also when it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PlanError(f"{path}: is no text") from None
+    return parse(text, str(path))
+
+
+def write(plan: Plan) -> str:
+    """The text form, which `parse` reads: a line for each rank."""
+    return "".join(f"{line}\n" for line in plan.lines())
