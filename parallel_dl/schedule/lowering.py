@@ -11,8 +11,7 @@ def with_messages(plan: Plan, blocking: bool | None = None) -> Plan:
     """The plan with every send and receive that it needs; the programs of one that has any are left as they are.
 
     A receive stands right before the action that needs it, a send right behind the action that makes what is sent.
-    Nothing is sent between two stages of one rank. `blocking`: see `Plan`; None leaves it as the plan
-    has it.
+    Nothing is sent between two stages of one rank. `blocking`: see `Plan`; None leaves it as it is.
     """
     if blocking is None:
         blocking = plan.blocking

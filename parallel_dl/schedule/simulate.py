@@ -1,0 +1,268 @@
+"""The simulator: a plan on a virtual clock, with times for actions and a cost for messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from parallel_dl.schedule.actions import RECEIVES, SENDS, Action, Plan, PlanError
+from parallel_dl.schedule.check import peak_live
+from parallel_dl.schedule.order import walk
+
+RENDEZVOUS_LATENCIES = 3  # ask, agree, send
+
+PerStage = float | Sequence[float]
+
+
+def _require_numbers(of: Times | Wire) -> None:
+    """Every field of a dataclass that is set has finite numbers from 0 on."""
+    for field in fields(of):
+        value = getattr(of, field.name)
+        for number in value if isinstance(value, Sequence) else () if value is None else (value,):
+            if not (math.isfinite(number) and number >= 0):
+                raise PlanError(f"{field.name} {number}: must be a finite number, at least 0")
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long each kind of action takes, in any unit: a number for all stages, or one for each stage.
+
+    A full backward (B) takes both its halves. PlanError for what is negative or not finite.
+    """
+
+    forward: PerStage = 1.0
+    backward_input: PerStage = 1.0
+    backward_weight: PerStage = 1.0
+    update: PerStage = 0.0
+
+    def __post_init__(self) -> None:
+        _require_numbers(self)
+
+    def of(self, action: Action) -> float:
+        """How long this action takes; PlanError when its stage has no number."""
+        return sum(self._one(name, action.stage) for name in _TIMES[action.kind])
+
+    def _one(self, name: str, stage: int) -> float:
+        value = getattr(self, name)
+        if not isinstance(value, Sequence):
+            return value
+        if stage >= len(value):
+            raise PlanError(f"{name}: has times for {len(value)} stages, none for stage {stage}")
+        return value[stage]
+
+
+_TIMES = {
+    "F": ("forward",),
+    "B": ("backward_input", "backward_weight"),
+    "I": ("backward_input",),
+    "W": ("backward_weight",),
+    "U": ("update",),
+}
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a message costs, in the unit of `Times`: latency + bytes * seconds_per_byte.
+
+    Above `eager_limit` bytes sender and receiver first agree (rendezvous): three latencies, and a blocking send holds
+    its rank until the message is there. PlanError for what is negative or not finite.
+    """
+
+    latency: float = 0.0
+    seconds_per_byte: float = 0.0
+    bytes: float = 0.0
+    eager_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_numbers(self)
+
+    @property
+    def is_rendezvous(self) -> bool:
+        """Whether messages are above the limit; without a limit never."""
+        return self.eager_limit is not None and self.bytes > self.eager_limit
+
+    @property
+    def seconds(self) -> float:
+        """From the send to the arrival, when the receiver is there."""
+        return self.latency * (RENDEZVOUS_LATENCIES if self.is_rendezvous else 1) + self.bytes * self.seconds_per_byte
+
+
+@dataclass(frozen=True)
+class Event:
+    """One action of computing on the clock."""
+
+    rank: int
+    action: Action
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What has happened, in the unit of `Times`. What is divided by nothing is nan, or inf."""
+
+    plan: Plan
+    events: tuple[Event, ...]
+    """the computing, in order of its start"""
+    makespan: float
+    """from 0 to the end of the last rank"""
+    critical_path: tuple[Event, ...]
+    """the chain of computing that ends last: between its links is nothing but messages"""
+    busy: tuple[float, ...]
+    """by rank: time spent computing"""
+    input_rate: float | None = None
+    """microbatches that come in per unit of time; None: all are there from the start"""
+
+    @property
+    def idle(self) -> tuple[float, ...]:
+        """By rank: time in the step that it does not compute."""
+        return tuple(self.makespan - busy for busy in self.busy)
+
+    @property
+    def idle_shares(self) -> tuple[float, ...]:
+        """By rank: idle time / makespan."""
+        return tuple(_ratio(idle, self.makespan) for idle in self.idle)
+
+    @property
+    def idle_fraction(self) -> float:
+        """Idle time of all ranks / their time in the step: (p-1)/(m+p-1) for gpipe and 1f1b."""
+        return _ratio(sum(self.idle), self.makespan * self.plan.pp)
+
+    @property
+    def bubble_overhead(self) -> float:
+        """Idle time of all ranks / their time computing: (p-1)/m for gpipe and 1f1b."""
+        return _ratio(sum(self.idle), sum(self.busy))
+
+    @property
+    def concurrency(self) -> float:
+        """How many ranks compute at a time, in the mean over the makespan: p m/(m+p-1) for gpipe and 1f1b."""
+        return _ratio(sum(self.busy), self.makespan)
+
+    @property
+    def peak_live(self) -> tuple[int, ...]:
+        """By rank: the most activations that wait for their backward; see `check.peak_live`."""
+        return peak_live(self.plan)
+
+    @property
+    def latency(self) -> float:
+        """Of one sample: from the start of microbatch 0 to the end of its forward pass on the last stage."""
+        forwards = [event for event in self.events if event.action.kind == "F" and event.action.microbatch == 0]
+        return max((e.end for e in forwards), default=math.nan) - min((e.start for e in forwards), default=math.nan)
+
+    @property
+    def throughput(self) -> float:
+        """Microbatches per unit of time over the whole makespan, filling and draining included."""
+        return _ratio(self.plan.microbatches, self.makespan)
+
+    # -- a continuous stream ---------------------------------------------------------------------------------------
+    @cached_property
+    def entries(self) -> tuple[float, ...]:
+        """When each microbatch enters stage 0, in the order in which they do."""
+        return tuple(e.start for e in self.events if e.action.kind == "F" and e.action.stage == 0)
+
+    @property
+    def steady_throughput(self) -> float | None:
+        """Microbatches per unit of time that enter stage 0 in the steady state, taken as the plan's second half.
+
+        With enough of them min(input rate, 1/slowest stage) for 1f1b and pipedream (free messages), and min(input
+        rate, 1/all stages) for naive. None where there is no steady state: the second half has not pp microbatches, or
+        more than half of them are alive at the same time, as always in gpipe.
+        """
+        of_stage = self.plan.rank_of.get(0)
+        count = len(self.entries)
+        span = (count - 1 - count // 2) // self.plan.pp * self.plan.pp  # interleaved takes them in groups of pp
+        if of_stage is None or span < 1:
+            return None
+        forwards = sum(action.kind == "F" for action in self.plan.programs[of_stage])
+        if 2 * self.peak_live[of_stage] > forwards:
+            return None
+        return _ratio(span, self.entries[-1] - self.entries[-1 - span])
+
+    @property
+    def queue_growth(self) -> float | None:
+        """By how many microbatches per unit of time the queue before stage 0 grows in the steady state.
+
+        It is input rate - steady throughput: the slope of `queue`; 0 when the stages keep up. None without an input
+        rate or a steady state.
+        """
+        steady = self.steady_throughput
+        if self.input_rate is None or steady is None:
+            return None
+        growth = self.input_rate - steady
+        return 0.0 if abs(growth) < 1e-9 * self.input_rate else growth
+
+    def queue(self, time: float) -> int:
+        """How many microbatches of an endless stream have come until `time` and wait before stage 0.
+
+        Up to the plan's last entry, behind which nothing is simulated; 0 without an input rate.
+        """
+        if self.input_rate is None:
+            return 0
+        come = 1 + math.floor(time * self.input_rate * (1 + 1e-12))
+        return come - sum(entry <= time for entry in self.entries)
+
+
+def _ratio(above: float, below: float) -> float:
+    if below:
+        return above / below
+    return math.inf if above else math.nan
+
+
+class Deadlock(RuntimeError):
+    """The plan does not come to its end; `order.find_cycle` says why."""
+
+
+def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate: float | None = None) -> Simulation:
+    """Runs a plan with its messages, which `check` finds right, on a virtual clock; Deadlock when it stops half-way.
+
+    Each rank does one action at a time. A message is under way for `wire.seconds`, any number of them at once, and
+    takes no time of its sender or receiver, which goes on when it is there; but when the plan's sends block and the
+    message is above the eager limit, both ranks are held from when the later one is there until it has arrived. With
+    `input_rate` microbatch j enters stage 0 not before j / input_rate. PlanError for a rate that is not above 0.
+    """
+    if input_rate is not None and not (math.isfinite(input_rate) and input_rate > 0):
+        raise PlanError(f"input_rate {input_rate}: must be a finite number above 0")
+    order, stuck = walk(plan, rendezvous=wire.is_rendezvous)
+    if stuck:
+        raise Deadlock(f"{plan.name}: " + ", ".join(map(str, stuck.values())))
+    holds = plan.blocking and wire.is_rendezvous
+    clock = [0.0] * plan.pp
+    events: list[Event] = []
+    before: list[int | None] = []  # by event: the one that it has waited for, as index
+    last: list[int | None] = [None] * plan.pp  # by rank: what its next event follows, as index of an event
+    arrivals: dict[Action, tuple[float, int | None]] = {}  # send -> when, index of the event behind it
+    for rank, action in order:
+        if action.kind in SENDS:
+            start, cause = clock[rank], last[rank]
+            if holds:
+                other = plan.rank_of[action.partner.stage]
+                if clock[other] > start:
+                    start, cause = clock[other], last[other]
+                clock[rank], last[rank] = start + wire.seconds, cause
+            arrivals[action] = start + wire.seconds, cause
+        elif action.kind in RECEIVES:
+            arrival, cause = arrivals[action.partner]
+            if arrival > clock[rank]:
+                clock[rank], last[rank] = arrival, cause
+        else:
+            start, cause = clock[rank], last[rank]
+            if input_rate is not None and action.kind == "F" and action.stage == 0:
+                due = action.microbatch / input_rate
+                if due > start:
+                    start, cause = due, None
+            before.append(cause)
+            last[rank] = len(events)
+            clock[rank] = start + times.of(action)
+            events.append(Event(rank, action, start, clock[rank]))
+    path: list[Event] = []
+    here = max(range(len(events)), key=lambda index: events[index].end) if events else None
+    while here is not None:
+        path.append(events[here])
+        here = before[here]
+    busy = [0.0] * plan.pp
+    for event in events:
+        busy[event.rank] += times.of(event.action)
+    ordered = tuple(sorted(events, key=lambda event: (event.start, event.rank)))
+    return Simulation(plan, ordered, max(clock, default=0.0), tuple(reversed(path)), tuple(busy), input_rate)
