@@ -15,6 +15,7 @@ from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
 from parallel_dl.cli.networks import NetworkCommand
 from parallel_dl.cli.run import run
+from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
 from parallel_dl.errors import InputError
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command(cls=NetworkCommand)(train)
 app.command(cls=NetworkCommand)(summary)
+app.command()(schedule)
 app.command()(demo)
 app.command()(info)
 app.command()(fetch)

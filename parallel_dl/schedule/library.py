@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from parallel_dl.schedule.actions import Plan, PlanError, plan_of
 
-MOST_FORWARDS = 200_000  # of all ranks and microbatches: what takes seconds here, not hours
+MOST_FORWARDS = 100_000  # of all ranks and microbatches: what takes seconds here, not hours
 DEFAULT_CHUNKS = 2
 
 Compute = tuple[int, str, int]  # stage, kind, microbatch

@@ -12,6 +12,7 @@ from parallel_dl.schedule.check import peak_live
 from parallel_dl.schedule.order import walk
 
 RENDEZVOUS_LATENCIES = 3  # ask, agree, send
+MOST = 1e100  # so that no sum or product of times and bytes overflows
 
 PerStage = float | Sequence[float]
 
@@ -21,7 +22,7 @@ def _require_numbers(of: Times | Wire) -> None:
     for field in fields(of):
         value = getattr(of, field.name)
         for number in value if isinstance(value, Sequence) else () if value is None else (value,):
-            if not (math.isfinite(number) and number >= 0):
+            if not 0 <= number <= MOST:
                 raise PlanError(f"{field.name} {number}: must be a finite number, at least 0")
 
 
@@ -222,7 +223,7 @@ def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate
     message is above the eager limit, both ranks are held from when the later one is there until it has arrived. With
     `input_rate` microbatch j enters stage 0 not before j / input_rate. PlanError for a rate that is not above 0.
     """
-    if input_rate is not None and not (math.isfinite(input_rate) and input_rate > 0):
+    if input_rate is not None and not 1 / MOST <= input_rate <= MOST:
         raise PlanError(f"input_rate {input_rate}: must be a finite number above 0")
     order, stuck = walk(plan, rendezvous=wire.is_rendezvous)
     if stuck:

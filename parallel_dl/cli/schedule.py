@@ -1,0 +1,290 @@
+"""`parallel-dl schedule`: who does what when in a pipelined step, who is idle, and whether a plan is right."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_dl import launch
+from parallel_dl.cli.terminal import console
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from parallel_dl.schedule import Plan, Report, Simulation, Wait, Wire
+
+_STYLES = {
+    "F": "black on bright_blue",
+    "B": "black on green",
+    "I": "black on cyan",
+    "W": "black on yellow",
+    "U": "black on magenta",
+    "": "dim",
+}
+_MEANINGS = {"F": "forward", "B": "backward", "I": "backward of the input", "W": "of the weights", "U": "update"}
+_PIPED = 2000  # characters of a row that no terminal has to show
+_SHOWN = 12  # actions of the critical path
+_MOST_ROWS = 64
+
+_PerStage = "TIME[,TIME ...]"
+
+
+def schedule(
+    name: Annotated[str | None, typer.Argument(help="Which schedule; not with --check.")] = None,
+    pp: Annotated[int | None, typer.Option(help="How many ranks.")] = None,
+    microbatches: Annotated[int | None, typer.Option(help="How many microbatches.")] = None,
+    chunks: Annotated[int | None, typer.Option(help="Stages per rank, of interleaved. [default: 2]")] = None,
+    check: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Check the plan in this file: text, or PyTorch's CSV.")
+    ] = None,
+    forward: Annotated[
+        str, typer.Option(metavar=_PerStage, help="Time of a forward; one for all stages, or one for each.")
+    ] = "1",
+    backward_input: Annotated[str, typer.Option(metavar=_PerStage, help="Of the gradient of a stage's input.")] = "1",
+    backward_weight: Annotated[str, typer.Option(metavar=_PerStage, help="Of the gradient of its weights.")] = "1",
+    latency: Annotated[float, typer.Option(help="Time that every message takes.")] = 0.0,
+    message_bytes: Annotated[float, typer.Option("--bytes", help="Bytes in a message.")] = 0.0,
+    bytes_per_second: Annotated[
+        float | None, typer.Option(help="Bytes per unit of time. [default: without limit]")
+    ] = None,
+    eager_limit: Annotated[
+        float | None, typer.Option(help="Bytes above which a message takes three latencies. [default: none]")
+    ] = None,
+    input_rate: Annotated[
+        float | None, typer.Option(help="Microbatches that come in per unit of time. [default: all are there]")
+    ] = None,
+    blocking: Annotated[bool, typer.Option("--blocking", help="Sends may wait for their receive.")] = False,
+    nonblocking: Annotated[bool, typer.Option("--nonblocking", help="Sends never wait, also those in a file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Print the grid of a pipeline schedule, its idle time and memory; or check a plan in a file.
+
+    Times are in any unit: 1, 1 and 1 for forward and the two halves of backward. No rank is started.
+    """
+    from parallel_dl.schedule import Deadlock, PlanError, Times, Wire, simulate
+    from parallel_dl.schedule import check as check_plan
+
+    if blocking and nonblocking:
+        raise InputError("--blocking and --nonblocking: only one of them")
+    if bytes_per_second is not None and not 1e-100 <= bytes_per_second <= 1e100:
+        raise InputError(f"--bytes-per-second {bytes_per_second}: must be a finite number above 0")
+    try:
+        plan = _plan(name, pp, microbatches, chunks, check, True if blocking else False if nonblocking else None)
+        report = check_plan(plan)
+        if report.faults:
+            raise InputError(f"{plan.name}: {report.line}")
+        times = Times(
+            _times("forward", forward),
+            _times("backward-input", backward_input),
+            _times("backward-weight", backward_weight),
+        )
+        per_byte = 0.0 if bytes_per_second is None else 1 / bytes_per_second
+        wire = Wire(latency, per_byte, message_bytes, eager_limit)
+        try:
+            simulation = simulate(plan, times, wire, input_rate)
+        except Deadlock:
+            simulation = None
+    except PlanError as error:
+        raise InputError(_with_flag(str(error))) from None
+    if launch.mpirun_rank() == 0:  # in a user's mpirun every rank finds the same: one says it
+        if as_json:
+            print(json.dumps(as_object(plan, report, simulation)))
+        elif check is None or report.ok:
+            _print(plan, report, simulation, wire, draw=check is None)
+    if check is not None and not report.ok:
+        hint = "" if report.buffered else "; if they never wait: --nonblocking"
+        raise InputError(f"{plan.name}: {report.line}{hint}")
+
+
+def as_object(plan: Plan, report: Report, simulation: Simulation | None) -> dict[str, Any]:
+    """The JSON object. What has no value, or none that is finite, is null."""
+
+    def number(name: str) -> float | None:
+        value = None if simulation is None else getattr(simulation, name)
+        return value if value is not None and math.isfinite(value) else None
+
+    streams = simulation is not None and simulation.input_rate is not None
+    return {
+        "name": plan.name,
+        "pp": plan.pp,
+        "microbatches": plan.microbatches,
+        "makespan": number("makespan"),
+        "idle_fraction": number("idle_fraction"),
+        "bubble_overhead": number("bubble_overhead"),
+        "peak_live": list(report.peak_live),
+        "latency": number("latency"),
+        "throughput": number("steady_throughput" if streams else "throughput"),
+        "concurrency": number("concurrency"),
+        "deadlock": {"buffered": _circle(report.buffered), "rendezvous": _circle(report.rendezvous)},
+        "programs": plan.lines(),
+    }
+
+
+def _circle(waits: Iterable[Wait]) -> list[dict[str, Any]] | None:
+    return [{"rank": w.rank, "action": str(w.action), "waits_for": w.other} for w in waits] or None
+
+
+# -- what is asked for ---------------------------------------------------------------------------------------------
+def _plan(
+    name: str | None,
+    pp: int | None,
+    microbatches: int | None,
+    chunks: int | None,
+    file: str | None,
+    blocking: bool | None,
+) -> Plan:
+    from parallel_dl.schedule import SCHEDULES, make, read, with_messages
+
+    numbers = {"--pp": pp, "--microbatches": microbatches, "--chunks": chunks}
+    if file is not None:
+        given = [f"{flag} {value}" for flag, value in {"NAME": name, **numbers}.items() if value is not None]
+        if given:
+            raise InputError(f"{given[0]}: not with --check, where the plan is in the file")
+        return with_messages(read(file), blocking)
+    if name is None:
+        raise InputError(f"NAME is missing: valid are {', '.join(SCHEDULES)}; or --check FILE")
+    made = make(name, 1 if pp is None else pp, 1 if microbatches is None else microbatches, chunks)
+    for flag in ("--pp", "--microbatches"):
+        if numbers[flag] is None:
+            raise InputError(f"{flag} is missing: how many {'ranks' if flag == '--pp' else 'microbatches'}")
+    return with_messages(made, blocking)
+
+
+def _times(flag: str, text: str) -> float | list[float]:
+    try:
+        times = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--{flag} {text}: valid is a number, or one for each stage, like 1,2,1") from None
+    for time in times:
+        if not 0 <= time <= 1e100:
+            raise InputError(f"--{flag} {text}: must be finite and at least 0")
+    return times if "," in text else times[0]
+
+
+def _with_flag(line: str) -> str:
+    """The flag's name instead of the parameter's."""
+    word, rest = line.split(" ", 1)
+    parameters = ("pp", "microbatches", "chunks", "input_rate", "latency", "bytes", "eager_limit")
+    times = ("forward:", "backward_input:", "backward_weight:")
+    return f"--{word.replace('_', '-')} {rest}" if word in parameters + times else line
+
+
+# -- for people ----------------------------------------------------------------------------------------------------
+def _print(plan: Plan, report: Report, simulation: Simulation | None, wire: Wire, draw: bool) -> None:
+    screen = console()
+    if not draw:
+        actions = sum(map(len, plan.programs))
+        counts = {"rank": plan.pp, "stage": plan.stages, "microbatch": plan.microbatches, "action": actions}
+        what = ", ".join(_several(count, word) for word, count in counts.items())
+        screen.print(f"{plan.name}: right ({what})", soft_wrap=True, markup=False)
+    if simulation is not None:
+        if draw:
+            _draw(plan, simulation)
+        _figures(plan, simulation, wire)
+    for line in _deadlocks(plan, report):
+        screen.print(line, soft_wrap=True, markup=False)
+
+
+def _draw(plan: Plan, simulation: Simulation) -> None:
+    from rich.text import Text
+
+    from parallel_dl.schedule.grid import grid
+
+    screen = console()
+    label = len(f"rank {plan.pp - 1}  ")
+    width = max(20, screen.width - label) if screen.is_terminal else _PIPED
+    sizes = f"{_several(plan.pp, 'rank')}, {_several(plan.microbatches, 'microbatch')}"
+    screen.print(f"{plan.name}: {sizes}, time from left to right\n", soft_wrap=True)
+    rows = grid(simulation, width)
+    for rank, row in enumerate(rows[:_MOST_ROWS]):
+        line = Text(f"rank {rank}".ljust(label))
+        for piece in row:
+            line.append(piece.text, _STYLES[piece.kind])
+        screen.print(line, soft_wrap=True)
+    if len(rows) > _MOST_ROWS:
+        screen.print(f"... and {len(rows) - _MOST_ROWS} ranks more")
+    kinds = {action.kind for _, action in plan.actions()}
+    legend = Text("\n")
+    for kind, meaning in _MEANINGS.items():
+        if kind in kinds:
+            legend.append(kind, _STYLES[kind]).append(f" {meaning}  ")
+    screen.print(legend.append(". idle", _STYLES[""]), soft_wrap=True)
+
+
+def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
+    from rich import box
+    from rich.table import Table
+
+    screen = console()
+    table = Table(box=box.SIMPLE)
+    for header in ("rank", "busy", "idle", "idle of the step", "peak live"):
+        table.add_column(header, justify="right", no_wrap=True)
+    facts = zip(simulation.busy, simulation.idle, simulation.idle_shares, simulation.peak_live)
+    for rank, (busy, idle, share, live) in list(enumerate(facts))[:_MOST_ROWS]:
+        table.add_row(str(rank), _number(busy), _number(idle), _percent(share), str(live))
+    screen.print(table)
+    path = [str(event.action) for event in simulation.critical_path]
+    shown = path if len(path) <= _SHOWN else [*path[: _SHOWN // 2], "...", *path[-(_SHOWN // 2) :]]
+    lines = [
+        f"makespan         {_number(simulation.makespan)}",
+        f"idle             {_percent(simulation.idle_fraction)} of the step, "
+        f"{_percent(simulation.bubble_overhead)} of the work",
+        f"concurrency      {_number(simulation.concurrency)} of {plan.pp} ranks compute at a time, in the mean",
+        f"latency          {_number(simulation.latency)} for one microbatch forward through all stages",
+        f"throughput       {_number(simulation.throughput)} microbatches per unit of time, over the whole step",
+        f"critical path    {' '.join(shown)} ({len(path)} actions)",
+        *_of_stream(simulation),
+        "",
+        "Simulated: each rank does one action at a time; a message takes "
+        f"{_number(wire.seconds)}{' (three latencies: above the eager limit)' if wire.is_rendezvous else ''},",
+        "any number of them at once, without time of the ranks" + (" unless a send blocks." if plan.blocking else "."),
+        "Peak live: most activations of a stage that wait for their backward.",
+    ]
+    screen.print(*lines, sep="\n", soft_wrap=True, markup=False)
+
+
+def _of_stream(simulation: Simulation) -> list[str]:
+    if simulation.input_rate is None:
+        return []
+    first = (
+        f"input rate       {_number(simulation.input_rate)}: microbatch j comes at j / rate, and waits before stage 0"
+    )
+    if simulation.steady_throughput is None or simulation.queue_growth is None:
+        return [first, "steady state     none: too few microbatches, or more than half of them alive at a time"]
+    return [
+        first,
+        f"steady state     {_number(simulation.steady_throughput)} microbatches per unit of time enter stage 0, "
+        f"the queue grows by {_number(simulation.queue_growth)}",
+    ]
+
+
+def _deadlocks(plan: Plan, report: Report) -> Sequence[str]:
+    if report.buffered:
+        return [f"Deadlock with any sends: {_said(report.buffered)}."]
+    if report.rendezvous:
+        return [
+            "No deadlock with buffered sends.",
+            f"Deadlock with rendezvous sends, which wait for their receive: {_said(report.rendezvous)}.",
+        ]
+    sends = "buffered or rendezvous sends" if plan.blocking else "sends that do not block"
+    return [f"No deadlock with {sends}."]
+
+
+def _said(waits: Iterable[Wait]) -> str:
+    return ", ".join(map(str, waits))
+
+
+def _several(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('ch') else 's'}"
+
+
+def _number(number: float) -> str:
+    return f"{number:.6g}" if math.isfinite(number) else "-"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if math.isfinite(share) else "-"
