@@ -53,9 +53,8 @@ class Action(NamedTuple):
         kind = _PYTORCH.get(found[2], found[2]) if found else ""
         if found is None or kind not in KINDS:
             valid = ", ".join(KINDS)
-            raise PlanError(
-                f"{text.strip()!r} is no action: valid is a stage, a kind of {valid}, a microbatch, like 2F0"
-            )
+            shown = text.strip()[:40]
+            raise PlanError(f"{shown!r} is no action: valid is stage, kind, microbatch, like 2F0; kinds are {valid}")
         return cls(int(found[1]), kind, int(found[3]))
 
     @property

@@ -81,6 +81,9 @@ def _faults(plan: Plan) -> Iterator[str]:
     if not any(action.kind == "F" for action in every):
         yield "there is no forward pass"
         return
+    for stage in range(plan.stages):
+        if stage not in plan.rank_of:
+            yield f"no rank computes stage {stage}, and the stages are 0 to {plan.stages - 1}"
     for rank, program in enumerate(plan.programs):
         position: dict[Action, int] = {}
         for at, action in enumerate(program):
@@ -106,9 +109,7 @@ def _fault(plan: Plan, every: set[Action], position: dict[Action, int], rank: in
         if not 0 <= other < plan.stages:
             return f"goes beyond the stages, which are 0 to {plan.stages - 1}"
         if plan.rank_of.get(other) == rank:
-            return f"is a message of rank {rank} to itself: it has stages {min(other, action.stage)} and " + str(
-                max(other, action.stage)
-            )
+            return f"is a message of rank {rank} to itself, which also has stage {other}"
     for needed in _needs(plan, every, action):
         if needed not in position:
             return f"needs {needed}, which rank {rank} never does"
@@ -145,19 +146,20 @@ def _needs(plan: Plan, every: set[Action], action: Action) -> Iterator[Action]:
 def _incomplete(plan: Plan, every: set[Action]) -> Iterator[str]:
     """Forwards and backwards that are missing, or done in two ways."""
     for stage in range(plan.stages):
-        owner = f"rank {plan.rank_of[stage]}" if stage in plan.rank_of else "no rank"
-        never = f"{owner} does" if owner == "no rank" else f"{owner} never does"
+        if stage not in plan.rank_of:
+            continue
+        owner = f"rank {plan.rank_of[stage]}"
         for j in range(plan.microbatches):
             full, gradient, weights = (Action(stage, kind, j) for kind in "BIW")
             if Action(stage, "F", j) not in every:
-                yield f"{never} {Action(stage, 'F', j)}"
+                yield f"{owner} never does {Action(stage, 'F', j)}"
             if full in every:
                 if gradient in every or weights in every:
                     yield f"{owner} does {full} and {gradient if gradient in every else weights}: the same twice"
             elif gradient not in every:
-                yield f"{never} {full}"
+                yield f"{owner} never does {full}"
             elif weights not in every:
-                yield f"{never} {weights}, the other half of {gradient}"
+                yield f"{owner} never does {weights}, the other half of {gradient}"
 
 
 def _unmatched(plan: Plan) -> Iterator[str]:

@@ -11,14 +11,15 @@ from parallel_dl.schedule.actions import Action, Plan, PlanError
 
 # of sharded data parallelism, in PyTorch's files: they move no microbatch between stages
 _SKIPPED = re.compile(r"[0-9]+(UNSHARD|RESHARD|REDUCE_GRAD)[0-9]*")
+_OVERLAPPED = re.compile(r"\((.*)\)OVERLAP_F_B")  # "(0F3;3B1)OVERLAP_F_B": a forward and a backward at the same time
 
 
 def parse(text: str, name: str = "plan") -> Plan:
     """A plan from its text form, or from PyTorch's CSV; PlanError names the rank and what cannot be read.
 
-    A text with commas is CSV, whose empty cells are time steps in which a rank has nothing to do. Empty lines and
-    lines that begin with # are left out. Messages that are written out are blocking; where none is, the plan has none,
-    and `lowering.with_messages` adds them.
+    A text with commas is CSV, whose empty cells are time steps in which a rank has nothing to do; of two actions that
+    PyTorch overlaps, one comes after the other. Empty lines and lines that begin with # are left out. Messages that
+    are written out are blocking; where none is, the plan has none, and `lowering.with_messages` adds them.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if any("," in line for line in lines):
@@ -32,7 +33,7 @@ def parse(text: str, name: str = "plan") -> Plan:
         raise PlanError(f"{name}: has no line with actions")
     programs = []
     for rank, row in enumerate(rows):
-        cells = [cell.strip() for cell in row]
+        cells = [cell.strip() for joint in row for cell in _OVERLAPPED.sub(r"\1", joint.strip()).split(";")]
         try:
             programs.append(tuple(Action.parse(cell) for cell in cells if cell and not _SKIPPED.fullmatch(cell)))
         except PlanError as error:
