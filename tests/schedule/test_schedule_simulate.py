@@ -161,6 +161,13 @@ def test_a_stream_through_naive_has_all_stages_one_after_the_other(load):
     assert (found.queue(found.entries[-1]) > 5) == (load > 1)
 
 
+def test_the_queue_is_counted():
+    """Microbatches come at 0, 1, 2, ... and enter at 0, 3, 6, ..."""
+    found = simulate(plan("naive", 1, 3), input_rate=1.0)
+    assert found.entries == (0, 3, 6)
+    assert [found.queue(time) for time in (0, 0.9, 1, 2.9, 3, 5.5, 6)] == [0, 0, 1, 2, 2, 4, 4]
+
+
 def test_interleaved_takes_a_stream_in_groups():
     for microbatches in (16, 80):
         found = simulate(with_messages(make("interleaved", 4, microbatches, 2)), input_rate=1.0)
