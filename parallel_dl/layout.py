@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parallel_dl.errors import InputError
@@ -11,27 +11,35 @@ from parallel_dl.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """`dp` replicas, each on `mp` ranks, and each with a share of every microbatch; a batch is cut into `microbatches`.
+    """`dp` replicas, each on `mp` or `pp` ranks, and each with a share of every one of the batch's `microbatches`.
 
     `split` says how the layers of a replica are divided among its `mp` ranks: ways by name of layer or group, see
-    `splits.plan`; None takes the default. Several microbatches are gradient accumulation: one update after all of them.
-    Raises InputError for numbers below 1.
+    `splits.plan`; None takes the default. With `pp` ranks the layers are in stages, which begin at the layers `stages`
+    (None: where the work is even), and `schedule` is their order of work; `chunks` is for the schedule "interleaved".
+    Without a pipeline several microbatches are gradient accumulation: one update after all of them. Raises InputError
+    for numbers below 1, and for `mp` and `pp` together, which there is not yet.
     """
 
     dp: int = 1
     mp: int = 1
+    pp: int = 1
     microbatches: int = 1
     split: Mapping[str, str] | None = None
+    schedule: str = "1f1b"
+    stages: Sequence[str] | None = None
+    chunks: int | None = None
 
     def __post_init__(self) -> None:
-        for flag in ("dp", "mp", "microbatches"):
+        for flag in ("dp", "mp", "pp", "microbatches"):
             if getattr(self, flag) < 1:
                 raise InputError(f"--{flag} {getattr(self, flag)}: must be at least 1")
+        if self.pp > 1 and self.splits_layers:
+            raise InputError(f"--pp {self.pp} and --mp {self.mp}: split layers in a pipeline are not there yet")
 
     @property
     def ranks(self) -> int:
         """How many ranks it takes."""
-        return self.dp * self.mp
+        return self.dp * self.mp * self.pp
 
     @property
     def splits_layers(self) -> bool:
@@ -43,8 +51,8 @@ class Layout:
         return {
             "dp": self.dp,
             "mp": self.mp,
-            "pp": 1,
-            "schedule": None,
+            "pp": self.pp,
+            "schedule": self.schedule if self.pp > 1 else None,
             "microbatches": self.microbatches,
             "split": dict(self.split or {}),
         }

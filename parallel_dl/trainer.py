@@ -13,7 +13,7 @@ import numpy as np
 
 from parallel_dl.autograd import no_grad
 from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
-from parallel_dl.datasets import Batch, Dataset, Loader
+from parallel_dl.datasets import Batch, Dataset, Loader, Share
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
@@ -21,6 +21,7 @@ from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, cross_entropy
 from parallel_dl.optim import Optimizer
 from parallel_dl.partition import share
+from parallel_dl.pipeline_parallel import PipelineParallel
 
 
 @dataclasses.dataclass
@@ -34,6 +35,15 @@ class Result:
     seconds: float
     """wall-clock seconds of the updates, without start-up and test"""
     samples_per_second: float
+
+
+def as_batches(batch: Batch) -> list[Share]:
+    """The microbatches as batches of their own: each divides by its own size, if any, and counts its samples from 0."""
+    alone = []
+    for number, part in enumerate(batch.microbatches):
+        whole = share(batch.size, len(batch.microbatches), number)
+        alone.append(Share(part.x, part.y, part.first - whole.start, max(1, whole.stop - whole.start)))
+    return alone
 
 
 class Trainer:
@@ -58,9 +68,9 @@ class Trainer:
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None
         self._loss = loss  # as it was given
-        sizes = {"pipe": 1, "data": layout.dp, "model": layout.mp}
+        sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
         if mesh.shape != sizes:
-            needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if axis != "pipe")
+            needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
             raise InputError(f"{mesh} is not of this layout, which needs {needed}")
         if layout.splits_layers:
             if input_shape is None:
@@ -68,8 +78,26 @@ class Trainer:
             self.parallel = parallelize(network, mesh.model, input_shape, layout.split, loss)
             self.loss = self.parallel.loss(loss)
             require_equal_replicas(self.parallel.replicated().values(), (), mesh.model)
-        self.gradients = GradientAllReduce(network.parameters(), mesh.data, allreduce)
-        self.optimizer = make_optimizer(network.parameters())
+        self.pipeline: PipelineParallel | None = None
+        if layout.pp > 1:
+            if input_shape is None:
+                raise ValueError("a pipeline needs input_shape, the shape of one sample")
+            self.pipeline = PipelineParallel(
+                network,
+                mesh.pipe,
+                input_shape,
+                layout.schedule,
+                loss,
+                layout.stages,
+                layout.chunks,
+                self._update_between,
+            )
+        self.names = [name for name, _ in network.named_parameters()]
+        parameters = network.parameters()
+        if self.pipeline is not None:
+            self.names, parameters = self.pipeline.names, self.pipeline.parameters
+        self.gradients = GradientAllReduce(parameters, mesh.data, allreduce)
+        self.optimizer = make_optimizer(parameters)
         self.updates = 0
 
     def loader(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Loader:
@@ -91,6 +119,11 @@ class Trainer:
         """
         self.network.train()
         self.optimizer.zero_grad()
+        if self.pipeline is not None:
+            with self.gradients.accumulate():
+                losses = self.pipeline.run(batch.microbatches, [self.updates] * len(batch.microbatches))
+            self.gradients.all_reduce()
+            return sum(losses)
         total = 0.0
         for number, part in enumerate(batch.microbatches, start=1):
             self.network.at(self.updates, part.first)
@@ -104,12 +137,28 @@ class Trainer:
         self.gradients.all_reduce()
         return total
 
-    def step(self, batch: Batch) -> float:
-        """One update. Returns this rank's summand of the loss before it."""
+    def step(self, batch: Batch) -> list[float]:
+        """One update, or with an asynchronous schedule one per microbatch: this rank's summand of the loss before each.
+
+        An asynchronous update divides by the size of its microbatch.
+        """
+        if self.pipeline is not None and self.pipeline.is_asynchronous:
+            self.network.train()
+            self.optimizer.zero_grad()
+            alone = as_batches(batch)
+            return self.pipeline.run(alone, [self.updates + number for number in range(len(alone))])
         loss = self.compute_gradients(batch)
         self.optimizer.step()
         self.updates += 1
-        return loss
+        return [loss]
+
+    def _update_between(self, microbatch: int) -> None:
+        """An update of this rank's stage by one microbatch."""
+        self.gradients.all_reduce()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if microbatch == self.layout.microbatches - 1:
+            self.updates += self.layout.microbatches
 
     def fit(
         self,
@@ -146,13 +195,19 @@ class Trainer:
     ) -> tuple[list[float], int, float]:
         """(losses, samples in all, seconds) of the updates."""
         loader = self.loader(dataset.x_train, dataset.y_train, batch_size, seed)
-        in_all = epochs * len(loader) if steps is None else steps
+        per_batch = self.layout.microbatches if self.pipeline is not None and self.pipeline.is_asynchronous else 1
+        in_all = epochs * len(loader) * per_batch if steps is None else steps
+        if in_all % per_batch:
+            raise InputError(
+                f"--steps {in_all}: {self.layout.schedule} makes {per_batch} updates per batch, one per microbatch; "
+                f"valid are multiples of {per_batch}"
+            )
         losses: list[float] = []
         samples, epoch, start = 0, 0, time.perf_counter()
         while len(losses) < in_all:
             local = []
             for batch in loader.epoch(epoch):
-                local.append(self.step(batch))
+                local += self.step(batch)
                 samples += batch.size
                 if len(losses) + len(local) == in_all:
                     break
@@ -167,6 +222,8 @@ class Trainer:
         """The losses of the global batch from this rank's summands."""
         if self.parallel is not None:
             local = self.parallel.whole_loss(self._loss, local)
+        if self.pipeline is not None:
+            local = self.mesh.pipe.labelled("report").all_reduce(local)
         return self.mesh.data.labelled("report").all_reduce(local)
 
     def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
@@ -177,27 +234,40 @@ class Trainer:
         with no_grad():
             for start in range(own.start, own.stop, batch_size):
                 piece = slice(start, min(start + batch_size, own.stop))
-                scores = self.network(x[piece]).data
-                if self.parallel is not None:
-                    scores = self.parallel.whole_output(scores)
-                right += int((scores.argmax(axis=-1) == y[piece]).sum())
+                scores = self._scores(x[piece])
+                if scores is not None:
+                    right += int((scores.argmax(axis=-1) == y[piece]).sum())
+        if self.pipeline is not None:
+            right = int(self.mesh.pipe.all_reduce(np.array([right]))[0])
         return float(self.mesh.data.all_reduce(np.array([right]))[0] / max(1, len(x)))
+
+    def _scores(self, x: np.ndarray) -> np.ndarray | None:
+        """The network's whole output for samples x; None on the ranks of a pipeline that do not have it."""
+        if self.pipeline is not None:
+            return self.pipeline.evaluate(x)
+        scores = self.network(x).data
+        return scores if self.parallel is None else self.parallel.whole_output(scores)
+
+    @property
+    def _divided(self) -> ModelParallel | PipelineParallel | None:
+        """What this rank has only a part of the network by."""
+        return self.parallel or self.pipeline
 
     def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole arrays, on every rank, from this replica's: by the name of the parameter or buffer they belong to."""
-        return dict(arrays) if self.parallel is None else self.parallel.gather(arrays)
+        return dict(arrays) if self._divided is None else self._divided.gather(arrays)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Name -> whole values of every parameter and buffer, on every rank."""
-        return self.whole(self.network.state_dict())
+        return self.whole(self.network.state_dict() if self.pipeline is None else self.pipeline.own_state())
 
     def gather_state(self) -> dict[str, np.ndarray] | None:
         """As `state_dict`, but only the first rank of each replica gets it; the others get None."""
-        return self.network.state_dict() if self.parallel is None else self.parallel.gather_state()
+        return self.network.state_dict() if self._divided is None else self._divided.gather_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Sets every parameter and buffer from whole values, of which each rank takes what it has; see Module's."""
-        (self.network if self.parallel is None else self.parallel).load_state_dict(state)
+        (self._divided or self.network).load_state_dict(state)
 
     def layout_as_dict(self) -> dict[str, Any]:
         """The layout for JSON, with the splits that are in use."""
@@ -206,8 +276,8 @@ class Trainer:
 
     def weights_sha256(self) -> str:
         """A digest of all whole weights by name: equal exactly when every bit is."""
-        if self.parallel is not None:
-            return self.parallel.sha256()
+        if self._divided is not None:
+            return self._divided.sha256()
         digest = hashlib.sha256()
         for name, array in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

@@ -10,8 +10,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "parallel_dl"
 BASE = {"errors", "partition"}
 MATHS = {"autograd", "nn", "networks", "optim"}
-PARALLEL = {"data_parallel", "model_parallel"}
-TRAINING = {"layout", "trainer", "checkpoint", "datasets", "mpi", "splits", *PARALLEL, *MATHS}
+PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel"}
+TRAINING = {"cost", "schedule", "layout", "trainer", "checkpoint", "datasets", "mpi", "splits", *PARALLEL, *MATHS}
 
 # package or module -> what it may import of ours. Itself always; a new package needs a line here.
 OURS = {
@@ -28,6 +28,7 @@ OURS = {
     "datasets": BASE,
     "mpi": {"autograd", "launch", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
+    "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", *BASE},
     "layout": BASE,
     "checkpoint": {"nn", *BASE},

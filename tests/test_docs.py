@@ -90,7 +90,8 @@ def test_command_line_page_has_every_command():
 
 
 @pytest.mark.parametrize(
-    ("page", "printed"), [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", "")]
+    ("page", "printed"),
+    [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", ""), ("pipelining", "")],
 )
 def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
     examples = python_blocks(ROOT / "docs" / f"{page}.md")

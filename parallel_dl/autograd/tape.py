@@ -344,7 +344,7 @@ def _accumulate(leaf: Tensor, pullback: Pullback, g: Array) -> None:
         if contribution.dtype != data.dtype:
             leaf.grad = contribution.astype(data.dtype)
         elif contribution is g or contribution.base is not None:  # it may be somebody else's gradient as well
-            leaf.grad = contribution.copy()
+            leaf.grad = contribution.copy(order="K")  # sums go on in the same order of memory
         else:
             leaf.grad = contribution
     elif grad is buffer:

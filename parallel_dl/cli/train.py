@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from parallel_dl.cost import NetworkCost
     from parallel_dl.datasets import Dataset
     from parallel_dl.mpi import Communicator
+    from parallel_dl.nn import Module
     from parallel_dl.optim import Optimizer
     from parallel_dl.trainer import Result, Trainer
 
@@ -90,9 +91,23 @@ class Job:
         network = network_for(self.network, data, self.dataset)
         if self.layout.splits_layers:
             plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
+        if self.layout.pp > 1:
+            self.check_pipeline(network, data)
         if self.weights is not None:
             checkpoint.require_fits(self.weights, network)
         return data
+
+    def check_pipeline(self, network: Module, data: Dataset) -> None:
+        """Refuses a schedule or stages that cannot be, without MPI."""
+        from parallel_dl.cost.stages import cut_stages
+        from parallel_dl.schedule import PlanError, make
+
+        layout = self.layout
+        try:
+            plan = make(layout.schedule, layout.pp, layout.microbatches, layout.chunks)
+        except PlanError as error:
+            raise InputError(f"--schedule {layout.schedule}: {error}") from None
+        cut_stages(network, data.input_shape, plan.stages, layout.stages)
 
     def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
         """The optimizer the flags ask for, its rate planned over this number of updates."""
@@ -140,7 +155,7 @@ class Job:
             network,
             lambda parameters: self.make_optimizer(parameters, updates),
             self.layout,
-            Mesh(world, data=self.layout.dp, model=self.layout.mp),
+            Mesh(world, pipe=self.layout.pp, data=self.layout.dp, model=self.layout.mp),
             "mpi" if unshared else self.allreduce,
             {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss}[self.loss],
             dataset.input_shape,
@@ -221,7 +236,19 @@ def train(
     ] = None,
     mp: Mp = None,
     split: Split = None,
-    microbatches: Annotated[int, typer.Option(help="Pieces of a batch, their gradients accumulated.")] = 1,
+    pp: Annotated[int, typer.Option(help="Ranks in a pipeline, each with some of the layers.")] = 1,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="Of the pipeline: naive, gpipe, 1f1b, interleaved, zb-h1, pipedream. [default: 1f1b]"),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="A layer that begins a stage; repeatable. [default: even work]"),
+    ] = None,
+    chunks: Annotated[int | None, typer.Option(help="Stages per rank, for interleaved. [default: 2]")] = None,
+    microbatches: Annotated[
+        int | None, typer.Option(help="Pieces of a batch, their gradients accumulated. [default: 1, or --pp]")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10, idx, npz or a path.")] = "digits",
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
@@ -249,14 +276,27 @@ def train(
     output: Annotated[str | None, typer.Option(help="Write the weights here (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
-    """Train a network, on --dp times --mp ranks, which are started by mpirun unless this runs inside one."""
+    """Train a network on --dp x --mp x --pp ranks, which are started by mpirun unless this runs inside one."""
     inside = launch.inside_mpirun()
     model_ranks = require_mp(mp, split)
     if dp is None:
-        dp = max(1, launch.mpirun_size() // model_ranks) if inside else 1
+        dp = max(1, launch.mpirun_size() // (model_ranks * max(1, pp))) if inside else 1
+    if pp == 1:
+        for flag, value in (("schedule", schedule), ("stage", stage and stage[0]), ("chunks", chunks)):
+            if value is not None:
+                raise InputError(f"--{flag} {value}: belongs to --pp N with N above 1")
     job = Job(
         network,
-        Layout(dp=dp, mp=model_ranks, microbatches=microbatches, split=parse_splits(split)),
+        Layout(
+            dp=dp,
+            mp=model_ranks,
+            pp=pp,
+            microbatches=max(1, pp) if microbatches is None else microbatches,
+            split=parse_splits(split),
+            schedule=schedule or "1f1b",
+            stages=stage,
+            chunks=chunks,
+        ),
         dataset,
         data_dir,
         batch_size,
@@ -296,11 +336,16 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
         comm = Communicator(comm.mpi, checked=job.checked or None, ledger=Ledger() if job.ledger else None)
 
     def prepare() -> Dataset:
-        dp, mp = job.layout.dp, job.layout.mp
-        if dp * mp != comm.size:
-            given = f"--dp {dp}" if mp == 1 else f"--dp {dp} --mp {mp}"
-            valid = f"--dp {comm.size // mp}" if comm.size % mp == 0 else f"--mp {_divisors(comm.size)}"
-            raise InputError(f"{given}: needs {dp * mp} ranks, but mpirun started {comm.size}; valid here is {valid}")
+        dp, mp, pp = job.layout.dp, job.layout.mp, job.layout.pp
+        if job.layout.ranks != comm.size:
+            given = " ".join(
+                f"--{flag} {n}" for flag, n in (("dp", dp), ("mp", mp), ("pp", pp)) if flag == "dp" or n > 1
+            )
+            within, flag = mp * pp, "pp" if pp > 1 else "mp"
+            valid = f"--dp {comm.size // within}" if comm.size % within == 0 else f"--{flag} {_divisors(comm.size)}"
+            raise InputError(
+                f"{given}: needs {job.layout.ranks} ranks, but mpirun started {comm.size}; valid here is {valid}"
+            )
         return job.check() if data is None else data
 
     dataset = agreed(comm, prepare)
@@ -323,8 +368,10 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
 
     layout, losses = facts["layout"], facts["losses"]
     table = Table(title=f"{facts['network']} on {facts['dataset']}", show_header=False, title_justify="left")
-    shape = f"data parallel {layout['dp']}, model parallel {layout['mp']}, microbatches {layout['microbatches']}"
-    table.add_row("ranks", f"{facts['ranks']} ({shape})")
+    kinds = {"dp": "data parallel", "mp": "model parallel", "pp": "pipeline", "microbatches": "microbatches"}
+    table.add_row("ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})")
+    if layout["schedule"]:
+        table.add_row("schedule", layout["schedule"])
     if layout["split"]:
         table.add_row("layers split", ", ".join(f"{layer} {how}" for layer, how in layout["split"].items()))
     if layout["dp"] > 1:

@@ -4,12 +4,14 @@ To read in this order:
 
     layers.py    multiply-adds, work and depth of each kind of layer
     network.py   a network's layers in a row, and their totals
+    stages.py    consecutive layers in stages of even work, for pipelines
     shares.py    the same for each rank of a plan (`parallel_dl.splits`), and what it sends
 """
 
 from parallel_dl.cost.layers import Operations, operations
 from parallel_dl.cost.network import LayerCost, NetworkCost, cost_of
 from parallel_dl.cost.shares import LayerShares, PlanShares, Share, shares_of
+from parallel_dl.cost.stages import Stages, cut_stages, lightest
 
 __all__ = [
     "LayerCost",
@@ -18,7 +20,10 @@ __all__ = [
     "Operations",
     "PlanShares",
     "Share",
+    "Stages",
     "cost_of",
+    "cut_stages",
+    "lightest",
     "operations",
     "shares_of",
 ]

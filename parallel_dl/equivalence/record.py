@@ -68,7 +68,6 @@ def record(
     network = experiment.build().initialize(experiment.seed, experiment.dtype)
     if experiment.prepare is not None:
         experiment.prepare(network)
-    names = [name for name, _ in network.named_parameters()]
     shape = experiment.x.shape[1:]
     trainer = Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape)
     run = Run(layout, magnitudes=[] if serial else None)
@@ -82,14 +81,16 @@ def record(
             measured = sums_of_magnitudes(trainer, batch) if serial else None
             local = trainer.compute_gradients(batch)
             run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
-            gradients = {n: np.array(p.grad) for n, p in network.named_parameters() if p.grad is not None}
+            gradients = {
+                n: np.array(p.grad) for n, p in zip(trainer.names, trainer.optimizer.parameters) if p.grad is not None
+            }
             run.gradients.append(trainer.whole(gradients))
             trainer.optimizer.step()
             trainer.updates += 1
             state = trainer.optimizer.state_dict()["state"]
             run.state.append({})
             for key in trainer.optimizer.state_names:
-                whole = trainer.whole({n: s[key] for n, s in zip(names, state)})
+                whole = trainer.whole({n: s[key] for n, s in zip(trainer.names, state)})
                 run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
             run.weights.append(trainer.state_dict())
             if measured is not None and run.magnitudes is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.networks.alexnet import AlexNet, alexnet_one_tower, alexnet_small
 from parallel_dl.networks.lenet5 import LeNet5, lenet5_small
-from parallel_dl.networks.mlp import MLP
+from parallel_dl.networks.mlp import MLP, mlp_deep
 from parallel_dl.networks.vgg import VGG, vgg_small
 from parallel_dl.nn import Module
 
@@ -36,6 +36,7 @@ class Architecture:
 
 NETWORKS: dict[str, Architecture] = {
     "mlp": Architecture(MLP),
+    "mlp_deep": Architecture(mlp_deep, 0.02),
     "lenet5_small": Architecture(lenet5_small, 0.1, "cosine"),
     "alexnet_small": Architecture(alexnet_small, 0.02),
     "vgg_small": Architecture(vgg_small, 0.02),
@@ -97,6 +98,7 @@ __all__ = [
     "alexnet_small",
     "create",
     "lenet5_small",
+    "mlp_deep",
     "require_known",
     "vgg_small",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from parallel_dl import nn
+from parallel_dl.networks.initialization import initialize_for_relu
 
 
 class MLP(nn.Sequential):
@@ -29,3 +30,10 @@ class MLP(nn.Sequential):
                 layers[f"dropout{number}"] = nn.Dropout(dropout)
         layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], classes)
         super().__init__(**layers)
+
+
+def mlp_deep(input_shape: Sequence[int], classes: int) -> MLP:
+    """Eight hidden layers of 128: a row of equal stages for pipelines."""
+    network = MLP(input_shape, classes, hidden=(128,) * 8)
+    initialize_for_relu(network)
+    return network

@@ -22,12 +22,25 @@ def _restore(g, shape, axis, keepdims):
     return g.reshape([1 if i in axes else length for i, length in enumerate(shape)])
 
 
+def _spread(g, a, axis):
+    """g, of length 1 along the reduced axes, repeated to a's shape.
+
+    In a's order of memory, so that what is added up behind it is added in the same order wherever the tape is cut; the
+    gradient of a sum over everything stays one number.
+    """
+    if axis is None:
+        return np.broadcast_to(g, a.shape)
+    whole = np.empty_like(a, dtype=g.dtype)
+    whole[...] = g
+    return whole
+
+
 @primitive
 def sum(a, *, axis=None, keepdims=False):
     """The sum over `axis`: None (all), a number or a tuple."""
     shape = a.shape
     value = a.sum(axis=axis, keepdims=keepdims)
-    return value, (lambda g: np.broadcast_to(_restore(g, shape, axis, keepdims), shape),)
+    return value, (lambda g: _spread(_restore(g, shape, axis, keepdims), a, axis),)
 
 
 @primitive
@@ -38,7 +51,7 @@ def mean(a, *, axis=None, keepdims=False):
     count = math.prod([shape[one] for one in _axes(axis, a.ndim)])
     # times 1/count would round once more than the division
     value = total / count if count else total + np.nan
-    return value, (lambda g: np.broadcast_to(_restore(g, shape, axis, keepdims) / (count or 1), shape),)
+    return value, (lambda g: _spread(_restore(g, shape, axis, keepdims) / (count or 1), a, axis),)
 
 
 @primitive

@@ -1,0 +1,125 @@
+"""Stages: which consecutive layers of a network one rank has, and what travels between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from parallel_dl import nn
+from parallel_dl.cost.layers import operations
+from parallel_dl.errors import InputError
+from parallel_dl.nn.shapes import computes_as
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A Sequential's layers, cut into stages.
+
+    `cuts` has the number of the first layer of each stage and, at the end, the number of layers. `inputs[s]` is the
+    shape of one sample that stage s takes.
+    """
+
+    names: tuple[str, ...]
+    cuts: tuple[int, ...]
+    inputs: tuple[Shape, ...]
+    output: Shape
+
+    def __len__(self) -> int:
+        return len(self.cuts) - 1
+
+    def layers(self, stage: int) -> tuple[str, ...]:
+        """The names of the layers of a stage."""
+        return self.names[self.cuts[stage] : self.cuts[stage + 1]]
+
+    def as_text(self) -> list[str]:
+        """For people and JSON: the layers of each stage."""
+        return [" ".join(self.layers(stage)) for stage in range(len(self))]
+
+
+def cut_stages(
+    network: nn.Module, input_shape: Sequence[int], stages: int, starts: Sequence[str] | None = None
+) -> Stages:
+    """The layers of a Sequential for samples (*input_shape) in so many stages.
+
+    Each stage has weights: it begins with a layer that has some, and those without go along. `starts` names the first
+    layer of each stage but the first; without it the slowest stage has as little work as can be (`lightest`). A
+    Sequential or Branches inside is not cut. Raises InputError for a network that is no Sequential, for more stages
+    than layers with weights, for a name that is no layer's or out of order, and for a weight in two stages.
+    """
+    if not computes_as(network, nn.Sequential):
+        raise InputError(f"a {type(network).__name__} cannot be cut into stages: put its layers into a Sequential")
+    names = tuple(network._modules)
+    weighted = [number for number, name in enumerate(names) if network._modules[name].parameters()]
+    if not 1 <= stages <= max(1, len(weighted)):
+        raise InputError(f"{stages} stages: the network has {len(weighted)} layers with weights; valid are 1 to that")
+    shapes, work = [tuple(input_shape)], []
+    for name in names:
+        layer, done = network._modules[name], 0
+        for passed in nn.layer_shapes(layer, shapes[-1], name):
+            done += operations(passed).work
+        work.append(float(done))
+        shapes.append(nn.output_shape(layer, shapes[-1]))
+    if starts is not None:
+        cuts = _by_hand(names, stages, starts)
+    else:
+        begins = [0, *weighted[1:], len(names)]
+        blocks = [sum(work[begin:end]) for begin, end in pairwise(begins)]
+        cuts = tuple(begins[block] for block in lightest(blocks, stages))
+    for begin, end in pairwise(cuts):
+        if stages > 1 and not any(begin <= number < end for number in weighted):
+            raise InputError(f"stage at {names[begin]}: has no weights; put it together with a neighbour")
+    found = Stages(names, cuts, tuple(shapes[cut] for cut in cuts[:-1]), shapes[-1])
+    _require_own_weights(network, found)
+    return found
+
+
+def _by_hand(names: Sequence[str], stages: int, starts: Sequence[str]) -> tuple[int, ...]:
+    if len(starts) != stages - 1:
+        raise InputError(f"stages begin at {', '.join(starts)}: {stages} stages need {stages - 1} such layers")
+    cuts = [0]
+    for name in starts:
+        if name not in names[cuts[-1] + 1 :]:
+            valid = ", ".join(names[cuts[-1] + 1 :]) or "none"
+            raise InputError(f"stage at {name}: valid here are {valid}")
+        cuts.append(names.index(name))
+    return (*cuts, len(names))
+
+
+def lightest(costs: Sequence[float], parts: int) -> tuple[int, ...]:
+    """Where to cut a row of costs so that the heaviest of so many parts, none of them empty, is as light as can be.
+
+    Returns where each part begins, and the number of costs. Dynamic programming, O(parts n^2); of several best cuts
+    those that come first.
+    """
+    sums, n = list(accumulate(costs, initial=0.0)), len(costs)
+    # heaviest[i]: of the first i costs, in the number of parts so far; begins[k][i]: where the last of k parts begins
+    heaviest = [0.0] + [float("inf")] * n
+    begins: list[list[int]] = []
+    for _ in range(parts):
+        after, begin_of = [float("inf")] * (n + 1), [0] * (n + 1)
+        for end in range(1, n + 1):
+            after[end], begin_of[end] = min(
+                (max(heaviest[begin], sums[end] - sums[begin]), begin) for begin in range(end)
+            )
+        heaviest = after
+        begins.append(begin_of)
+    cuts = [n]
+    for begin_of in reversed(begins):
+        cuts.append(begin_of[cuts[-1]])
+    return tuple(reversed(cuts))
+
+
+def _require_own_weights(network: nn.Module, stages: Stages) -> None:
+    owner: dict[int, tuple[int, str]] = {}
+    for stage in range(len(stages)):
+        for layer in stages.layers(stage):
+            for name, parameter in network._modules[layer].named_parameters():
+                other, first = owner.setdefault(id(parameter), (stage, f"{layer}.{name}"))
+                if other != stage:
+                    raise InputError(
+                        f"{first} and {layer}.{name} are one weight, but in stages {other} and {stage}: "
+                        "layers that share a weight have to be in one stage"
+                    )

@@ -1,0 +1,12 @@
+"""Pipelining: consecutive layers on consecutive ranks, fed with microbatches, as a schedule says.
+
+To read in this order, with `parallel_dl.schedule` and `parallel_dl.cost.stages` before it:
+
+    runner.py    what one rank does for each action of its program
+    network.py   a network, its schedule, and its whole weights
+"""
+
+from parallel_dl.pipeline_parallel.network import ASYNCHRONOUS, PipelineParallel, plan_for
+from parallel_dl.pipeline_parallel.runner import StageRunner
+
+__all__ = ["ASYNCHRONOUS", "PipelineParallel", "StageRunner", "plan_for"]

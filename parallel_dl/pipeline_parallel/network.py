@@ -1,0 +1,145 @@
+"""A serial network as one rank's stages of it, with a schedule; and whole weights to and from the stages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parallel_dl import nn
+from parallel_dl.cost.stages import cut_stages
+from parallel_dl.datasets import Share
+from parallel_dl.errors import InputError
+from parallel_dl.mpi import Communicator
+from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.schedule import PlanError, Program, execute, make, with_messages
+
+Arrays = dict[str, np.ndarray]
+ASYNCHRONOUS = ("pipedream",)  # schedules that update the weights between microbatches
+
+
+class PipelineParallel:
+    """The stages of `network` that this rank of `comm` has, run by a schedule of `parallel_dl.schedule`.
+
+    The network stays as it is; the weights of other ranks' stages are never drawn here. `starts` names the first layer
+    of each stage but the first (`cut_stages`); with `chunks` each rank has several stages. Raises InputError for a
+    schedule or numbers that do not fit. The methods are collective over `comm`, except where they say otherwise.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        comm: Communicator,
+        input_shape: Sequence[int],
+        schedule: str = "1f1b",
+        loss: Callable[[Any, Any, float], Any] = nn.cross_entropy,
+        starts: Sequence[str] | None = None,
+        chunks: int | None = None,
+        update: Callable[[int], None] | None = None,
+    ) -> None:
+        self.network, self.comm, self.schedule, self.chunks = network, comm, schedule, chunks
+        plan = plan_for(schedule, comm.size, comm.size, chunks)
+        self.stages = cut_stages(network, input_shape, plan.stages, starts)
+        self.runner = StageRunner(network, self.stages, plan.rank_of, comm, loss, network.dtype, update)
+        self._programs: dict[int, Program] = {}
+        own = {id(parameter) for parameter in self.runner.parameters}
+        self._own = [name for name, parameter in network.named_parameters() if id(parameter) in own]
+        layers = [layer for stage in self.runner.own for layer in self.stages.layers(stage)]
+        self._own_buffers = [name for name, _ in network.named_buffers() if name.split(".")[0] in layers]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights of this rank's stages, in the order of the network."""
+        named = dict(self.network.named_parameters())
+        return [named[name] for name in self._own]
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return list(self._own)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether weights are updated between microbatches."""
+        return self.schedule in ASYNCHRONOUS
+
+    # -- computing -------------------------------------------------------------------------------------------------
+    def run(self, microbatches: Sequence[Share], updates: Sequence[int]) -> list[float]:
+        """Forward and backward of all microbatches; the loss of each on the last stage's rank, zeros elsewhere.
+
+        `updates` has the number of updates before each microbatch.
+        """
+        count = len(microbatches)
+        if count not in self._programs:
+            plan = with_messages(plan_for(self.schedule, self.comm.size, count, self.chunks))
+            self._programs[count] = plan.programs[self.comm.rank]
+        self.runner.begin(microbatches, updates)
+        execute(self._programs[count], self.runner)
+        return self.runner.losses
+
+    def evaluate(self, x: np.ndarray) -> np.ndarray | None:
+        """The network's output (n, ...) for samples x, on the last stage's rank; None on the others."""
+        return self.runner.evaluate(x)
+
+    # -- whole weights ---------------------------------------------------------------------------------------------
+    def own_state(self) -> Arrays:
+        """Name -> a copy of the values of the parameters and buffers that this rank has. Not collective."""
+        named = dict(self.network.named_parameters())
+        buffers = dict(self.network.named_buffers())
+        state = {name: named[name].data.copy() for name in self._own}
+        return state | {name: buffers[name].copy() for name in self._own_buffers}
+
+    def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """All ranks' arrays by name, on every rank."""
+        return dict(self._all(arrays))
+
+    def gather_state(self) -> Arrays | None:
+        """Name -> values of every parameter and buffer, on rank 0; None on the others."""
+        state = self.gather(self.own_state())
+        return state if self.comm.rank == 0 else None
+
+    def _all(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of all ranks by name: one array at a time is here beside the own ones."""
+        described = {name: (array.shape, array.dtype.str) for name, array in arrays.items()}
+        owners = {
+            name: (rank, *facts)
+            for rank, of_rank in enumerate(self.comm.all_gather_object(described))
+            for name, facts in of_rank.items()
+        }
+        for name, (rank, shape, dtype) in sorted(owners.items()):
+            yield name, self.comm.broadcast(arrays.get(name), rank, shape, np.dtype(dtype))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets this rank's parameters and buffers from those of the whole network. Not collective.
+
+        `state` has arrays, or what `checkpoint.read` gives: then nothing else is read. KeyError or ValueError says what
+        does not fit.
+        """
+        named: dict[str, Any] = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        missing, unexpected = named.keys() - state.keys(), state.keys() - named.keys()
+        if missing or unexpected:
+            raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+        for name in self._own + self._own_buffers:
+            values = named[name]
+            if tuple(state[name].shape) != values.shape:
+                found = tuple(state[name].shape)
+                raise ValueError(f"state_dict: {name} has shape {found}, expected {values.shape}")
+            (values.data if isinstance(values, nn.Parameter) else values)[...] = state[name][()]
+
+    def sha256(self) -> str:
+        """A digest of all weights by name, on every rank."""
+        digest = hashlib.sha256()
+        for name, array in self._all(self.own_state()):
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def plan_for(schedule: str, ranks: int, microbatches: int, chunks: int | None = None) -> Any:
+    """`schedule.make`, which refuses with InputError."""
+    try:
+        return make(schedule, ranks, microbatches, chunks)
+    except PlanError as error:
+        raise InputError(str(error)) from None
