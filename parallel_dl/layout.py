@@ -22,9 +22,9 @@ class Layout:
 
     dp: int = 1
     mp: int = 1
-    pp: int = 1
     microbatches: int = 1
     split: Mapping[str, str] | None = None
+    pp: int = 1
     schedule: str = "1f1b"
     stages: Sequence[str] | None = None
     chunks: int | None = None

@@ -100,7 +100,7 @@ class Job:
     def check_pipeline(self, network: Module, data: Dataset) -> None:
         """Refuses a schedule or stages that cannot be, without MPI."""
         from parallel_dl.cost.stages import cut_stages
-        from parallel_dl.schedule import PlanError, make
+        from parallel_dl.schedule import ASYNCHRONOUS, PlanError, make
 
         layout = self.layout
         try:
@@ -108,6 +108,11 @@ class Job:
         except PlanError as error:
             raise InputError(f"--schedule {layout.schedule}: {error}") from None
         cut_stages(network, data.input_shape, plan.stages, layout.stages)
+        if layout.schedule in ASYNCHRONOUS and self.steps is not None and self.steps % layout.microbatches:
+            raise InputError(
+                f"--steps {self.steps}: {layout.schedule} makes {layout.microbatches} updates per batch, one per "
+                f"microbatch; valid are multiples of {layout.microbatches}"
+            )
 
     def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
         """The optimizer the flags ask for, its rate planned over this number of updates."""

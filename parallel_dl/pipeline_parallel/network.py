@@ -14,10 +14,9 @@ from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
 from parallel_dl.pipeline_parallel.runner import StageRunner
-from parallel_dl.schedule import PlanError, Program, execute, make, with_messages
+from parallel_dl.schedule import ASYNCHRONOUS, PlanError, Program, execute, make, with_messages
 
 Arrays = dict[str, np.ndarray]
-ASYNCHRONOUS = ("pipedream",)  # schedules that update the weights between microbatches
 
 
 class PipelineParallel:

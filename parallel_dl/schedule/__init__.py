@@ -16,12 +16,13 @@ from parallel_dl.schedule.actions import Action, Plan, PlanError, Program
 from parallel_dl.schedule.check import Report, check, peak_live
 from parallel_dl.schedule.execute import Runner, execute
 from parallel_dl.schedule.files import parse, read, write
-from parallel_dl.schedule.library import SCHEDULES, make
+from parallel_dl.schedule.library import ASYNCHRONOUS, SCHEDULES, make
 from parallel_dl.schedule.lowering import with_messages, without_messages
 from parallel_dl.schedule.order import Wait, find_cycle
 from parallel_dl.schedule.simulate import Deadlock, Event, Simulation, Times, Wire, simulate
 
 __all__ = [
+    "ASYNCHRONOUS",
     "SCHEDULES",
     "Action",
     "Deadlock",

@@ -99,6 +99,9 @@ def pipedream(pp: int, microbatches: int) -> Programs:
     return programs
 
 
+ASYNCHRONOUS = ("pipedream",)
+"""schedules that update the weights between microbatches: another computation than a serial run"""
+
 SCHEDULES: dict[str, Callable[..., Programs]] = {
     "naive": naive,
     "gpipe": gpipe,

@@ -297,7 +297,9 @@ def test_one_rank_sends_nothing():
 
 # -- defaults ------------------------------------------------------------------------------------------------------
 SMALL = [
-    (name, shape) for name in ("mlp", "lenet5_small", "alexnet_small", "vgg_small") for shape in ((1, 8, 8), (3, 13, 9))
+    (name, shape)
+    for name in ("mlp", "mlp_deep", "lenet5_small", "alexnet_small", "vgg_small")
+    for shape in ((1, 8, 8), (3, 13, 9))
 ]
 FULL = [(name, networks.NETWORKS[name].input_shape) for name in ("lenet5", "alexnet", "alexnet_one_tower", "vgg16")]
 

@@ -1,0 +1,78 @@
+"""`parallel-dl train --pp`: what it prints and writes, and what it refuses before a rank is started."""
+
+import json
+
+import numpy as np
+import pytest
+from test_commands import call, mpirun
+
+from parallel_dl import checkpoint
+from parallel_dl.cli import main
+
+
+def train(network, *arguments, **options):
+    status, out, err = call("train", network, "--json", *arguments, **options)
+    assert (status, err) == (0, ""), err
+    return json.loads(out, parse_constant=pytest.fail)
+
+
+def test_a_pipeline_is_the_serial_run(tmp_path):
+    """The same losses, to the last bit, and the same weights in the file."""
+    common = ("--steps", 3, "--dtype", "float64", "--microbatches", 3, "--batch-size", 50, "--output")
+    alone = train("mlp_deep", *common, tmp_path / "alone")
+    piped = train("mlp_deep", *common, tmp_path / "piped", "--pp", 3, "--schedule", "zb-h1")
+    assert piped["losses"] == alone["losses"]
+    assert piped["test_accuracy"] == alone["test_accuracy"]
+    assert piped["weights_sha256"] == alone["weights_sha256"]
+    layout = {"dp": 1, "mp": 1, "pp": 3, "schedule": "zb-h1", "microbatches": 3, "split": {}}
+    assert (piped["layout"], piped["ranks"]) == (layout, 3)
+    ours, theirs = (checkpoint.load(tmp_path / name) for name in ("alone", "piped"))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours | theirs)
+    again = train("mlp_deep", "--pp", 2, "--weights", tmp_path / "piped", "--lr", 0, "--steps", 1, "--dtype", "float64")
+    assert again["weights_sha256"] == alone["weights_sha256"]
+    assert (again["layout"]["schedule"], again["layout"]["microbatches"]) == ("1f1b", 2)
+
+
+def test_with_data_parallelism_inside_a_users_own_mpirun():
+    """Of 4 ranks and --pp 2, --dp is 2; the ledger has every boundary."""
+    flags = ("--pp", 2, "--schedule", "gpipe", "--microbatches", 4, "--steps", 1, "--ledger", "--json")
+    status, out, _ = call("train", "lenet5_small", *flags, command=mpirun(4))
+    assert status == 0
+    run = json.loads(out)
+    assert (run["layout"]["dp"], run["layout"]["pp"]) == (2, 2)
+    rows = {(row["rank"], row["layer"], row["direction"]): row["messages"] for row in run["ledger"] if row["layer"]}
+    assert [rows[rank, "stage 0", "forward"] for rank in (0, 1)] == [5, 5]  # with one that tells the order of memory
+    assert [rows[rank, "stage 1", "backward"] for rank in (2, 3)] == [5, 5]
+    status, out, err = call("train", "mlp_deep", "--pp", 2, "--json", command=mpirun(3))
+    assert (status, out.strip()) == (2, "")
+    assert err.count("parallel-dl: --dp 1 --pp 2: needs 2 ranks, but mpirun started 3; valid here is --pp 1 or 3") == 1
+
+
+def test_pipedream_updates_once_per_microbatch():
+    run = train("mlp_deep", "--pp", 2, "--schedule", "pipedream", "--microbatches", 4, "--epochs", 1)
+    assert run["steps"] == len(run["losses"]) == 4 * 23
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("mlp_deep", "--pp", "0"), "--pp 0: must be at least 1"),
+        (("mlp_deep", "--pp", "12"), "12 stages: the network has 9 layers with weights; valid are 1 to that"),
+        (("mlp", "--pp", "2", "--microbatches", "0"), "--microbatches 0: must be at least 1"),
+        (("mlp", "--pp", "2", "--schedule", "1f2b"), "did you mean '1f1b'?"),
+        (("mlp", "--schedule", "1f1b"), "--schedule 1f1b: belongs to --pp N with N above 1"),
+        (("mlp", "--stage", "fc2"), "--stage fc2: belongs to --pp"),
+        (("mlp", "--pp", "2", "--stage", "fc9"), "stage at fc9: valid here are fc1"),
+        (("mlp", "--pp", "2", "--chunks", "3"), "chunks"),
+        (("mlp", "--pp", "2", "--mp", "2"), "split layers in a pipeline are not there yet"),
+        (("mlp", "--pp", "2", "--schedule", "interleaved", "--microbatches", "3"), "multiples of pp"),
+        (("mlp", "--pp", "2", "--schedule", "pipedream", "--microbatches", "4", "--steps", "6"), "multiples of 4"),
+    ],
+)
+def test_bad_input(capsys, flags, words):
+    assert main(["train", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("parallel-dl: ")
+    assert err.count("\n") == 1
+    assert words in err, err
