@@ -85,7 +85,7 @@ def test_arguments(comm):
 def test_a_trainer_takes_the_mesh_of_its_layout(comm):
     sgd = lambda parameters: optim.SGD(parameters, 0.1)  # noqa: E731
     mesh = Mesh(comm, data=2)
-    with pytest.raises(InputError, match="is not of this layout, which needs data 1 x model 2"):
+    with pytest.raises(InputError, match="is not of this layout, which needs pipe 1 x data 1 x model 2"):
         Trainer(mlp(), sgd, Layout(mp=2), mesh, input_shape=(6,))
     with pytest.raises(ValueError, match="needs input_shape"):
         Trainer(mlp(), sgd, Layout(mp=2), Mesh(comm, model=2))

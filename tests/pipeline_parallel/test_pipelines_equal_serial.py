@@ -68,12 +68,13 @@ def require_same_bits(serial, parallel):
 @pytest.mark.ranks(2, 3, 4)
 def test_every_schedule(comm):
     """19 samples: microbatches of different sizes, with 16 of a sample or two."""
-    check(comm, experiment(deep), SYNCHRONOUS, {2: (1, 2, 3, 8, 16), 3: (3, 8), 4: (1, 8)}[comm.size])
+    counts = {2: (1, 2, 3, 8, 16), 3: (3,), 4: (8,)}[comm.size]
+    check(comm, experiment(deep, steps=5 if comm.size == 2 else 2), SYNCHRONOUS, counts)
 
 
 @pytest.mark.ranks(8)
 def test_eight_stages(comm):
-    check(comm, experiment(deep, steps=2), SYNCHRONOUS, (3, 8))
+    check(comm, experiment(deep, steps=2), SYNCHRONOUS, (8,))
 
 
 @pytest.mark.ranks(2, 4)
