@@ -74,7 +74,10 @@ def test_the_defaults_reach_96_per_cent(dp):
     assert run["test_accuracy"] >= 0.96
 
 
-@pytest.mark.parametrize(("dp", "batch", "more"), [(3, 100, ()), (8, 5, ()), (2, 64, ("--microbatches", 3))])
+@pytest.mark.parametrize(
+    ("dp", "batch", "more"),
+    [(3, 100, ()), pytest.param(8, 5, (), marks=pytest.mark.grid), (2, 64, ("--microbatches", 3))],
+)
 def test_losses_do_not_depend_on_the_ranks(dp, batch, more):
     common = ("--batch-size", batch, "--steps", 8, "--dtype", "float64", "--seed", 7)
     one, many = train(*common), train(*common, "--dp", dp, *more)

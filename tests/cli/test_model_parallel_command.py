@@ -35,7 +35,7 @@ def refused(capsys):
     return run
 
 
-@pytest.mark.parametrize("name", ["lenet5_small", "alexnet_small"])
+@pytest.mark.parametrize("name", [pytest.param("lenet5_small", marks=pytest.mark.grid), "alexnet_small"])
 def test_losses_do_not_depend_on_the_split(name):
     common = ("--steps", 4, "--batch-size", 30, "--dtype", "float64", "--seed", 3)
     alone = train(name, *common)

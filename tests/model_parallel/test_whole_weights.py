@@ -211,7 +211,7 @@ def grown(width, way, tmp_path, python):
     return [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("width", [6000, pytest.param(20_000, marks=pytest.mark.grid)])
+@pytest.mark.parametrize("width", [4000, pytest.param(20_000, marks=pytest.mark.grid)])
 @pytest.mark.parametrize("way", ["output", "input"])
 def test_no_rank_ever_holds_a_whole_weight(width, way, tmp_path, environment, python):
     """Of 400 MB of float32, say, each of 4 ranks has 100, and has never had more than 130."""

@@ -62,6 +62,7 @@ def test_a_full_network_on_data_of_its_shape(tmp_path):
     assert one["losses"][-1] < one["losses"][0]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["alexnet_small", "vgg_small"])
 def test_ranks_are_the_serial_run(name):
     """Dropout on, uneven shares. Maxima and ReLU have corners, which rounding may cross after many updates only."""
