@@ -101,12 +101,9 @@ class ModelParallel:
 
         A rank may lack an array that others have, if its piece is empty.
         """
-        present = sorted(set().union(*self.comm.all_gather_object(set(arrays))))
-        dtypes = {name: dtype for found in self._dtypes(arrays) for name, dtype in found.items()}
-        return {name: self._whole(name, arrays.get(name), dtypes[name]) for name in present}
-
-    def _dtypes(self, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.dtype]]:
-        return self.comm.all_gather_object({name: array.dtype for name, array in arrays.items()})
+        described = self.comm.all_gather_object({name: array.dtype for name, array in arrays.items()})
+        dtypes = {name: dtype for of_rank in described for name, dtype in of_rank.items()}
+        return {name: self._whole(name, arrays.get(name), dtypes[name]) for name in sorted(dtypes)}
 
     def _whole(self, name: str, array: np.ndarray | None, dtype: Any) -> np.ndarray:
         if name not in self.pieces:

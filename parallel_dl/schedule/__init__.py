@@ -3,7 +3,7 @@
 Standard library only: nothing of the package, no NumPy, no MPI. To read in this order:
 
     actions.py    actions like `2F0`, programs of the ranks, plans
-    library.py    naive, gpipe, 1f1b, interleaved, zb-h1, pipedream: pure functions
+    schedules.py  naive, gpipe, 1f1b, interleaved, zb-h1, pipedream: pure functions
     lowering.py   sends and receives are added
     files.py      plans as text, and PyTorch's CSV
     order.py      who waits for whom: deadlock
@@ -16,9 +16,9 @@ from parallel_dl.schedule.actions import Action, Plan, PlanError, Program
 from parallel_dl.schedule.check import Report, check, peak_live
 from parallel_dl.schedule.execute import Runner, execute
 from parallel_dl.schedule.files import parse, read, write
-from parallel_dl.schedule.library import ASYNCHRONOUS, SCHEDULES, make
 from parallel_dl.schedule.lowering import with_messages, without_messages
 from parallel_dl.schedule.order import Wait, find_cycle
+from parallel_dl.schedule.schedules import ASYNCHRONOUS, SCHEDULES, make
 from parallel_dl.schedule.simulate import Deadlock, Event, Simulation, Times, Wire, simulate
 
 __all__ = [
