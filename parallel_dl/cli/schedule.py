@@ -119,6 +119,7 @@ def as_object(plan: Plan, report: Report, simulation: Simulation | None) -> dict
         "latency": number("latency"),
         "throughput": number("steady_throughput" if streams else "throughput"),
         "concurrency": number("concurrency"),
+        "overlap": number("overlap"),
         "deadlock": {"buffered": _circle(report.buffered), "rendezvous": _circle(report.rendezvous)},
         "programs": plan.lines(),
     }
@@ -234,6 +235,7 @@ def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
         f"idle             {_percent(simulation.idle_fraction)} of the step, "
         f"{_percent(simulation.bubble_overhead)} of the work",
         f"concurrency      {_number(simulation.concurrency)} of {plan.pp} ranks compute at a time, in the mean",
+        f"overlap          {_percent(simulation.overlap)} of the step: a forward, and a backward of another microbatch",
         f"latency          {_number(simulation.latency)} for one microbatch forward through all stages",
         f"throughput       {_number(simulation.throughput)} microbatches per unit of time, over the whole step",
         f"critical path    {' '.join(shown)} ({len(path)} actions)",

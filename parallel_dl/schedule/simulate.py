@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -140,6 +141,29 @@ class Simulation:
     def concurrency(self) -> float:
         """How many ranks compute at a time, in the mean over the makespan: p m/(m+p-1) for gpipe and 1f1b."""
         return _ratio(sum(self.busy), self.makespan)
+
+    @property
+    def overlap(self) -> float:
+        """Share of the makespan in which a forward and a backward (B, I or W) of another microbatch run, on two ranks.
+
+        0 for naive and gpipe. It is the survey's overlap of one batch's forward with another's backward (Ben-Nun and
+        Hoefler, arXiv 1802.09941, section "Pipelining").
+        """
+        changes = [(time, step, e.action) for e in self.events for time, step in ((e.start, 1), (e.end, -1))]
+        forward: Counter[int] = Counter()  # microbatch -> how many ranks are at it
+        backward: Counter[int] = Counter()
+        total = since = 0.0
+        for time, step, action in sorted(changes, key=lambda change: change[0]):
+            if forward and backward and len(forward.keys() | backward.keys()) > 1:
+                total += time - since
+            since = time
+            running = {"F": forward, "B": backward, "I": backward, "W": backward}.get(action.kind)
+            if running is None:
+                continue
+            running[action.microbatch] += step
+            if not running[action.microbatch]:
+                del running[action.microbatch]
+        return _ratio(total, self.makespan)
 
     @property
     def peak_live(self) -> tuple[int, ...]:

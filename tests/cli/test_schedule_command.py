@@ -15,7 +15,7 @@ from parallel_dl.schedule import SCHEDULES, make, with_messages, write
 
 KEYS = [
     *("name", "pp", "microbatches", "makespan", "idle_fraction", "bubble_overhead", "peak_live"),
-    *("latency", "throughput", "concurrency", "deadlock", "programs"),
+    *("latency", "throughput", "concurrency", "overlap", "deadlock", "programs"),
 ]
 DEADLOCK = [
     {"rank": 0, "action": "0SF1", "waits_for": 1},
@@ -68,6 +68,7 @@ def test_json(name, capfd):
         assert found["throughput"] == pytest.approx(8 / 33)
     if name == "1f1b":
         assert found["peak_live"] == [4, 3, 2, 1]
+    assert (found["overlap"] == 0) == (name in ("naive", "gpipe"))
 
 
 def test_flags_reach_the_simulator(capfd):
@@ -106,7 +107,7 @@ def test_blocking_sends_deadlock(capfd):
     assert as_json(capfd, *of("1f1b", 2, 2))["deadlock"]["rendezvous"] is None
     assert "rank 0 at 0SF1 waits for rank 1, rank 1 at 1SB0 waits for rank 0" in schedule(capfd, *arguments).out
     stopped = as_json(capfd, *arguments, "--bytes", 9, "--eager-limit", 8)
-    of_time = ("makespan", "idle_fraction", "bubble_overhead", "latency", "throughput", "concurrency")
+    of_time = ("makespan", "idle_fraction", "bubble_overhead", "latency", "throughput", "concurrency", "overlap")
     assert all(stopped[key] is None for key in of_time)
     assert stopped["peak_live"] == [2, 1]
     out, _ = schedule(capfd, *arguments, "--bytes", 9, "--eager-limit", 8)
@@ -116,7 +117,8 @@ def test_blocking_sends_deadlock(capfd):
 def test_what_is_not_finite_is_null(capfd):
     found = as_json(capfd, *of("gpipe", 2, 2, "--forward", 0, "--backward-input", 0, "--backward-weight", 0))
     assert found["makespan"] == found["latency"] == 0
-    assert found["throughput"] is found["idle_fraction"] is found["bubble_overhead"] is found["concurrency"] is None
+    assert found["throughput"] is found["idle_fraction"] is found["bubble_overhead"] is None
+    assert found["concurrency"] is found["overlap"] is None
 
 
 def test_the_grid_is_plain_text_when_piped(capfd):
@@ -127,6 +129,7 @@ def test_the_grid_is_plain_text_when_piped(capfd):
     assert re.search(r"^ +1 +6 +3 +33.3% +1 *$", out, re.MULTILINE)  # rank, busy, idle, share, peak live
     assert "makespan         9\n" in out
     assert "idle             33.3% of the step, 50.0% of the work\n" in out
+    assert "overlap          11.1% of the step" in out
     assert "critical path    0F0 1F0 1B0 1F1 1B1 0B1 (6 actions)\n" in out
     assert set(_STYLES) == {*_MEANINGS, ""}
 

@@ -8,7 +8,19 @@ import random
 import pytest
 from schedule_plans import graph, plan, plans
 
-from parallel_dl.schedule import Deadlock, PlanError, Times, Wire, make, parse, simulate, with_messages
+from parallel_dl.schedule import (
+    Action,
+    Deadlock,
+    Event,
+    PlanError,
+    Simulation,
+    Times,
+    Wire,
+    make,
+    parse,
+    simulate,
+    with_messages,
+)
 from parallel_dl.schedule.grid import grid
 
 TIMES = [(1.0, 1.0, 1.0), (3.0, 4.0, 2.0)]  # forward, backward of the input, of the weights
@@ -51,6 +63,48 @@ def test_zb_h1_fills_idle_time_with_weight_gradients(weights, forward, of_input)
         found = simulate(each, Times(forward, of_input, weights))
         idle = (p - 1) * (forward + of_input) - (min(p, m) - 1) * weights
         assert found.idle == pytest.approx([idle] * p, abs=1e-9), (p, m)
+
+
+# from their grids: the forwards that run while another rank is in a backward, and the makespan
+OVERLAPS = [
+    ("1f1b", 2, 2, (1, 1, 1), 1, 9),  # 1F1 with 0B0
+    ("1f1b", 3, 4, (1, 1, 1), 6, 18),  # 2F1, 1F2, 2F2, 0F3, 1F3, 2F3, one after the other
+    ("1f1b", 2, 2, (3, 1, 1), 2, 15),  # 1F1 from 8 to 11, 0B0 from 8 to 10
+    ("zb-h1", 2, 3, (1, 1, 1), 3, 10),  # 1F1 with 0I0, 0F2 with 1W0, 1F2 with 0I1
+    ("1f1b", 1, 9, (1, 1, 1), 0, 27),  # one rank
+]
+
+
+@pytest.mark.parametrize(("name", "p", "m", "times", "together", "makespan"), OVERLAPS)
+def test_overlap_by_hand(name, p, m, times, together, makespan):
+    found = simulate(plan(name, p, m), Times(*times))
+    assert (found.makespan, found.overlap) == (makespan, together / makespan)
+
+
+def test_overlap_is_counted_once_and_of_other_microbatches_only():
+    """Three ranks at a time are one overlap; a forward and a backward of one microbatch, or two forwards, are none."""
+
+    def of(*events):
+        told = [Event(rank, Action.parse(action), start, end) for rank, (action, start, end) in enumerate(events)]
+        return Simulation(parse("0F0 0B0"), tuple(told), 10.0, (), ()).overlap
+
+    assert of(("0F1", 0, 4), ("1B0", 1, 3), ("2W0", 2, 6)) == 0.3
+    assert of(("0F0", 0, 4), ("1B0", 1, 3)) == 0
+    assert of(("0F0", 0, 4), ("1B0", 1, 3), ("2F2", 2, 8)) == 0.1
+    assert of(("0F0", 0, 4), ("1F1", 1, 3), ("2U2", 0, 8)) == 0
+    assert of(("0F0", 0, 4), ("1B1", 4, 8), ("2B1", 2, 2)) == 0
+
+
+def test_overlap_of_every_size():
+    """Naive and gpipe have none; with 2 ranks 1f1b has all but the first two of rank 0 and the first of rank 1."""
+    draw = random.Random(4)
+    for name, p, m, chunks, each in plans("naive", "gpipe", "1f1b"):
+        times = Times(*([draw.choice([0.1, 0.5, 1.7]) for _ in range(each.stages)] for _ in range(3)))
+        if name in ("naive", "gpipe"):
+            assert simulate(each, times).overlap == 0, (name, p, m, chunks)
+        elif p == 2:
+            found = simulate(each)
+            assert found.overlap == pytest.approx((2 * m - 3) / found.makespan if m > 1 else 0), m
 
 
 def test_latency_of_a_sample():
@@ -204,6 +258,7 @@ def test_a_step_without_time():
     assert (found.makespan, found.latency, found.throughput) == (0, 0, math.inf)
     assert math.isnan(found.idle_fraction)
     assert math.isnan(found.concurrency)
+    assert math.isnan(found.overlap)
     assert ["".join(piece.text for piece in row) for row in grid(found, 80)] == ["", ""]
 
 
