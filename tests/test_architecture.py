@@ -21,7 +21,7 @@ OURS = {
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
-    "cost": {"nn", "convolution", "splits", "errors"},
+    "cost": {"nn", "convolution", "splits", "schedule", *BASE},
     "splits": {"nn", "convolution", *BASE},
     "schedule": set(),
     "optim": {"nn", *BASE},

@@ -5,11 +5,13 @@ To read in this order:
     layers.py    multiply-adds, work and depth of each kind of layer
     network.py   a network's layers in a row, and their totals
     stages.py    consecutive layers in stages of even work, for pipelines
+    pipeline.py  what each rank of a pipeline has of them (`parallel_dl.schedule`), and whether it fits its cache
     shares.py    the same for each rank of a plan (`parallel_dl.splits`), and what it sends
 """
 
 from parallel_dl.cost.layers import Operations, operations
 from parallel_dl.cost.network import LayerCost, NetworkCost, cost_of
+from parallel_dl.cost.pipeline import PipelineCost, RankCost, loaded, pipeline_cost
 from parallel_dl.cost.shares import LayerShares, PlanShares, Share, shares_of
 from parallel_dl.cost.stages import Stages, cut_stages, lightest
 
@@ -18,12 +20,16 @@ __all__ = [
     "LayerShares",
     "NetworkCost",
     "Operations",
+    "PipelineCost",
     "PlanShares",
+    "RankCost",
     "Share",
     "Stages",
     "cost_of",
     "cut_stages",
     "lightest",
+    "loaded",
     "operations",
+    "pipeline_cost",
     "shares_of",
 ]

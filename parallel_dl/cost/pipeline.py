@@ -1,0 +1,124 @@
+"""What each rank of a pipeline has, does and holds, and whether its weights stay in its cache.
+
+After Ben-Nun and Hoefler, arXiv 1802.09941, section "Pipelining": a rank that has one operation only, or few, can keep
+their weights in its cache, where a rank with the whole network loads all of them again for each microbatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from parallel_dl.cost.network import NetworkCost
+from parallel_dl.cost.stages import Stages
+from parallel_dl.errors import InputError
+from parallel_dl.partition import shares
+from parallel_dl.schedule import Plan, Program, peak_live
+
+BYTES = 4  # of a float32
+
+
+@dataclass(frozen=True)
+class RankCost:
+    """One rank of a pipeline, in one step with all microbatches."""
+
+    rank: int
+    stages: tuple[int, ...]
+    """the numbers of its stages: one, or with interleaved several"""
+    layers: tuple[tuple[str, ...], ...]
+    """the names of the layers of each of them"""
+    parameters: int
+    """values in weights and biases"""
+    multiply_adds: int
+    """of the forward pass of the whole batch"""
+    peak_live: int
+    """the most forwards of a stage whose backward is still to come (`schedule.peak_live`)"""
+    activation_bytes: int
+    """the most bytes in the outputs of its layers, for the microbatches that are alive at the same time; float32"""
+    weight_bytes_loaded: int | None
+    """see `loaded`; None where nothing is known of the cache"""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and biases in float32."""
+        return BYTES * self.parameters
+
+
+@dataclass(frozen=True)
+class PipelineCost:
+    """All ranks of a pipeline, beside one rank that does the same microbatches alone."""
+
+    schedule: str
+    microbatches: int
+    cache_bytes: int | None
+    """bytes of the cache that one rank has for its weights; None: not known"""
+    ranks: tuple[RankCost, ...]
+    serial_weight_bytes: int
+    """bytes of all weights and biases, in float32"""
+    serial_weight_bytes_loaded: int | None
+    """see `loaded`, for a rank that has all weights"""
+
+
+def loaded(weight_bytes: int, microbatches: int, cache_bytes: int) -> int:
+    """Bytes of weights that come from memory in the forward passes of one step.
+
+    Each weight once when all of the rank's fit into its cache, else each of them once for each microbatch: layers come
+    one after the other, and those of the end have replaced those of the beginning when these are needed again. Not
+    counted are the backward pass, and activations, which need room in the cache, too.
+    """
+    return weight_bytes if weight_bytes <= cache_bytes else microbatches * weight_bytes
+
+
+def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes: int | None = None) -> PipelineCost:
+    """What each rank of `plan` has of a network that is cut into `stages`, for a batch of `network.samples` samples.
+
+    `network` and `stages` are of one network (`cost_of`, `cut_stages`); the batch is divided into the microbatches of
+    the plan as evenly as can be. `cache_bytes` is the size of one rank's cache. Raises InputError when the plan has
+    another number of stages, and for less than 0 bytes.
+    """
+    if len(stages) != plan.stages:
+        raise InputError(f"{plan.name} has {plan.stages} stages, but the network is cut into {len(stages)}")
+    if cache_bytes is not None and cache_bytes < 0:
+        raise InputError(f"cache_bytes {cache_bytes}: must be at least 0")
+    samples, m = network.samples, plan.microbatches
+    stage_of = {name: stage for stage in range(len(stages)) for name in stages.layers(stage)}
+    parameters, multiply_adds, activations = ([0] * len(stages) for _ in range(3))
+    for layer in network.layers:
+        stage = stage_of[layer.name.split(".")[0]]  # a layer of branches belongs to where they are
+        parameters[stage] += layer.parameters
+        multiply_adds[stage] += samples * layer.multiply_adds
+        activations[stage] += BYTES * layer.activations
+    peaks, sizes = peak_live(plan), shares(samples, m)
+    ranks = []
+    for rank, program in enumerate(plan.programs):
+        own = tuple(sorted({action.stage for action in program if not action.is_message}))
+        count = _sum(parameters, own)
+        ranks.append(
+            RankCost(
+                rank=rank,
+                stages=own,
+                layers=tuple(stages.layers(stage) for stage in own),
+                parameters=count,
+                multiply_adds=_sum(multiply_adds, own),
+                peak_live=peaks[rank],
+                activation_bytes=_peak_bytes(program, activations, sizes),
+                weight_bytes_loaded=None if cache_bytes is None else loaded(BYTES * count, m, cache_bytes),
+            )
+        )
+    serial = BYTES * network.parameters
+    of_serial = None if cache_bytes is None else loaded(serial, m, cache_bytes)
+    return PipelineCost(plan.name, m, cache_bytes, tuple(ranks), serial, of_serial)
+
+
+def _sum(numbers: Sequence[int], stages: Iterable[int]) -> int:
+    return sum(numbers[stage] for stage in stages)
+
+
+def _peak_bytes(program: Program, activations: Sequence[int], sizes: Sequence[int]) -> int:
+    """The most that is alive at a time: `activations` bytes of one sample by stage, `sizes` samples by microbatch."""
+    changes = {"F": 1, "B": -1, "W": -1}  # as `schedule.peak_live` counts
+    live = peak = 0
+    for action in program:
+        live += changes.get(action.kind, 0) * activations[action.stage] * sizes[action.microbatch]
+        peak = max(peak, live)
+    return peak
