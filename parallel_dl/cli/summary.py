@@ -1,4 +1,4 @@
-"""`parallel-dl summary`: a network's layers, what each of them costs, and with --mp what each rank has of them."""
+"""`parallel-dl summary`: a network's layers, what each costs, and with --mp or --pp what each rank has of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli import summary_of_pipeline as of_pipeline
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
+from parallel_dl.cli.summary_of_pipeline import CacheBytes, Chunks, Microbatches, Pp, Schedule, Stage
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from parallel_dl.cost import LayerCost, NetworkCost, PlanShares, Share
+    from parallel_dl.cost import LayerCost, NetworkCost, PipelineCost, PlanShares, Share
     from parallel_dl.splits import Plan
 
 _PREFIXES = "kMGTPEZYRQ"
@@ -36,11 +38,18 @@ def summary(
     ] = 1,
     mp: Mp = None,
     split: Split = None,
+    pp: Pp = None,
+    schedule: Schedule = None,
+    stage: Stage = None,
+    chunks: Chunks = None,
+    microbatches: Microbatches = None,
+    cache_bytes: CacheBytes = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Print a network's layers with shapes, parameters, multiply-adds, work, depth, and whether splitting them pays.
 
-    With --mp N also how N ranks would divide them: parameters, work and messages of each. No rank is started.
+    With --mp N also how N ranks would divide them: parameters, work and messages of each; with --pp N how a pipeline
+    would: layers, weights and memory of each. No rank is started.
     """
     from parallel_dl import cost, datasets, networks
 
@@ -48,6 +57,7 @@ def summary(
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1")
     ranks, ways = require_mp(mp, split), parse_splits(split)
+    of_pipeline.require_pp(pp, ranks, schedule, stage, chunks, microbatches, cache_bytes)
     shape, classes = networks.NETWORKS[network].input_shape, networks.NETWORKS[network].classes
     if dataset is None and data_dir is not None and shape is not None:
         raise InputError(f"--data-dir {data_dir}: belongs to --dataset, which is not given")
@@ -60,12 +70,18 @@ def summary(
     facts = cost.cost_of(model, shape, batch_size)
     plan = None if mp is None else plan_for(model, shape, ranks, ways)
     shares = None if plan is None else cost.shares_of(plan, batch_size)
+    pipeline = None
+    if pp is not None:
+        given = (schedule, stage, chunks, microbatches, cache_bytes)
+        pipeline = of_pipeline.pipeline_for(model, shape, facts, pp, *given)
     if launch.mpirun_rank() != 0:  # in a user's mpirun every rank counts the same: one says it
         return
     if as_json:
         found = as_object(network, shape, classes, facts)
         if plan is not None and shares is not None:
             found = _with_shares(found, plan, shares)
+        if pipeline is not None:
+            found["pipeline"] = of_pipeline.as_object(pipeline)
         print(json.dumps(found))
         return
     _print(_table(network, shape, classes, facts), _notes(facts))
@@ -73,6 +89,9 @@ def summary(
         print()
         _print(_table_of_shares(network, ranks, shares), _notes_of_shares(ranks, batch_size))
         _print(_table_of_ranks(facts, shares.totals), _NOTES_OF_RANKS)
+    if pipeline is not None:
+        print()
+        _print(_table_of_pipeline(network, pipeline), of_pipeline.notes(pipeline, _samples(batch_size)))
 
 
 def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> dict[str, Any]:
@@ -312,3 +331,13 @@ def _percent(number: int, whole: int) -> str:
 
 def _imbalance(numbers: Sequence[int]) -> str:
     return f"{max(numbers) * len(numbers) / sum(numbers):.2f}" if sum(numbers) else ""
+
+
+# -- with --pp -----------------------------------------------------------------------------------------------------
+def _table_of_pipeline(network: str, pipeline: PipelineCost) -> Table:
+    table = _empty_table(of_pipeline.title(network, pipeline), show_footer=False)
+    for header in of_pipeline.headers(pipeline):
+        table.add_column(header, justify="left" if header in ("rank", "layers") else "right", no_wrap=True)
+    for number, row in enumerate(of_pipeline.rows(pipeline), 1):
+        table.add_row(*row, end_section=number == len(pipeline.ranks))
+    return table

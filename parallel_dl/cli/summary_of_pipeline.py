@@ -1,0 +1,180 @@
+"""`parallel-dl summary --pp`: what each rank of a pipeline has, does and holds, as flags, text and JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from parallel_dl.cost import NetworkCost, PipelineCost
+    from parallel_dl.nn import Module
+
+Pp = Annotated[
+    int | None, typer.Option("--pp", help="Ranks in a pipeline, each with some of the layers. [default: none]")
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule", help="Of the pipeline: naive, gpipe, 1f1b, interleaved, zb-h1, pipedream. [default: 1f1b]"
+    ),
+]
+Stage = Annotated[
+    list[str] | None,
+    typer.Option("--stage", metavar="LAYER", help="A layer that begins a stage; repeatable. [default: even work]"),
+]
+Chunks = Annotated[int | None, typer.Option("--chunks", help="Stages per rank, for interleaved. [default: 2]")]
+Microbatches = Annotated[
+    int | None, typer.Option("--microbatches", help="Pieces of a batch, fed into the pipeline. [default: --pp]")
+]
+CacheBytes = Annotated[
+    int | None,
+    typer.Option("--cache-bytes", help="Size of a rank's cache: do its weights stay there? [default: not told]"),
+]
+
+_NAMED = 3  # layers of a stage that are all named; of more the first and the last
+
+
+def require_pp(
+    pp: int | None,
+    ranks: int,
+    schedule: str | None,
+    stage: Sequence[str] | None,
+    chunks: int | None,
+    microbatches: int | None,
+    cache_bytes: int | None,
+) -> None:
+    """Refuses numbers that cannot be, what belongs to --pp without it, and a pipeline of layers split among `ranks`."""
+    if pp is None or pp == 1:
+        for flag, value in (("schedule", schedule), ("stage", stage and stage[0]), ("chunks", chunks)):
+            if value is not None:
+                raise InputError(f"--{flag} {value}: belongs to --pp N with N above 1")
+    for flag, number in (("microbatches", microbatches), ("cache-bytes", cache_bytes)):
+        if number is not None and pp is None:
+            raise InputError(f"--{flag} {number}: belongs to --pp N")
+    for flag, number, least in (("pp", pp, 1), ("microbatches", microbatches, 1), ("cache-bytes", cache_bytes, 0)):
+        if number is not None and number < least:
+            raise InputError(f"--{flag} {number}: must be at least {least}")
+    if pp is not None and ranks > 1:
+        raise InputError(f"--pp {pp} and --mp {ranks}: split layers in a pipeline are not there yet")
+
+
+def pipeline_for(
+    network: Module,
+    shape: Sequence[int],
+    facts: NetworkCost,
+    pp: int,
+    schedule: str | None,
+    stage: Sequence[str] | None,
+    chunks: int | None,
+    microbatches: int | None,
+    cache_bytes: int | None,
+) -> PipelineCost:
+    """`cost.pipeline_cost` of the flags, cut as `train` does; its refusals begin with the flag."""
+    from parallel_dl import cost
+    from parallel_dl.schedule import PlanError, make
+
+    name = schedule or "1f1b"
+    try:
+        plan = make(name, pp, pp if microbatches is None else microbatches, chunks)
+    except PlanError as error:
+        word = str(error).split()[0]
+        flag = f"--{error}" if word in ("pp", "microbatches", "chunks") else f"--schedule {name}: {error}"
+        raise InputError(flag) from None
+    try:
+        stages = cost.cut_stages(network, shape, plan.stages, stage)
+    except InputError as error:
+        raise InputError(_with_flag(str(error), pp, stage or ())) from None
+    return cost.pipeline_cost(facts, stages, plan, cache_bytes)
+
+
+def _with_flag(line: str, pp: int, stage: Sequence[str]) -> str:
+    """What `cut_stages` refuses, beginning with the flag."""
+    for layer in stage:
+        if line.startswith(f"stage at {layer}: "):
+            return f"--{line.replace(' at ', ' ', 1)}"
+    flag = " ".join(f"--stage {layer}" for layer in stage) if line.startswith("stage") else f"--pp {pp}"
+    return f"{flag}: {line}"
+
+
+def as_object(pipeline: PipelineCost) -> dict[str, Any]:
+    """The value of the key `pipeline`. What is not known is null."""
+    return {
+        "pp": len(pipeline.ranks),
+        "schedule": pipeline.schedule,
+        "microbatches": pipeline.microbatches,
+        "cache_bytes": pipeline.cache_bytes,
+        "ranks": [
+            {
+                "rank": own.rank,
+                "stages": list(own.stages),
+                "layers": [list(layers) for layers in own.layers],
+                "parameters": own.parameters,
+                "weight_bytes": own.weight_bytes,
+                "multiply_adds": own.multiply_adds,
+                "peak_live": own.peak_live,
+                "activation_bytes": own.activation_bytes,
+                "weight_bytes_loaded": own.weight_bytes_loaded,
+            }
+            for own in pipeline.ranks
+        ],
+        "serial": {
+            "weight_bytes": pipeline.serial_weight_bytes,
+            "weight_bytes_loaded": pipeline.serial_weight_bytes_loaded,
+        },
+    }
+
+
+# -- for people ----------------------------------------------------------------------------------------------------
+def title(network: str, pipeline: PipelineCost) -> str:
+    """What the table is of."""
+    ranks, m = len(pipeline.ranks), pipeline.microbatches
+    what = f"{'1 rank' if ranks == 1 else f'{ranks:,} ranks'}, {pipeline.schedule}"
+    return f"{network} in a pipeline: {what}, {'1 microbatch' if m == 1 else f'{m:,} microbatches'}"
+
+
+def headers(pipeline: PipelineCost) -> list[str]:
+    """Of the columns of `rows`."""
+    told = ["rank", "layers", "parameters", "weight\nbytes", "multiply-adds", "peak live", "activation\nbytes"]
+    return told if pipeline.cache_bytes is None else [*told, "weight bytes\nloaded"]
+
+
+def rows(pipeline: PipelineCost) -> list[list[str]]:
+    """A line for each rank; where the cache is known, two more: their sum, and a rank that does it all alone."""
+    told = []
+    for own in pipeline.ranks:
+        numbers = [own.parameters, own.weight_bytes, own.multiply_adds, own.peak_live, own.activation_bytes]
+        if own.weight_bytes_loaded is not None:
+            numbers.append(own.weight_bytes_loaded)
+        layers = ", ".join(map(_named, own.layers))
+        told.append([f"{own.rank:,}", layers, *map("{:,}".format, numbers)])
+    if pipeline.serial_weight_bytes_loaded is not None:
+        together = sum(own.weight_bytes_loaded or 0 for own in pipeline.ranks)
+        for name, number in (("all", together), ("serial", pipeline.serial_weight_bytes_loaded)):
+            told.append([name, "", "", f"{pipeline.serial_weight_bytes:,}", "", "", "", f"{number:,}"])
+    return told
+
+
+def _named(layers: Sequence[str]) -> str:
+    return " ".join(layers) if len(layers) <= _NAMED else f"{layers[0]} .. {layers[-1]}"
+
+
+def notes(pipeline: PipelineCost, samples: str) -> list[str]:
+    """What the numbers are; `samples` is the size of the batch in words."""
+    lines = [
+        f"Of each rank, in a step with {samples}: weights and biases in float32, multiply-adds of the forward pass.",
+        "Peak live: most forwards of a stage whose backward is still to come. Activation bytes: the most in outputs of",
+        "the rank's layers for all that is alive at a time, in float32.",
+    ]
+    if pipeline.cache_bytes is None:
+        return lines
+    cache = f"{pipeline.cache_bytes:,} bytes"
+    return [
+        *lines,
+        f"Loaded: weight bytes from memory, forward. Once if all of the rank's fit into {cache},",
+        "else once per microbatch. Serial: one rank with all weights does the same microbatches.",
+    ]
