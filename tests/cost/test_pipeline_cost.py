@@ -97,6 +97,14 @@ def test_the_ranks_together_are_the_network(schedule, name):
             assert own.activation_bytes == 4 * per_sample * sum(shares(7, 4)[: own.peak_live])
 
 
+def test_branches_belong_to_the_stage_that_has_them():
+    """Layers inside have names of their own, like 1.0.0, and stay together."""
+    towers = nn.Branches(nn.Sequential(nn.Linear(5, 4), nn.ReLU()), nn.Linear(5, 4))
+    found = of(nn.Sequential(nn.Linear(3, 5), towers), (3,), "gpipe", 2, 1, 1)
+    assert [own.parameters for own in found.ranks] == [20, 2 * 24]
+    assert [own.multiply_adds for own in found.ranks] == [15, 2 * 20]
+
+
 def test_refused():
     network = two_layers()
     facts, plan = cost_of(network, (3,), 4), make("1f1b", 2, 2)
