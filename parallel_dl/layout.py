@@ -11,13 +11,13 @@ from parallel_dl.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """`dp` replicas, each on `mp` or `pp` ranks, and each with a share of every one of the batch's `microbatches`.
+    """`dp` replicas, each on `pp` x `mp` ranks, and each with a share of every one of the batch's `microbatches`.
 
     `split` says how the layers of a replica are divided among its `mp` ranks: ways by name of layer or group, see
-    `splits.plan`; None takes the default. With `pp` ranks the layers are in stages, which begin at the layers `stages`
-    (None: where the work is even), and `schedule` is their order of work; `chunks` is for the schedule "interleaved".
-    Without a pipeline several microbatches are gradient accumulation: one update after all of them. Raises InputError
-    for numbers below 1, and for `mp` and `pp` together, which there is not yet.
+    `splits.plan`; None takes the default. On `pp` ranks, or with a `schedule`, it is a pipeline: stages begin at the
+    layers `stages` (None: where the work is even), and `schedule` (None: 1f1b) is their order of work; `chunks` is for
+    the schedule "interleaved". Without a pipeline several microbatches are gradient accumulation: one update after all
+    of them. Raises InputError for numbers below 1.
     """
 
     dp: int = 1
@@ -25,7 +25,7 @@ class Layout:
     microbatches: int = 1
     split: Mapping[str, str] | None = None
     pp: int = 1
-    schedule: str = "1f1b"
+    schedule: str | None = None
     stages: Sequence[str] | None = None
     chunks: int | None = None
 
@@ -33,13 +33,21 @@ class Layout:
         for flag in ("dp", "mp", "pp", "microbatches"):
             if getattr(self, flag) < 1:
                 raise InputError(f"--{flag} {getattr(self, flag)}: must be at least 1")
-        if self.pp > 1 and self.splits_layers:
-            raise InputError(f"--pp {self.pp} and --mp {self.mp}: split layers in a pipeline are not there yet")
 
     @property
     def ranks(self) -> int:
         """How many ranks it takes."""
         return self.dp * self.mp * self.pp
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether the layers are in stages, run by a schedule; on one rank only if somebody asks for it."""
+        return self.pp > 1 or self.schedule is not None
+
+    @property
+    def schedule_name(self) -> str:
+        """The schedule of a pipeline."""
+        return self.schedule or "1f1b"
 
     @property
     def splits_layers(self) -> bool:
@@ -52,7 +60,7 @@ class Layout:
             "dp": self.dp,
             "mp": self.mp,
             "pp": self.pp,
-            "schedule": self.schedule if self.pp > 1 else None,
+            "schedule": self.schedule_name if self.is_pipelined else None,
             "microbatches": self.microbatches,
             "split": dict(self.split or {}),
         }

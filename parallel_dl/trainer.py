@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import no_grad
+from parallel_dl.cost.stages import cut_stages
 from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
-from parallel_dl.datasets import Batch, Dataset, Loader, Share
+from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
@@ -21,7 +22,7 @@ from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, cross_entropy
 from parallel_dl.optim import Optimizer
 from parallel_dl.partition import share
-from parallel_dl.pipeline_parallel import PipelineParallel
+from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
 
 
 @dataclasses.dataclass
@@ -35,6 +36,8 @@ class Result:
     seconds: float
     """wall-clock seconds of the updates, without start-up and test"""
     samples_per_second: float
+    stream: Stream | None = None
+    """with an input rate: what was measured of the samples that came in, on ranks with the network's first layers"""
 
 
 def as_batches(batch: Batch) -> list[Share]:
@@ -42,7 +45,8 @@ def as_batches(batch: Batch) -> list[Share]:
     alone = []
     for number, part in enumerate(batch.microbatches):
         whole = share(batch.size, len(batch.microbatches), number)
-        alone.append(Share(part.x, part.y, part.first - whole.start, max(1, whole.stop - whole.start)))
+        size = whole.stop - whole.start
+        alone.append(Share(part.x, part.y, part.first - whole.start, max(1, size), size))
     return alone
 
 
@@ -72,26 +76,33 @@ class Trainer:
         if mesh.shape != sizes:
             needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
             raise InputError(f"{mesh} is not of this layout, which needs {needed}")
+        self.pipeline: PipelineParallel | None = None
+        if (layout.splits_layers or layout.is_pipelined) and input_shape is None:
+            raise ValueError("a layout that splits layers or has stages needs input_shape, the shape of one sample")
+        if layout.is_pipelined:
+            assert input_shape is not None
+            plan = plan_for(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
+            stages = cut_stages(network, input_shape, plan.stages, layout.stages)  # of the serial network
         if layout.splits_layers:
-            if input_shape is None:
-                raise ValueError("a layout that splits layers needs input_shape, the shape of one sample")
+            assert input_shape is not None
             self.parallel = parallelize(network, mesh.model, input_shape, layout.split, loss)
             self.loss = self.parallel.loss(loss)
-            require_equal_replicas(self.parallel.replicated().values(), (), mesh.model)
-        self.pipeline: PipelineParallel | None = None
-        if layout.pp > 1:
-            if input_shape is None:
-                raise ValueError("a pipeline needs input_shape, the shape of one sample")
+        if layout.is_pipelined:
+            assert input_shape is not None
             self.pipeline = PipelineParallel(
                 network,
                 mesh.pipe,
                 input_shape,
-                layout.schedule,
-                loss,
-                layout.stages,
+                layout.schedule_name,
+                self.loss,
+                stages,
                 layout.chunks,
                 self._update_between,
+                self.parallel,
             )
+        if self.parallel is not None:
+            own = None if self.pipeline is None else self.pipeline.layers
+            require_equal_replicas(self.parallel.replicated(own).values(), (), mesh.model)
         self.names = [name for name, _ in network.named_parameters()]
         parameters = network.parameters()
         if self.pipeline is not None:
@@ -99,6 +110,14 @@ class Trainer:
         self.gradients = GradientAllReduce(parameters, mesh.data, allreduce)
         self.optimizer = make_optimizer(parameters)
         self.updates = 0
+        self.arrivals: Arrivals | None = None
+        if self.pipeline is not None:
+            self.pipeline.runner.before_entry = self._take
+
+    def _take(self, microbatch: Share) -> None:
+        """Before a microbatch enters the network: waits for its samples, if they come in at a rate."""
+        if self.arrivals is not None:
+            self.arrivals.take(microbatch.of_all)
 
     def loader(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Loader:
         """The loader of this rank's shares."""
@@ -126,6 +145,7 @@ class Trainer:
             return sum(losses)
         total = 0.0
         for number, part in enumerate(batch.microbatches, start=1):
+            self._take(part)
             self.network.at(self.updates, part.first)
             loss = self.loss(self.network(part.x), part.y, part.size)
             if number < len(batch.microbatches):
@@ -168,16 +188,20 @@ class Trainer:
         epochs: int = 1,
         steps: int | None = None,
         report: Callable[[int, int, float], None] | None = None,
+        input_rate: float | None = None,
     ) -> Result:
         """Trains for `epochs`, or for exactly `steps` updates, and tests.
 
+        With `input_rate` samples come in at so many per second, and what is not there yet is waited for.
         `report(updates done, updates in all, mean loss of the updates since the last report)` is called on every rank
         after every epoch.
         """
+        self.arrivals = None if input_rate is None else Arrivals(input_rate)
         with self._counted():
             losses, samples, seconds = self._updates(dataset, batch_size, seed, epochs, steps, report)
         accuracy = self.test(dataset.x_test, dataset.y_test)
-        return Result(losses, accuracy, seconds, samples / seconds if seconds else 0.0)
+        stream = None if self.arrivals is None else self.arrivals.measured()
+        return Result(losses, accuracy, seconds, samples / seconds if seconds else 0.0, stream)
 
     def _counted(self) -> AbstractContextManager[None]:
         """What is sent inside is entered in the ledger, if there is one."""
@@ -243,15 +267,13 @@ class Trainer:
 
     def _scores(self, x: np.ndarray) -> np.ndarray | None:
         """The network's whole output for samples x; None on the ranks of a pipeline that do not have it."""
-        if self.pipeline is not None:
-            return self.pipeline.evaluate(x)
-        scores = self.network(x).data
-        return scores if self.parallel is None else self.parallel.whole_output(scores)
+        scores = self.network(x).data if self.pipeline is None else self.pipeline.evaluate(x)
+        return scores if scores is None or self.parallel is None else self.parallel.whole_output(scores)
 
     @property
     def _divided(self) -> ModelParallel | PipelineParallel | None:
-        """What this rank has only a part of the network by."""
-        return self.parallel or self.pipeline
+        """What this rank has only a part of the network by; a pipeline knows of the layers that are split in it."""
+        return self.pipeline or self.parallel
 
     def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole arrays, on every rank, from this replica's: by the name of the parameter or buffer they belong to."""

@@ -59,6 +59,7 @@ class Job:
     allreduce: str
     checked: bool
     ledger: bool
+    input_rate: float | None
     weights: str | None
     output: str | None
 
@@ -82,6 +83,8 @@ class Job:
                 raise InputError(f"--{flag} {number}: must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
+        if self.input_rate is not None and not 1e-6 <= self.input_rate <= 1e12:
+            raise InputError(f"--input-rate {self.input_rate}: must be in 1e-6..1e12 samples per second")
         if self.optimizer != "sgd" and (self.momentum is not None or self.nesterov):
             raise InputError(f"--momentum and --nesterov belong to --optimizer sgd, not to {self.optimizer}")
         if self.output is not None:
@@ -91,7 +94,7 @@ class Job:
         network = network_for(self.network, data, self.dataset)
         if self.layout.splits_layers:
             plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
-        if self.layout.pp > 1:
+        if self.layout.is_pipelined:
             self.check_pipeline(network, data)
         if self.weights is not None:
             checkpoint.require_fits(self.weights, network)
@@ -104,9 +107,9 @@ class Job:
 
         layout = self.layout
         try:
-            plan = make(layout.schedule, layout.pp, layout.microbatches, layout.chunks)
+            plan = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
         except PlanError as error:
-            raise InputError(f"--schedule {layout.schedule}: {error}") from None
+            raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
         cut_stages(network, data.input_shape, plan.stages, layout.stages)
         if layout.schedule in ASYNCHRONOUS and self.steps is not None and self.steps % layout.microbatches:
             raise InputError(
@@ -174,14 +177,16 @@ class Job:
             print(f"parallel-dl: {note}", file=sys.stderr)
         # a run that diverges is told by its losses, not by NumPy's warnings from every rank
         with _progress(updates, world.rank) as report, np.errstate(over="ignore", invalid="ignore"):
-            result = trainer.fit(dataset, self.batch_size, self.seed, self.epochs, self.steps, report)
+            result = trainer.fit(dataset, self.batch_size, self.seed, self.epochs, self.steps, report, self.input_rate)
         facts = self.as_json(dataset, result, trainer)
+        if result.stream is not None:
+            facts["stream"] = dataclasses.asdict(result.stream)
         if world.ledger is not None:
             facts["ledger"] = [dataclasses.asdict(row) for row in gather_rows(world, world.ledger)]
         if self.output is not None:
             state = trainer.gather_state()
             if state is not None and world.rank == 0:
-                checkpoint.save(self.output, state, {**facts, "losses": None, "ledger": None})
+                checkpoint.save(self.output, state, {**facts, "losses": None, "ledger": None, "stream": None})
         trainer.free()
         return facts, trainer.gradients.method
 
@@ -277,6 +282,9 @@ def train(
     allreduce: Annotated[str, typer.Option(help="How gradients are summed: auto, window or mpi.")] = "auto",
     checked: Annotated[bool, typer.Option("--checked", help="Compare every collective over the ranks first.")] = False,
     ledger: Annotated[bool, typer.Option("--ledger", help="Count messages and bytes, and show them.")] = False,
+    input_rate: Annotated[
+        float | None, typer.Option(help="Samples that come in per second. [default: all are there]")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Start from the weights in this file (safetensors).")] = None,
     output: Annotated[str | None, typer.Option(help="Write the weights here (safetensors).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -286,10 +294,10 @@ def train(
     model_ranks = require_mp(mp, split)
     if dp is None:
         dp = max(1, launch.mpirun_size() // (model_ranks * max(1, pp))) if inside else 1
-    if pp == 1:
-        for flag, value in (("schedule", schedule), ("stage", stage and stage[0]), ("chunks", chunks)):
+    if pp == 1 and schedule is None:
+        for flag, value in (("stage", stage and stage[0]), ("chunks", chunks)):
             if value is not None:
-                raise InputError(f"--{flag} {value}: belongs to --pp N with N above 1")
+                raise InputError(f"--{flag} {value}: belongs to a pipeline: --pp N, or --schedule NAME on one rank")
     job = Job(
         network,
         Layout(
@@ -298,7 +306,7 @@ def train(
             pp=pp,
             microbatches=max(1, pp) if microbatches is None else microbatches,
             split=parse_splits(split),
-            schedule=schedule or "1f1b",
+            schedule=schedule,
             stages=stage,
             chunks=chunks,
         ),
@@ -320,6 +328,7 @@ def train(
         allreduce,
         checked,
         ledger,
+        input_rate,
         weights,
         output,
     )
@@ -346,8 +355,11 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
             given = " ".join(
                 f"--{flag} {n}" for flag, n in (("dp", dp), ("mp", mp), ("pp", pp)) if flag == "dp" or n > 1
             )
-            within, flag = mp * pp, "pp" if pp > 1 else "mp"
-            valid = f"--dp {comm.size // within}" if comm.size % within == 0 else f"--{flag} {_divisors(comm.size)}"
+            valid = f"--{'pp' if pp > 1 else 'mp'} {_divisors(comm.size)}"
+            if comm.size % (mp * pp) == 0:
+                valid = f"--dp {comm.size // (mp * pp)}"
+            elif mp > 1 and pp > 1:
+                valid = f"--dp, --mp and --pp whose product is {comm.size}"
             raise InputError(
                 f"{given}: needs {job.layout.ranks} ranks, but mpirun started {comm.size}; valid here is {valid}"
             )
@@ -385,6 +397,15 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
     table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")
     ends = [losses[0], losses[-1]] if len(losses) > 1 else losses
+    if "stream" in facts:
+        stream = facts["stream"]
+        table.add_row(
+            "samples came in", f"{stream['rate']:,.6g} per second, {stream['seconds_waited']:.2f} s waited for"
+        )
+        if stream["throughput"] is not None:
+            taken, growth = stream["throughput"], stream["queue_growth"]
+            table.add_row("steady state", f"{taken:,.0f} taken per second, the queue grew by {growth:,.0f}")
+        table.add_row("queue at the end", f"{stream['queue']:,} samples")
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in ends))
     table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
     console().print(table)

@@ -25,13 +25,15 @@ class Share:
     """One rank's samples of one microbatch: copies, possibly none.
 
     x: (k, *sample shape), y: (k, *target shape), of the loader's types; first: index of the first of these k samples
-    within the global batch; size: number of samples of the whole global batch, by which the loss divides.
+    within the global batch; size: number of samples of the whole global batch, by which the loss divides; of_all:
+    number of samples of the microbatch on all ranks (0 where nobody asks).
     """
 
     x: np.ndarray
     y: np.ndarray
     first: int
     size: int
+    of_all: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -135,7 +137,7 @@ class Loader:
             own = share(microbatch.stop - microbatch.start, self.ranks, self.rank)
             first = microbatch.start + own.start
             chosen = indices[first : microbatch.start + own.stop]
-            parts.append(Share(self.x[chosen], self.y[chosen], first, size))
+            parts.append(Share(self.x[chosen], self.y[chosen], first, size, microbatch.stop - microbatch.start))
         return Batch(step, size, parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ class ModelParallel:
         self.network, self.plan, self.comm = network, plan, comm
         self.axis = ModelAxis(comm)
         self.pieces = plan.pieces()
-        self._shapes = {name: parameter.whole_shape for name, parameter in network.named_parameters()}
-        self._shapes |= {name: array.shape for name, array in network.named_buffers()}
+        self.shapes = {name: parameter.whole_shape for name, parameter in network.named_parameters()}
+        self.shapes |= {name: array.shape for name, array in network.named_buffers()}
 
     def __repr__(self) -> str:
         ways = ", ".join(f"{name}={way}" for name, way in self.plan.splits.items()) or "nothing split"
@@ -88,6 +88,22 @@ class ModelParallel:
             return output
         return self.comm.labelled("output").all_gather(output, 1, self._output_sizes)
 
+    def activation_shape(self, name: str) -> Shape:
+        """What this rank has of one sample in front of the layer `name`, a child of the whole network but the first."""
+        children = list(self.network._modules)
+        before = children[children.index(name) - 1]
+        last = [step for step in self.plan.steps if step.name == before or step.name.startswith(f"{before}.")][-1]
+        return last.after.shape(self.comm.rank, last.output)
+
+    def can_go_back(self, output: Any) -> Tensor:
+        """The output, from which backward can start also on a rank whose weights have no part in it.
+
+        It has none of the filters or towers, but the others wait for it in backward.
+        """
+        if not is_grad_enabled() or (isinstance(output, Tensor) and output.requires_grad):
+            return output
+        return Tensor(output.data if isinstance(output, Tensor) else output, requires_grad=True)
+
     def require(self, network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Raises InputError for samples of another shape than the network was divided for: tiles would be others."""
         if tuple(arguments[0].shape[1:]) != self.plan.input_shape:
@@ -109,9 +125,9 @@ class ModelParallel:
         if name not in self.pieces:
             assert array is not None
             return np.array(array)
-        axis, sizes = cut_axis(self.pieces[name], self._shapes[name])
+        axis, sizes = cut_axis(self.pieces[name], self.shapes[name])
         if array is None:
-            array = np.zeros(piece_shape(self.pieces[name][self.comm.rank], self._shapes[name]), dtype)
+            array = np.zeros(piece_shape(self.pieces[name][self.comm.rank], self.shapes[name]), dtype)
         return self.comm.all_gather(array, axis, sizes)
 
     def state_dict(self) -> Arrays:
@@ -123,7 +139,7 @@ class ModelParallel:
         state: dict[str, Any] = self.network.state_dict()
         for name in state:
             if name in self.pieces:
-                axis, sizes = cut_axis(self.pieces[name], self._shapes[name])
+                axis, sizes = cut_axis(self.pieces[name], self.shapes[name])
                 state[name] = self.comm.gather(state[name], 0, axis, sizes)
         return state if self.comm.rank == 0 else None
 
@@ -134,7 +150,7 @@ class ModelParallel:
         """
         own = {}
         for name, values in state.items():
-            shape = self._shapes.get(name)
+            shape = self.shapes.get(name)
             if shape is not None and tuple(values.shape) != shape:
                 raise ValueError(f"state_dict: {name} has shape {tuple(values.shape)}, expected {shape}")
             own[name] = values[self.piece(name)]
@@ -148,7 +164,7 @@ class ModelParallel:
         """A digest of all whole weights by name, on every rank; rank 0 gets about 64 MiB of a weight at a time."""
         digest = hashlib.sha256()
         for name, array in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {array.dtype.str} {self._shapes[name]}\n".encode())
+            digest.update(f"{name} {array.dtype.str} {self.shapes[name]}\n".encode())
             for rows in self._rows(name, array):
                 digest.update(rows.tobytes())
         return self.comm.broadcast_object(digest.hexdigest())
@@ -158,7 +174,7 @@ class ModelParallel:
         if name not in self.pieces:
             yield array
             return
-        shape = self._shapes[name]
+        shape = self.shapes[name]
         axis, sizes = cut_axis(self.pieces[name], shape)
         if axis:
             step = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape)) * array.itemsize))
@@ -174,9 +190,18 @@ class ModelParallel:
                 rows = self.comm.gather(own, 0, 0, lengths)
                 yield array[:0] if rows is None else rows
 
-    def replicated(self) -> Arrays:
-        """Name -> values of what every rank has in full, and what must be the same on all of them."""
-        return {name: array for name, array in self.network.state_dict().items() if name not in self.pieces}
+    def replicated(self, layers: Collection[str] | None = None) -> Arrays:
+        """Name -> values of what every rank has in full, and what must be the same on all of them.
+
+        `layers` takes only those children of the network: weights that are in no stage of this rank are never drawn.
+        """
+        children = self.network._modules if layers is None else layers
+        return {
+            f"{child}.{name}": array
+            for child in children
+            for name, array in self.network._modules[child].state_dict().items()
+            if f"{child}.{name}" not in self.pieces
+        }
 
     def free(self) -> None:
         """Gives back the communicators that were made (collective)."""
@@ -244,18 +269,8 @@ def parallelize(
             depart = depart[1:]
         result.axis.move_around(layer, step.division.arrive, depart, step.name)
     network.register_forward_pre_hook(result.require)
-    network.register_forward_hook(_able_to_go_back)
+    network.register_forward_hook(lambda network, arguments, output: result.can_go_back(output))
     return result
-
-
-def _able_to_go_back(network: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor:
-    """The output, from which backward can start also on a rank whose weights have no part in it.
-
-    It has none of the filters or towers, but the others wait for it in backward.
-    """
-    if not is_grad_enabled() or (isinstance(output, Tensor) and output.requires_grad):
-        return output
-    return Tensor(output.data if isinstance(output, Tensor) else output, requires_grad=True)
 
 
 def _require_untouched(network: nn.Module) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from parallel_dl import nn
-from parallel_dl.cost.stages import cut_stages
+from parallel_dl.autograd import Tensor
+from parallel_dl.cost.stages import Shape, Stages, cut_stages
 from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
@@ -19,12 +20,34 @@ from parallel_dl.schedule import ASYNCHRONOUS, PlanError, Program, execute, make
 Arrays = dict[str, np.ndarray]
 
 
+class SplitStage(Protocol):
+    """What a pipeline asks of a network whose layers are split, too: among ranks that have the same stage."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The whole shapes of parameters and buffers by name."""
+
+    def activation_shape(self, name: str) -> Shape:
+        """What this rank has of one sample in front of the layer `name` of the outermost Sequential."""
+
+    def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Whole arrays, on every rank, from the pieces."""
+
+    def piece(self, name: str) -> Any:
+        """This rank's part of a whole parameter or buffer, as an index."""
+
+    def can_go_back(self, output: Any) -> Tensor:
+        """An output from which backward can start on every rank."""
+
+
 class PipelineParallel:
     """The stages of `network` that this rank of `comm` has, run by a schedule of `parallel_dl.schedule`.
 
     The network stays as it is; the weights of other ranks' stages are never drawn here. `starts` names the first layer
-    of each stage but the first (`cut_stages`); with `chunks` each rank has several stages. Raises InputError for a
-    schedule or numbers that do not fit. The methods are collective over `comm`, except where they say otherwise.
+    of each stage but the first, or is what `cut_stages` gave; with `chunks` each rank has several stages. `split` is
+    what `model_parallel.parallelize` made of the network, if its layers are split, too: `comm` then has the ranks with
+    the same place in the model axis. Raises InputError for a schedule or numbers that do not fit. The methods are
+    collective over `comm` and the model axis, except where they say otherwise.
     """
 
     def __init__(
@@ -34,19 +57,27 @@ class PipelineParallel:
         input_shape: Sequence[int],
         schedule: str = "1f1b",
         loss: Callable[[Any, Any, float], Any] = nn.cross_entropy,
-        starts: Sequence[str] | None = None,
+        starts: Sequence[str] | Stages | None = None,
         chunks: int | None = None,
         update: Callable[[int], None] | None = None,
+        split: SplitStage | None = None,
     ) -> None:
         self.network, self.comm, self.schedule, self.chunks = network, comm, schedule, chunks
         plan = plan_for(schedule, comm.size, comm.size, chunks)
-        self.stages = cut_stages(network, input_shape, plan.stages, starts)
-        self.runner = StageRunner(network, self.stages, plan.rank_of, comm, loss, network.dtype, update)
+        cut = starts if isinstance(starts, Stages) else cut_stages(network, input_shape, plan.stages, starts)
+        self.stages, self.split = cut, split
+        boundaries, prepare = list(cut.inputs), None
+        if split is not None:
+            boundaries[1:] = [split.activation_shape(cut.layers(stage)[0]) for stage in range(1, len(cut))]
+            prepare = split.can_go_back
+        self.runner = StageRunner(
+            network, cut, plan.rank_of, comm, loss, network.dtype, update, boundaries=boundaries, prepare=prepare
+        )
         self._programs: dict[int, Program] = {}
         own = {id(parameter) for parameter in self.runner.parameters}
         self._own = [name for name, parameter in network.named_parameters() if id(parameter) in own]
-        layers = [layer for stage in self.runner.own for layer in self.stages.layers(stage)]
-        self._own_buffers = [name for name, _ in network.named_buffers() if name.split(".")[0] in layers]
+        self.layers = [layer for stage in self.runner.own for layer in self.stages.layers(stage)]
+        self._own_buffers = [name for name, _ in network.named_buffers() if name.split(".")[0] in self.layers]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -84,7 +115,7 @@ class PipelineParallel:
 
     # -- whole weights ---------------------------------------------------------------------------------------------
     def own_state(self) -> Arrays:
-        """Name -> a copy of the values of the parameters and buffers that this rank has. Not collective."""
+        """Name -> a copy of the values of the parameters and buffers that this rank has. Local."""
         named = dict(self.network.named_parameters())
         buffers = dict(self.network.named_buffers())
         state = {name: named[name].data.copy() for name in self._own}
@@ -100,7 +131,9 @@ class PipelineParallel:
         return state if self.comm.rank == 0 else None
 
     def _all(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of all ranks by name: one array at a time is here beside the own ones."""
+        """(name, whole array) of all ranks by name: one array at a time is here beside those of the own stages."""
+        if self.split is not None:
+            arrays = self.split.gather(arrays)
         described = {name: (array.shape, array.dtype.str) for name, array in arrays.items()}
         owners = {
             name: (rank, *facts)
@@ -111,7 +144,7 @@ class PipelineParallel:
             yield name, self.comm.broadcast(arrays.get(name), rank, shape, np.dtype(dtype))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets this rank's parameters and buffers from those of the whole network. Not collective.
+        """Sets this rank's parameters and buffers from those of the whole network. Local.
 
         `state` has arrays, or what `checkpoint.read` gives: then nothing else is read. KeyError or ValueError says what
         does not fit.
@@ -122,10 +155,11 @@ class PipelineParallel:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
         for name in self._own + self._own_buffers:
             values = named[name]
-            if tuple(state[name].shape) != values.shape:
-                found = tuple(state[name].shape)
-                raise ValueError(f"state_dict: {name} has shape {found}, expected {values.shape}")
-            (values.data if isinstance(values, nn.Parameter) else values)[...] = state[name][()]
+            whole = values.shape if self.split is None else self.split.shapes[name]
+            if tuple(state[name].shape) != whole:
+                raise ValueError(f"state_dict: {name} has shape {tuple(state[name].shape)}, expected {whole}")
+            piece = () if self.split is None else self.split.piece(name)
+            (values.data if isinstance(values, nn.Parameter) else values)[...] = state[name][piece]
 
     def sha256(self) -> str:
         """A digest of all weights by name, on every rank."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parallel_dl.autograd import Deferred, Tensor, backward
-from parallel_dl.cost.stages import Stages
+from parallel_dl.cost.stages import Shape, Stages
 from parallel_dl.datasets import Share
 from parallel_dl.mpi import Communicator, Pending
 from parallel_dl.nn import FlatParameters, Module, Parameter, flatten
@@ -41,6 +41,10 @@ class StageRunner:
     and a dtype that both sides know; in which order the axes lie in memory is told once, with the first message: sums
     then add up in the order of a serial run, to the same bits.
 
+    `boundaries[s]` is the shape of one sample that this rank's stage s takes, if not that of the whole network, and
+    `prepare` is applied to what a stage gives. `before_entry`, if set, is called with each microbatch before it enters
+    stage 0.
+
     `update(microbatch)` is called for the updates between microbatches of an asynchronous schedule. The weights in use
     in a forward pass are then kept until its backward: weight stashing (Narayanan et al. 2019, PipeDream, SOSP '19,
     section 3.3).
@@ -55,7 +59,12 @@ class StageRunner:
         loss: Callable[[Any, Any, float], Tensor],
         dtype: Any,
         update: Callable[[int], None] | None = None,
+        boundaries: Sequence[Shape] | None = None,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
+        self.boundaries = stages.inputs if boundaries is None else boundaries
+        self.prepare = prepare
+        self.before_entry: Callable[[Share], None] | None = None
         self.network, self.stages, self.rank_of, self.comm = network, stages, rank_of, comm
         self.loss, self.dtype, self._update = loss, np.dtype(dtype), update
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}  # (tag, other rank) -> axes, outermost first
@@ -104,14 +113,14 @@ class StageRunner:
             action = self._due.popleft()
             stage, source = action.stage, self.rank_of[action.partner.stage]
             boundary = stage if action.kind == "RF" else stage + 1
-            shape = (len(self.microbatches[action.microbatch].x), *self.stages.inputs[boundary])
+            shape = (len(self.microbatches[action.microbatch].x), *self.boundaries[boundary])
             buffer = np.empty(math.prod(shape), self.dtype)
             self._posted[action] = self.comm.ireceive(buffer, source, _tag(action.partner))
 
     def _receive(self, action: Action, boundary: int) -> Array:
         flat = self._posted.pop(action).wait()
         self._post()
-        shape = (len(self.microbatches[action.microbatch].x), *self.stages.inputs[boundary])
+        shape = (len(self.microbatches[action.microbatch].x), *self.boundaries[boundary])
         tag, source = _tag(action.partner), self.rank_of[action.partner.stage]
         if (tag, source) not in self._orders:
             told = self.comm.receive(source, (len(shape),), np.int64, _ORDERS + tag)
@@ -138,6 +147,8 @@ class StageRunner:
     def forward(self, stage: int, microbatch: int) -> None:
         """Runs the stage's layers, on the last stage with the loss."""
         part = self.microbatches[microbatch]
+        if stage == 0 and self.before_entry is not None:
+            self.before_entry(part)
         self.network.at(self.updates[microbatch], part.first)
         x: Any = part.x
         if stage:
@@ -146,6 +157,8 @@ class StageRunner:
         result = x
         for layer in self._layers[stage]:
             result = layer(result)
+        if self.prepare is not None:
+            result = self.prepare(result)
         if stage == self.last:
             result = self.loss(result, part.y, part.size)
             self.losses[microbatch] = result.item()
@@ -243,7 +256,7 @@ class StageRunner:
             elif self.rank_of[stage - 1] == self.comm.rank:
                 given = found
             else:
-                shape = (len(x), *self.stages.inputs[stage])
+                shape = (len(x), *self.boundaries[stage])
                 given = self.comm.receive(self.rank_of[stage - 1], shape, self.dtype)
             for layer in self._layers[stage]:
                 given = layer(given)

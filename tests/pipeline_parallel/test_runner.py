@@ -167,8 +167,6 @@ def test_refusals(comm):
     tied[1].weight = tied[0].weight
     with pytest.raises(InputError, match="are one weight, but in stages 0 and 1"):
         PipelineParallel(tied, comm, (6,))
-    with pytest.raises(InputError, match="split layers in a pipeline are not there yet"):
-        Layout(pp=2, mp=2)
     with pytest.raises(ValueError, match="needs input_shape"):
         Trainer(deep(), lambda p: optim.SGD(p, 0.1), Layout(pp=2), Mesh(comm, pipe=2))
     trainer = trainer_of(comm, "pipedream", 4)
