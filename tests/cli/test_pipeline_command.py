@@ -78,3 +78,32 @@ def test_bad_input(capsys, flags, words):
     assert err.startswith("parallel-dl: ")
     assert err.count("\n") == 1
     assert words in err, err
+
+
+def test_samples_that_come_in_at_a_rate():
+    """No sample enters before it has come, and the run is the same; how fast it is belongs into a benchmark."""
+    common = ("--pp", 2, "--microbatches", 4, "--steps", 8)
+    run, free = train("mlp_deep", *common, "--input-rate", 2000), train("mlp_deep", *common)
+    assert run["losses"] == free["losses"]
+    assert "stream" not in free
+    stream = run["stream"]
+    assert set(stream) == {"rate", "throughput", "queue", "queue_growth", "seconds_waited"}
+    assert run["seconds"] >= (8 * 64 - 16) / 2000
+    _, out, _ = call("train", "mlp_deep", "--input-rate", 1e6, "--steps", 3)
+    assert "samples came in" in out
+    assert "queue at the end" in out
+
+
+def test_split_layers_in_a_pipeline(tmp_path):
+    """The same run as alone, to rounding; its file is read alone, and the reverse."""
+    common = ("--steps", 2, "--dtype", "float64", "--microbatches", 2)
+    alone = train("lenet5_small", *common, "--output", tmp_path / "alone")
+    both = train("lenet5_small", *common, "--pp", 2, "--mp", 2, "--output", tmp_path / "both")
+    np.testing.assert_allclose(both["losses"], alone["losses"], rtol=1e-10)
+    assert (both["layout"]["pp"], both["layout"]["mp"], both["ranks"]) == (2, 2, 4)
+    ours, theirs = (checkpoint.load(tmp_path / name) for name in ("alone", "both"))
+    assert all(np.allclose(ours[name], theirs[name], rtol=1e-8) for name in ours | theirs)
+    again = train(
+        "lenet5_small", "--weights", tmp_path / "alone", "--lr", 0, "--steps", 1, "--pp", 2, "--mp", 2, *common[2:]
+    )
+    assert again["weights_sha256"] == alone["weights_sha256"]

@@ -116,7 +116,8 @@ print(sorted(new), "mpi4py" in sys.modules)
 
 
 def test_public_names():
-    assert set(datasets.__all__) == {"Batch", "Dataset", "Loader", "Share", "load", "read_idx", "write_idx"}
+    names = {"Arrivals", "Batch", "Dataset", "Loader", "Share", "Stream", "load", "read_idx", "write_idx"}
+    assert set(datasets.__all__) == names
     assert all(getattr(datasets, name).__doc__ for name in datasets.__all__)
 
 
