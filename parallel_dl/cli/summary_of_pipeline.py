@@ -48,19 +48,22 @@ def require_pp(
     microbatches: int | None,
     cache_bytes: int | None,
 ) -> None:
-    """Refuses numbers that cannot be, what belongs to --pp without it, and a pipeline of layers split among `ranks`."""
-    if pp is None or pp == 1:
-        for flag, value in (("schedule", schedule), ("stage", stage and stage[0]), ("chunks", chunks)):
-            if value is not None:
-                raise InputError(f"--{flag} {value}: belongs to --pp N with N above 1")
-    for flag, number in (("microbatches", microbatches), ("cache-bytes", cache_bytes)):
-        if number is not None and pp is None:
-            raise InputError(f"--{flag} {number}: belongs to --pp N")
+    """Refuses numbers that cannot be, what belongs to --pp without it, and --pp with layers split among `ranks`."""
+    of_pipeline = {
+        "schedule": schedule,
+        "stage": stage[0] if stage else None,
+        "chunks": chunks,
+        "microbatches": microbatches,
+        "cache-bytes": cache_bytes,
+    }
+    for flag, value in of_pipeline.items():
+        if value is not None and pp is None:
+            raise InputError(f"--{flag} {value}: belongs to --pp N")
     for flag, number, least in (("pp", pp, 1), ("microbatches", microbatches, 1), ("cache-bytes", cache_bytes, 0)):
         if number is not None and number < least:
             raise InputError(f"--{flag} {number}: must be at least {least}")
     if pp is not None and ranks > 1:
-        raise InputError(f"--pp {pp} and --mp {ranks}: split layers in a pipeline are not there yet")
+        raise InputError(f"--pp {pp} and --mp {ranks}: summary tells of one of them at a time")
 
 
 def pipeline_for(

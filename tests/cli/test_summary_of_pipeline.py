@@ -59,6 +59,8 @@ def test_defaults_are_those_of_train(capfd):
     assert pipeline["serial"]["weight_bytes_loaded"] is None
     alone = summary(capfd, "lenet5", "--pp", 1, "--cache-bytes", 0)["pipeline"]
     assert (len(alone["ranks"]), alone["ranks"][0]["weight_bytes_loaded"]) == (1, alone["serial"]["weight_bytes"])
+    one = summary(capfd, "lenet5", "--pp", 1, "--schedule", "gpipe", "--microbatches", 3)["pipeline"]
+    assert (one["schedule"], one["ranks"][0]["peak_live"]) == ("gpipe", 3)
     assert "pipeline" not in summary(capfd, "lenet5")
     assert summary(capfd, "lenet5", "--mp", 1, "--pp", 2)["pipeline"]["pp"] == 2
 
@@ -107,12 +109,13 @@ BAD = [
     (("--pp", 3, "--stage", "fc2"), "--stage fc2: stages begin at fc2: 3 stages need 2 such layers"),
     (("--pp", 2, "--stage", "fc1"), "--stage fc1: stage at flatten: has no weights"),
     (("--pp", 9999, "--microbatches", 9999), "--schedule 1f1b: 9,999 stages with 9,999 microbatches: at most 100,000"),
-    (("--schedule", "gpipe"), "--schedule gpipe: belongs to --pp N with N above 1"),
-    (("--pp", 1, "--stage", "fc2"), "--stage fc2: belongs to --pp N with N above 1"),
-    (("--chunks", 2), "--chunks 2: belongs to --pp N with N above 1"),
+    (("--schedule", "gpipe"), "--schedule gpipe: belongs to --pp N"),
+    (("--stage", "fc2"), "--stage fc2: belongs to --pp N"),
+    (("--pp", 1, "--stage", "fc2"), "--stage fc2: stages begin at fc2: 1 stages need 0 such layers"),
+    (("--chunks", 2), "--chunks 2: belongs to --pp N"),
     (("--microbatches", 2), "--microbatches 2: belongs to --pp N"),
     (("--cache-bytes", 2), "--cache-bytes 2: belongs to --pp N"),
-    (("--pp", 2, "--mp", 2), "--pp 2 and --mp 2: split layers in a pipeline are not there yet"),
+    (("--pp", 2, "--mp", 2), "--pp 2 and --mp 2: summary tells of one of them at a time"),
 ]
 
 
