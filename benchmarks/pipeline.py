@@ -1,4 +1,4 @@
-"""Two pipeline stages: idle time against theory and the simulator, and PyTorch's over gloo; run as two ranks:
+"""Two pipeline stages: idle time and throughput against theory and the simulator, and PyTorch's over gloo; two ranks:
 
 mpirun -n 2 python -m benchmarks.pipeline
 """
@@ -16,16 +16,17 @@ import numpy as np
 from benchmarks.turns import medians_on_ranks
 from benchmarks.two_ranks import start_gloo
 from parallel_dl import nn, optim
-from parallel_dl.datasets import Share
+from parallel_dl.datasets import Arrivals, Share
 from parallel_dl.mpi import Communicator, world
 from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.pipeline_parallel.runner import StageRunner
 from parallel_dl.schedule import Times, Wire, make, simulate, with_messages
 
-INPUT, WIDTH, LAYERS, PER_MICROBATCH = 8, 1024, 8, 64
+INPUT, WIDTH, LAYERS, PER_MICROBATCH = 8, 1024, 16, 64
 SECOND = str(2 + 2 * (LAYERS // 2))  # where the second stage begins
 COUNTS = (1, 2, 4, 8, 16)
+RATES = (0.5, 0.9, 1.5)  # of a stream of samples, as shares of what the slowest stage can do
 
 
 def network() -> nn.Sequential:
@@ -107,6 +108,42 @@ def measure_idle(comm: Communicator, microbatches: int, repeats: int = 9) -> dic
     }
 
 
+def measure_stream(comm: Communicator, share_of_most: float, microbatches: int = 32) -> dict[str, float] | None:
+    """On rank 0: a stream of samples at that share of 1/slowest stage; throughputs by the simulator and measured.
+
+    In microbatches per second.
+    """
+    pipeline = PipelineParallel(network(), comm, (INPUT,), "1f1b", half_squares, [SECOND])
+    parts = data(microbatches)
+    clock = Clock(pipeline.runner)
+    stream = None
+    for repeat in range(2):
+        if repeat:
+            own = [statistics.median(seconds) for seconds in clock.seconds.values()]
+            forwards, backwards = zip(*comm.all_gather_object(own))
+            rate = share_of_most / max(map(sum, zip(forwards, backwards)))
+            arrivals = Arrivals(rate * PER_MICROBATCH)
+            pipeline.runner.before_entry = lambda part, stream=arrivals: stream.take(PER_MICROBATCH)
+        comm.barrier()
+        pipeline.run(parts, [0] * microbatches)
+        if repeat:
+            stream = arrivals.measured()
+    if comm.rank:
+        return None
+    plan = with_messages(make("1f1b", 2, microbatches))
+    simulation = simulate(plan, Times(forwards, backwards, 0.0), Wire(), rate)
+    assert stream is not None
+    assert stream.throughput is not None
+    assert stream.queue_growth is not None
+    return {
+        "rate": rate,
+        "simulated": simulation.steady_throughput or 0.0,
+        "measured": stream.throughput / PER_MICROBATCH,
+        "simulated growth": simulation.queue_growth or 0.0,
+        "measured growth": stream.queue_growth / PER_MICROBATCH,
+    }
+
+
 def our_step(comm: Communicator, microbatches: int) -> Callable[[], object]:
     """One step of ours, with its update."""
     pipeline = PipelineParallel(network(), comm, (INPUT,), "1f1b", half_squares, [SECOND])
@@ -162,6 +199,15 @@ def main() -> None:
             step, predicted = row["step"], row["predicted"]
             idle = f"{row['theory']:13.1%} {row['measured']:9.1%}"
             print(f"{microbatches:3d} {idle} {1e3 * step:11.2f} {predicted / step:13.2f}", flush=True)
+    if comm.rank == 0:
+        print("a stream of samples, in microbatches per second; the rate as a share of 1/slowest stage")
+        print("  share    rate   throughput: simulated  measured   queue grows by: simulated  measured")
+    for share_of_most in RATES:
+        row = measure_stream(comm, share_of_most)
+        if row is not None:
+            taken = f"{row['simulated']:23.1f} {row['measured']:9.1f}"
+            growth = f"{row['simulated growth']:26.1f} {row['measured growth']:9.1f}"
+            print(f"{share_of_most:7.1f} {row['rate']:7.1f} {taken} {growth}", flush=True)
     if importlib.util.find_spec("torch") is None:
         return
     import torch

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parallel_dl.errors import InputError
+from parallel_dl.schedule import ASYNCHRONOUS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,32 @@ class Layout:
     @property
     def schedule_name(self) -> str:
         """The schedule of a pipeline."""
-        return self.schedule or "1f1b"
+        return "1f1b" if self.schedule is None else self.schedule
+
+    def updates(self, samples: int, batch_size: int, epochs: int = 1, steps: int | None = None) -> int:
+        """How many updates training makes: `steps`, or those of so many epochs of `samples`.
+
+        An asynchronous schedule makes one per microbatch. InputError for steps that end inside a batch then, and for a
+        batch that has fewer samples than microbatches.
+        """
+        per_batch = self.microbatches if self.is_pipelined and self.schedule_name in ASYNCHRONOUS else 1
+        batches = math.ceil(samples / batch_size)
+        in_all = epochs * batches * per_batch if steps is None else steps
+        if per_batch == 1:
+            return in_all
+        if in_all % per_batch:
+            raise InputError(
+                f"--steps {in_all}: {self.schedule_name} makes {per_batch} updates per batch, one per microbatch; "
+                f"valid are multiples of {per_batch}"
+            )
+        last = samples - (batches - 1) * batch_size
+        smallest = last if in_all >= batches * per_batch else batch_size
+        if smallest < per_batch:
+            raise InputError(
+                f"--microbatches {per_batch}: {self.schedule_name} makes an update with each, but a batch has "
+                f"{smallest} samples; valid are 1 to {smallest}"
+            )
+        return in_all
 
     @property
     def splits_layers(self) -> bool:

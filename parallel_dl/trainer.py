@@ -135,7 +135,10 @@ class Trainer:
         """Forward and backward of this rank's share, then the all-reduce. Returns this rank's summand of the loss.
 
         Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch.
+        RuntimeError for an asynchronous schedule, which updates the weights in between: call `step`.
         """
+        if self.is_asynchronous:
+            raise RuntimeError(f"{self.layout.schedule_name} updates the weights between microbatches: call step()")
         self.network.train()
         self.optimizer.zero_grad()
         if self.pipeline is not None:
@@ -162,7 +165,7 @@ class Trainer:
 
         An asynchronous update divides by the size of its microbatch.
         """
-        if self.pipeline is not None and self.pipeline.is_asynchronous:
+        if self.pipeline is not None and self.is_asynchronous:
             self.network.train()
             self.optimizer.zero_grad()
             alone = as_batches(batch)
@@ -171,6 +174,11 @@ class Trainer:
         self.optimizer.step()
         self.updates += 1
         return [loss]
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether weights are updated between microbatches."""
+        return self.pipeline is not None and self.pipeline.is_asynchronous
 
     def _update_between(self, microbatch: int) -> None:
         """An update of this rank's stage by one microbatch."""
@@ -219,13 +227,7 @@ class Trainer:
     ) -> tuple[list[float], int, float]:
         """(losses, samples in all, seconds) of the updates."""
         loader = self.loader(dataset.x_train, dataset.y_train, batch_size, seed)
-        per_batch = self.layout.microbatches if self.pipeline is not None and self.pipeline.is_asynchronous else 1
-        in_all = epochs * len(loader) * per_batch if steps is None else steps
-        if in_all % per_batch:
-            raise InputError(
-                f"--steps {in_all}: {self.layout.schedule} makes {per_batch} updates per batch, one per microbatch; "
-                f"valid are multiples of {per_batch}"
-            )
+        in_all = self.layout.updates(len(dataset.x_train), batch_size, epochs, steps)
         losses: list[float] = []
         samples, epoch, start = 0, 0, time.perf_counter()
         while len(losses) < in_all:

@@ -30,7 +30,7 @@ OURS = {
     "data_parallel": {"mpi", "nn", *BASE},
     "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", *BASE},
-    "layout": BASE,
+    "layout": {"schedule", *BASE},
     "checkpoint": {"nn", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,
     "equivalence": TRAINING | BASE,

@@ -82,6 +82,14 @@ def schedule(
             _times("backward-input", backward_input),
             _times("backward-weight", backward_weight),
         )
+        for flag, given in (
+            ("forward", forward),
+            ("backward-input", backward_input),
+            ("backward-weight", backward_weight),
+        ):
+            count = given.count(",") + 1
+            if count not in (1, plan.stages):
+                raise InputError(f"--{flag} {given}: has {count} times; valid are one, or {plan.stages}, the stages")
         per_byte = 0.0 if bytes_per_second is None else 1 / bytes_per_second
         wire = Wire(latency, per_byte, message_bytes, eager_limit)
         try:

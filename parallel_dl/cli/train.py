@@ -103,19 +103,19 @@ class Job:
     def check_pipeline(self, network: Module, data: Dataset) -> None:
         """Refuses a schedule or stages that cannot be, without MPI."""
         from parallel_dl.cost.stages import cut_stages
-        from parallel_dl.schedule import ASYNCHRONOUS, PlanError, make
+        from parallel_dl.schedule import PlanError, make
 
         layout = self.layout
         try:
             plan = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
         except PlanError as error:
             raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
-        cut_stages(network, data.input_shape, plan.stages, layout.stages)
-        if layout.schedule in ASYNCHRONOUS and self.steps is not None and self.steps % layout.microbatches:
-            raise InputError(
-                f"--steps {self.steps}: {layout.schedule} makes {layout.microbatches} updates per batch, one per "
-                f"microbatch; valid are multiples of {layout.microbatches}"
-            )
+        try:
+            cut_stages(network, data.input_shape, plan.stages, layout.stages)
+        except InputError as error:
+            flags = f"--pp {layout.pp}" if layout.stages is None else f"--stage {' --stage '.join(layout.stages)}"
+            raise InputError(f"{flags}: {error}") from None
+        layout.updates(len(data.x_train), self.batch_size, self.epochs, self.steps)
 
     def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
         """The optimizer the flags ask for, its rate planned over this number of updates."""
@@ -155,8 +155,7 @@ class Job:
         forward = cost_of(network, dataset.input_shape, min(self.batch_size, len(dataset.x_train)))
         if _work_in_products(forward) < _WORK_FOR_THREADS:
             one_blas_thread()
-        steps_per_epoch = math.ceil(len(dataset.x_train) / self.batch_size)
-        updates = self.steps or self.epochs * steps_per_epoch
+        updates = self.layout.updates(len(dataset.x_train), self.batch_size, self.epochs, self.steps)
         # with it MPICH takes ranks of one node for ranks of several
         unshared = world.size > 1 and not world.is_one_node and launch.without_shared_memory()
         trainer = Trainer(

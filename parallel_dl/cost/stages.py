@@ -46,11 +46,17 @@ def cut_stages(
 
     Each stage has weights: it begins with a layer that has some, and those without go along. `starts` names the first
     layer of each stage but the first; without it the slowest stage has as little work as can be (`lightest`). A
-    Sequential or Branches inside is not cut. Raises InputError for a network that is no Sequential, for more stages
-    than layers with weights, for a name that is no layer's or out of order, and for a weight in two stages.
+    Sequential or Branches inside is not cut. Raises InputError for a network that is no Sequential, or that has weights
+    or hooks of its own beside its layers', for more stages than layers with weights, for a name that is no layer's or
+    out of order, and for a weight or buffer in two stages.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"a {type(network).__name__} cannot be cut into stages: put its layers into a Sequential")
+    if network._parameters or network._buffers:
+        own = next(iter({**network._parameters, **network._buffers}))
+        raise InputError(f"the network's own {own} would be in no stage: put it into one of its layers")
+    if stages > 1 and (network._before_forward or network._after_forward):
+        raise InputError("a hook on the whole network would run in no stage: register it on one of its layers")
     names = tuple(network._modules)
     weighted = [number for number, name in enumerate(names) if network._modules[name].parameters()]
     if not 1 <= stages <= max(1, len(weighted)):
@@ -70,7 +76,8 @@ def cut_stages(
         cuts = tuple(begins[block] for block in lightest(blocks, stages))
     for begin, end in pairwise(cuts):
         if stages > 1 and not any(begin <= number < end for number in weighted):
-            raise InputError(f"stage at {names[begin]}: has no weights; put it together with a neighbour")
+            where = f"stage at {names[begin]}" if begin else f"what is in front of the stage at {names[end]}"
+            raise InputError(f"{where}: has no weights; put it together with a neighbour")
     found = Stages(names, cuts, tuple(shapes[cut] for cut in cuts[:-1]), shapes[-1])
     _require_own_weights(network, found)
     return found
@@ -116,10 +123,12 @@ def _require_own_weights(network: nn.Module, stages: Stages) -> None:
     owner: dict[int, tuple[int, str]] = {}
     for stage in range(len(stages)):
         for layer in stages.layers(stage):
-            for name, parameter in network._modules[layer].named_parameters():
-                other, first = owner.setdefault(id(parameter), (stage, f"{layer}.{name}"))
-                if other != stage:
-                    raise InputError(
-                        f"{first} and {layer}.{name} are one weight, but in stages {other} and {stage}: "
-                        "layers that share a weight have to be in one stage"
-                    )
+            module = network._modules[layer]
+            for kind, named in (("weight", module.named_parameters()), ("buffer", module.named_buffers())):
+                for name, values in named:
+                    other, first = owner.setdefault(id(values), (stage, f"{layer}.{name}"))
+                    if other != stage:
+                        raise InputError(
+                            f"{first} and {layer}.{name} are one {kind}, but in stages {other} and {stage}: "
+                            f"layers that share a {kind} have to be in one stage"
+                        )

@@ -153,11 +153,12 @@ class PipelineParallel:
         missing, unexpected = named.keys() - state.keys(), state.keys() - named.keys()
         if missing or unexpected:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
-        for name in self._own + self._own_buffers:
-            values = named[name]
+        for name, values in named.items():  # also those of other stages: all ranks accept it, or none
             whole = values.shape if self.split is None else self.split.shapes[name]
             if tuple(state[name].shape) != whole:
                 raise ValueError(f"state_dict: {name} has shape {tuple(state[name].shape)}, expected {whole}")
+        for name in self._own + self._own_buffers:
+            values = named[name]
             piece = () if self.split is None else self.split.piece(name)
             (values.data if isinstance(values, nn.Parameter) else values)[...] = state[name][piece]
 

@@ -17,6 +17,7 @@ import numpy as np
 from parallel_dl.autograd import Deferred, Tensor, backward
 from parallel_dl.cost.stages import Shape, Stages
 from parallel_dl.datasets import Share
+from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, Pending
 from parallel_dl.nn import FlatParameters, Module, Parameter, flatten
 from parallel_dl.schedule import Action
@@ -24,6 +25,7 @@ from parallel_dl.schedule import Action
 Array = np.ndarray
 _AHEAD = 2  # receives that are posted before they are needed: more would hold the memory that 1F1B saves
 _ORDERS = 1 << 12  # added to a tag for the message that tells the order of memory
+_ONE_SAMPLE = 1 << 11  # the same, of microbatches of one sample, whose first axis says nothing
 
 
 class _Passed(NamedTuple):
@@ -67,7 +69,7 @@ class StageRunner:
         self.before_entry: Callable[[Share], None] | None = None
         self.network, self.stages, self.rank_of, self.comm = network, stages, rank_of, comm
         self.loss, self.dtype, self._update = loss, np.dtype(dtype), update
-        self._orders: dict[tuple[int, int], tuple[int, ...]] = {}  # (tag, other rank) -> axes, outermost first
+        self._orders: dict[tuple[int, int], tuple[int, ...]] = {}  # (tag, rank) -> axes, outermost first
         self.version = 0  # of the weights: the updates made between microbatches
         self.own = [stage for stage, rank in sorted(rank_of.items()) if rank == comm.rank]
         self.last = len(stages) - 1
@@ -122,22 +124,36 @@ class StageRunner:
         self._post()
         shape = (len(self.microbatches[action.microbatch].x), *self.boundaries[boundary])
         tag, source = _tag(action.partner), self.rank_of[action.partner.stage]
-        if (tag, source) not in self._orders:
-            told = self.comm.receive(source, (len(shape),), np.int64, _ORDERS + tag)
-            self._orders[tag, source] = tuple(told.tolist())
-        order = self._orders[tag, source]
+        key = (_order_tag(tag, shape[0]), source)
+        if key not in self._orders:
+            self._orders[key] = tuple(self.comm.receive(source, (len(shape),), np.int64, key[0]).tolist())
+        order = self._orders[key]
         return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
     def _send(self, action: Action, array: Array) -> None:
-        """Begins to send (samples, ...) in its order of memory: that of the first microbatch, which is the largest."""
+        """Begins to send (samples, ...) in the order of memory that the first such array had."""
+        self._require_fits(array, action.stage + (action.kind == "SF"))
         tag, destination = _tag(action), self.rank_of[action.partner.stage]
         comm = (self._out if action.kind == "SF" else self._back)[action.stage]
-        if (tag, destination) not in self._orders:
+        key = (_order_tag(tag, len(array)), destination)
+        if key not in self._orders:
             order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis] if array.shape[axis] > 1 else 0)
-            self._sent.append(comm.isend(np.array(order, np.int64), destination, _ORDERS + tag))
-            self._orders[tag, destination] = tuple(order)
-        in_memory = np.asarray(array.transpose(self._orders[tag, destination]), self.dtype)
-        self._sent.append(comm.isend(in_memory, destination, tag))
+            self._sent.append(comm.isend(np.array(order, np.int64), destination, key[0]))
+            self._orders[key] = tuple(order)
+        self._sent.append(comm.isend(array.transpose(self._orders[key]), destination, tag))
+
+    def _require_fits(self, array: Array, boundary: int) -> None:
+        """Raises InputError for an activation, or its gradient, that the other side does not expect."""
+        if array.dtype != self.dtype:
+            raise InputError(
+                f"stage {boundary - 1} gives {array.dtype}, but the network is {self.dtype}: "
+                f"convert the samples to {self.dtype}"
+            )
+        if array.shape[1:] != tuple(self.boundaries[boundary]):
+            raise InputError(
+                f"stage {boundary - 1} gives samples of shape {array.shape[1:]}, but stage {boundary} takes "
+                f"{tuple(self.boundaries[boundary])}: the samples are not of input_shape"
+            )
 
     # -- what the executor calls -----------------------------------------------------------------------------------
     def receive_activation(self, stage: int, microbatch: int) -> None:
@@ -198,7 +214,8 @@ class StageRunner:
                 deferred = backward(passed.result, gradient, defer, since=passed.marker)
         if stage:
             returned = passed.marker.grad
-            assert returned is not None
+            if returned is None:  # nothing behind it depends on it
+                returned = np.zeros_like(passed.marker.data)
             neighbour = self.rank_of[stage - 1] == self.comm.rank
             (self._gradients if neighbour else self._returning)[stage - neighbour, microbatch] = returned
         return deferred
@@ -262,7 +279,9 @@ class StageRunner:
                 given = layer(given)
             found = given.data if isinstance(given, Tensor) else given
             if stage < self.last and self.rank_of[stage + 1] != self.comm.rank:
-                self.comm.send(np.asarray(found, self.dtype, order="C"), self.rank_of[stage + 1])
+                assert found is not None
+                self._require_fits(found, stage + 1)
+                self.comm.send(np.ascontiguousarray(found), self.rank_of[stage + 1])
                 found = None
         return found if self.last in self.own else None
 
@@ -270,3 +289,8 @@ class StageRunner:
 def _tag(send: Action) -> int:
     """Messages of one boundary and direction come in order; others must not be taken for them."""
     return 2 * send.stage + (send.kind == "SB")
+
+
+def _order_tag(tag: int, samples: int) -> int:
+    """Of the message that tells the order of memory of so many samples."""
+    return _ORDERS + tag + (_ONE_SAMPLE if samples < 2 else 0)

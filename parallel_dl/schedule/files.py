@@ -21,10 +21,10 @@ def parse(text: str, name: str = "plan") -> Plan:
     PyTorch overlaps, one comes after the other. Empty lines and lines that begin with # are left out. Messages that
     are written out are blocking; where none is, the plan has none, and `lowering.with_messages` adds them.
     """
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.lstrip().startswith("#")]
     if any("," in line for line in lines):
         try:
-            rows = list(csv.reader(lines))
+            rows = list(csv.reader(lines, skipinitialspace=True))
         except csv.Error as error:
             raise PlanError(f"{name}: no CSV that can be read: {error}") from None
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from parallel_dl.schedule.actions import RECEIVES, SENDS, Action, Plan
@@ -39,26 +40,31 @@ def walk(plan: Plan, rendezvous: bool) -> Walk:
     at = [0] * plan.pp
     sent: set[Action] = set()
     order: list[tuple[int, Action]] = []
-    moved = True
-    while moved:
-        moved = False
-        for rank, program in enumerate(programs):
-            start = position = at[rank]
-            while position < len(program):
-                action = program[position]
-                if action.kind in RECEIVES:
-                    if action.partner not in sent:
-                        break
-                elif action.kind in SENDS:
-                    if holds:
-                        other = rank_of.get(action.partner.stage, rank)
-                        if programs[other][at[other] : at[other] + 1] != (action.partner,):
-                            break
-                    sent.add(action)
-                order.append((rank, action))
-                position += 1
-            at[rank] = position
-            moved |= position > start
+    # in rounds over the ranks, each from the lowest on; in a round only those that wait for one that has gone on
+    todo = [(0, rank) for rank in range(plan.pp)]
+    waiting: dict[int, set[int]] = {}  # rank -> those that wait for it
+    while todo:
+        turn, rank = heappop(todo)
+        program = programs[rank]
+        start = position = at[rank]
+        while position < len(program):
+            action = program[position]
+            other = rank_of.get(action.partner.stage, rank) if action.kind in RECEIVES + SENDS else rank
+            if action.kind in RECEIVES:
+                if action.partner not in sent:
+                    waiting.setdefault(other, set()).add(rank)
+                    break
+            elif action.kind in SENDS:
+                if holds and programs[other][at[other] : at[other] + 1] != (action.partner,):
+                    waiting.setdefault(other, set()).add(rank)
+                    break
+                sent.add(action)
+            order.append((rank, action))
+            position += 1
+        at[rank] = position
+        if position > start:
+            for waiter in waiting.pop(rank, ()):
+                heappush(todo, (turn + (waiter <= rank), waiter))
     stuck = {}
     for rank, program in enumerate(programs):
         if at[rank] < len(program):

@@ -57,15 +57,20 @@ def test_pipedream_updates_once_per_microbatch():
     ("flags", "words"),
     [
         (("mlp_deep", "--pp", "0"), "--pp 0: must be at least 1"),
-        (("mlp_deep", "--pp", "12"), "12 stages: the network has 9 layers with weights; valid are 1 to that"),
+        (("mlp_deep", "--pp", "12"), "--pp 12: 12 stages: the network has 9 layers with weights; valid are 1 to that"),
         (("mlp", "--pp", "2", "--microbatches", "0"), "--microbatches 0: must be at least 1"),
         (("mlp", "--pp", "2", "--schedule", "1f2b"), "did you mean '1f1b'?"),
         (("mlp", "--stage", "fc2"), "--stage fc2: belongs to a pipeline"),
         (("mlp", "--chunks", "2"), "--chunks 2: belongs to a pipeline"),
+        (("mlp", "--pp", "2", "--schedule", ""), "unknown schedule ''"),
+        (
+            ("mlp", "--pp", "2", "--schedule", "pipedream", "--microbatches", "40"),
+            "a batch has 29 samples; valid are 1 to 29",
+        ),
         (("mlp", "--schedule", "1f2b"), "did you mean '1f1b'?"),
         (("mlp", "--input-rate", "0"), "--input-rate 0.0: must be in 1e-6..1e12"),
         (("mlp", "--input-rate", "nan"), "--input-rate nan: must be in 1e-6..1e12"),
-        (("mlp", "--pp", "2", "--stage", "fc9"), "stage at fc9: valid here are fc1"),
+        (("mlp", "--pp", "2", "--stage", "fc9"), "--stage fc9: stage at fc9: valid here are fc1"),
         (("mlp", "--pp", "2", "--chunks", "3"), "chunks"),
         (("mlp", "--pp", "2", "--schedule", "interleaved", "--microbatches", "3"), "multiples of pp"),
         (("mlp", "--pp", "2", "--schedule", "pipedream", "--microbatches", "4", "--steps", "6"), "multiples of 4"),
@@ -107,3 +112,23 @@ def test_split_layers_in_a_pipeline(tmp_path):
         "lenet5_small", "--weights", tmp_path / "alone", "--lr", 0, "--steps", 1, "--pp", 2, "--mp", 2, *common[2:]
     )
     assert again["weights_sha256"] == alone["weights_sha256"]
+
+
+def test_rates_are_planned_over_all_updates_of_an_asynchronous_schedule():
+    """One per microbatch: four epochs, or as many steps, are the same run."""
+    common = (
+        "mlp",
+        "--pp",
+        2,
+        "--schedule",
+        "pipedream",
+        "--microbatches",
+        4,
+        "--lr-policy",
+        "cosine",
+        "--batch-size",
+        500,
+    )
+    by_epochs = train(*common, "--epochs", 2)
+    assert by_epochs["steps"] == 2 * 4 * 3
+    assert train(*common, "--steps", 24)["weights_sha256"] == by_epochs["weights_sha256"]

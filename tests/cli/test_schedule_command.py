@@ -240,7 +240,10 @@ BAD = [
     (of("gpipe", 2, 2, "--forward", "fast"), "--forward fast: valid is a number, or one for each stage"),
     (of("gpipe", 2, 2, "--forward=-1"), "--forward -1: must be finite and at least 0"),
     (of("gpipe", 2, 2, "--backward-input", "1,nan"), "--backward-input 1,nan: must be finite"),
-    (of("gpipe", 3, 2, "--backward-weight", "1,1"), "--backward-weight: has times for 2 stages, none for stage 2"),
+    (
+        of("gpipe", 3, 2, "--backward-weight", "1,1"),
+        "--backward-weight 1,1: has 2 times; valid are one, or 3, the stages",
+    ),
     (of("gpipe", 2, 2, "--latency", -1), "--latency -1.0: must be a finite number, at least 0"),
     (of("gpipe", 2, 2, "--bytes", "inf"), "--bytes inf: must be a finite number, at least 0"),
     (of("gpipe", 2, 2, "--bytes-per-second", 0), "--bytes-per-second 0.0: must be a finite number above 0"),

@@ -107,7 +107,7 @@ BAD = [
     ),
     (("--pp", 2, "--stage", "fc99"), "--stage fc99: valid here are fc1, relu1, fc2"),
     (("--pp", 3, "--stage", "fc2"), "--stage fc2: stages begin at fc2: 3 stages need 2 such layers"),
-    (("--pp", 2, "--stage", "fc1"), "--stage fc1: stage at flatten: has no weights"),
+    (("--pp", 2, "--stage", "fc1"), "--pp 2: what is in front of the stage at fc1: has no weights"),
     (("--pp", 9999, "--microbatches", 9999), "--schedule 1f1b: 9,999 stages with 9,999 microbatches: at most 100,000"),
     (("--schedule", "gpipe"), "--schedule gpipe: belongs to --pp N"),
     (("--stage", "fc2"), "--stage fc2: belongs to --pp N"),

@@ -54,7 +54,7 @@ def test_by_hand():
         (["fc2"], "3 stages need 2 such layers"),
         (["fc4", "fc2"], "stage at fc2: valid here are none"),
         (["fc9", "fc2"], "stage at fc9: valid here are fc1"),
-        (["fc1", "relu3"], "stage at flatten: has no weights"),
+        (["fc1", "relu3"], "in front of the stage at fc1: has no weights"),
     ):
         with pytest.raises(InputError, match=message):
             cut_stages(network, (8,), 3, starts)

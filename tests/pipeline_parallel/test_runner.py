@@ -12,8 +12,12 @@ from parallel_dl.schedule import check, make, with_messages
 from parallel_dl.trainer import Trainer, as_batches
 
 
-def deep():
-    return networks.MLP((6,), 4, hidden=(5,) * 7).initialize(2, "float64", fill=False)
+def deep(dropout=0.0, dtype="float64"):
+    """Gradients reach all of its layers: weights of another version, or none, make a difference everywhere."""
+    layers = []
+    for width in [6] + [5] * 6:
+        layers += [nn.Linear(width, 5), nn.Tanh(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(5, 4)).initialize(2, dtype, fill=False)
 
 
 def data(samples=24, seed=0):
@@ -96,10 +100,10 @@ def test_accuracy_is_that_of_the_serial_network(comm):
 
 
 # -- pipedream -----------------------------------------------------------------------------------------------------
-def replay(stages, batches, updates=0):
+def replay(stages, batches, updates=0, dropout=0.0):
     """The serial program with exactly PipeDream's versions: microbatch j on stage s of p uses weights p - s - 1 updates
     old (or those at the start of the batch), and its gradient updates the newest ones."""
-    network = deep()
+    network = deep(dropout)
     optimizer = optim.SGD(network.parameters(), 0.1, momentum=0.9)
     losses, p = [], len(stages)
     for batch in batches:
@@ -116,6 +120,7 @@ def replay(stages, batches, updates=0):
             optimizer.zero_grad()
             loss = nn.cross_entropy(network(part.x), part.y, part.size)
             loss.backward()
+            assert all(np.abs(p.grad).max() > 1e-9 for p in network.parameters() if part.x.size), "a dead network"
             losses.append(loss.item())
             network.load_state_dict(history[-1])
             optimizer.step()
@@ -126,12 +131,16 @@ def replay(stages, batches, updates=0):
 @pytest.mark.ranks(2, 3, 4)
 @pytest.mark.parametrize("microbatches", [1, 3, 6])
 def test_pipedream_is_the_serial_program_with_its_weights(comm, microbatches):
-    trainer = trainer_of(comm, "pipedream", microbatches)
+    trainer = trainer_of(comm, "pipedream", microbatches, deep(dropout=0.2))
+    runner, kept = trainer.pipeline.runner, []
+    update = runner.update
+    runner.update = lambda *action: (update(*action), kept.append(len(runner._kept)))
     batches = [batch for epoch in range(2) for batch in trainer.loader(*data(), 11, seed=0).epoch(epoch)]
     ours = [loss for batch in batches for loss in trainer.sum_losses(np.array(trainer.step(batch))).tolist()]
-    losses, weights = replay(trainer.pipeline.stages, batches)
+    losses, weights = replay(trainer.pipeline.stages, batches, dropout=0.2)
     assert ours == losses
     assert trainer.updates == len(losses)
+    assert max(kept) <= comm.size - comm.rank - 1
     for name, array in trainer.state_dict().items():
         assert np.array_equal(array, weights[name]), name
 
@@ -154,6 +163,118 @@ def test_pipedream_with_data_parallelism(comm):
         np.testing.assert_allclose(array, weights[name], rtol=1e-9, atol=1e-12)
 
 
+# -- what a step holds and leaves behind ---------------------------------------------------------------------------
+@pytest.mark.ranks(2)
+def test_one_trainer_for_batches_of_any_size(comm):
+    """The numbers of microbatches may change; peaks are those of the step, and few receives are posted."""
+    pipeline = trainer_of(comm, "gpipe").pipeline
+    runner, posted = pipeline.runner, []
+    forward = runner.forward
+    runner.forward = lambda *action: (posted.append(len(runner._posted)), forward(*action))
+    x, y = data()
+    for count in (8, 3, 1):
+        pipeline.run([datasets.Share(x[i : i + 2], y[i : i + 2], i, 16) for i in range(count)], [0] * count)
+        assert runner.peak_live == count
+    assert max(posted) == 2
+
+
+@pytest.mark.ranks(2)
+def test_weight_gradients_are_put_off(comm):
+    """Between I and W nothing is added to them."""
+    trainer = trainer_of(comm, "zb-h1")
+    runner, seen = trainer.pipeline.runner, []
+    put_off, run = runner.backward_input, runner.backward_weight
+
+    def backward_input(*action):
+        before = [None if p.grad is None else p.grad.copy() for p in runner.parameters]
+        put_off(*action)
+        seen.append(all(np.array_equal(b, p.grad) for b, p in zip(before, runner.parameters) if b is not None))
+        seen.append(all(p.grad is None or not p.grad.any() for b, p in zip(before, runner.parameters) if b is None))
+
+    def backward_weight(*action):
+        run(*action)
+        seen.append(all(p.grad is not None and p.grad.any() for p in runner.parameters))
+
+    runner.backward_input, runner.backward_weight = backward_input, backward_weight
+    for batch in trainer.loader(*data(), 12, seed=0).epoch(0):
+        trainer.step(batch)
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.ranks(2)
+def test_float32(comm):
+    trainer = trainer_of(comm, network=deep(dtype="float32"))
+    x, y = data()
+    for batch in trainer.loader(x.astype("float32"), y, 12, seed=0).epoch(0):
+        trainer.step(batch)
+    assert all(p.grad.dtype == np.float32 for p in trainer.pipeline.parameters)
+    with pytest.raises(InputError, match="gives float64, but the network is float32: convert the samples"):
+        trainer.pipeline.runner._require_fits(np.zeros((2, 5)), 1)
+    with pytest.raises(InputError, match=r"gives samples of shape \(3, 5\), but stage 1 takes \(5,\)"):
+        trainer.pipeline.runner._require_fits(np.zeros((2, 3, 5), "float32"), 1)
+
+
+@pytest.mark.ranks(2)
+def test_buffers_and_modes(comm):
+    """Batch norm and dropout: accuracy and running statistics are those of a serial run, also from a file's state."""
+    build = lambda: nn.Sequential(  # noqa: E731
+        nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 5), nn.BatchNorm1d(5)
+    ).initialize(1, "float64", fill=False)
+    x, y = data(60)
+    y[...] = (x @ np.arange(6.0)).argsort().argsort() // 15  # four classes that can be learned
+    sgd = lambda parameters: optim.SGD(parameters, 0.1)  # noqa: E731
+    piped = Trainer(build(), sgd, Layout(pp=2, microbatches=3), Mesh(comm, pipe=2), input_shape=(6,))
+    serial = Trainer(build(), sgd, Layout(microbatches=3), Mesh.serial())
+    accuracies = []
+    for trainer in (serial, piped):
+        found = []
+        for epoch in range(3):
+            for batch in trainer.loader(x, y, 30, seed=0).epoch(epoch):
+                trainer.step(batch)
+            found.append(trainer.test(x, y))
+        accuracies.append(found)
+    assert accuracies[0] == accuracies[1]
+    state = piped.state_dict()
+    assert all(np.array_equal(array, state[name]) for name, array in serial.state_dict().items())
+    other = {name: array + 1 for name, array in state.items()}
+    piped.load_state_dict(other)
+    assert all(np.array_equal(array, other[name]) for name, array in piped.state_dict().items())
+
+
+@pytest.mark.ranks(3)
+def test_batches_that_grow(comm):
+    """A microbatch of one sample says nothing of where the samples lie in memory."""
+    build = lambda: nn.Sequential(  # noqa: E731
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.LocalResponseNorm(3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)),
+        *(nn.LayerNorm((4, 6, 6)), nn.Flatten(), nn.Linear(144, 5)),
+    ).initialize(1, "float64", fill=False)
+    random = np.random.default_rng(0)
+    x, y = random.random((22, 1, 6, 6)), random.integers(0, 5, 22)
+    sgd = lambda parameters: optim.SGD(parameters, 0.1)  # noqa: E731
+    layout = Layout(pp=3, microbatches=2, schedule="gpipe", stages=("3", "6"))
+    piped = Trainer(build(), sgd, layout, Mesh(comm, pipe=3), input_shape=(1, 6, 6))
+    serial = Trainer(build(), sgd, Layout(microbatches=2), Mesh.serial())
+    for trainer in (serial, piped):
+        for cut in (slice(0, 2), slice(2, 22)):
+            for batch in trainer.loader(x[cut], y[cut], 20, seed=0).epoch(0):
+                trainer.step(batch)
+    state = piped.state_dict()
+    assert all(np.array_equal(array, state[name]) for name, array in serial.state_dict().items())
+
+
+@pytest.mark.ranks(2)
+def test_an_output_that_does_not_depend_on_its_input(comm):
+    """The layers in front have gradients of zeros, and nothing hangs."""
+    network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).initialize(0, "float64", fill=False)
+    network[2].register_forward_pre_hook(lambda layer, x: (nn.Identity()(x[0]).data,))
+    trainer = trainer_of(comm, network=network)
+    for batch in trainer.loader(*data(), 12, seed=0).epoch(0):
+        trainer.step(batch)
+    if comm.rank == 0:
+        assert not any(p.grad.any() for p in trainer.pipeline.parameters)
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 @pytest.mark.ranks(2)
 def test_refusals(comm):
@@ -169,6 +290,24 @@ def test_refusals(comm):
         PipelineParallel(tied, comm, (6,))
     with pytest.raises(ValueError, match="needs input_shape"):
         Trainer(deep(), lambda p: optim.SGD(p, 0.1), Layout(pp=2), Mesh(comm, pipe=2))
+    hooked = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    hooked.register_forward_pre_hook(lambda network, x: x)
+    with pytest.raises(InputError, match="a hook on the whole network"):
+        PipelineParallel(hooked, comm, (6,))
+    owner = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    owner.register_buffer("mean", np.zeros(6))
+    with pytest.raises(InputError, match="the network's own mean would be in no stage"):
+        PipelineParallel(owner, comm, (6,))
+    norm = nn.BatchNorm1d(6, affine=False)
+    with pytest.raises(InputError, match=r"running_mean are one buffer, but in stages 0 and 1"):
+        PipelineParallel(nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), norm), comm, (6,))
     trainer = trainer_of(comm, "pipedream", 4)
+    digits = datasets.load("digits")
     with pytest.raises(InputError, match="valid are multiples of 4"):
-        trainer.fit(datasets.load("digits"), 64, steps=5)
+        trainer.fit(digits, 64, steps=5)
+    with pytest.raises(InputError, match="a batch has 3 samples; valid are 1 to 3"):
+        trainer.fit(digits, 3, steps=4)
+    with pytest.raises(RuntimeError, match="call step"):
+        trainer.compute_gradients(None)
+    with pytest.raises(ValueError, match=r"14.bias has shape \(2,\)"):
+        trainer_of(comm).load_state_dict(trainer.state_dict() | {"14.bias": np.zeros(2)})
