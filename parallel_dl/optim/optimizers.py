@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,16 @@ from parallel_dl.nn.flat import BLOCK, aligned_zeros, in_blocks
 from parallel_dl.optim.rates import RatePolicy
 
 
-def _require(name: str, value: float, valid: bool, expected: str) -> float:
+def require(name: str, value: float, valid: bool, expected: str) -> float:
+    """The value, if it is valid; InputError with its name and what would be expected if not."""
     if not valid:
         raise InputError(f"{name} {value}: must be {expected}")
     return value
+
+
+def as_they_are(squares: np.ndarray) -> np.ndarray:
+    """Sums of squares where every rank has whole weights."""
+    return squares
 
 
 class Optimizer:
@@ -25,6 +31,9 @@ class Optimizer:
 
     `lr` is a number or a `RatePolicy` (update number -> rate). A parameter without a gradient is left as it is. After
     n calls of `step`, `updates` is n.
+
+    `whole_squares` is for rules that need norms where ranks have only pieces of weights: it makes sums of squares of
+    whole weights of those of this rank's pieces, (..., parameters) -> the same shape. It is called once in each step.
     """
 
     state_names: tuple[str, ...] = ()
@@ -34,9 +43,10 @@ class Optimizer:
         if not self.parameters:
             raise InputError("the optimizer got no parameters")
         if not callable(lr):
-            _require("learning rate", lr, lr >= 0 and math.isfinite(lr), "a finite number, at least 0")
+            require("learning rate", lr, lr >= 0 and math.isfinite(lr), "a finite number, at least 0")
         self.lr = lr
         self.updates = 0
+        self.whole_squares: Callable[[np.ndarray], np.ndarray] = as_they_are
         self.groups: list[FlatParameters] = flatten(self.parameters)
         self.state: list[dict[str, np.ndarray]] = [
             {name: aligned_zeros(group.size, group.dtype) for name in self.state_names} for group in self.groups
@@ -52,14 +62,26 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def step(self) -> None:
-        """Updates every parameter that has a gradient."""
+    def step(self, scale: float = 1.0) -> None:
+        """Updates every parameter that has a gradient, by `scale` times it. The gradients stay as they are."""
         rate = self.rate
         for group, state in zip(self.groups, self.state):
             for where, gradient in group.stretches():
                 arrays = (group.values[where], gradient, *(state[name][where] for name in self.state_names))
-                self._update(rate, *arrays)
+                if scale == 1:
+                    self._update(rate, *arrays)
+                else:
+                    self._update_scaled(rate, scale, arrays)
         self.updates += 1
+
+    def _update_scaled(self, rate: float, scale: float, arrays: tuple[np.ndarray, ...]) -> None:
+        """Block by block, as the gradients may be read-only and a scaled copy is to stay in the cache."""
+        scratch = np.empty(min(len(arrays[0]), BLOCK), arrays[0].dtype)
+
+        def block(weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
+            self._update(rate, weights, np.multiply(gradient, scale, out=scratch[: len(gradient)]), *state)
+
+        in_blocks(block, arrays)
 
     def _update(self, rate: float, weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
         raise TypeError(f"{type(self).__name__} defines no update rule")
@@ -105,8 +127,8 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        self.momentum = _require("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
-        self.weight_decay = _require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
+        self.momentum = require("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
+        self.weight_decay = require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
         self.nesterov = nesterov
         if nesterov and not momentum:
             raise InputError("nesterov needs a momentum above 0")
@@ -146,10 +168,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         for beta in betas:
-            _require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")
+            require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")
         self.betas = betas
-        self.eps = _require("eps", eps, eps > 0, "above 0")
-        self.weight_decay = _require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
+        self.eps = require("eps", eps, eps > 0, "above 0")
+        self.weight_decay = require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
         super().__init__(parameters, lr)
 
     def _update(self, rate: float, weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
