@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,9 +21,10 @@ from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, cross_entropy
-from parallel_dl.optim import Optimizer
+from parallel_dl.optim import Optimizer, gradient_squares
 from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
+from parallel_dl.schedule import ASYNCHRONOUS
 
 
 @dataclasses.dataclass
@@ -50,13 +52,28 @@ def as_batches(batch: Batch) -> list[Share]:
     return alone
 
 
+def require_clip_norm(clip_norm: float | None, layout: Layout, name: str = "clip norm") -> None:
+    """Raises InputError for a `clip_norm` that is not above 0, or under a layout without a norm of all gradients."""
+    if clip_norm is None:
+        return
+    if not 0 < clip_norm < math.inf:
+        raise InputError(f"{name} {clip_norm}: must be a finite number above 0")
+    if layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS:
+        raise InputError(
+            f"{name} {clip_norm}: {layout.schedule_name} updates each stage by itself, so there is no norm of all "
+            "gradients; valid are the synchronous schedules"
+        )
+
+
 class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
     `make_optimizer(parameters)` is called once. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss`
     is a function (logits, targets, total) that divides a sum over the samples given by `total`. A layout that splits
     layers turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
-    without). Raises InputError for splits that cannot be, and for ranks that do not have the same weights.
+    without). With `clip_norm` gradients whose norm, over the whole network, is larger are made so short. Raises
+    InputError for splits that cannot be, for ranks that do not have the same weights, for a `clip_norm` that is not
+    above 0, and for one with an asynchronous schedule: each stage is updated by itself, there is no norm of all.
     """
 
     def __init__(
@@ -68,7 +85,10 @@ class Trainer:
         allreduce: str = "auto",
         loss: Callable[..., Any] = cross_entropy,
         input_shape: Sequence[int] | None = None,
+        clip_norm: float | None = None,
     ) -> None:
+        require_clip_norm(clip_norm, layout)
+        self.clip_norm = clip_norm
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None
         self._loss = loss  # as it was given
@@ -109,6 +129,7 @@ class Trainer:
             self.names, parameters = self.pipeline.names, self.pipeline.parameters
         self.gradients = GradientAllReduce(parameters, mesh.data, allreduce)
         self.optimizer = make_optimizer(parameters)
+        self.optimizer.whole_squares = self._whole_squares
         self.updates = 0
         self.arrivals: Arrivals | None = None
         if self.pipeline is not None:
@@ -171,9 +192,48 @@ class Trainer:
             alone = as_batches(batch)
             return self.pipeline.run(alone, [self.updates + number for number in range(len(alone))])
         loss = self.compute_gradients(batch)
-        self.optimizer.step()
-        self.updates += 1
+        self.update()
         return [loss]
+
+    def update(self) -> float:
+        """The optimizer's step with the gradients of `compute_gradients`; the factor by which it was clipped, or 1.
+
+        The factor is min(1, clip_norm / (norm + 1e-6)), as that of PyTorch's clip_grad_norm_; it is not a number when
+        the norm is none. The gradients themselves stay as they are.
+        """
+        scale = 1.0
+        if self.clip_norm is not None:
+            scale = self.clip_norm / (self.gradient_norm() + 1e-6)
+            scale = 1.0 if scale > 1 else scale
+        self.optimizer.step(scale)
+        self.updates += 1
+        return scale
+
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all gradients of the network, behind `compute_gradients`; the same on every rank.
+
+        Every value counts once, whichever ranks have it. All ranks call it together.
+        """
+        own = self._counted_once(gradient_squares(self.optimizer.parameters)).sum(keepdims=True)
+        for axis in (
+            self.mesh.model,
+            self.mesh.pipe,
+        ):  # a stage's ranks have pieces of its weights, stages different ones
+            if axis.size > 1:
+                own = axis.labelled("norms").all_reduce(own)
+        return math.sqrt(own[0])
+
+    def _counted_once(self, squares: np.ndarray) -> np.ndarray:
+        """(..., parameters): of what every rank of the model axis has in full, zeros on all of them but the first."""
+        if self.mesh.model.rank == 0:
+            return squares
+        return np.where([parameter.piece is not None for parameter in self.optimizer.parameters], squares, 0.0)
+
+    def _whole_squares(self, squares: np.ndarray) -> np.ndarray:
+        """(..., parameters): sums of squares of whole weights from those of this rank's pieces."""
+        if self.mesh.model.size == 1:
+            return squares
+        return self.mesh.model.labelled("norms").all_reduce(self._counted_once(squares))
 
     @property
     def is_asynchronous(self) -> bool:

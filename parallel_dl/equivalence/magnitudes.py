@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from parallel_dl.nn import BatchNorm, Module
-from parallel_dl.optim import SGD, Adam, Optimizer
+from parallel_dl.optim import LARS, SGD, Adam, Optimizer
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,13 +29,16 @@ class Magnitudes:
     def _keys(self) -> tuple[str, ...]:
         return self.optimizer.state_names
 
-    def update(self, gradients: Arrays) -> dict[str, Arrays]:
-        """After the optimizer's step with gradients of these magnitudes: those of its state, of weights and buffers."""
+    def update(self, gradients: Arrays, clipped: float = 1.0) -> dict[str, Arrays]:
+        """After the optimizer's step with gradients of these magnitudes: those of its state, of weights and buffers.
+
+        `clipped` is the factor by which the gradients were shortened. It, and LARS's ratios, are taken as they were.
+        """
         rule, count = self.optimizer, self.optimizer.updates
         rate = float(rule.lr(count - 1)) if callable(rule.lr) else rule.lr
         actual = dict(zip(self.names, rule.state_dict()["state"]))
-        for name, weights in self.weights.items():
-            gradient = gradients[name] + getattr(rule, "weight_decay", 0.0) * weights
+        for number, (name, weights) in enumerate(self.weights.items()):
+            gradient = clipped * gradients[name] + getattr(rule, "weight_decay", 0.0) * weights
             if isinstance(rule, SGD):
                 change = gradient
                 if rule.momentum:
@@ -44,6 +47,15 @@ class Magnitudes:
                     velocity += gradient
                     change = gradient + rule.momentum * velocity if rule.nesterov else velocity
                 weights += rate * change
+            elif isinstance(rule, LARS):
+                decay = rule.weight_decay if rule.adapted[number] else 0.0
+                change = rate * rule.trust_ratios[number] * (clipped * gradients[name] + decay * weights)
+                if rule.momentum:
+                    velocity = self.state[f"{name} momentum"]
+                    velocity *= rule.momentum
+                    velocity += change
+                    change = velocity
+                weights += change
             elif isinstance(rule, Adam):
                 beta1, beta2 = rule.betas
                 first, second = self.state[f"{name} first_moment"], self.state[f"{name} second_moment"]
@@ -54,7 +66,7 @@ class Magnitudes:
                 divisor = np.sqrt(actual[name]["second_moment"] / (1 - beta2**count)) + rule.eps
                 weights += rate * first / (1 - beta1**count) / divisor
             else:
-                raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW")
+                raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW, LARS")
         return {
             "state": {name: array.copy() for name, array in self.state.items()},
             "weights": {name: array.copy() for name, array in self.weights.items()} | buffer_magnitudes(self.network),

@@ -37,6 +37,8 @@ class Experiment:
     loss: Callable[..., Any] = cross_entropy
     prepare: Callable[[Module], None] | None = None
     """called with the initialized network, for example to make its weights integers"""
+    clip_norm: float | None = None
+    """the norm to which all gradients together are clipped"""
 
 
 @dataclasses.dataclass
@@ -75,10 +77,12 @@ def record(
         local = trainer.compute_gradients(batch)
         run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
         run.gradients.append(trainer.whole(local_gradients(trainer)))
-        update(trainer, run)
+        clipped = update(trainer, run)
         if measured is not None and magnitudes is not None and run.magnitudes is not None:
             loss, gradients = measured
-            run.magnitudes.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients)})
+            run.magnitudes.append(
+                {"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients, clipped)}
+            )
     digests = mesh.world.all_gather_object(_digest(run))
     run.replicas_equal = len(set(digests)) == 1
     trainer.free()
@@ -91,7 +95,9 @@ def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str = "
     if experiment.prepare is not None:
         experiment.prepare(network)
     shape = experiment.x.shape[1:]
-    return Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape)
+    return Trainer(
+        network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape, experiment.clip_norm
+    )
 
 
 def batches(experiment: Experiment, trainer: Trainer) -> Iterator[Batch]:
@@ -107,16 +113,16 @@ def local_gradients(trainer: Trainer) -> Arrays:
     return {name: np.array(parameter.grad) for name, parameter in named if parameter.grad is not None}
 
 
-def update(trainer: Trainer, run: Run) -> None:
-    """The optimizer's step; its state and the weights behind it are entered in `run`."""
-    trainer.optimizer.step()
-    trainer.updates += 1
+def update(trainer: Trainer, run: Run) -> float:
+    """The optimizer's step; its state and the weights behind it are entered in `run`. By what it was clipped, or 1."""
+    clipped = trainer.update()
     state = trainer.optimizer.state_dict()["state"]
     run.state.append({})
     for key in trainer.optimizer.state_names:
         whole = trainer.whole({n: s[key] for n, s in zip(trainer.names, state)})
         run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
     run.weights.append(trainer.state_dict())
+    return clipped
 
 
 def _digest(run: Run) -> str:
