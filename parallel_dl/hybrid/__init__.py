@@ -13,5 +13,17 @@ Nothing that is imported here needs MPI. To read in this order:
 
 from parallel_dl.hybrid.halves import Halves, halves_of
 from parallel_dl.hybrid.parts import SCHEMES, Part, largest_outbound, parts_of, received
+from parallel_dl.hybrid.timeline import Stretch, Timeline, timeline
 
-__all__ = ["SCHEMES", "Halves", "Part", "halves_of", "largest_outbound", "parts_of", "received"]
+__all__ = [
+    "SCHEMES",
+    "Halves",
+    "Part",
+    "Stretch",
+    "Timeline",
+    "halves_of",
+    "largest_outbound",
+    "parts_of",
+    "received",
+    "timeline",
+]
