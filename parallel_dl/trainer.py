@@ -57,8 +57,8 @@ class Trainer:
     `make_optimizer(parameters)` is called once, with variable batch twice: for the layers behind the first Flatten, and
     for those before it. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss` is a function (logits,
     targets, total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid,
-    turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError without).
-    Raises InputError for splits that cannot be, and for ranks that do not have the same weights.
+    turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
+    without). Raises InputError for splits that cannot be, and for ranks that do not have the same weights.
     """
 
     def __init__(

@@ -114,6 +114,7 @@ def rows(found: Traffic) -> list[tuple[str, str, str]]:
 def notes(samples: str) -> list[str]:
     """What the table says, in lines."""
     return [
-        f"Bytes that rank 0 passes to MPI in one iteration with {samples}, float32: of an all-reduce the array, of sends",
-        "what is sent. In the hybrid the gradients are those of the layers before the Flatten. Schemes a, b, c: the same.",
+        f"Bytes that rank 0 passes to MPI in one iteration with {samples}, float32: of an all-reduce the array,",
+        "of sends what is sent. The hybrid all-reduces the gradients of the layers before the Flatten alone. All schemes",
+        "send the same.",
     ]

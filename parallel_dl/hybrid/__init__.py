@@ -14,6 +14,7 @@ Nothing that is imported here needs MPI. To read in this order:
 from parallel_dl.hybrid.halves import Halves, halves_of
 from parallel_dl.hybrid.parts import SCHEMES, Part, largest_outbound, parts_of, received
 from parallel_dl.hybrid.timeline import Stretch, Timeline, timeline
+from parallel_dl.hybrid.traffic import Traffic, traffic
 
 __all__ = [
     "SCHEMES",
@@ -21,9 +22,11 @@ __all__ = [
     "Part",
     "Stretch",
     "Timeline",
+    "Traffic",
     "halves_of",
     "largest_outbound",
     "parts_of",
     "received",
     "timeline",
+    "traffic",
 ]

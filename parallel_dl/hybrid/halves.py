@@ -50,8 +50,8 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
         for inner, module in layers[name].named_modules(name):
             if isinstance(module, nn.BatchNorm):
                 raise InputError(
-                    f"--hybrid owt: layer {inner} normalises over the batch, of which fully connected layers get parts; "
-                    "valid is batch norm before the Flatten, or layer norm"
+                    f"--hybrid owt: layer {inner} normalises over the batch, of which layers behind the Flatten get "
+                    "parts; valid is batch norm before it, or layer norm"
                 )
     features = nn.Sequential(**{name: layers[name] for name in before})
     classifier = nn.Sequential(**{name: layers[name] for name in behind})

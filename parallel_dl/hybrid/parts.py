@@ -20,8 +20,7 @@ import numpy as np
 
 from parallel_dl import partition
 from parallel_dl.errors import unknown_name
-
-SCHEMES = ("a", "b", "c")
+from parallel_dl.layout import SCHEMES
 
 
 @dataclass(frozen=True)

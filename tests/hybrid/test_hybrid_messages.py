@@ -1,4 +1,4 @@
-"""What one weird trick sends, counted: activations and their gradients in every scheme, and what one step sends at most."""
+"""What one weird trick sends, counted: activations and their gradients in every scheme, and the most in one step."""
 
 import numpy as np
 import pytest
