@@ -56,9 +56,9 @@ class Layout:
         for flag in ("mp", "pp", "microbatches"):
             if getattr(self, flag) != 1:
                 raise InputError(f"--{flag} {getattr(self, flag)}: does not go with --hybrid {name}; valid is 1")
-        for flag in ("schedule", "stages", "chunks"):
-            if getattr(self, flag) is not None:
-                raise InputError(f"--{flag.removesuffix('s')}: belongs to a pipeline, not to --hybrid {name}")
+        for flag, value in (("schedule", self.schedule), ("stage", self.stages), ("chunks", self.chunks)):
+            if value is not None:
+                raise InputError(f"--{flag}: belongs to a pipeline, not to --hybrid {name}")
         if self.variable_batch and self.scheme == "a":
             raise InputError("--variable-batch: scheme a has one part, the whole batch; valid are --scheme b and c")
 
