@@ -36,6 +36,14 @@ def test_exactly_as_long_is_hidden_and_longer_is_not():
     assert timeline("a", 4, 0, 0, 2).time == 4
 
 
+def test_the_numbers_of_the_page():
+    """docs/hybrids.md: 8 ranks, 80 and 160 to compute, 5 to send a share."""
+    found = {scheme: timeline(scheme, 8, 80.0, 160.0, 5.0) for scheme in SCHEMES}
+    assert {scheme: one.time for scheme, one in found.items()} == {"a": 250, "b": 250, "c": 241.25}
+    assert {scheme: one.communication for scheme, one in found.items()} == {"a": 10, "b": 80, "c": 10}
+    assert {scheme: one.hidden for scheme, one in found.items()} == {"a": 0, "b": 7 / 8, "c": 7 / 8}
+
+
 def test_one_rank_sends_nothing():
     for scheme in SCHEMES:
         one = timeline(scheme, 1, 3, 5, 100)
