@@ -47,6 +47,9 @@ class Layout:
                 raise InputError(f"--{flag} {getattr(self, flag)}: must be at least 1")
         if self.hybrid is not None:
             self._require_hybrid(self.hybrid)
+        elif self.scheme != "a" or self.variable_batch:
+            flag = "variable-batch" if self.variable_batch else f"scheme {self.scheme}"
+            raise InputError(f"--{flag}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
 
     def _require_hybrid(self, name: str) -> None:
         if name not in HYBRIDS:

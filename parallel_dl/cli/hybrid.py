@@ -115,6 +115,6 @@ def notes(samples: str) -> list[str]:
     """What the table says, in lines."""
     return [
         f"Bytes that rank 0 passes to MPI in one iteration with {samples}, float32: of an all-reduce the array,",
-        "of sends what is sent. The hybrid all-reduces the gradients of the layers before the Flatten alone. Schemes a,",
-        "b and c send the same.",
+        "of sends what is sent. In the hybrid the gradients are those of the layers before the Flatten.",
+        "All three schemes send the same.",
     ]

@@ -123,6 +123,8 @@ def test_whole_weights(comm):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"scheme": "b"}, "--scheme b: belongs to --hybrid"),
+        ({"variable_batch": True}, "--variable-batch: belongs to --hybrid"),
         ({"hybrid": "otw"}, "did you mean 'owt'?"),
         ({"hybrid": "owt", "scheme": "d"}, "unknown --scheme 'd'"),
         ({"hybrid": "owt", "mp": 2}, "--mp 2: does not go with --hybrid owt"),
