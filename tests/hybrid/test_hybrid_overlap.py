@@ -91,6 +91,14 @@ def test_a_share_of_another_size_is_refused(comm):
 
 
 @pytest.mark.ranks(2)
+@pytest.mark.parametrize("fill", [True, False])
+def test_ranks_that_start_from_other_seeds_are_refused(comm, fill):
+    network = small().initialize(comm.rank, "float64", fill=fill)
+    with pytest.raises(InputError, match="start alike, but seed: rank 1 is not as rank 0"):
+        OneWeirdTrick(network, comm, SHAPE)
+
+
+@pytest.mark.ranks(2)
 def test_whole_weights(comm):
     """Read from a serial network, and given back whole; each rank has its pieces of the fully connected layers only."""
     what = experiment(normalised)

@@ -92,7 +92,7 @@ def test_shares_smaller_than_the_number_of_ranks(comm, batch_size):
     check(comm, experiment(batch_size=batch_size, steps=3))
 
 
-@pytest.mark.ranks(2, 3)
+@pytest.mark.ranks(1, 2, 3)
 @pytest.mark.parametrize(
     "split",
     [
