@@ -116,7 +116,7 @@ class _Tracer:
             self.found.outputs[at] = np.array(data)
             if not isinstance(result, Tensor):
                 return result
-            return _watched(result, seen=lambda g: self.found.returned.__setitem__(at, np.array(g)))
+            return watched(result, seen=lambda g: self.found.returned.__setitem__(at, np.array(g)))
 
         return hook
 
@@ -182,7 +182,7 @@ class _Tracer:
 
 
 @primitive
-def _watched(x: Array, *, seen: Callable[[Array], None]) -> Any:
+def watched(x: Array, *, seen: Callable[[Array], None]) -> Any:
     """x; `seen` gets its gradient in backward."""
 
     def pullback(g: Array) -> Array:
