@@ -17,10 +17,11 @@ from parallel_dl.cost.stages import cut_stages
 from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
 from parallel_dl.errors import InputError
+from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh
-from parallel_dl.nn import Module, cross_entropy
+from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import Optimizer, gradient_squares
 from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
@@ -63,17 +64,24 @@ def require_clip_norm(clip_norm: float | None, layout: Layout, name: str = "clip
             f"{name} {clip_norm}: {layout.schedule_name} updates each stage by itself, so there is no norm of all "
             "gradients; valid are the synchronous schedules"
         )
+    if layout.variable_batch:
+        raise InputError(
+            f"{name} {clip_norm}: with variable batch layers are updated after each part, so there is no norm of all "
+            "gradients; valid without it"
+        )
 
 
 class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
-    `make_optimizer(parameters)` is called once. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss`
-    is a function (logits, targets, total) that divides a sum over the samples given by `total`. A layout that splits
-    layers turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
-    without). With `clip_norm` gradients whose norm, over the whole network, is larger are made so short. Raises
-    InputError for splits that cannot be, for ranks that do not have the same weights, for a `clip_norm` that is not
-    above 0, and for one with an asynchronous schedule: each stage is updated by itself, there is no norm of all.
+    `make_optimizer(parameters)` is called once, with variable batch twice: for the layers behind the first Flatten, and
+    for those before it. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss` is a function (logits,
+    targets, total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid,
+    turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
+    without). With `clip_norm` gradients whose norm, over the whole network, is larger are made so short.
+
+    Raises InputError for splits that cannot be, for ranks that do not have the same weights, for a `clip_norm` that is
+    not above 0, and for one with updates of a part of the weights alone (asynchronous schedules, variable batch).
     """
 
     def __init__(
@@ -97,8 +105,13 @@ class Trainer:
             needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
             raise InputError(f"{mesh} is not of this layout, which needs {needed}")
         self.pipeline: PipelineParallel | None = None
-        if (layout.splits_layers or layout.is_pipelined) and input_shape is None:
+        self.hybrid: OneWeirdTrick | None = None
+        if (layout.splits_layers or layout.is_pipelined or layout.hybrid) and input_shape is None:
             raise ValueError("a layout that splits layers or has stages needs input_shape, the shape of one sample")
+        if layout.hybrid:
+            assert input_shape is not None
+            self.hybrid = OneWeirdTrick(network, mesh.data, input_shape, layout.scheme, layout.split, loss)
+            self.parallel, self.loss = self.hybrid.parallel, self.hybrid.loss
         if layout.is_pipelined:
             assert input_shape is not None
             plan = plan_for(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
@@ -127,10 +140,14 @@ class Trainer:
         parameters = network.parameters()
         if self.pipeline is not None:
             self.names, parameters = self.pipeline.names, self.pipeline.parameters
-        self.gradients = GradientAllReduce(parameters, mesh.data, allreduce)
-        self.optimizer = make_optimizer(parameters)
-        self.optimizer.whole_squares = self._whole_squares
+        replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
+        self.gradients = GradientAllReduce(replicated, mesh.data, allreduce)
         self.updates = 0
+        if self.hybrid is not None and layout.variable_batch:
+            of_parts = self._knowing_norms(make_optimizer(self.hybrid.classifier_parameters))
+            self.hybrid.update_after_parts(of_parts, lambda: self.updates)
+            parameters = replicated
+        self.optimizer = self._knowing_norms(make_optimizer(parameters))
         self.arrivals: Arrivals | None = None
         if self.pipeline is not None:
             self.pipeline.runner.before_entry = self._take
@@ -167,6 +184,12 @@ class Trainer:
                 losses = self.pipeline.run(batch.microbatches, [self.updates] * len(batch.microbatches))
             self.gradients.all_reduce()
             return sum(losses)
+        if self.hybrid is not None:
+            (own,) = batch.microbatches
+            self._take(own)
+            total = self.hybrid.run(own, self.updates)
+            self.gradients.all_reduce()
+            return total
         total = 0.0
         for number, part in enumerate(batch.microbatches, start=1):
             self._take(part)
@@ -214,26 +237,32 @@ class Trainer:
 
         Every value counts once, whichever ranks have it. All ranks call it together.
         """
-        own = self._counted_once(gradient_squares(self.optimizer.parameters)).sum(keepdims=True)
-        for axis in (
-            self.mesh.model,
-            self.mesh.pipe,
-        ):  # a stage's ranks have pieces of its weights, stages different ones
+        own = self._counted_once(gradient_squares(self.optimizer.parameters), self.optimizer.parameters)
+        own = own.sum(keepdims=True)
+        # first over the pieces of a stage's weights, then over the stages
+        for axis in (self.parallel.comm if self.parallel else self.mesh.model, self.mesh.pipe):
             if axis.size > 1:
                 own = axis.labelled("norms").all_reduce(own)
         return math.sqrt(own[0])
 
-    def _counted_once(self, squares: np.ndarray) -> np.ndarray:
-        """(..., parameters): of what every rank of the model axis has in full, zeros on all of them but the first."""
-        if self.mesh.model.rank == 0:
-            return squares
-        return np.where([parameter.piece is not None for parameter in self.optimizer.parameters], squares, 0.0)
+    def _knowing_norms(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer, which can ask for sums of squares of whole weights. One all-reduce for all parameters."""
 
-    def _whole_squares(self, squares: np.ndarray) -> np.ndarray:
-        """(..., parameters): sums of squares of whole weights from those of this rank's pieces."""
-        if self.mesh.model.size == 1:
+        def whole_squares(squares: np.ndarray) -> np.ndarray:
+            own = self._counted_once(squares, optimizer.parameters)
+            return own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
+
+        optimizer.whole_squares = whole_squares
+        return optimizer
+
+    def _counted_once(self, squares: np.ndarray, parameters: Sequence[Parameter]) -> np.ndarray:
+        """(..., parameters): of what all ranks that share the layers have in full, zeros on all of them but the first.
+
+        In a hybrid these are the ranks of the data axis, too: what was summed over them is the same on all.
+        """
+        if self.parallel is None or self.parallel.comm.rank == 0:
             return squares
-        return self.mesh.model.labelled("norms").all_reduce(self._counted_once(squares))
+        return np.where([parameter.piece is not None for parameter in parameters], squares, 0.0)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -308,6 +337,8 @@ class Trainer:
         """The losses of the global batch from this rank's summands."""
         if self.parallel is not None:
             local = self.parallel.whole_loss(self._loss, local)
+        if self.hybrid is not None:  # every rank has it: that of all samples
+            return local
         if self.pipeline is not None:
             local = self.mesh.pipe.labelled("report").all_reduce(local)
         return self.mesh.data.labelled("report").all_reduce(local)
@@ -316,6 +347,8 @@ class Trainer:
         """The share of samples (n, ...) whose class in y (n,) is predicted; the ranks divide the work."""
         self.network.eval()
         own = share(len(x), self.mesh.data.size, self.mesh.data.rank)
+        if self.hybrid is not None:  # all ranks go through all samples together
+            own = slice(0, len(x))
         right = 0
         with no_grad():
             for start in range(own.start, own.stop, batch_size):
@@ -325,10 +358,14 @@ class Trainer:
                     right += int((scores.argmax(axis=-1) == y[piece]).sum())
         if self.pipeline is not None:
             right = int(self.mesh.pipe.all_reduce(np.array([right]))[0])
-        return float(self.mesh.data.all_reduce(np.array([right]))[0] / max(1, len(x)))
+        if self.hybrid is None:
+            right = int(self.mesh.data.all_reduce(np.array([right]))[0])
+        return float(right / max(1, len(x)))
 
     def _scores(self, x: np.ndarray) -> np.ndarray | None:
         """The network's whole output for samples x; None on the ranks of a pipeline that do not have it."""
+        if self.hybrid is not None:
+            return self.hybrid.evaluate(x)
         scores = self.network(x).data if self.pipeline is None else self.pipeline.evaluate(x)
         return scores if scores is None or self.parallel is None else self.parallel.whole_output(scores)
 
@@ -371,5 +408,7 @@ class Trainer:
     def free(self) -> None:
         """Gives back shared memory and communicators."""
         self.gradients.free()
-        if self.parallel is not None:
+        if self.hybrid is not None:
+            self.hybrid.free()
+        elif self.parallel is not None:
             self.parallel.free()

@@ -59,18 +59,31 @@ def lars(parameters):
 
 TIED = {"a": "output", "b": "output"}
 IMAGES = {"conv1": "rows", "conv2": "filters", "fc": "input"}
-# ranks -> what is computed, and how: (network, pp, mp, split, schedule, microbatches)
+# ranks -> what is computed, and how
 LAYOUTS = {
-    1: [(deep, 1, 1, None, "1f1b", 2), (tied, 1, 1, TIED, None, 1)],
+    1: [(deep, Layout(microbatches=2, schedule="1f1b")), (tied, Layout(split=TIED))],
     2: [
-        (deep, 1, 1, None, None, 1),
-        (deep, 2, 1, None, "zb-h1", 2),
-        (tied, 1, 2, TIED, None, 1),
-        (images, 1, 2, IMAGES, None, 1),
+        (deep, Layout(dp=2)),
+        (deep, Layout(pp=2, microbatches=2, schedule="zb-h1")),
+        (tied, Layout(mp=2, split=TIED)),
+        (images, Layout(mp=2, split=IMAGES)),
+        (images, Layout(dp=2, hybrid="owt", scheme="b")),
     ],
-    3: [(tied, 1, 3, TIED, None, 1), (deep, 3, 1, None, "1f1b", 3), (towers, 1, 3, {"branches": "towers"}, None, 1)],
-    4: [(tied, 1, 2, TIED, None, 2), (images, 1, 2, IMAGES, None, 1), (deep, 2, 2, None, "1f1b", 2)],
-    8: [(deep, 2, 2, None, "1f1b", 2), (images, 2, 2, IMAGES, "gpipe", 2)],
+    3: [
+        (tied, Layout(mp=3, split=TIED)),
+        (deep, Layout(pp=3, microbatches=3)),
+        (towers, Layout(mp=3, split={"branches": "towers"})),
+        (images, Layout(dp=3, hybrid="owt", split={"fc": "input"})),
+    ],
+    4: [
+        (tied, Layout(dp=2, mp=2, microbatches=2, split=TIED)),
+        (images, Layout(dp=2, mp=2, split=IMAGES)),
+        (deep, Layout(mp=2, pp=2, microbatches=2)),
+    ],
+    8: [
+        (deep, Layout(dp=2, mp=2, pp=2, microbatches=2)),
+        (images, Layout(dp=2, mp=2, pp=2, microbatches=2, split=IMAGES, schedule="gpipe")),
+    ],
 }
 
 
@@ -85,18 +98,19 @@ def serial(build, make, clip_norm, microbatches):
     return record(experiment(build, make, clip_norm), Layout(microbatches=microbatches))
 
 
+def mesh_of(comm, layout):
+    return Mesh(comm, data=layout.dp, model=layout.mp, pipe=layout.pp)
+
+
 def comparisons(comm, make, clip_norm=None, only=None):
     """Of each layout with the serial run, which rank 0 makes; on every rank."""
-    for build, pp, mp, split, schedule, microbatches in LAYOUTS[comm.size]:
+    for build, layout in LAYOUTS[comm.size]:
         if only is not None and build is not only:
             continue
-        dp = comm.size // (pp * mp)
-        layout = Layout(dp, mp, microbatches, split, pp, schedule)
-        what = experiment(build, make, clip_norm)
-        mesh = Mesh(comm, data=dp, model=mp, pipe=pp)
-        parallel, comparison = record(what, layout, mesh), None
+        mesh = mesh_of(comm, layout)
+        parallel, comparison = record(experiment(build, make, clip_norm), layout, mesh), None
         if comm.rank == 0:
-            comparison = compare(serial(build, make, clip_norm, microbatches), parallel)
+            comparison = compare(serial(build, make, clip_norm, layout.microbatches), parallel)
         yield comm.broadcast_object(comparison)
         mesh.free()
 
@@ -112,12 +126,8 @@ def test_five_steps_equal_the_serial_run(comm, make, clip_norm):
 @pytest.mark.parametrize("build", [deep, tied, images])
 def test_the_norm_is_that_of_all_gradients(comm, build):
     """As NumPy has it from the whole gradients; so it really clips, in every step of the tests above."""
-    for named, pp, mp, split, schedule, microbatches in LAYOUTS[comm.size]:
-        if named is not build:
-            continue
-        what = experiment(build)
-        layout = Layout(comm.size // (pp * mp), mp, microbatches, split, pp, schedule)
-        mesh = Mesh(comm, data=layout.dp, model=mp, pipe=pp)
+    for layout in [layout for other, layout in LAYOUTS[comm.size] if other is build]:
+        what, mesh = experiment(build), mesh_of(comm, layout)
         trainer = start(what, layout, mesh)
         for batch in batches(what, trainer):
             trainer.compute_gradients(batch)
@@ -138,7 +148,7 @@ def test_the_norm_is_that_of_all_gradients(comm, build):
 @pytest.mark.parametrize(("make", "clip_norm"), [(sgd, 0.05), (lars, None)])
 def test_what_every_rank_counts_is_too_much(comm, monkeypatch, make, clip_norm):
     """A matrix that no rank has cut, counted by each of them: the runs differ. (In LARS's ratio by eps alone.)"""
-    monkeypatch.setattr(Trainer, "_counted_once", lambda self, squares: squares)
+    monkeypatch.setattr(Trainer, "_counted_once", lambda self, squares, parameters: squares)
     for comparison in comparisons(comm, make, clip_norm, only=tied):
         assert not comparison.equal
         assert comparison.worst.quantity != "replicas"
@@ -147,7 +157,7 @@ def test_what_every_rank_counts_is_too_much(comm, monkeypatch, make, clip_norm):
 
 @pytest.mark.ranks(2)
 def test_pieces_that_are_not_made_whole_are_too_little(comm, monkeypatch):
-    monkeypatch.setattr(Trainer, "_whole_squares", lambda self, squares: squares)
+    monkeypatch.setattr(Trainer, "_knowing_norms", lambda self, optimizer: optimizer)
     for comparison in comparisons(comm, lars, only=tied):
         assert not comparison.equal
 
@@ -172,7 +182,7 @@ def test_clipping_is_that_of_torch():
 def test_lars_between_microbatches(comm):
     """An asynchronous pipeline of split stages: the ranks of a stage ask for norms together."""
     what, layout = experiment(tied, lars), Layout(1, 2, 3, TIED, 2, "pipedream")
-    trainer = start(what, layout, Mesh(comm, model=2, pipe=2))
+    trainer = start(what, layout, mesh_of(comm, layout))
     for batch in batches(what, trainer):
         assert len(trainer.step(batch)) == 3
     assert len(set(comm.all_gather_object(trainer.weights_sha256()))) == 1
@@ -189,3 +199,17 @@ def test_no_norm_between_microbatches():
     layout = Layout(microbatches=2, schedule="pipedream")
     with pytest.raises(InputError, match=r"clip norm 1\.0: pipedream updates each stage by itself"):
         start(experiment(deep, clip_norm=1.0), layout, Mesh.serial())
+
+
+@pytest.mark.ranks(2)
+def test_variable_batch(comm):
+    """LARS asks for norms after each part; there is none of all gradients to clip by."""
+    layout = Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True)
+    what = experiment(images, lars)
+    trainer = start(what, layout, mesh_of(comm, layout))
+    for batch in batches(what, trainer):
+        trainer.step(batch)
+    assert len(set(comm.all_gather_object(trainer.weights_sha256()))) == 1
+    trainer.free()
+    with pytest.raises(InputError, match=r"clip norm 1\.0: with variable batch"):
+        start(experiment(images, clip_norm=1.0), layout, mesh_of(comm, layout))
