@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from parallel_dl.errors import InputError, unknown_name
@@ -12,6 +14,21 @@ from parallel_dl.schedule import ASYNCHRONOUS
 
 HYBRIDS = ("owt",)
 SCHEMES = ("a", "b", "c")
+
+_KINDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts", dict: "a table"}
+_KEYS: dict[str, type] = {
+    "dp": int,
+    "mp": int,
+    "pp": int,
+    "microbatches": int,
+    "split": dict,
+    "schedule": str,
+    "stages": list,
+    "chunks": int,
+    "hybrid": str,
+    "scheme": str,
+    "variable_batch": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +68,23 @@ class Layout:
             flag = "variable-batch" if self.variable_batch else f"scheme {self.scheme}"
             raise InputError(f"--{flag}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
 
+    @classmethod
+    def read(cls, path: str | Path) -> Layout:
+        """The layout in a TOML file, whose keys are the names of the fields; `microbatches` is `pp` unless given.
+
+        InputError, in one line that names the file and the key, for what `read_keys` refuses, for numbers below 1, for
+        stages or chunks without a pipeline, and for a hybrid with anything that it does not go with.
+        """
+        keys = read_keys(path)
+        try:
+            layout = cls(**{"microbatches": max(1, keys.get("pp", 1)), **keys})
+        except InputError as error:
+            raise InputError(f"{path}: {str(error).removeprefix('--')}") from None
+        for key in ("stages", "chunks"):
+            if key in keys and not layout.is_pipelined:
+                raise InputError(f"{path}: {key}: belongs to a pipeline; valid with pp above 1, or with a schedule")
+        return layout
+
     def _require_hybrid(self, name: str) -> None:
         if name not in HYBRIDS:
             raise unknown_name("--hybrid", name, HYBRIDS)
@@ -64,6 +98,23 @@ class Layout:
                 raise InputError(f"--{flag}: belongs to a pipeline, not to --hybrid {name}")
         if self.variable_batch and self.scheme == "a":
             raise InputError("--variable-batch: scheme a has one part, the whole batch; valid are --scheme b and c")
+
+    def require_clip_norm(self, clip_norm: float | None, name: str = "clip norm") -> None:
+        """Raises InputError, which calls it `name`, for one that is not above 0, or without a norm of all gradients."""
+        if clip_norm is None:
+            return
+        if not 0 < clip_norm < math.inf:
+            raise InputError(f"{name} {clip_norm}: must be a finite number above 0")
+        if self.is_pipelined and self.schedule_name in ASYNCHRONOUS:
+            raise InputError(
+                f"{name} {clip_norm}: {self.schedule_name} updates each stage by itself, so there is no norm of all "
+                "gradients; valid are the synchronous schedules"
+            )
+        if self.variable_batch:
+            raise InputError(
+                f"{name} {clip_norm}: with variable batch layers are updated after each part, so there is no norm of "
+                "all gradients; valid without it"
+            )
 
     @property
     def ranks(self) -> int:
@@ -122,3 +173,34 @@ class Layout:
             "split": dict(self.split or {}),
             **({} if self.hybrid is None else {"hybrid": hybrid}),
         }
+
+
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """What a TOML file says of a layout: names of fields of `Layout` -> values of the fields' types.
+
+    InputError, in one line with the file's name, for one that cannot be read or is no TOML, for an unknown key (with
+    the nearest valid one), and for a value of another type.
+    """
+    try:
+        keys = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"layout file {path}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise InputError(f"layout file {path}: is no TOML: {error}") from None
+    for key, value in keys.items():
+        if key not in _KEYS:
+            raise InputError(f"{path}: {unknown_name('key', key, _KEYS)}")
+        _require_kind(f"{path}: {key}", value, _KEYS[key])
+        if _KEYS[key] is list:
+            for name in value:
+                _require_kind(f"{path}: {key}, a list with", name, str)
+        if _KEYS[key] is dict:
+            for layer, way in value.items():
+                hint = '; names with dots are in quotes, like "tower.fc1"' if type(way) is dict else ""
+                _require_kind(f"{path}: {key}.{layer}", way, str, hint)
+    return keys
+
+
+def _require_kind(what: str, value: Any, kind: type, hint: str = "") -> None:
+    if type(value) is not kind:  # True is no number
+        raise InputError(f"{what} {value!r}: must be {_KINDS[kind]}{hint}")

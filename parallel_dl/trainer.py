@@ -25,7 +25,6 @@ from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import Optimizer, gradient_squares
 from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
-from parallel_dl.schedule import ASYNCHRONOUS
 
 
 @dataclasses.dataclass
@@ -53,24 +52,6 @@ def as_batches(batch: Batch) -> list[Share]:
     return alone
 
 
-def require_clip_norm(clip_norm: float | None, layout: Layout, name: str = "clip norm") -> None:
-    """Raises InputError for a `clip_norm` that is not above 0, or under a layout without a norm of all gradients."""
-    if clip_norm is None:
-        return
-    if not 0 < clip_norm < math.inf:
-        raise InputError(f"{name} {clip_norm}: must be a finite number above 0")
-    if layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS:
-        raise InputError(
-            f"{name} {clip_norm}: {layout.schedule_name} updates each stage by itself, so there is no norm of all "
-            "gradients; valid are the synchronous schedules"
-        )
-    if layout.variable_batch:
-        raise InputError(
-            f"{name} {clip_norm}: with variable batch layers are updated after each part, so there is no norm of all "
-            "gradients; valid without it"
-        )
-
-
 class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
@@ -95,7 +76,7 @@ class Trainer:
         input_shape: Sequence[int] | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        require_clip_norm(clip_norm, layout)
+        layout.require_clip_norm(clip_norm)
         self.clip_norm = clip_norm
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None

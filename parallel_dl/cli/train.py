@@ -13,26 +13,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_fits, require_hybrid
+from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_fits
+from parallel_dl.cli.layout import Chunks, Dp, LayoutFile, Microbatches, Pp, Schedule, Stage, in_words_of, layout_of
 from parallel_dl.cli.networks import network_for
-from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
+from parallel_dl.cli.splits import Mp, Split, plan_for
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
-from parallel_dl.layout import Layout
 
 if TYPE_CHECKING:
     from parallel_dl.cost import NetworkCost
     from parallel_dl.datasets import Dataset
+    from parallel_dl.layout import Layout
     from parallel_dl.mpi import Communicator
     from parallel_dl.nn import Module
     from parallel_dl.optim import Optimizer
     from parallel_dl.trainer import Result, Trainer
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 RATE_POLICIES = ("constant", "step", "cosine")
 DTYPES = ("float32", "float64")
 LOSSES = ("cross-entropy", "logistic")
 
+_RATE_OF_LARS = 1.0
 _WORK_FOR_THREADS = 1 << 25  # multiply-adds in a forward pass's products, below which one BLAS thread is best
 
 
@@ -63,6 +65,8 @@ class Job:
     input_rate: float | None
     weights: str | None
     output: str | None
+    clip_norm: float | None = None
+    layout_file: str | None = None
 
     def check(self) -> Dataset:
         """Refuses (InputError) whatever can be known to be wrong before a rank is started; returns the data."""
@@ -86,8 +90,7 @@ class Job:
             raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
         if self.input_rate is not None and not 1e-6 <= self.input_rate <= 1e12:
             raise InputError(f"--input-rate {self.input_rate}: must be in 1e-6..1e12 samples per second")
-        if self.optimizer != "sgd" and (self.momentum is not None or self.nesterov):
-            raise InputError(f"--momentum and --nesterov belong to --optimizer sgd, not to {self.optimizer}")
+        self.check_rule()
         if self.output is not None:
             checkpoint.require_writable(self.output)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
@@ -102,6 +105,22 @@ class Job:
         if self.weights is not None:
             checkpoint.require_fits(self.weights, network)
         return data
+
+    def check_rule(self) -> None:
+        """Refuses what the update rule cannot have."""
+        if self.optimizer not in ("sgd", "lars") and (self.momentum is not None or self.nesterov):
+            raise InputError(f"--momentum and --nesterov belong to --optimizer sgd, not to {self.optimizer}")
+        if self.optimizer == "lars" and self.nesterov:
+            raise InputError("--nesterov belongs to --optimizer sgd, not to lars")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise InputError(f"--momentum {self.momentum}: must be at least 0 and below 1")
+        if self.nesterov and self.momentum == 0:
+            raise InputError("--nesterov: needs a --momentum above 0")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"--weight-decay {self.weight_decay}: must be a finite number, at least 0")
+        if self.warmup < 0:
+            raise InputError(f"--warmup {self.warmup}: must be at least 0")
+        self.layout.require_clip_norm(self.clip_norm, "--clip-norm")
 
     def check_pipeline(self, network: Module, data: Dataset) -> None:
         """Refuses a schedule or stages that cannot be, without MPI."""
@@ -127,7 +146,7 @@ class Job:
         shipped = networks.NETWORKS[self.network]
         rate = self.lr
         if rate is None:
-            rate = shipped.lr if self.optimizer == "sgd" else 1e-3
+            rate = {"sgd": shipped.lr, "lars": _RATE_OF_LARS}.get(self.optimizer, 1e-3)
         if not (rate >= 0 and math.isfinite(rate)):
             raise InputError(f"--lr {rate}: must be a finite number, at least 0")
         name = self.lr_policy or shipped.lr_policy
@@ -139,8 +158,10 @@ class Job:
             policy = optim.rates.constant(rate)
         policy = optim.rates.warmup(policy, self.warmup)
         decay: dict[str, Any] = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        momentum = 0.9 if self.momentum is None else self.momentum
+        if self.optimizer == "lars":
+            return optim.LARS(parameters, policy, momentum, **decay)
         if self.optimizer == "sgd":
-            momentum = 0.9 if self.momentum is None else self.momentum
             return optim.SGD(parameters, policy, momentum=momentum, nesterov=self.nesterov, **decay)
         return (optim.Adam if self.optimizer == "adam" else optim.AdamW)(parameters, policy, **decay)
 
@@ -169,6 +190,7 @@ class Job:
             "mpi" if unshared else self.allreduce,
             {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss}[self.loss],
             dataset.input_shape,
+            self.clip_norm,
         )
         if self.weights is not None:
             trainer.load_state_dict(checkpoint.read(self.weights))
@@ -243,24 +265,15 @@ def _progress(updates: int, rank: int) -> Iterator[Callable[[int, int, float], N
 def train(
     context: typer.Context,
     network: Annotated[str, typer.Argument(help="Which network.")],
-    dp: Annotated[
-        int | None, typer.Option(help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
-    ] = None,
+    layout_file: LayoutFile = None,
+    dp: Dp = None,
     mp: Mp = None,
     split: Split = None,
-    pp: Annotated[int, typer.Option(help="Ranks in a pipeline, each with some of the layers.")] = 1,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="Of the pipeline: naive, gpipe, 1f1b, interleaved, zb-h1, pipedream. [default: 1f1b]"),
-    ] = None,
-    stage: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LAYER", help="A layer that begins a stage; repeatable. [default: even work]"),
-    ] = None,
-    chunks: Annotated[int | None, typer.Option(help="Stages per rank, for interleaved. [default: 2]")] = None,
-    microbatches: Annotated[
-        int | None, typer.Option(help="Pieces of a batch, their gradients accumulated. [default: 1, or --pp]")
-    ] = None,
+    pp: Pp = None,
+    schedule: Schedule = None,
+    stage: Stage = None,
+    chunks: Chunks = None,
+    microbatches: Microbatches = None,
     hybrid: Hybrid = None,
     ranks: Ranks = None,
     scheme: Scheme = None,
@@ -271,13 +284,16 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None,
     loss: Annotated[str, typer.Option(help="cross-entropy or logistic.")] = "cross-entropy",
-    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or lars.")] = "sgd",
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate. [default: sgd the network's, adam and adamw 0.001]")
+        float | None, typer.Option(help="Learning rate. [default: sgd the network's, adam and adamw 0.001, lars 1]")
     ] = None,
-    momentum: Annotated[float | None, typer.Option(help="Of sgd. [default: 0.9]")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd and lars. [default: 0.9]")] = None,
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum, for sgd.")] = False,
     weight_decay: Annotated[float | None, typer.Option(help="[default: 0; adamw 0.01]")] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Shortens all gradients together to this norm. [default: never]")
+    ] = None,
     lr_policy: Annotated[
         str | None,
         typer.Option(help="constant, step (a tenth after each third) or cosine. [default: the network's]"),
@@ -297,29 +313,21 @@ def train(
 ) -> int:
     """Train a network on --dp x --mp x --pp ranks, which are started by mpirun unless this runs inside one."""
     inside = launch.inside_mpirun()
-    require_hybrid(hybrid, ranks, {"dp": dp, "mp": mp, "pp": pp if pp != 1 else None}, scheme, variable_batch)
-    model_ranks = 1 if hybrid else require_mp(mp, split)
-    if hybrid:
-        dp = ranks or (launch.mpirun_size() if inside else 1)
-    if dp is None:
-        dp = max(1, launch.mpirun_size() // (model_ranks * max(1, pp))) if inside else 1
-    if pp == 1 and schedule is None:
-        for flag, value in (("stage", stage and stage[0]), ("chunks", chunks)):
-            if value is not None:
-                raise InputError(f"--{flag} {value}: belongs to a pipeline: --pp N, or --schedule NAME on one rank")
     job = Job(
         network,
-        Layout(
+        layout_of(
+            layout_file,
             dp=dp,
-            mp=model_ranks,
+            mp=mp,
+            split=split,
             pp=pp,
-            microbatches=max(1, pp) if microbatches is None else microbatches,
-            split=parse_splits(split),
             schedule=schedule,
-            stages=stage,
+            stage=stage,
             chunks=chunks,
+            microbatches=microbatches,
             hybrid=hybrid,
-            scheme=scheme or "a",
+            ranks=ranks,
+            scheme=scheme,
             variable_batch=variable_batch,
         ),
         dataset,
@@ -343,9 +351,12 @@ def train(
         input_rate,
         weights,
         output,
+        clip_norm,
+        layout_file,
     )
     if not inside:
-        data = job.check()
+        with in_words_of(layout_file):
+            data = job.check()
         if job.layout.ranks > 1:
             return launch.run(job.layout.ranks, ["-m", "parallel_dl", *context.obj], for_ranks())
         return _train_here(job, data, as_json)
@@ -361,7 +372,17 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
     if job.checked or job.ledger:
         comm = Communicator(comm.mpi, checked=job.checked or None, ledger=Ledger() if job.ledger else None)
 
+    # nodes may have other files of that name
+    layouts = [job.layout] if job.layout_file is None else comm.all_gather_object(job.layout)
+
     def prepare() -> Dataset:
+        for rank, layout in enumerate(layouts):
+            if layout != layouts[0]:
+                raise InputError(f"--layout {job.layout_file}: rank {rank} reads another layout there than rank 0")
+        with in_words_of(job.layout_file):
+            return check_ranks()
+
+    def check_ranks() -> Dataset:
         dp, mp, pp = job.layout.dp, job.layout.mp, job.layout.pp
         if job.layout.hybrid and job.layout.ranks != comm.size:
             raise InputError(f"--ranks {dp}: mpirun started {comm.size}; valid here is --ranks {comm.size}")

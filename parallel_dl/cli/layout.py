@@ -1,0 +1,177 @@
+"""The flags that say how a run uses the ranks, and --layout FILE, which says the same in a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from parallel_dl import launch
+from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_hybrid
+from parallel_dl.cli.splits import Mp, Split, parse_splits, require_mp
+from parallel_dl.errors import InputError
+from parallel_dl.layout import Layout, read_keys
+
+Dp = Annotated[
+    int | None, typer.Option("--dp", help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
+]
+Pp = Annotated[int | None, typer.Option("--pp", help="Ranks in a pipeline, each with some of the layers. [default: 1]")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule", help="Of the pipeline: naive, gpipe, 1f1b, interleaved, zb-h1, pipedream. [default: 1f1b]"
+    ),
+]
+Stage = Annotated[
+    list[str] | None,
+    typer.Option("--stage", metavar="LAYER", help="A layer that begins a stage; repeatable. [default: even work]"),
+]
+Chunks = Annotated[int | None, typer.Option("--chunks", help="Stages per rank, for interleaved. [default: 2]")]
+Microbatches = Annotated[
+    int | None,
+    typer.Option("--microbatches", help="Pieces of a batch, their gradients accumulated. [default: 1, or --pp]"),
+]
+LayoutFile = Annotated[
+    str | None, typer.Option("--layout", metavar="FILE", help="A TOML file that says what these flags say.")
+]
+
+__all__ = [
+    "Chunks",
+    "Dp",
+    "Hybrid",
+    "LayoutFile",
+    "Microbatches",
+    "Mp",
+    "Pp",
+    "Ranks",
+    "Schedule",
+    "Scheme",
+    "Split",
+    "Stage",
+    "VariableBatch",
+    "in_words_of",
+    "layout_of",
+]
+
+
+def layout_of(
+    layout_file: str | None = None,
+    *,
+    dp: int | None = None,
+    mp: int | None = None,
+    split: Sequence[str] | None = None,
+    pp: int | None = None,
+    schedule: str | None = None,
+    stage: Sequence[str] | None = None,
+    chunks: int | None = None,
+    microbatches: int | None = None,
+    hybrid: str | None = None,
+    ranks: int | None = None,
+    scheme: str | None = None,
+    variable_batch: bool = False,
+) -> Layout:
+    """The layout of the flags, each with the value that typer gave it, and of the file, if there is one.
+
+    Inside an mpirun there are as many replicas as its ranks allow, unless `dp` says it. Raises InputError for what is
+    in the file and in a flag, and for what cannot be: one line that names the flag, or the file and its key.
+    """
+    given: dict[str, Any] = {
+        "dp": dp,
+        "mp": mp,
+        "split": split or None,
+        "pp": pp,
+        "schedule": schedule,
+        "stage": stage or None,
+        "chunks": chunks,
+        "microbatches": microbatches,
+        "hybrid": hybrid,
+        "ranks": ranks,
+        "scheme": scheme,
+        "variable_batch": variable_batch or None,
+    }
+    flags = {name: value for name, value in given.items() if value is not None}
+    in_file = {} if layout_file is None else _as_flags(layout_file, "hybrid" in flags)
+    for name in flags:
+        if name in in_file:
+            raise InputError(f"--{_dashed(name)}: is in {layout_file}, too, as {_key(name)}; give it in one place")
+    with in_words_of(layout_file):
+        return _layout(**{**in_file, **flags})
+
+
+def _layout(
+    dp: int | None = None,
+    mp: int | None = None,
+    split: Sequence[str] | None = None,
+    pp: int | None = None,
+    schedule: str | None = None,
+    stage: Sequence[str] | None = None,
+    chunks: int | None = None,
+    microbatches: int | None = None,
+    hybrid: str | None = None,
+    ranks: int | None = None,
+    scheme: str | None = None,
+    variable_batch: bool = False,
+) -> Layout:
+    here = launch.mpirun_size() if launch.inside_mpirun() else 1
+    require_hybrid(hybrid, ranks, {"dp": dp, "mp": mp, "pp": pp if pp != 1 else None}, scheme, variable_batch)
+    model_ranks = 1 if hybrid else require_mp(mp, split)
+    stages = 1 if pp is None else pp
+    if hybrid:
+        dp = ranks or here
+    if dp is None:
+        dp = max(1, here // (model_ranks * max(1, stages)))
+    if stages == 1 and schedule is None:
+        for flag, value in (("stage", stage and stage[0]), ("chunks", chunks)):
+            if value is not None:
+                raise InputError(f"--{flag} {value}: belongs to a pipeline: --pp N, or --schedule NAME on one rank")
+    return Layout(
+        dp=dp,
+        mp=model_ranks,
+        pp=stages,
+        microbatches=max(1, stages) if microbatches is None else microbatches,
+        split=parse_splits(split),
+        schedule=schedule,
+        stages=stage,
+        chunks=chunks,
+        hybrid=hybrid,
+        scheme=scheme or "a",
+        variable_batch=variable_batch,
+    )
+
+
+@contextmanager
+def in_words_of(layout_file: str | None) -> Iterator[None]:
+    """What is refused inside, for a flag that was given as a key of the file, speaks of the file and the key."""
+    try:
+        yield
+    except InputError as error:
+        if layout_file is None:
+            raise
+        line = str(error)
+        names = "|".join(_dashed(name) for name in _as_flags(layout_file))
+        spoken = re.sub(rf"--({names})\b(?!-)", lambda flag: _key(flag[1]), line) if names else line
+        about_file = names and re.match(rf"(unknown )?--({names})\b", line)
+        raise InputError(f"{layout_file}: {spoken}" if about_file else line) from None
+
+
+def _as_flags(layout_file: str, hybrid: bool = False) -> dict[str, Any]:
+    """The keys of the file as flags with their values; `hybrid` says whether a flag asks for one."""
+    keys = read_keys(layout_file)
+    flags = {"stage" if key == "stages" else key: value for key, value in keys.items()}
+    if "split" in flags:
+        flags["split"] = [f"{layer}={how}" for layer, how in flags["split"].items()]
+    if "dp" in flags and (hybrid or "hybrid" in flags):
+        flags["ranks"] = flags.pop("dp")
+    return flags
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _key(flag: str) -> str:
+    """The key of a file that says what the flag says."""
+    return {"stage": "stages", "ranks": "dp"}.get(flag, flag.replace("-", "_"))

@@ -1,0 +1,179 @@
+"""--layout FILE: it says what the flags say, and what is wrong in it is told before a rank is started."""
+
+import json
+
+import pytest
+from test_commands import ROOT, call, mpirun
+
+from parallel_dl import launch
+from parallel_dl.cli import main
+from parallel_dl.errors import InputError
+from parallel_dl.layout import Layout
+
+EXAMPLE = ROOT / "docs" / "examples" / "layout.toml"
+
+
+def train(*arguments, network="mlp"):
+    status, out, err = call("train", network, "--json", "--steps", 2, *arguments)
+    assert (status, err) == (0, ""), err
+    return json.loads(out)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """written(text) -> the name of a file with it, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        (tmp_path / "layout.toml").write_text(text)
+        return "layout.toml"
+
+    return write
+
+
+def test_the_example_is_what_its_flags_say():
+    flags = ("--dp", 2, "--mp", 2, "--microbatches", 2, "--split", "fc1=output", "--split", "fc2=input")
+    from_file, by_flags = train("--layout", EXAMPLE), train(*flags)
+    assert from_file["layout"] == by_flags["layout"]
+    assert from_file["weights_sha256"] == by_flags["weights_sha256"]
+    ways = {"fc1": "output", "fc2": "input"}
+    assert Layout.read(EXAMPLE) == Layout(dp=2, mp=2, microbatches=2, split=ways)
+
+
+def test_flags_beside_the_file_say_what_it_does_not(written):
+    written('pp = 2\nstages = ["fc2"]\n')
+    layout = train("--layout", "layout.toml", "--schedule", "gpipe")["layout"]
+    assert (layout["pp"], layout["schedule"], layout["microbatches"]) == (2, "gpipe", 2)
+
+
+def test_a_hybrid(written):
+    written('hybrid = "owt"\ndp = 2\n')
+    layout = train("--layout", "layout.toml", "--scheme", "c", network="lenet5_small")["layout"]
+    assert layout["dp"] == 2
+    assert layout["hybrid"] == {"name": "owt", "scheme": "c", "variable_batch": False}
+
+
+def test_inside_a_users_own_mpirun(written):
+    """As many replicas as its ranks allow, or as many ranks as the file says."""
+    written("mp = 2\n")
+    status, out, _ = call("train", "mlp", "--steps", 1, "--json", "--layout", "layout.toml", command=mpirun(4))
+    assert (status, json.loads(out)["layout"]["dp"]) == (0, 2)
+    written("dp = 2\nmp = 2\n")
+    status, out, err = call("train", "mlp", "--json", "--layout", "layout.toml", command=mpirun(2))
+    assert (status, out.strip().startswith("{")) == (2, False)
+    said = "parallel-dl: layout.toml: dp 2 mp 2: needs 4 ranks, but mpirun started 2; valid here is dp 1"
+    assert err.count(said) == 1
+
+
+def refused(capfd, monkeypatch, *arguments):
+    """The line that is said, without a rank."""
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("ranks were started"))
+    assert main(["train", "mlp", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.removeprefix("parallel-dl: ").rstrip()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("microbatch = 2", "layout.toml: unknown key 'microbatch': did you mean 'microbatches'? valid are chunks, dp,"),
+        ('dp = "2"', "layout.toml: dp '2': must be a whole number"),
+        ("mp = true", "layout.toml: mp True: must be a whole number"),
+        ("pp = 2.0", "layout.toml: pp 2.0: must be a whole number"),
+        ("schedule = 1", "layout.toml: schedule 1: must be a text"),
+        ('stages = "fc2"', "layout.toml: stages 'fc2': must be a list of texts"),
+        ("stages = [2]", "layout.toml: stages, a list with 2: must be a text"),
+        ('split = "fc1=output"', "layout.toml: split 'fc1=output': must be a table"),
+        ("[split]\nfc1 = 2", "layout.toml: split.fc1 2: must be a text"),
+        ("[split]\na.fc1 = 'output'", "layout.toml: split.a {'fc1': 'output'}: must be a text; names with dots are in"),
+        ("dp = 0", "layout.toml: dp 0: must be at least 1"),
+        ("dp = 2\nmp = 1025", "layout.toml: mp 1025: at most 1024"),
+        ("pp = 2\npp = 3", "layout file layout.toml: is no TOML: Cannot overwrite a value"),
+        ("stages = ['fc2']", "layout.toml: stages fc2: belongs to a pipeline"),
+        ("chunks = 2", "layout.toml: chunks 2: belongs to a pipeline"),
+        ("pp = 12", "layout.toml: pp 12: 12 stages: the network has 3 layers with weights"),
+        ("pp = 2\nstages = ['fc9']", "layout.toml: stages fc9: stage at fc9: valid here are"),
+        ("pp = 2\nschedule = '1f2b'", "layout.toml: schedule 1f2b: unknown schedule '1f2b': did you mean '1f1b'?"),
+        ("[split]\nfc1 = 'output'", "layout.toml: split fc1=output: belongs to --mp N with N above 1"),
+        ("mp = 2\n[split]\nfc9 = 'output'", "layout.toml: split fc9=output: there is no layer fc9"),
+        ("hybrid = 'owl'", "layout.toml: unknown hybrid 'owl': did you mean 'owt'?"),
+        ("hybrid = 'owt'\nmp = 2", "layout.toml: mp 2: does not go with hybrid owt"),
+        ("scheme = 'b'", "layout.toml: scheme b: belongs to --hybrid"),
+    ],
+)
+def test_what_cannot_be(capfd, monkeypatch, written, text, said):
+    assert refused(capfd, monkeypatch, "--layout", written(text)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("dp = 2", ("--dp", "2"), "--dp: is in layout.toml, too, as dp; give it in one place"),
+        ("pp = 2\nstages = ['fc2']", ("--stage", "fc3"), "--stage: is in layout.toml, too, as stages; give it"),
+        ("mp = 2\n[split]\nfc1 = 'output'", ("--split", "fc2=input"), "--split: is in layout.toml, too, as split;"),
+        ("dp = 2\nhybrid = 'owt'", ("--ranks", "3"), "--ranks: is in layout.toml, too, as dp;"),
+        ("dp = 2", ("--mp", "0"), "--mp 0: must be at least 1"),
+        ("dp = 2", ("--split", "fc1=output"), "--split fc1=output: belongs to --mp N"),
+        ("dp = 2", ("--dtype", "float16"), "unknown --dtype 'float16'"),
+    ],
+)
+def test_what_cannot_be_beside_a_file(capfd, monkeypatch, written, text, flags, said):
+    assert refused(capfd, monkeypatch, "--layout", written(text), *flags).startswith(said)
+
+
+def test_files_that_cannot_be_read(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert refused(capfd, monkeypatch, "--layout", "no.toml") == "layout file no.toml: no such file or directory"
+    assert refused(capfd, monkeypatch, "--layout", ".") == "layout file .: is a directory"
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    assert refused(capfd, monkeypatch, "--layout", "bytes.toml").startswith("layout file bytes.toml: is no TOML: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dp = 0", "layout.toml: dp 0: must be at least 1"),
+        ("stages = ['a']", "layout.toml: stages: belongs to a pipeline; valid with pp above 1, or with a schedule"),
+        ("hybrid = 'owt'\npp = 2", "layout.toml: pp 2: does not go with --hybrid owt"),
+    ],
+)
+def test_in_python(written, text, said):
+    with pytest.raises(InputError) as caught:
+        Layout.read(written(text))
+    assert str(caught.value).startswith(said)
+    assert Layout.read(written("pp = 3")) == Layout(pp=3, microbatches=3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--momentum", "2"), "--momentum 2.0: must be at least 0 and below 1"),
+        (("--momentum", "nan"), "--momentum nan: must be at least 0 and below 1"),
+        (("--weight-decay", "-1"), "--weight-decay -1.0: must be a finite number, at least 0"),
+        (("--warmup", "-1"), "--warmup -1: must be at least 0"),
+        (("--nesterov", "--momentum", "0"), "--nesterov: needs a --momentum above 0"),
+        (("--optimizer", "adam", "--momentum", "0.5"), "--momentum and --nesterov belong to --optimizer sgd"),
+        (("--optimizer", "lars", "--nesterov"), "--nesterov belongs to --optimizer sgd, not to lars"),
+        (("--optimizer", "lasr"), "unknown --optimizer 'lasr': did you mean 'lars'?"),
+        (("--clip-norm", "0"), "--clip-norm 0.0: must be a finite number above 0"),
+        (("--clip-norm", "inf"), "--clip-norm inf: must be a finite number above 0"),
+        (("--clip-norm", "1", "--schedule", "pipedream"), "--clip-norm 1.0: pipedream updates each stage by itself"),
+    ],
+)
+def test_flags_of_the_update_rule(capfd, monkeypatch, flags, said):
+    assert refused(capfd, monkeypatch, "--dp", "2", *flags).startswith(said)
+
+
+def test_lars_and_clipping_on_several_ranks(capsys):
+    """The same losses as alone; clipping is seen in them, and LARS lowers them."""
+    flags = ("--dtype", "float64", "--optimizer", "lars", "--clip-norm", 0.1, "--steps", 8)
+    both = train(*flags, "--dp", 2, "--mp", 2)
+    alone = {}
+    for name, given in (("clipped", flags), ("free", flags[:4])):
+        assert main(["train", "mlp", "--json", "--steps", "8", *map(str, given)]) == 0
+        alone[name] = json.loads(capsys.readouterr().out)["losses"]
+    assert both["losses"] == pytest.approx(alone["clipped"], rel=1e-10)
+    assert alone["free"] != pytest.approx(alone["clipped"], rel=1e-6)
+    assert alone["free"][-1] < alone["free"][0]
