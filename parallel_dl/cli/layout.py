@@ -75,8 +75,9 @@ def layout_of(
 ) -> Layout:
     """The layout of the flags, each with the value that typer gave it, and of the file, if there is one.
 
-    Inside an mpirun there are as many replicas as its ranks allow, unless `dp` says it. Raises InputError for what is
-    in the file and in a flag, and for what cannot be: one line that names the flag, or the file and its key.
+    Inside an mpirun there are as many replicas as its ranks allow, unless `dp` says it, and with a file all ranks call
+    it together. Raises InputError for what is in the file and in a flag, for what cannot be, and for ranks that read
+    different files: one line that names the flag, or the file and its key.
     """
     given: dict[str, Any] = {
         "dp": dp,
@@ -93,6 +94,24 @@ def layout_of(
         "variable_batch": variable_batch or None,
     }
     flags = {name: value for name, value in given.items() if value is not None}
+    if layout_file is None or not launch.inside_mpirun():
+        return _from(layout_file, flags)
+    from parallel_dl.cli.agreement import agreed
+    from parallel_dl.mpi import world
+
+    layout = agreed(world(), lambda: _from(layout_file, flags))  # nodes may have other files of that name, or none
+    layouts = world().all_gather_object(layout)
+
+    def equal() -> Layout:
+        for rank, other in enumerate(layouts):
+            if other != layouts[0]:
+                raise InputError(f"--layout {layout_file}: rank {rank} reads another layout there than rank 0")
+        return layout
+
+    return agreed(world(), equal)
+
+
+def _from(layout_file: str | None, flags: dict[str, Any]) -> Layout:
     in_file = {} if layout_file is None else _as_flags(layout_file, "hybrid" in flags)
     for name in flags:
         if name in in_file:

@@ -372,13 +372,7 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
     if job.checked or job.ledger:
         comm = Communicator(comm.mpi, checked=job.checked or None, ledger=Ledger() if job.ledger else None)
 
-    # nodes may have other files of that name
-    layouts = [job.layout] if job.layout_file is None else comm.all_gather_object(job.layout)
-
     def prepare() -> Dataset:
-        for rank, layout in enumerate(layouts):
-            if layout != layouts[0]:
-                raise InputError(f"--layout {job.layout_file}: rank {rank} reads another layout there than rank 0")
         with in_words_of(job.layout_file):
             return check_ranks()
 

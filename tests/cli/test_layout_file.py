@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from test_commands import ROOT, call, mpirun
+from test_commands import PARALLEL_DL, ROOT, call, mpirun
 
 from parallel_dl import launch
 from parallel_dl.cli import main
 from parallel_dl.errors import InputError
+from parallel_dl.launch import find_mpirun
 from parallel_dl.layout import Layout
 
 EXAMPLE = ROOT / "docs" / "examples" / "layout.toml"
@@ -63,6 +64,27 @@ def test_inside_a_users_own_mpirun(written):
     assert (status, out.strip().startswith("{")) == (2, False)
     said = "parallel-dl: layout.toml: dp 2 mp 2: needs 4 ranks, but mpirun started 2; valid here is dp 1"
     assert err.count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 reads another layout there than rank 0"),
+        (("dp = 2", None), "layout file layout.toml: no such file or directory"),
+    ],
+)
+def test_nodes_with_different_files(tmp_path, texts, said):
+    """Two ranks in two folders, as on nodes without a common disk: no rank waits for the other."""
+    places = []
+    for rank, text in enumerate(texts):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        if text is not None:
+            (folder / "layout.toml").write_text(text)
+        places.append(["-n", "1", "-wdir", folder, *PARALLEL_DL, "train", "mlp", "--json", "--layout", "layout.toml"])
+    status, _, err = call(*places[0], ":", *places[1], command=[str(find_mpirun())])
+    assert status == 2
+    assert err.count(f"parallel-dl: {said}") == 1
 
 
 def refused(capfd, monkeypatch, *arguments):
