@@ -18,6 +18,7 @@ from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
+from parallel_dl.cli.verify import verify
 from parallel_dl.errors import InputError
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command(cls=NetworkCommand)(train)
 app.command(cls=NetworkCommand)(summary)
 app.command()(schedule)
+app.command(cls=NetworkCommand)(verify)
 app.command()(demo)
 app.command()(info)
 app.command()(fetch)
