@@ -46,10 +46,12 @@ def cut_stages(
 
     Each stage has weights: it begins with a layer that has some, and those without go along. `starts` names the first
     layer of each stage but the first; without it the slowest stage has as little work as can be (`lightest`). A
-    Sequential or Branches inside is not cut, nor is a layer of the user's own, whose shapes are measured where it does not
-    say them (`nn.layer_shapes`), and whose work may be an estimate (`cost.operations`). Raises InputError for a network that is no Sequential, or that has weights
-    or hooks of its own beside its layers', for more stages than layers with weights, for a name that is no layer's or
-    out of order, and for a weight or buffer in two stages.
+    Sequential or Branches inside is not cut, nor is a layer of the user's own. The shapes of such a layer are measured
+    where it does not say them (`nn.layer_shapes`), and its work may be an estimate (`cost.operations`).
+
+    Raises InputError for a network that is no Sequential, or that has weights or hooks of its own beside its layers',
+    for more stages than layers with weights, for a name that is no layer's or out of order, and for a weight or buffer
+    in two stages.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"a {type(network).__name__} cannot be cut into stages: put its layers into a Sequential")

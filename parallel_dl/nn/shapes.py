@@ -192,6 +192,6 @@ def require_kind(module: Module, kinds: dict[type[Module], Any], name: str = "")
     valid = ", ".join(sorted(kind.__name__ for kind in kinds if kind is not Branches))
     layer = f"layer {name}: " if name else ""
     raise InputError(
-        f"{layer}what a {type(module).__name__} computes is not known here; valid are Sequential, Branches and {valid}, "
-        "and layers that define output_shape(input_shape)"
+        f"{layer}what a {type(module).__name__} computes is not known here; valid are Sequential, Branches and {valid}"
+        ", and layers that define output_shape(input_shape)"
     )

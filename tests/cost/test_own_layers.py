@@ -1,4 +1,4 @@
-"""A layer of the user's own: its shape said or measured, its work said or estimated, cut into stages and split plans."""
+"""A layer of the user's own: its shape said or measured, its work said or estimated, in stages and in split plans."""
 
 import numpy as np
 import pytest
