@@ -103,7 +103,7 @@ def require_fits(path: str | os.PathLike, network: Module) -> None:
 
 
 def load(path: str | os.PathLike, flag: str = "--weights ") -> dict[str, np.ndarray]:
-    """The arrays of a file by name; InputError, after `flag`, when it is missing or damaged, or NumPy lacks its types."""
+    """The arrays of a file by name; InputError, after `flag`, when it is missing, damaged, or of types NumPy lacks."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

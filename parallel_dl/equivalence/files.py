@@ -112,15 +112,16 @@ def _compare(
     if not (np.isfinite(a) & np.isfinite(b)).all():
         where = " and ".join(side for side, array in (("A", a), ("B", b)) if not np.isfinite(array).all())
         return TensorDifference(name, False, math.inf, limit, cause=f"not all values are finite in {where}")
-    wide = [array.astype(np.longdouble) for array in (a, b)]  # has all integers of 64 bits, too
-    error = _error(*wide)
+    # the longest float has all integers of 64 bits, too
+    x, y = (array.astype(np.longdouble if array.dtype.itemsize == 8 and not floats else float) for array in (a, b))
+    error = _error(x, y)
     if a.dtype != b.dtype:
         return TensorDifference(name, False, error, limit, cause=f"{a.dtype} in A, {b.dtype} in B")
     if error <= limit:
         return TensorDifference(name, True, error, limit)
     tolerance = max(limit, 1e-6)
-    factor = ratio_of(*wide, tolerance)
-    cause = _of_factor(factor) if factor is not None else _out_of_place(*wide, tolerance) or ""
+    factor = ratio_of(x, y, tolerance)
+    cause = _of_factor(factor) if factor is not None else _out_of_place(x, y, tolerance) or ""
     return TensorDifference(name, False, error, limit, factor, cause or "values")
 
 
@@ -166,10 +167,15 @@ def _out_of_place(a: np.ndarray, b: np.ndarray, tolerance: float) -> str | None:
         if _error(a.transpose(axes), b) <= tolerance:
             return f"transposed: B is A with its axes in the order {axes}"
     for axis, length in enumerate(a.shape):
+        others = tuple(other for other in range(a.ndim) if other != axis)
+        profiles = [np.abs(array).sum(axis=others) for array in (a, b)]  # a number each: the search is cheap
         for parts in range(2, min(length, _MOST_SLICES) + 1):
             if length % parts == 0:
-                order = _order_of_slices(np.split(a, parts, axis), np.split(b, parts, axis), tolerance)
-                if order is not None:
+                order = _order_of_slices(np.split(profiles[0], parts), np.split(profiles[1], parts), tolerance)
+                if order is None:
+                    continue
+                pieces = np.split(a, parts, axis)
+                if _error(np.concatenate([pieces[number] for number in order], axis), b) <= tolerance:
                     said = ", ".join(map(str, order))
                     return f"slices out of place: B has A's {parts} slices along axis {axis} in the order {said}"
     return None
