@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from safetensors.numpy import save_file
 
 from parallel_dl import checkpoint, nn
 from parallel_dl.cli import main
+from parallel_dl.equivalence.files import place_of, read_placement
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {"fc1.weight": RANDOM.random((6, 4)), "fc1.bias": RANDOM.random(6), "fc10.weight": RANDOM.random((3, 6))}
@@ -133,6 +135,30 @@ def test_a_square_matrix_that_is_transposed(write, diff):
     w = RANDOM.random((4, 4))
     a, b = write("a.safetensors", {"w": w}), write("b.safetensors", {"w": w.T})
     assert "transposed: B is A with its axes in the order (1, 0)" in diff(a, b, status=1)[0]
+
+
+def test_the_example_of_the_page(write, diff):
+    weight, bias = np.arange(1.0, 13).reshape(4, 3), np.arange(1.0, 5)
+    ours = {"fc1.weight": weight, "fc1.bias": bias, "fc2.weight": weight.T, "fc2.bias": bias}
+    theirs = {"fc1.weight": np.roll(weight, 2, 0), "fc1.bias": 2 * bias, "fc2.weight": weight.T}
+    out, _ = diff(write("ours.safetensors", ours), write("theirs.safetensors", theirs), status=1)
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    assert f"$ parallel-dl diff ours.safetensors theirs.safetensors\n{out}" in page
+
+
+def test_the_example_of_a_placement():
+    path = ROOT / "docs" / "examples" / "placement.toml"
+    assert path.read_text() in (ROOT / "docs" / "command-line.md").read_text()
+    placement = read_placement(str(path))
+    assert placement == {
+        "fc1.weight": 0,
+        "fc1.bias": 0,
+        "fc2.weight": 1,
+        "fc2.bias": "replicated",
+        "conv*.weight": "sum",
+    }
+    assert place_of("conv2.weight", placement) == "sum"
+    assert place_of("conv2.bias", placement) is None
 
 
 PLACEMENT = {"fc1.weight": 0, "fc10.weight": 1, "*.bias": "replicated", "norm": "sum"}
