@@ -111,6 +111,8 @@ def difference(serial: Run, parallel: Run, bound: float | None = None, exact: bo
                 factor = ratio_of(ours, theirs, 1e-6)
                 if factor is not None:
                     lines.insert(1, f"  it is {factor:.6g} x that of the serial run")
+                elif quantity == "loss" and step == 0:
+                    lines.insert(1, "  so the forward pass is another: does a layer mix the samples it is given?")
             break
     return "\n".join(lines)
 
