@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from parallel_dl.equivalence.record import Experiment, Run, record
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
 from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
+from parallel_dl.nn.module import copied
 from parallel_dl.optim import SGD, Optimizer
 
 
@@ -52,8 +52,12 @@ def assert_equivalent(
     """
     __tracebackhide__ = True
     comm = world() if comm is None else comm
-    build = (lambda: copy.deepcopy(network)) if isinstance(network, Module) else network
-    x, y = _drawn(build, batch, input_shape, loss, seed) if isinstance(batch, int) else map(np.asarray, batch)
+    build = (lambda: copied(network)) if isinstance(network, Module) else network
+    x, y = (
+        _drawn(build, batch, input_shape, loss, seed)
+        if isinstance(batch, (int, np.integer))
+        else map(np.asarray, batch)
+    )
     x, y = (array.astype(dtype) if array.dtype.kind == "f" else array for array in (x, y))
     experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss)
     mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)

@@ -92,7 +92,8 @@ def compare_arrays(
 
 def by_number(name: str) -> list[Any]:
     """The key that sorts "2.weight" before "10.weight"."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"([0-9]+)", name)  # every other one is a number
+    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
 
 
 def _compare(
@@ -117,7 +118,7 @@ def _compare(
     error = _error(x, y)
     if a.dtype != b.dtype:
         return TensorDifference(name, False, error, limit, cause=f"{a.dtype} in A, {b.dtype} in B")
-    if error <= limit:
+    if error <= limit if limit else np.array_equal(a, b):
         return TensorDifference(name, True, error, limit)
     tolerance = max(limit, 1e-6)
     factor = ratio_of(x, y, tolerance)

@@ -69,6 +69,9 @@ def test_float32_a_module_and_drawn_samples(comm):
         made, Layout(dp=2), drawn(), 2, comm=comm, seed=3, make_optimizer=lambda parameters: optim.Adam(parameters)
     )
     assert all(np.array_equal(values, kept[name]) for name, values in made.state_dict().items())
+    lazy = network()
+    assert_equivalent(lazy, Layout(dp=2), 10, 1, comm=comm, input_shape=(6,))
+    assert not any(parameter.is_filled for parameter in lazy.parameters())
 
 
 @pytest.mark.ranks(2, 4)
