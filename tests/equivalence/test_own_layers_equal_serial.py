@@ -74,6 +74,13 @@ def test_float32_a_module_and_drawn_samples(comm):
     assert not any(parameter.is_filled for parameter in lazy.parameters())
 
 
+@pytest.mark.ranks(2)
+def test_beside_batch_norm(comm):
+    """Its statistics are those of a microbatch: the serial run has as many of them."""
+    build = lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), Gate(5), nn.Linear(5, 4))  # noqa: E731
+    assert_equivalent(build, Layout(dp=2, microbatches=2), drawn(13), steps=3, comm=comm)
+
+
 @pytest.mark.ranks(2, 4)
 def test_in_stages(comm):
     """Shapes measured, work estimated; on four ranks with two replicas."""
