@@ -7,8 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.schedule import ASYNCHRONOUS
+
+HYBRIDS = ("owt",)
+SCHEMES = ("a", "b", "c")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,11 @@ class Layout:
     `splits.plan`; None takes the default. On `pp` ranks, or with a `schedule`, it is a pipeline: stages begin at the
     layers `stages` (None: where the work is even), and `schedule` (None: 1f1b) is their order of work; `chunks` is for
     the schedule "interleaved". Without a pipeline several microbatches are gradient accumulation: one update after all
-    of them. Raises InputError for numbers below 1.
+    of them.
+
+    With the `hybrid` "owt" all ranks of `dp` are also those that share the layers behind the first Flatten, which
+    `split` is then of: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. Raises InputError for
+    numbers below 1, and for a hybrid with anything that it does not go with.
     """
 
     dp: int = 1
@@ -30,11 +37,33 @@ class Layout:
     schedule: str | None = None
     stages: Sequence[str] | None = None
     chunks: int | None = None
+    hybrid: str | None = None
+    scheme: str = "a"
+    variable_batch: bool = False
 
     def __post_init__(self) -> None:
         for flag in ("dp", "mp", "pp", "microbatches"):
             if getattr(self, flag) < 1:
                 raise InputError(f"--{flag} {getattr(self, flag)}: must be at least 1")
+        if self.hybrid is not None:
+            self._require_hybrid(self.hybrid)
+        elif self.scheme != "a" or self.variable_batch:
+            flag = "variable-batch" if self.variable_batch else f"scheme {self.scheme}"
+            raise InputError(f"--{flag}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
+
+    def _require_hybrid(self, name: str) -> None:
+        if name not in HYBRIDS:
+            raise unknown_name("--hybrid", name, HYBRIDS)
+        if self.scheme not in SCHEMES:
+            raise unknown_name("--scheme", self.scheme, SCHEMES)
+        for flag in ("mp", "pp", "microbatches"):
+            if getattr(self, flag) != 1:
+                raise InputError(f"--{flag} {getattr(self, flag)}: does not go with --hybrid {name}; valid is 1")
+        for flag, value in (("schedule", self.schedule), ("stage", self.stages), ("chunks", self.chunks)):
+            if value is not None:
+                raise InputError(f"--{flag}: belongs to a pipeline, not to --hybrid {name}")
+        if self.variable_batch and self.scheme == "a":
+            raise InputError("--variable-batch: scheme a has one part, the whole batch; valid are --scheme b and c")
 
     @property
     def ranks(self) -> int:
@@ -79,10 +108,11 @@ class Layout:
     @property
     def splits_layers(self) -> bool:
         """Whether the network has to be divided; on one rank only if somebody asks for it."""
-        return self.mp > 1 or bool(self.split)
+        return self.hybrid is None and (self.mp > 1 or bool(self.split))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. No schedule is in use without a pipeline: null."""
+        """For JSON. No schedule is in use without a pipeline: null. Only that of a hybrid has the key `hybrid`."""
+        hybrid = {"name": self.hybrid, "scheme": self.scheme, "variable_batch": self.variable_batch}
         return {
             "dp": self.dp,
             "mp": self.mp,
@@ -90,4 +120,5 @@ class Layout:
             "schedule": self.schedule_name if self.is_pipelined else None,
             "microbatches": self.microbatches,
             "split": dict(self.split or {}),
+            **({} if self.hybrid is None else {"hybrid": hybrid}),
         }

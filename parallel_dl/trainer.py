@@ -16,6 +16,7 @@ from parallel_dl.cost.stages import cut_stages
 from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
 from parallel_dl.errors import InputError
+from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh
@@ -53,9 +54,10 @@ def as_batches(batch: Batch) -> list[Share]:
 class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
-    `make_optimizer(parameters)` is called once. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss`
-    is a function (logits, targets, total) that divides a sum over the samples given by `total`. A layout that splits
-    layers turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
+    `make_optimizer(parameters)` is called once, with variable batch twice: for the layers behind the first Flatten, and
+    for those before it. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss` is a function (logits,
+    targets, total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid,
+    turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
     without). Raises InputError for splits that cannot be, and for ranks that do not have the same weights.
     """
 
@@ -77,8 +79,13 @@ class Trainer:
             needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
             raise InputError(f"{mesh} is not of this layout, which needs {needed}")
         self.pipeline: PipelineParallel | None = None
-        if (layout.splits_layers or layout.is_pipelined) and input_shape is None:
+        self.hybrid: OneWeirdTrick | None = None
+        if (layout.splits_layers or layout.is_pipelined or layout.hybrid) and input_shape is None:
             raise ValueError("a layout that splits layers or has stages needs input_shape, the shape of one sample")
+        if layout.hybrid:
+            assert input_shape is not None
+            self.hybrid = OneWeirdTrick(network, mesh.data, input_shape, layout.scheme, layout.split, loss)
+            self.parallel, self.loss = self.hybrid.parallel, self.hybrid.loss
         if layout.is_pipelined:
             assert input_shape is not None
             plan = plan_for(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
@@ -107,9 +114,13 @@ class Trainer:
         parameters = network.parameters()
         if self.pipeline is not None:
             self.names, parameters = self.pipeline.names, self.pipeline.parameters
-        self.gradients = GradientAllReduce(parameters, mesh.data, allreduce)
-        self.optimizer = make_optimizer(parameters)
+        replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
+        self.gradients = GradientAllReduce(replicated, mesh.data, allreduce)
         self.updates = 0
+        if self.hybrid is not None and layout.variable_batch:
+            self.hybrid.update_after_parts(make_optimizer(self.hybrid.classifier_parameters), lambda: self.updates)
+            parameters = replicated
+        self.optimizer = make_optimizer(parameters)
         self.arrivals: Arrivals | None = None
         if self.pipeline is not None:
             self.pipeline.runner.before_entry = self._take
@@ -146,6 +157,12 @@ class Trainer:
                 losses = self.pipeline.run(batch.microbatches, [self.updates] * len(batch.microbatches))
             self.gradients.all_reduce()
             return sum(losses)
+        if self.hybrid is not None:
+            (own,) = batch.microbatches
+            self._take(own)
+            total = self.hybrid.run(own, self.updates)
+            self.gradients.all_reduce()
+            return total
         total = 0.0
         for number, part in enumerate(batch.microbatches, start=1):
             self._take(part)
@@ -248,6 +265,8 @@ class Trainer:
         """The losses of the global batch from this rank's summands."""
         if self.parallel is not None:
             local = self.parallel.whole_loss(self._loss, local)
+        if self.hybrid is not None:  # every rank has it: that of all samples
+            return local
         if self.pipeline is not None:
             local = self.mesh.pipe.labelled("report").all_reduce(local)
         return self.mesh.data.labelled("report").all_reduce(local)
@@ -256,6 +275,8 @@ class Trainer:
         """The share of samples (n, ...) whose class in y (n,) is predicted; the ranks divide the work."""
         self.network.eval()
         own = share(len(x), self.mesh.data.size, self.mesh.data.rank)
+        if self.hybrid is not None:  # all ranks go through all samples together
+            own = slice(0, len(x))
         right = 0
         with no_grad():
             for start in range(own.start, own.stop, batch_size):
@@ -265,10 +286,14 @@ class Trainer:
                     right += int((scores.argmax(axis=-1) == y[piece]).sum())
         if self.pipeline is not None:
             right = int(self.mesh.pipe.all_reduce(np.array([right]))[0])
-        return float(self.mesh.data.all_reduce(np.array([right]))[0] / max(1, len(x)))
+        if self.hybrid is None:
+            right = int(self.mesh.data.all_reduce(np.array([right]))[0])
+        return float(right / max(1, len(x)))
 
     def _scores(self, x: np.ndarray) -> np.ndarray | None:
         """The network's whole output for samples x; None on the ranks of a pipeline that do not have it."""
+        if self.hybrid is not None:
+            return self.hybrid.evaluate(x)
         scores = self.network(x).data if self.pipeline is None else self.pipeline.evaluate(x)
         return scores if scores is None or self.parallel is None else self.parallel.whole_output(scores)
 
@@ -311,5 +336,7 @@ class Trainer:
     def free(self) -> None:
         """Gives back shared memory and communicators."""
         self.gradients.free()
-        if self.parallel is not None:
+        if self.hybrid is not None:
+            self.hybrid.free()
+        elif self.parallel is not None:
             self.parallel.free()

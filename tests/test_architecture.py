@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "parallel_dl"
 BASE = {"errors", "partition"}
 MATHS = {"autograd", "nn", "networks", "optim"}
-PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel"}
+PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel", "hybrid"}
 TRAINING = {"cost", "schedule", "layout", "trainer", "checkpoint", "datasets", "mpi", "splits", *PARALLEL, *MATHS}
 
 # package or module -> what it may import of ours. Itself always; a new package needs a line here.
@@ -30,6 +30,7 @@ OURS = {
     "data_parallel": {"mpi", "nn", *BASE},
     "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", *BASE},
+    "hybrid": {"mpi", "nn", "autograd", "optim", "cost", "splits", "datasets", "layout", "model_parallel", *BASE},
     "layout": {"schedule", *BASE},
     "checkpoint": {"nn", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,

@@ -19,7 +19,7 @@ Mp = Annotated[int | None, typer.Option("--mp", "--tp", help="Ranks that share o
 Split = Annotated[
     list[str] | None,
     typer.Option(
-        "--split", metavar="LAYER=HOW", help="How --mp divides a layer, like fc1=output; repeatable. [default: chosen]"
+        "--split", metavar="LAYER=HOW", help="How ranks divide a layer, like fc1=output; repeatable. [default: chosen]"
     ),
 ]
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli import hybrid as of_hybrid
 from parallel_dl.cli import summary_of_pipeline as of_pipeline
+from parallel_dl.cli.hybrid import Hybrid, Ranks
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.summary_of_pipeline import CacheBytes, Chunks, Microbatches, Pp, Schedule, Stage
@@ -44,19 +46,22 @@ def summary(
     chunks: Chunks = None,
     microbatches: Microbatches = None,
     cache_bytes: CacheBytes = None,
+    hybrid: Hybrid = None,
+    hybrid_ranks: Ranks = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Print a network's layers with shapes, parameters, multiply-adds, work, depth, and whether splitting them pays.
 
     With --mp N also how N ranks would divide them: parameters, work and messages of each; with --pp N how a pipeline
-    would: layers, weights and memory of each. No rank is started.
+    would: layers, weights and memory of each; with --hybrid what it sends. No rank is started.
     """
     from parallel_dl import cost, datasets, networks
 
     networks.require_known(network)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1")
-    ranks, ways = require_mp(mp, split), parse_splits(split)
+    of_hybrid.require_hybrid(hybrid, hybrid_ranks, {"mp": mp, "pp": pp})
+    ranks, ways = require_mp(mp, None if hybrid else split), parse_splits(split)
     of_pipeline.require_pp(pp, ranks, schedule, stage, chunks, microbatches, cache_bytes)
     shape, classes = networks.NETWORKS[network].input_shape, networks.NETWORKS[network].classes
     if dataset is None and data_dir is not None and shape is not None:
@@ -74,6 +79,7 @@ def summary(
     if pp is not None:
         given = (schedule, stage, chunks, microbatches, cache_bytes)
         pipeline = of_pipeline.pipeline_for(model, shape, facts, pp, *given)
+    traffic = None if hybrid is None else of_hybrid.traffic_for(model, shape, hybrid_ranks or 1, batch_size, ways)
     if launch.mpirun_rank() != 0:  # in a user's mpirun every rank counts the same: one says it
         return
     if as_json:
@@ -82,6 +88,8 @@ def summary(
             found = _with_shares(found, plan, shares)
         if pipeline is not None:
             found["pipeline"] = of_pipeline.as_object(pipeline)
+        if traffic is not None:
+            found["hybrid"] = of_hybrid.as_object(traffic)
         print(json.dumps(found))
         return
     _print(_table(network, shape, classes, facts), _notes(facts))
@@ -92,6 +100,14 @@ def summary(
     if pipeline is not None:
         print()
         _print(_table_of_pipeline(network, pipeline), of_pipeline.notes(pipeline, _samples(batch_size)))
+    if traffic is not None:
+        print()
+        table = _empty_table(f"{network} on {hybrid_ranks or 1} ranks: one weird trick", show_footer=False)
+        for header in ("what is sent", "data parallel", "hybrid"):
+            table.add_column(header, justify="left" if header == "what is sent" else "right", no_wrap=True)
+        for row in of_hybrid.rows(traffic):
+            table.add_row(*row)
+        _print(table, of_hybrid.notes(_samples(batch_size)))
 
 
 def as_object(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> dict[str, Any]:

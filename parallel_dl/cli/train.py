@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_fits, require_hybrid
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.terminal import console, for_ranks
@@ -96,6 +97,8 @@ class Job:
             plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
         if self.layout.is_pipelined:
             self.check_pipeline(network, data)
+        if self.layout.hybrid:
+            require_fits(network, data.input_shape, self.layout)
         if self.weights is not None:
             checkpoint.require_fits(self.weights, network)
         return data
@@ -258,6 +261,10 @@ def train(
     microbatches: Annotated[
         int | None, typer.Option(help="Pieces of a batch, their gradients accumulated. [default: 1, or --pp]")
     ] = None,
+    hybrid: Hybrid = None,
+    ranks: Ranks = None,
+    scheme: Scheme = None,
+    variable_batch: VariableBatch = False,
     dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10, idx, npz or a path.")] = "digits",
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
@@ -290,7 +297,10 @@ def train(
 ) -> int:
     """Train a network on --dp x --mp x --pp ranks, which are started by mpirun unless this runs inside one."""
     inside = launch.inside_mpirun()
-    model_ranks = require_mp(mp, split)
+    require_hybrid(hybrid, ranks, {"dp": dp, "mp": mp, "pp": pp if pp != 1 else None}, scheme, variable_batch)
+    model_ranks = 1 if hybrid else require_mp(mp, split)
+    if hybrid:
+        dp = ranks or (launch.mpirun_size() if inside else 1)
     if dp is None:
         dp = max(1, launch.mpirun_size() // (model_ranks * max(1, pp))) if inside else 1
     if pp == 1 and schedule is None:
@@ -308,6 +318,9 @@ def train(
             schedule=schedule,
             stages=stage,
             chunks=chunks,
+            hybrid=hybrid,
+            scheme=scheme or "a",
+            variable_batch=variable_batch,
         ),
         dataset,
         data_dir,
@@ -350,6 +363,8 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
 
     def prepare() -> Dataset:
         dp, mp, pp = job.layout.dp, job.layout.mp, job.layout.pp
+        if job.layout.hybrid and job.layout.ranks != comm.size:
+            raise InputError(f"--ranks {dp}: mpirun started {comm.size}; valid here is --ranks {comm.size}")
         if job.layout.ranks != comm.size:
             given = " ".join(
                 f"--{flag} {n}" for flag, n in (("dp", dp), ("mp", mp), ("pp", pp)) if flag == "dp" or n > 1
@@ -386,6 +401,9 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     table = Table(title=f"{facts['network']} on {facts['dataset']}", show_header=False, title_justify="left")
     kinds = {"dp": "data parallel", "mp": "model parallel", "pp": "pipeline", "microbatches": "microbatches"}
     table.add_row("ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})")
+    if "hybrid" in layout:
+        updated = ", fully connected layers updated after each part" if layout["hybrid"]["variable_batch"] else ""
+        table.add_row("hybrid", f"one weird trick, scheme {layout['hybrid']['scheme']}{updated}")
     if layout["schedule"]:
         table.add_row("schedule", layout["schedule"])
     if layout["split"]:

@@ -41,8 +41,7 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     """
     if serial.magnitudes is None:
         raise ValueError("the first run must be a serial one: it measures the magnitudes")
-    dtype = str(next(iter(serial.weights[0].values())).dtype)
-    bound = 0.0 if exact else BOUNDS[dtype] if bound is None else bound
+    bound = _bound(serial, bound, exact)
     worst = Difference("nothing", 0, 0.0)
     if not parallel.replicas_equal:
         return Comparison(False, Difference("replicas", len(parallel.losses), np.inf), bound, "the replicas differ")
@@ -63,6 +62,21 @@ def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: b
     """Raises AssertionError, naming the worst difference, unless `compare` finds the runs equal."""
     comparison = compare(serial, parallel, bound, exact)
     assert comparison.equal, comparison.message
+
+
+def first_different_step(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> int | None:
+    """The first step in which something is different; None when only other replicas are, or nothing."""
+    bound = _bound(serial, bound, exact)
+    for _, step, ours, theirs, magnitude in _pairs(serial, parallel):
+        error = np.inf if ours is None or theirs is None else _error(ours, theirs, None if exact else magnitude)
+        if error > bound:
+            return step
+    return None
+
+
+def _bound(serial: Run, bound: float | None, exact: bool) -> float:
+    dtype = str(next(iter(serial.weights[0].values())).dtype)
+    return 0.0 if exact else BOUNDS[dtype] if bound is None else bound
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -> float:

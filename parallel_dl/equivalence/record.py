@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
@@ -64,43 +66,57 @@ def record(
     `Layout(microbatches=...)`.
     """
     serial = mesh is None
-    mesh, layout = mesh or Mesh.serial(), layout or Layout()
-    network = experiment.build().initialize(experiment.seed, experiment.dtype)
-    if experiment.prepare is not None:
-        experiment.prepare(network)
-    shape = experiment.x.shape[1:]
-    trainer = Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape)
-    run = Run(layout, magnitudes=[] if serial else None)
-    magnitudes = Magnitudes(network, trainer.optimizer)
-    loader = trainer.loader(experiment.x, experiment.y, experiment.batch_size, experiment.seed)
-    epoch = 0
-    while len(run.losses) < experiment.steps:
-        for batch in loader.epoch(epoch):
-            if len(run.losses) == experiment.steps:
-                break
-            measured = sums_of_magnitudes(trainer, batch) if serial else None
-            local = trainer.compute_gradients(batch)
-            run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
-            gradients = {
-                n: np.array(p.grad) for n, p in zip(trainer.names, trainer.optimizer.parameters) if p.grad is not None
-            }
-            run.gradients.append(trainer.whole(gradients))
-            trainer.optimizer.step()
-            trainer.updates += 1
-            state = trainer.optimizer.state_dict()["state"]
-            run.state.append({})
-            for key in trainer.optimizer.state_names:
-                whole = trainer.whole({n: s[key] for n, s in zip(trainer.names, state)})
-                run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
-            run.weights.append(trainer.state_dict())
-            if measured is not None and run.magnitudes is not None:
-                loss, gradients = measured
-                run.magnitudes.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients)})
-        epoch += 1
+    mesh = mesh or Mesh.serial()
+    trainer = start(experiment, layout or Layout(), mesh, allreduce)
+    run = Run(trainer.layout, magnitudes=[] if serial else None)
+    magnitudes = Magnitudes(trainer.network, trainer.optimizer) if serial else None
+    for batch in batches(experiment, trainer):
+        measured = sums_of_magnitudes(trainer, batch) if serial else None
+        local = trainer.compute_gradients(batch)
+        run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
+        run.gradients.append(trainer.whole(local_gradients(trainer)))
+        update(trainer, run)
+        if measured is not None and magnitudes is not None and run.magnitudes is not None:
+            loss, gradients = measured
+            run.magnitudes.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients)})
     digests = mesh.world.all_gather_object(_digest(run))
     run.replicas_equal = len(set(digests)) == 1
     trainer.free()
     return run
+
+
+def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str = "auto") -> Trainer:
+    """The trainer of an experiment under a layout, before its first step."""
+    network = experiment.build().initialize(experiment.seed, experiment.dtype, fill=experiment.prepare is not None)
+    if experiment.prepare is not None:
+        experiment.prepare(network)
+    shape = experiment.x.shape[1:]
+    return Trainer(network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape)
+
+
+def batches(experiment: Experiment, trainer: Trainer) -> Iterator[Batch]:
+    """This rank's parts of the batches of all steps."""
+    loader = trainer.loader(experiment.x, experiment.y, experiment.batch_size, experiment.seed)
+    endless = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
+    return itertools.islice(endless, experiment.steps)
+
+
+def local_gradients(trainer: Trainer) -> Arrays:
+    """Name -> a copy of what this rank has of each gradient; nothing of parameters without one."""
+    named = zip(trainer.names, trainer.optimizer.parameters)
+    return {name: np.array(parameter.grad) for name, parameter in named if parameter.grad is not None}
+
+
+def update(trainer: Trainer, run: Run) -> None:
+    """The optimizer's step; its state and the weights behind it are entered in `run`."""
+    trainer.optimizer.step()
+    trainer.updates += 1
+    state = trainer.optimizer.state_dict()["state"]
+    run.state.append({})
+    for key in trainer.optimizer.state_names:
+        whole = trainer.whole({n: s[key] for n, s in zip(trainer.names, state)})
+        run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
+    run.weights.append(trainer.state_dict())
 
 
 def _digest(run: Run) -> str:

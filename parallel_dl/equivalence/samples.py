@@ -27,29 +27,41 @@ def sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arra
 
     The network's state is as before; its gradients are gone.
     """
-    network = trainer.network
     losses = np.zeros(1)
-    sums = {name: np.zeros(parameter.shape) for name, parameter in network.named_parameters()}
-    state = network.state_dict()
+    sums = {name: np.zeros(parameter.shape) for name, parameter in trainer.network.named_parameters()}
+    state = trainer.network.state_dict()
+    for loss, whole, direct in each_sample(trainer, batch):
+        losses += abs(loss)
+        for name, gradient in whole.items():
+            sums[name] += np.abs(direct[name]) + np.abs(gradient - direct[name])
+    trainer.network.load_state_dict(state)
+    return losses, sums
+
+
+def each_sample(trainer: Trainer, batch: Batch) -> Iterator[tuple[float, Arrays, Arrays]]:
+    """Of each sample in order: its summand of the loss, of each gradient, and of that with statistics as constants.
+
+    In the end running statistics are as behind a pass of the whole batch, and gradients are gone.
+    """
+    network = trainer.network
     network.train()
     for part in batch.microbatches:
         with _Totals(network) as totals:
             if totals.layers and len(part.x):
                 _gradients(trainer, part, slice(0, len(part.x)))
+            buffers = {name: array.copy() for name, array in network.named_buffers()}
             for sample in range(len(part.x)):
                 own = slice(sample, sample + 1)
                 totals.play_back()
                 loss, whole = _gradients(trainer, part, own)
-                losses += abs(loss)
                 direct = whole
                 if totals.layers:
                     totals.play_back()
                     _, direct = _gradients(trainer, part, own, totals.give_zeros)
-                for name, gradient in whole.items():
-                    sums[name] += np.abs(direct[name]) + np.abs(gradient - direct[name])
+                yield loss, whole, direct
+            for name, array in network.named_buffers():
+                array[...] = buffers[name]
     network.zero_grad()
-    network.load_state_dict(state)
-    return losses, sums
 
 
 def _gradients(

@@ -225,13 +225,15 @@ def parallelize(
     input_shape: Sequence[int],
     splits_by_name: Mapping[str, str] | None = None,
     loss: Loss = nn.cross_entropy,
+    partial_input: bool = False,
 ) -> ModelParallel:
     """Turns a serial network for samples (*input_shape), in place, into the part that this rank of `comm` computes.
 
     `splits_by_name` is as of `splits.plan`; None takes the default. Afterwards all ranks of `comm` call the network
     together, with the same x (n, *input_shape), and get the whole output; where the last layer is split by its output
     and `loss` is one that takes slices of it (`losses.TAKE_SLICES`), each gets its slice, for `ModelParallel.loss`.
-    Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more.
+    Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more. `partial_input`
+    is as of `splits.plan`: for an x whose gradient the caller adds up.
 
     It replaces the parameters: make optimizers and `GradientAllReduce` from `network.parameters()` afterwards. Raises
     InputError as `splits.plan`, for a network that is split already or whose weights are in an optimizer, and when the
@@ -239,7 +241,7 @@ def parallelize(
     """
     _require_untouched(network)
     separate(network)
-    plan = splits.plan(network, input_shape, comm.size, splits_by_name, split_output=loss in TAKE_SLICES)
+    plan = splits.plan(network, input_shape, comm.size, splits_by_name, loss in TAKE_SLICES, partial_input)
     _require_same_start(network, plan, comm)
     result = ModelParallel(network, plan, comm)
     cuts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # id -> the whole one, so that it is no other's, our piece

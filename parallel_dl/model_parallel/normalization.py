@@ -9,6 +9,7 @@ import numpy as np
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.mpi import Communicator, collectives
+from parallel_dl.nn.streams import Places
 from parallel_dl.splits.placement import Shape
 
 
@@ -76,6 +77,6 @@ class SplitDropout(nn.Dropout):
     whole_shape: Shape
     index: tuple[slice, ...]
 
-    def keep(self, seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: int) -> np.ndarray:
+    def keep(self, seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: Places) -> np.ndarray:
         whole = super().keep(seed, step, name, (shape[0], *self.whole_shape), first_sample)
         return whole[(slice(None), *self.index)]

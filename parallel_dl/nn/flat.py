@@ -26,21 +26,15 @@ class FlatParameters:
     def __init__(self, parameters: Iterable[Parameter]) -> None:
         self.parameters = list(parameters)
         self.dtype = self.parameters[0].data.dtype
-        step = _ALIGNMENT // self.dtype.itemsize
-        self.slices: list[slice] = []
-        end = 0
-        for parameter in self.parameters:
-            self.slices.append(slice(end, end + parameter.size))
-            end += -(-parameter.size // step) * step
-        self.size = end
-        self.values = aligned_zeros(end, self.dtype)
+        self.slices, self.size = laid_out([parameter.size for parameter in self.parameters], self.dtype.itemsize)
+        self.values = aligned_zeros(self.size, self.dtype)
         for parameter, view in zip(self.parameters, self.views(self.values)):
             view[...] = parameter.data
             parameter.data = view
             parameter.flat = self
         self.reduced: np.ndarray | None = None
         self.reduced_views: list[np.ndarray] = []
-        self.place_gradients(aligned_zeros(end, self.dtype))
+        self.place_gradients(aligned_zeros(self.size, self.dtype))
 
     def views(self, flat: np.ndarray) -> list[np.ndarray]:
         """A flat array of our layout as one array per parameter, in the parameters' shapes, without a copy."""
@@ -90,6 +84,17 @@ class FlatParameters:
                 where = slice(begins[first], begins[last])
                 yield where, source[where]
             first = last + 1
+
+
+def laid_out(sizes: Iterable[int], itemsize: int) -> tuple[list[slice], int]:
+    """(where arrays of these sizes lie end to end, values in all with the gaps): each begins on a cache line."""
+    step = _ALIGNMENT // itemsize
+    found: list[slice] = []
+    end = 0
+    for size in sizes:
+        found.append(slice(end, end + size))
+        end += -(-size // step) * step
+    return found, end
 
 
 def aligned_zeros(size: int, dtype: np.dtype) -> np.ndarray:

@@ -10,7 +10,7 @@ from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError
 from parallel_dl.nn.initializers import uniform
 from parallel_dl.nn.module import Module, Parameter
-from parallel_dl.nn.streams import keep_mask
+from parallel_dl.nn.streams import Places, keep_mask
 
 
 class Linear(Module):
@@ -98,7 +98,7 @@ class Dropout(Module):
         keep = self.keep(network.seed, step, name, x.shape, position.first_sample)
         return ops.dropout(x, keep=keep, p=self.p)
 
-    def keep(self, seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: int) -> np.ndarray:
+    def keep(self, seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: Places) -> np.ndarray:
         """The mask for an x of this shape: False where it is zeroed. See `streams.keep_mask`."""
         return keep_mask(seed, step, name, shape, first_sample, self.p)
 

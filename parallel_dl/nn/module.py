@@ -13,7 +13,7 @@ import numpy as np
 from parallel_dl.autograd import Tensor
 from parallel_dl.errors import InputError
 from parallel_dl.nn.initializers import Initializer
-from parallel_dl.nn.streams import parameter_values
+from parallel_dl.nn.streams import Places, parameter_values
 
 _settings: dict[str, Any] = {"seed": 0, "dtype": np.dtype(np.float32)}
 
@@ -103,13 +103,14 @@ class Parameter(Tensor):
 class Position:
     """Where a network is in training: what its dropout masks depend on beside seed and layer name.
 
-    `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch.
-    While `step` is None, every forward pass in training mode counts as a step of its own.
+    `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
+    an array (samples,) with the place of each, where they are no neighbours. While `step` is None, every forward pass
+    in training mode counts as a step of its own.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
-        self.first_sample = 0
+        self.first_sample: Places = 0
 
 
 def copied(module: Module) -> Module:
@@ -326,8 +327,11 @@ class Module:
             position = root.__dict__["_position"] = Position()
         return position
 
-    def at(self, step: int | None, first_sample: int = 0) -> Module:
-        """Says which update this is, and where in the global batch the next forward pass begins; returns self."""
+    def at(self, step: int | None, first_sample: Places = 0) -> Module:
+        """Says which update this is, and where in the global batch the next forward pass begins; returns self.
+
+        An array (samples,) gives the place of each sample.
+        """
         position = self.position
         position.step, position.first_sample = step, first_sample
         return self

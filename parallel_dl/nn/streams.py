@@ -9,11 +9,15 @@ network and drops the same units, and a rank draws only the tiles it owns. The g
 import hashlib
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 TILE = 256
+
+Places = int | np.ndarray
+"""Where samples are in the global batch: the place of the first of neighbours, or an array (samples,) of all places."""
 
 
 def _key(*parts: object) -> np.ndarray:
@@ -57,11 +61,21 @@ def parameter_values(
     return values.reshape(shape) if window is None else values
 
 
-def keep_mask(seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: int, p: float) -> np.ndarray:
+def keep_mask(seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: Places, p: float) -> np.ndarray:
     """A boolean array of this shape (samples, ...): False with probability p, for the samples from `first_sample` on.
 
-    Element e of the global batch uses the e-th 32-bit word of the stream of (seed, step, name).
+    Element e of the global batch uses the e-th 32-bit word of the stream of (seed, step, name). With an array
+    (samples,) as `first_sample` row i is that of the sample at that place; ValueError for another number of places.
     """
+    if isinstance(first_sample, np.ndarray):
+        if first_sample.shape != shape[:1]:
+            raise ValueError(f"places of shape {first_sample.shape} for {shape[0]} samples")
+        mask = np.empty(shape, bool)
+        starts = np.flatnonzero(np.diff(first_sample, prepend=-2) != 1).tolist()  # of runs of neighbours
+        for start, stop in pairwise([*starts, shape[0]]):
+            run = (stop - start, *shape[1:])
+            mask[start:stop] = keep_mask(seed, step, name, run, int(first_sample[start]), p)
+        return mask
     width = math.prod(shape[1:])
     count = math.prod(shape)
     if not count:

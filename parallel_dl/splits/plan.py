@@ -15,7 +15,7 @@ from parallel_dl import nn
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits.default import default_splits
-from parallel_dl.splits.moves import AllReduce, Gather, Message, Moves, to_whole
+from parallel_dl.splits.moves import AllReduce, Gather, Message, Moves, Pick, Replicate, Take, to_whole
 from parallel_dl.splits.names import resolve
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
 from parallel_dl.splits.rules import Division, Piece, Site, divide
@@ -75,6 +75,8 @@ class Plan:
     """what each rank has of the network's output"""
     finish: Moves = field(default=())
     """the moves that make the output whole, where it is to be"""
+    partial_input: bool = False
+    """the gradient of the network's input is a summand on each rank; otherwise, if it has one, whole on all of them"""
 
     def pieces(self) -> dict[str, tuple[Piece, ...]]:
         """Name of a parameter or buffer in the network -> which part of it each rank has; for those that are cut."""
@@ -108,6 +110,7 @@ def plan(
     ranks: int,
     splits: Mapping[str, str] | None = None,
     split_output: bool = True,
+    partial_input: bool = False,
 ) -> Plan:
     """The plan for samples (*input_shape) and so many ranks of the model axis.
 
@@ -116,6 +119,9 @@ def plan(
     then it is for all layers in it that can be split so, unless they are named themselves. Without `splits` there is a
     default. With `split_output` False the output is made whole: a loss of the user's own takes no slices. So it is when
     it has more axes than (samples, classes).
+
+    With `partial_input` the input has a gradient, which may stay a summand on each rank: nothing is sent for it, if the
+    first layer with weights is a fully connected one that is split. `Plan.partial_input` says whether it is so.
 
     Raises InputError for a name or a way that there is none of, with the nearest one that is valid.
     """
@@ -128,8 +134,8 @@ def plan(
         raise InputError(f"a {type(network).__name__} alone cannot be split: put it into a Sequential")
     if splits is None:
         splits = default_splits(network, input_shape, ranks)
-    walk = _Walk(shapes, resolve(splits, shapes, ranks), ranks)
-    output = walk.walk(network, "", Whole(), constant=True)
+    walk = _Walk(shapes, resolve(splits, shapes, ranks), ranks, partial_input)
+    output = walk.walk(network, "", Whole(), constant=not partial_input)
     last = walk.steps[-1] if walk.steps else None
     finish: Moves = ()
     slices_fit = split_output and last is not None and len(last.output) == 1  # (samples, classes)
@@ -143,15 +149,19 @@ def plan(
             )
     _require_equal_ties(walk.steps)
     canonical = {name: str(Way.parse(text)) for name, text in splits.items()}
-    return Plan(ranks, canonical, walk.steps, tuple(input_shape), output, finish)
+    return Plan(ranks, canonical, walk.steps, tuple(input_shape), output, finish, walk.partial_input)
 
 
 # -- the walk ------------------------------------------------------------------------------------------------------
 class _Walk:
     """Follows an activation through the network, from placement to placement."""
 
-    def __init__(self, shapes: Mapping[str, nn.LayerShape], ways: Mapping[str, Way], ranks: int) -> None:
+    def __init__(
+        self, shapes: Mapping[str, nn.LayerShape], ways: Mapping[str, Way], ranks: int, partial_input: bool = False
+    ) -> None:
         self.shapes, self.ways, self.ranks = shapes, ways, ranks
+        self.partial_input = False
+        self._may_be_partial = partial_input  # until a layer has weights or moves
         self.steps: list[Step] = []
         self.left_split: Step | None = None  # the layer, not followed by another yet, that must stay split
         names = list(shapes)
@@ -163,6 +173,7 @@ class _Walk:
     def walk(self, module: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
         """Adds the steps of the module and what is in it; returns where its output is."""
         if isinstance(module, nn.Branches) and computes_as(module, nn.Branches):
+            self._may_be_partial = False
             return (self._towers if name in self.ways else self._branches)(module, name, before, constant)
         if computes_as(module, nn.Sequential):
             for child, layer in module._modules.items():
@@ -181,6 +192,11 @@ class _Walk:
                 f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"
             )
         division = divide(site, name)
+        if self._may_be_partial and (division.arrive or layer._parameters):
+            if isinstance(layer, nn.Linear) and way is not None:
+                division = dataclasses.replace(division, arrive=_on_the_spot(division.arrive))
+                self.partial_input = True
+            self._may_be_partial = False
         self._take_left_split(name, division.arrive)
         if division.after != before:
             self.left_split = None
@@ -267,6 +283,15 @@ class _Walk:
             division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)
         self._add(Step(name, module, way, passed.input, passed.output, before, division, constant))
         return division.after
+
+
+def _on_the_spot(moves: Moves) -> Moves:
+    """Moves of what every rank has in full, without the exchange that their adjoint makes: its gradient is partial."""
+    return tuple(
+        Pick(move.grid, move.over, move.wanted) if isinstance(move, Take) else move
+        for move in moves
+        if not isinstance(move, Replicate)
+    )
 
 
 def _passes_arrays(layer: nn.Module) -> bool:

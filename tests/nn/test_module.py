@@ -61,6 +61,19 @@ def test_a_shares_mask_is_the_slice_of_the_batchs_mask(first):
     assert abs(keep_mask(5, 2, "x", (1000, 100), 0, 0.3).mean() - 0.7) < 0.01
 
 
+def test_samples_that_are_no_neighbours_have_the_batchs_mask():
+    whole = keep_mask(5, 2, "dropout1", (20, 7), 0, 0.3)
+    places = np.array([3, 4, 5, 11, 12, 0, 19, 7])
+    assert np.array_equal(keep_mask(5, 2, "dropout1", (8, 7), places, 0.3), whole[places])
+    assert keep_mask(5, 2, "dropout1", (0, 7), places[:0], 0.3).shape == (0, 7)
+    with pytest.raises(ValueError, match="places of shape"):
+        keep_mask(5, 2, "dropout1", (6, 7), places, 0.3)
+    layer = nn.Dropout(0.3)
+    x = np.ones((8, 7))
+    batch = layer.at(2)(Tensor(np.ones((20, 7)))).data
+    assert np.array_equal(layer.at(2, places)(Tensor(x)).data, batch[places])
+
+
 def test_dropout_differs_from_one_forward_to_the_next_and_is_off_in_eval():
     layer = nn.Dropout(0.5)
     x = np.ones((4, 50), np.float32)

@@ -145,6 +145,16 @@ def test_with_split_layers(comm, build, split):
     check(comm, experiment(build, 9, steps=2), ["1f1b", "zb-h1"], (3,), comm.size // mp // 2, mp, split)
 
 
+@pytest.mark.ranks(3)
+def test_a_rank_without_weights_in_a_stage(comm):
+    """Two towers on three ranks give the scores: in backward the third one takes part, with nothing of its own."""
+    random = np.random.default_rng(3)
+    build = lambda: nn.Sequential(towers=nn.Branches(nn.Linear(6, 2), nn.Linear(6, 3), join="concatenate"))  # noqa: E731
+    sgd = lambda parameters: optim.SGD(parameters, 0.05)  # noqa: E731
+    what = Experiment(build, random.random((20, 6)), random.integers(0, 5, 20), sgd, 7, 3, seed=1)
+    check(comm, what, ["1f1b"], (2,), mp=3, split={"towers": "towers"})
+
+
 @pytest.mark.ranks(2)
 def test_adam(comm):
     check(comm, experiment(deep, make=lambda p: optim.Adam(p, 1e-2)), ["1f1b", "zb-h1"], (3,))

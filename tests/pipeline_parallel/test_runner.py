@@ -233,6 +233,9 @@ def test_buffers_and_modes(comm):
             for batch in trainer.loader(x, y, 30, seed=0).epoch(epoch):
                 trainer.step(batch)
             found.append(trainer.test(x, y))
+            if trainer is serial:
+                trainer.network.eval()
+                assert found[-1] == (trainer.network(x).data.argmax(axis=1) == y).mean()
         accuracies.append(found)
     assert accuracies[0] == accuracies[1]
     state = piped.state_dict()

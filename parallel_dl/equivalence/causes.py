@@ -1,0 +1,246 @@
+"""What a difference is likely to come from: factors, summands, slices out of place, borders.
+
+Each function gets what a rank has (`got`) and should have (`expected`), and gives a phrase, or None.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from parallel_dl.nn import BatchNorm, Conv2d, Dropout, Linear, LocalResponseNorm, Module
+
+if TYPE_CHECKING:
+    from parallel_dl.equivalence.record import Run
+    from parallel_dl.layout import Layout
+
+Array = np.ndarray
+Pieces = dict[int, tuple[Array, Array]]
+"""rank -> (what it has, what it should have)"""
+
+_SAME = 1e-6  # of the largest value
+_MOST_MICROBATCHES = 8  # whose subsets are tried
+
+
+def close(a: Array, b: Array) -> bool:
+    """Equal to 1e-6 of the largest value, and not all zero."""
+    largest = float(np.abs(b).max()) if b.size else 0.0
+    return a.shape == b.shape and largest > 0 and float(np.abs(a - b).max()) <= _SAME * largest
+
+
+def factor(got: Array, expected: Array) -> float | None:
+    """got / expected, where it is one number for all elements that are not nearly zero; else None."""
+    if got.shape != expected.shape or not expected.size:
+        return None
+    large = np.abs(expected) > 1e-3 * np.abs(expected).max()
+    if not large.any():
+        return None
+    ratios = got[large] / expected[large]
+    middle = float(np.median(ratios))
+    if not math.isfinite(middle) or float(np.abs(ratios - middle).max()) > 1e-6 * max(1.0, abs(middle)):
+        return None
+    return middle if close(got, middle * expected) or middle == 0 else None
+
+
+def of_factor(found: float | None, layout: Layout, axes: Sequence[str] = ("dp", "mp")) -> str | None:
+    """What a constant factor says."""
+    if found is None:
+        return None
+    if abs(found) < 1e-12:
+        return "nothing arrived: a dropped message or a missing summand"
+    if abs(found + 1) < 1e-6:
+        return "a wrong sign"
+    for axis in axes:
+        size = getattr(layout, axis)
+        ranks = {"dp": "replicas", "mp": "ranks that share the layer"}[axis]
+        if size > 1 and abs(found - size) < 1e-6 * size:
+            return f"counted {size} times, once by each of the {size} {ranks}: reduced twice, or 1/{size} missing"
+        if size > 1 and abs(found * size - 1) < 1e-6:
+            return f"divided by {size}: a mean over the {size} {ranks} in place of their sum"
+    if layout.microbatches > 1 and abs(found - layout.microbatches) < 1e-6 * found:
+        return f"not scaled by 1/{layout.microbatches}: each microbatch counts as a whole batch"
+    if abs(found - round(found)) < 1e-6:
+        return f"counted {round(found)} times"
+    return f"a factor of {found:.6g}"
+
+
+def of_place(got: Array, rank: int, pieces: Pieces, partners: Sequence[int]) -> str | None:
+    """Whether it is what another rank should have, or the slices of what it should have in another order."""
+    for other in partners:
+        if other != rank and other in pieces and close(got, pieces[other][1]) and not close(got, pieces[rank][1]):
+            return f"a shard out of place: rank {rank} has what rank {other} should have"
+    return of_order(got, pieces[rank][1], len(partners))
+
+
+def of_order(got: Array, expected: Array, parts: int) -> str | None:
+    """Whether `got` has the slices of `expected`, along some axis, in another order, or its axes exchanged."""
+    if got.shape == expected.shape:
+        for axis in range(got.ndim):
+            if 1 < parts <= min(6, got.shape[axis]):
+                blocks = np.array_split(expected, parts, axis)
+                for order in itertools.permutations(range(parts)):
+                    if order != tuple(range(parts)):
+                        other = np.concatenate([blocks[i] for i in order], axis)
+                        if close(got, other):
+                            return f"a shard out of place: slices along axis {axis} in the order {list(order)}"
+    if got.ndim == 2 and close(got.T, expected):
+        return "transposed"
+    return None
+
+
+def of_weights(got: Array, expected: Array, layout: Layout) -> str | None:
+    """Of weights before a step."""
+    return of_order(got, expected, layout.mp) or "another seed or initialisation on this rank"
+
+
+def of_samples(got: Array, batch: Array) -> str | None:
+    """Of a share of the samples; `batch` has all of them in order."""
+    if len(got) and len(got) <= len(batch):
+        for start in range(len(batch) - len(got) + 1):
+            if np.array_equal(got, batch[start : start + len(got)]):
+                return f"a data shard out of place: it has samples {start} to {start + len(got) - 1} of the batch"
+    return "a data shard out of place: it has other samples, or too few"
+
+
+def of_forward(
+    layer: Module, pieces: Pieces, rank: int, partners: Sequence[int], weights: dict[str, Array], name: str
+) -> str | None:
+    """Of a layer's output."""
+    got, expected = pieces[rank]
+    if got.shape != expected.shape:
+        return f"a shard of another size: {got.shape} in place of {expected.shape}"
+    if isinstance(layer, Dropout):
+        return "another dropout mask: it must depend on seed, step, layer and the sample's place, not on the rank"
+    if isinstance(layer, BatchNorm):
+        return "batch norm statistics of the rank's own samples or pixels, not of all: a missing reduction"
+    found = of_place(got, rank, pieces, partners)
+    bias = weights.get(f"{name}.bias")
+    if found is None and bias is not None and isinstance(layer, Linear | Conv2d):
+        found = _of_bias(pieces, rank, partners, bias, 1 if isinstance(layer, Conv2d) else got.ndim - 1)
+    if found is None and _are_summands(pieces, partners):
+        found = "a missing reduction: each rank has its own summand"
+    if found is None:
+        count = factor(got, expected)
+        found = f"a factor of {count:.6g}" if count is not None else None
+    if found is None and len(partners) > 1:
+        found = _of_borders(layer, got, expected)
+    return found
+
+
+def _are_summands(pieces: Pieces, partners: Sequence[int]) -> bool:
+    """Whether the ranks that share a value have summands of it."""
+    own = [pieces[rank][0] for rank in partners if rank in pieces]
+    expected = pieces[partners[0]][1] if partners[0] in pieces else None
+    if expected is None or len(own) < 2 or any(array.shape != expected.shape for array in own):
+        return False
+    return close(np.sum(own, axis=0), expected)
+
+
+def _of_bias(pieces: Pieces, rank: int, partners: Sequence[int], bias: Array, axis: int) -> str | None:
+    got, expected = pieces[rank]
+    if got.ndim < 2 or bias.shape != (expected.shape[axis],):
+        return None
+    along = [1] * got.ndim
+    along[axis] = -1
+    whole = np.broadcast_to(bias.reshape(along), got.shape)
+    count = factor(got - expected, whole)
+    if count is not None and abs(count - round(count)) < 1e-6 and round(count):
+        times = round(count) + 1
+        return f"the bias added {times} times" if times > 0 else "the bias left out"
+    # each rank its own summand, and the bias in all of them, or in none
+    own = [pieces[other][0] for other in partners if other in pieces]
+    if len(own) > 1 and all(array.shape == expected.shape for array in own):
+        for times in (len(own) - 1, -1, 0):
+            if close(np.sum(own, axis=0) - times * whole, expected):
+                return "a missing reduction: each rank has its own summand"
+    return None
+
+
+def _of_borders(layer: Module, got: Array, expected: Array) -> str | None:
+    """Whether only values at a border of the rank's tile, or of its channels, are wrong."""
+    wrong = np.abs(got - expected) > 1e-9 * np.abs(expected).max()
+    if got.ndim == 4:
+        for axis, what in ((2, "rows"), (3, "columns")):
+            others = tuple(other for other in range(4) if other != axis)
+            lines = np.flatnonzero(wrong.any(axis=others))
+            if 0 < len(lines) < got.shape[axis] and (0 in lines or got.shape[axis] - 1 in lines):
+                return f"halo {what} missing: only {what} {lines.tolist()} of the rank's tile are wrong"
+    if isinstance(layer, LocalResponseNorm):
+        return "halo channels missing: the neighbours of the rank's channels"
+    return "halo rows missing" if got.ndim == 4 and wrong.any() else None
+
+
+def of_divisor(found: float, total: int, microbatch: int, share: int, layout: Layout) -> str | None:
+    """Of the gradient of the network's output: what the loss was divided by."""
+    for size, what in ((share, "of the rank's own share"), (microbatch, "of the microbatch")):
+        if size and size != total and abs(found - total / size) < 1e-6 * found:
+            return f"a loss divided by the size {what} in place of the whole batch's ({total / size:.6g} times)"
+    return of_factor(found, layout)
+
+
+def of_loss(ours: float, theirs: float, layout: Layout) -> str | None:
+    """Of the loss, when what goes back from it is right, or not known."""
+    if layout.mp > 1 and abs(theirs - ours) > 0 and abs(abs(theirs - ours) - math.log(layout.mp)) < 1e-6:
+        return f"log {layout.mp}: the normalisation of a split cross-entropy counted once per rank"
+    return of_factor(theirs / ours, layout) if ours else None
+
+
+def of_backward(pieces: Pieces, rank: int, partners: Sequence[int], layout: Layout) -> str | None:
+    """Of the gradient of a layer's output."""
+    got, expected = pieces[rank]
+    if got.shape != expected.shape:
+        return f"a shard of another size: {got.shape} in place of {expected.shape}"
+    if _are_summands(pieces, partners):
+        return "a missing reduction in backward: each rank has its own summand"
+    found = of_place(got, rank, pieces, partners) or of_factor(factor(got, expected), layout)
+    if found is None and len(partners) > 1 and got.ndim == 4:
+        found = _of_borders(Module(), got, expected)
+    if found is None and len(partners) > 1 and all(r in pieces for r in partners):
+        total = np.sum([pieces[r][0] for r in partners], axis=0) if _alike(pieces, partners) else None
+        if total is not None and close(total / len(partners), expected):
+            return "a missing reduction in backward: each rank has its own summand"
+    return found
+
+
+def _alike(pieces: Pieces, ranks: Sequence[int]) -> bool:
+    return len({pieces[rank][0].shape for rank in ranks}) == 1
+
+
+def of_gradient(
+    pieces: Pieces, rank: int, replicas: Sequence[int], partners: Sequence[int], own: Sequence[Array], layout: Layout
+) -> str | None:
+    """Of a weight's gradient; `own` has those of each microbatch by itself."""
+    got, expected = pieces[rank]
+    if got.shape != expected.shape:
+        return f"a shard of another size: {got.shape} in place of {expected.shape}"
+    if len(replicas) > 1 and _are_summands(pieces, replicas):
+        return "a missing reduction over the replicas: each has the gradient of its own share"
+    if len(partners) > 1 and _are_summands(pieces, partners):
+        return "a missing reduction over the ranks that share the layer: each has its own summand"
+    found = of_factor(factor(got, expected), layout)
+    if found is not None:
+        return found
+    if 1 < len(own) <= _MOST_MICROBATCHES:
+        for count in range(1, len(own)):
+            for chosen in itertools.combinations(range(len(own)), count):
+                if close(got, np.sum([own[number] for number in chosen], axis=0)):
+                    lost = [number for number in range(len(own)) if number not in chosen]
+                    return f"not accumulated: the gradients of microbatches {lost} are missing"
+    return of_place(got, rank, pieces, partners)
+
+
+def of_update(got: Array, expected: Array, run: Run, step: int, kind: str, name: str, layout: Layout) -> str | None:
+    """Of the optimizer's state, or of weights behind an update whose gradients are right."""
+    if got.shape != expected.shape:
+        return f"gathered in another shape: {got.shape} in place of {expected.shape}"
+    found = of_order(got, expected, layout.mp)
+    if found is None and kind == "weights" and name in run.gradients[step]:
+        before = run.weights[step - 1][name] if step else None
+        if before is not None:
+            found = of_factor(factor(got - before, expected - before), layout)
+            return None if found is None else f"the update itself: {found}"
+    return found or of_factor(factor(got, expected), layout)

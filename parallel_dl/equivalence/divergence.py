@@ -1,0 +1,316 @@
+"""Where a parallel run leaves the serial one: the first tensor that differs, on which rank, by which factor, and why.
+
+Both runs are traced at the step in which they part, and compared in the order in which things were computed: weights
+before the step, samples, layer by layer forward, the loss, layer by layer backward, gradients, the update. What comes
+first is the cause; what comes behind it follows from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parallel_dl import partition
+from parallel_dl.autograd import Tensor
+from parallel_dl.equivalence import causes
+from parallel_dl.equivalence.causes import Pieces
+from parallel_dl.equivalence.compare import first_different_step
+from parallel_dl.equivalence.record import Experiment, Run
+from parallel_dl.equivalence.trace import At, Trace, trace
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+from parallel_dl.nn import Module
+from parallel_dl.splits import Sliced, Tiled, Whole
+from parallel_dl.splits.placement import slices
+
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """The first tensor that differs from the serial run."""
+
+    kind: str
+    """weights before, samples, forward, loss, backward, gradient, update"""
+    name: str
+    """of the layer, or of the weight"""
+    step: int
+    microbatch: int | None
+    rank: int
+    error: float
+    """largest difference / largest value of the serial tensor"""
+    factor: float | None
+    """parallel / serial, where it is the same for all elements"""
+    cause: str | None
+    """what it is likely to be, where that can be told"""
+
+    def __str__(self) -> str:
+        where = f"{self.kind} {self.name}".strip() if self.kind != "loss" else "the loss"
+        number = "" if self.microbatch is None else f", microbatch {self.microbatch}"
+        factor = "" if self.factor is None else f", {self.factor:.6g} times the serial one"
+        by = f"off by {self.error:.1e}{factor}"
+        line = f"first divergence: {where} at step {self.step} on rank {self.rank}{number}: {by}"
+        return line if self.cause is None else f"{line}; likely {self.cause}"
+
+
+def first_divergence(
+    experiment: Experiment,
+    layout: Layout,
+    mesh: Mesh,
+    serial: Run | None,
+    parallel: Run,
+    exact: bool = False,
+    alone: Mapping[int, Trace] | None = None,
+) -> Divergence | None:
+    """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
+
+    All ranks call it together; `serial`, and `alone`, the serial traces by step if there are any already, are needed on
+    rank 0 only. What makes the runs differ must be deterministic.
+    """
+    step = None if serial is None else first_different_step(serial, parallel, exact=exact)
+    step = mesh.world.broadcast_object(step)
+    found = None
+    for number in range(experiment.steps) if step is None else (step,):  # replicas differ, but not rank 0: look at all
+        traces = mesh.world.all_gather_object(trace(experiment, layout, mesh, number))
+        if mesh.world.rank == 0:
+            if alone is None:
+                serially = trace(experiment, Layout(microbatches=layout.microbatches), Mesh.serial(), number)
+            else:
+                serially = alone[number]
+            found = _Search(experiment, layout, number, serially, traces, serial, parallel).first()
+        if mesh.world.broadcast_object(found is not None):
+            break
+    return found
+
+
+class _Search:
+    """Goes through the traces of one step, on one rank."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        layout: Layout,
+        step: int,
+        serial: Trace,
+        traces: Sequence[Trace],
+        run: Run | None,
+        parallel: Run,
+    ) -> None:
+        self.layout, self.step, self.serial, self.traces = layout, step, serial, traces
+        self.run, self.parallel, self.experiment = run, parallel, experiment
+        self.tolerance = TOLERANCES[experiment.dtype]
+        self.network = experiment.build()
+        self.layers = list(dict.fromkeys(at.layer for at in serial.outputs))
+
+    def first(self) -> Divergence | None:
+        """The first one, if any."""
+        for search in (self._before, self._samples, self._forward, self._loss, self._backward, self._gradients):
+            found = next(search(), None)
+            if found is not None:
+                return found
+        return next(self._update(), None)
+
+    # -- what ranks should have ------------------------------------------------------------------------------------
+    def _share(self, rank: int, microbatch: int) -> slice:
+        """The rows of the microbatch that the rank should have."""
+        _, size = self.serial.shares[microbatch]
+        return partition.share(size, self.layout.dp, self.traces[rank].place["data"])
+
+    def _piece(self, whole: np.ndarray, rank: int, at: At) -> np.ndarray:
+        """What the rank should have of a layer's whole output."""
+        rows = whole[self._share(rank, at.microbatch)]
+        model = self.traces[rank].place["model"]
+        placement = self.traces[rank].placements.get(at.layer, Whole())
+        if isinstance(placement, Sliced):
+            return rows[:, slices(placement.sizes)[model]]
+        if isinstance(placement, Tiled):
+            row, column = divmod(model, len(placement.columns))
+            return rows[:, :, slices(placement.rows)[row], slices(placement.columns)[column]]
+        return rows
+
+    def _compare(
+        self, kind: str, name: str, microbatch: int | None, pieces: Pieces, whole: np.ndarray
+    ) -> Iterator[tuple[int, float]]:
+        """(rank, error) of those that differ."""
+        largest = float(np.abs(whole).max()) if whole.size else 0.0
+        for rank, (got, expected) in pieces.items():
+            if got.shape != expected.shape or not np.isfinite(got).all():
+                yield rank, np.inf
+                continue
+            error = float(np.abs(got - expected).max()) if got.size else 0.0
+            if error > self.tolerance * largest:
+                yield rank, error / largest if largest else np.inf
+
+    def _report(
+        self, kind: str, name: str, microbatch: int | None, rank: int, error: float, pieces: Pieces, cause: str | None
+    ) -> Divergence:
+        got, expected = pieces[rank]
+        return Divergence(kind, name, self.step, microbatch, rank, error, causes.factor(got, expected), cause)
+
+    def _neighbours(self, rank: int, axis: str) -> list[int]:
+        """The ranks that differ from this one only in their place along an axis, itself included."""
+        own = self.traces[rank].place
+        return [
+            other
+            for other, of_other in enumerate(self.traces)
+            if all(of_other.place[name] == index for name, index in own.items() if name != axis)
+        ]
+
+    # -- in the order of the computation ---------------------------------------------------------------------------
+    def _before(self) -> Iterator[Divergence]:
+        for name, whole in self.serial.before.items():
+            pieces = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
+            for rank, error in self._compare("weights before", name, None, pieces, whole):
+                cause = causes.of_weights(*pieces[rank], self.layout)
+                yield self._report("weights before", name, None, rank, error, pieces, cause)
+
+    def _samples(self) -> Iterator[Divergence]:
+        for at, whole in self.serial.inputs.items():
+            pieces = {
+                rank: (of.inputs[at], whole[self._share(rank, at.microbatch)])
+                for rank, of in enumerate(self.traces)
+                if at in of.inputs
+            }
+            for rank, error in self._compare("samples", "", at.microbatch, pieces, whole):
+                cause = causes.of_samples(pieces[rank][0], np.concatenate(list(self.serial.inputs.values())))
+                yield self._report("samples", "", at.microbatch, rank, error, pieces, cause)
+
+    def _of(self, kind: str, at: At) -> tuple[Pieces, np.ndarray] | None:
+        """By rank what it has and should have of a layer's output, or of its gradient."""
+        whole = getattr(self.serial, kind).get(at)
+        if whole is None:
+            return None
+        found = {}
+        for rank, of in enumerate(self.traces):
+            owner = of.owners.get(at.layer)
+            if at in getattr(of, kind) and owner in (None, of.place["model"]):
+                found[rank] = getattr(of, kind)[at], self._piece(whole, rank, at)
+        return found, whole
+
+    def _forward(self) -> Iterator[Divergence]:
+        for microbatch in range(len(self.serial.shares)):
+            for layer in self.layers:
+                at = At(microbatch, layer)
+                compared = self._of("outputs", at)
+                if compared is None:
+                    continue
+                pieces, whole = compared
+                for rank, error in self._compare("forward", layer, microbatch, pieces, whole):
+                    cause = causes.of_forward(
+                        self._layer(layer), pieces, rank, self._neighbours(rank, "model"), self.serial.before, layer
+                    ) or self._stale(at, *pieces[rank], rank)
+                    yield self._report("forward", layer, microbatch, rank, error, pieces, cause)
+
+    def _stale(self, at: At, got: np.ndarray, expected: np.ndarray, rank: int) -> str | None:
+        """Whether the layer's output is that with the weights before the last update."""
+        if self.step == 0 or self.run is None:
+            return None
+        network = self.experiment.build().initialize(self.experiment.seed, self.experiment.dtype)
+        network.load_state_dict(self.run.weights[self.step - 2] if self.step > 1 else _initial(self.experiment))
+        first, _ = self.serial.shares[at.microbatch]
+        x: Any = self.serial.inputs[At(at.microbatch, "")]
+        network.train().at(self.step, first)
+        outputs: dict[str, Any] = {}
+        for name, layer in network.named_modules():
+            layer.register_forward_hook(_keep(outputs, name))
+        network(x)
+        y = outputs[at.layer]
+        old = self._piece(y.data if isinstance(y, Tensor) else y, rank, at)
+        if old.shape == got.shape and causes.close(got, old):
+            return "weights of an earlier version: before the last update"
+        return None
+
+    def _layer(self, name: str) -> Module:
+        layer = self.network
+        for child in name.split("."):
+            layer = layer._modules[child]
+        return layer
+
+    def _loss(self) -> Iterator[Divergence]:
+        if self.run is None or self.step >= len(self.parallel.losses):
+            return
+        ours, theirs = self.run.losses[self.step], self.parallel.losses[self.step]
+        error = abs(ours - theirs) / max(abs(ours), 1e-300)
+        if not error <= self.tolerance:
+            cause = self._cause_of_loss(ours, theirs)
+            factor = causes.factor(np.array([theirs]), np.array([ours]))
+            yield Divergence("loss", "", self.step, None, 0, error, factor, cause)
+
+    def _cause_of_loss(self, ours: float, theirs: float) -> str | None:
+        last = self.layers[-1]
+        total = sum(size for _, size in self.serial.shares)
+        for microbatch, (_, size) in enumerate(self.serial.shares):
+            compared = self._of("returned", At(microbatch, last))
+            for got, expected in ({} if compared is None else compared[0]).values():
+                factor = causes.factor(got, expected)
+                if factor is not None and abs(factor - 1) > 1e-6:
+                    return causes.of_divisor(factor, total, size, len(expected), self.layout)
+        return causes.of_loss(ours, theirs, self.layout)
+
+    def _backward(self) -> Iterator[Divergence]:
+        for microbatch in range(len(self.serial.shares)):
+            for layer in reversed(self.layers):
+                compared = self._of("returned", At(microbatch, layer))
+                if compared is None:
+                    continue
+                pieces, whole = compared
+                for rank, error in self._compare("backward", layer, microbatch, pieces, whole):
+                    neighbours = self._neighbours(rank, "model")
+                    cause = causes.of_backward(pieces, rank, neighbours, self.layout)
+                    yield self._report("backward", layer, microbatch, rank, error, pieces, cause)
+
+    def _gradients(self) -> Iterator[Divergence]:
+        for name in reversed(list(self.serial.gradients)):
+            whole = self.serial.gradients[name]
+            scale = whole if self.run is None or self.run.magnitudes is None else self._magnitudes(name, whole)
+            pieces = {}
+            for rank, of in enumerate(self.traces):
+                if name in of.gradients:
+                    pieces[rank] = of.gradients[name], whole[of.pieces.get(name, ())]
+            for rank, error in self._compare("gradient", name, None, pieces, scale):
+                own = [of_part.get(name, np.zeros_like(whole)) for of_part in self.serial.own]
+                index = self.traces[rank].pieces.get(name, ())
+                replicas = [other for other in self._neighbours(rank, "data") if other in pieces]
+                partners = [other for other in self._neighbours(rank, "model") if other in pieces]
+                cause = causes.of_gradient(
+                    pieces, rank, replicas, partners, [array[index] for array in own], self.layout
+                )
+                yield self._report("gradient", name, None, rank, error, pieces, cause)
+
+    def _magnitudes(self, name: str, whole: np.ndarray) -> np.ndarray:
+        assert self.run is not None
+        assert self.run.magnitudes is not None
+        found = self.run.magnitudes[self.step]["gradients"].get(name)
+        return whole if found is None else found
+
+    def _update(self) -> Iterator[Divergence]:
+        """Gradients are alike: it is what the optimizer made of them, or what was gathered."""
+        if self.run is None:
+            return
+        for kind in ("gradients", "state", "weights"):
+            arrays, others = getattr(self.run, kind)[self.step], getattr(self.parallel, kind)[self.step]
+            for name, whole in arrays.items():
+                got = others.get(name, np.zeros(0))
+                pieces = {0: (got, whole)}
+                for rank, error in self._compare(kind, name, None, pieces, whole):
+                    what = "gradient" if kind == "gradients" else "update"
+                    cause = causes.of_update(got, whole, self.run, self.step, kind, name, self.layout)
+                    yield self._report(what, name, None, rank, error, pieces, cause)
+
+
+def _keep(outputs: dict[str, Any], name: str) -> Callable[[Module, tuple[Any, ...], Any], Any]:
+    def hook(layer: Module, arguments: tuple[Any, ...], result: Any) -> Any:
+        outputs[name] = result
+        return result
+
+    return hook
+
+
+def _initial(experiment: Experiment) -> dict[str, np.ndarray]:
+    network = experiment.build().initialize(experiment.seed, experiment.dtype)
+    if experiment.prepare is not None:
+        experiment.prepare(network)
+    return network.state_dict()

@@ -1,0 +1,45 @@
+"""The noise floor: a serial run once more, with its sums over samples in another order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.record import Arrays, Experiment, Run, batches, start, update
+from parallel_dl.equivalence.samples import each_sample
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+
+
+def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0) -> Run:
+    """A serial run in which each loss and each gradient is the sum of those of the samples, in a random order.
+
+    What it differs by from `record`'s is rounding, and nothing else.
+    """
+    trainer = start(experiment, Layout(microbatches=microbatches), Mesh.serial())
+    run = Run(trainer.layout)
+    random = np.random.default_rng(seed)
+    for batch in batches(experiment, trainer):
+        losses: list[float] = []
+        summands: list[Arrays] = []
+        for loss, gradients, _ in each_sample(trainer, batch):
+            losses.append(loss)
+            summands.append(gradients)
+        order = random.permutation(len(losses))
+        run.losses.append(float(sum(losses[number] for number in order)))
+        sums: Arrays = {}
+        for number in order:
+            for name, gradient in summands[number].items():
+                sums[name] = sums[name] + gradient if name in sums else gradient
+        trainer.optimizer.zero_grad()
+        for name, parameter in trainer.network.named_parameters():
+            parameter.grad = sums.get(name)
+        run.gradients.append({name: np.array(gradient) for name, gradient in sums.items()})
+        update(trainer, run)
+    trainer.free()
+    return run
+
+
+def noise_floor(experiment: Experiment, serial: Run, microbatches: int = 1) -> float:
+    """The largest error of a replay, relative to the sum of magnitudes: what a correct parallel run may be off by."""
+    return compare(serial, replay(experiment, microbatches)).worst.error

@@ -1,0 +1,135 @@
+"""Layouts one after the other on the ranks of one MPI job, each against the serial run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from parallel_dl import nn, optim
+from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.divergence import Divergence, first_divergence
+from parallel_dl.equivalence.exact import exact_experiment
+from parallel_dl.equivalence.record import Experiment, Run, record
+from parallel_dl.equivalence.replay import noise_floor
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Communicator, Mesh
+from parallel_dl.nn import Module
+
+SAMPLES = 32  # of synthetic data: with batches of 13 the third is a short one
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One network under one layout."""
+
+    network: str
+    layout: dict[str, Any]
+    """as `Layout.as_dict`"""
+    ranks: int
+    equal: bool
+    worst: dict[str, Any]
+    """quantity, step, error, bound: the largest error, relative to the sum of the magnitudes that were added"""
+    seconds: float
+    """of the parallel run, wall-clock"""
+    noise: float | None
+    """largest error of a serial run whose sums over samples are in another order; None with exact equality"""
+    divergence: dict[str, Any] | None
+    """where a different run leaves the serial one: `Divergence`, and `text`"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A serial run, and how far another order of summation moves it."""
+
+    run: Run
+    noise: float | None
+
+
+def synthetic_experiment(
+    build: Callable[[], Module],
+    input_shape: Sequence[int],
+    classes: int,
+    batch_size: int = 13,
+    steps: int = 5,
+    seed: int = 0,
+    dtype: str = "float64",
+    make_optimizer: Callable[[Any], optim.Optimizer] | None = None,
+    loss: Callable[..., Any] = nn.cross_entropy,
+    data: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Experiment:
+    """Normally distributed samples (*input_shape) with labels of so many classes, from the seed; or those of `data`."""
+    if data is None:
+        random = np.random.default_rng(seed)
+        samples = max(SAMPLES, 2 * batch_size + 1)
+        data = random.standard_normal((samples, *input_shape)), random.integers(0, classes, samples)
+    x, y = data
+    return Experiment(
+        build,
+        x.astype(dtype),
+        y,
+        make_optimizer or (lambda parameters: optim.SGD(parameters, 0.05, momentum=0.9)),
+        batch_size,
+        steps,
+        seed,
+        dtype,
+        loss,
+    )
+
+
+def verify(
+    comm: Communicator,
+    experiments: dict[str, Experiment],
+    layouts: Sequence[tuple[str, Layout]],
+    exact: bool = False,
+) -> Iterator[Cell | None]:
+    """Runs each (name of an experiment, layout of comm.size ranks), and compares it with the serial run.
+
+    Gives a Cell on rank 0, None on the others, which have to follow. A serial run is made once for each experiment and
+    number of microbatches, by rank 0. All ranks call it together.
+    """
+    references: dict[tuple[str, int], Reference] = {}
+    for name, layout in layouts:
+        experiment = experiments[name]
+        reference = None
+        if comm.rank == 0:
+            key = name, layout.microbatches
+            if key not in references:
+                references[key] = reference_of(experiment, layout.microbatches, exact)
+            reference = references[key]
+        mesh = Mesh(comm, pipe=layout.pp, data=layout.dp, model=layout.mp)
+        yield verify_one(name, experiment, layout, mesh, reference, exact)
+        mesh.free()
+
+
+def reference_of(experiment: Experiment, microbatches: int, exact: bool = False) -> Reference:
+    """The serial run, with as many microbatches, and its noise floor."""
+    run = record(experiment, Layout(microbatches=microbatches))
+    return Reference(run, None if exact else noise_floor(experiment, run, microbatches))
+
+
+def verify_one(
+    name: str, experiment: Experiment, layout: Layout, mesh: Mesh, reference: Reference | None, exact: bool = False
+) -> Cell | None:
+    """One layout on the ranks of `mesh`; `reference` is needed on rank 0, which gets the Cell."""
+    mesh.world.barrier()
+    start = time.perf_counter()
+    parallel = record(experiment, layout, mesh)
+    seconds = time.perf_counter() - start
+    comparison = None if reference is None else compare(reference.run, parallel, exact=exact)
+    equal = mesh.world.broadcast_object(None if comparison is None else comparison.equal)
+    found: Divergence | None = None
+    if not equal:
+        serial = None if reference is None else reference.run
+        found = first_divergence(experiment, layout, mesh, serial, parallel, exact)
+    if reference is None or comparison is None:
+        return None
+    worst = {**dataclasses.asdict(comparison.worst), "bound": comparison.bound}
+    divergence = None if found is None else {**dataclasses.asdict(found), "text": str(found)}
+    return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, reference.noise, divergence)
+
+
+__all__ = ["Cell", "Reference", "exact_experiment", "reference_of", "synthetic_experiment", "verify", "verify_one"]

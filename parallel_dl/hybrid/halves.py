@@ -1,0 +1,68 @@
+"""The two halves of a network: what is data parallel, and what is model parallel; from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from parallel_dl import nn, splits
+from parallel_dl.errors import InputError
+from parallel_dl.nn.shapes import computes_as
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The layers before the first Flatten, and those from it on, of a Sequential; names are those of its children."""
+
+    features: nn.Sequential
+    classifier: nn.Sequential
+    """what it is given is flat already, so its Flatten has nothing left to do"""
+    values: int
+    """in one sample's activations behind the features: 9,216 in AlexNet"""
+
+    def plan(
+        self, ranks: int, splits_by_name: Mapping[str, str] | None = None, split_output: bool = True
+    ) -> splits.Plan:
+        """Who does what of the classifier, on so many ranks; InputError as `splits.plan`."""
+        return splits.plan(self.classifier, (self.values,), ranks, splits_by_name, split_output, partial_input=True)
+
+
+def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
+    """Cuts a network for samples (*input_shape) in front of its first Flatten. Its layers keep their whole names.
+
+    InputError unless it is a Sequential with a convolution before, and a fully connected layer behind the Flatten; and
+    for batch norm behind it, whose statistics would be those of a part of the batch.
+    """
+    if not computes_as(network, nn.Sequential):
+        raise InputError(f"--hybrid owt: takes a Sequential, not a {type(network).__name__}")
+    layers = network._modules
+    names = list(layers)
+    at = next((at for at, name in enumerate(names) if _has(layers[name], nn.Flatten)), len(names))
+    before, behind = names[:at], names[at:]
+    if not any(_has(layers[name], nn.Conv2d) for name in before):
+        raise InputError("--hybrid owt: no convolution is before the first Flatten; valid are --dp and --mp")
+    if not any(_has(layers[name], nn.Linear) for name in behind):
+        raise InputError("--hybrid owt: no fully connected layer is behind a Flatten; valid is --dp")
+    if not _begins_with_flatten(layers[behind[0]]):
+        raise InputError(f"--hybrid owt: the first Flatten is inside of {behind[0]}, behind others; put it in front")
+    for name in behind:
+        for inner, module in layers[name].named_modules(name):
+            if isinstance(module, nn.BatchNorm):
+                raise InputError(
+                    f"--hybrid owt: layer {inner} normalises over the batch, of which layers behind the Flatten get "
+                    "parts; valid is batch norm before it, or layer norm"
+                )
+    features = nn.Sequential(**{name: layers[name] for name in before})
+    classifier = nn.Sequential(**{name: layers[name] for name in behind})
+    return Halves(features, classifier, math.prod(nn.output_shape(features, input_shape)))
+
+
+def _has(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(module, kind) for _, module in layer.named_modules())
+
+
+def _begins_with_flatten(layer: nn.Module) -> bool:
+    while computes_as(layer, nn.Sequential) and layer._modules:
+        layer = next(iter(layer._modules.values()))
+    return isinstance(layer, nn.Flatten)

@@ -1,0 +1,99 @@
+"""Bytes that a rank passes to MPI in one iteration: pure data parallelism against the hybrid, from shapes alone.
+
+They are what the ledger counts when gradients are summed by MPI: of a send what is sent, of an all-reduce the array, of
+an all-gather what the others have, of a reduce-scatter what they get. In shared memory gradients are not sent; there
+the same bytes are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from parallel_dl import nn, partition, splits
+from parallel_dl.cost.shares import loss_messages
+from parallel_dl.errors import InputError
+from parallel_dl.hybrid.halves import halves_of
+from parallel_dl.hybrid.parts import received
+from parallel_dl.nn.flat import laid_out
+
+_LABEL = 8  # bytes of a target
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank of `ranks` sends in an iteration with `batch_size` samples, in bytes.
+
+    `data_parallel` is the all-reduce of all gradients. The hybrid has the others: activations to all other ranks, the
+    summands of their gradients back to the owners, the targets, what the split fully connected layers and the loss
+    exchange, and the all-reduce of the gradients of the layers before the Flatten. The same in all three schemes.
+    """
+
+    ranks: int
+    batch_size: int
+    data_parallel: int
+    activations: int
+    activation_gradients: int
+    targets: int
+    fully_connected: int
+    loss: int
+    convolution_gradients: int
+
+    @property
+    def hybrid(self) -> int:
+        """All that the hybrid sends."""
+        return (
+            self.activations
+            + self.activation_gradients
+            + self.targets
+            + self.fully_connected
+            + self.loss
+            + self.convolution_gradients
+        )
+
+
+def traffic(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    ranks: int,
+    batch_size: int,
+    splits_by_name: Mapping[str, str] | None = None,
+    rank: int = 0,
+    itemsize: int = 4,
+) -> Traffic:
+    """The traffic of `rank`, by default of the first, whose share of the batch is the largest.
+
+    Values have `itemsize` bytes; the loss is a cross-entropy of labels. What batch norm exchanges in front of the
+    Flatten, which is the same in both, is in neither. Raises InputError as `halves_of` and `splits.plan`, and for
+    numbers below 1.
+    """
+    for name, number in (("ranks", ranks), ("batch-size", batch_size)):
+        if number < 1:
+            raise InputError(f"--{name} {number}: must be at least 1")
+    halves = halves_of(network, input_shape)
+    plan = halves.plan(ranks, splits_by_name)
+    shares = partition.shares(batch_size, ranks)
+    others = received(shares, rank, halves.values) if plan.partial_input else 0
+    sent = [message for _, message in splits.messages(plan, rank)]
+    alone = ranks == 1
+    return Traffic(
+        ranks=ranks,
+        batch_size=batch_size,
+        data_parallel=0 if alone else _all_reduce(network.parameters(), itemsize),
+        activations=(ranks - 1) * shares[rank] * halves.values * itemsize,
+        activation_gradients=others * itemsize,
+        targets=(batch_size - shares[rank]) * _LABEL,
+        fully_connected=_bytes(sent, batch_size, itemsize),
+        loss=_bytes(loss_messages(plan), batch_size, itemsize),
+        convolution_gradients=0 if alone else _all_reduce(halves.features.parameters(), itemsize),
+    )
+
+
+def _all_reduce(parameters: Iterable[nn.Parameter], itemsize: int) -> int:
+    """Of all gradients in one flat array, and of one value for each that says whether there is one."""
+    sizes = [parameter.size for parameter in parameters if parameter.requires_grad]
+    return (laid_out(sizes, itemsize)[1] + len(sizes)) * itemsize
+
+
+def _bytes(messages: Iterable[splits.Message], samples: int, itemsize: int) -> int:
+    return sum((one.values * samples + one.fixed) * (one.itemsize or itemsize) for one in messages)
