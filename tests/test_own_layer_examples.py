@@ -1,6 +1,5 @@
 """The examples of tests for layers of one's own: the right ones pass, and the broken ones say what the page shows."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -20,13 +19,9 @@ def blocks(section, language="python"):
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """What pytest prints for all examples, with the page's process groups where PyTorch is installed."""
+def outcome():
+    """What pytest prints for all examples."""
     files = [EXAMPLES / "test_own_layer.py", EXAMPLES / "broken_layer.py"]
-    if importlib.util.find_spec("torch") is not None:
-        (block,) = blocks("Process groups beside MPI")
-        files.insert(0, tmp_path_factory.mktemp("examples") / "test_groups.py")
-        files[0].write_text(block)
     command = [sys.executable, "-m", "pytest", *LOAD, "-v", "-p", "no:cacheprovider", *map(str, files)]
     unset = ("PARALLEL_DL_JOB", "PYTEST_ADDOPTS")
     variables = {name: value for name, value in os.environ.items() if name not in unset}
@@ -42,14 +37,18 @@ def test_the_page_shows_parts_of_the_example(section):
     assert all(block in example for block in blocks(section))
 
 
+def test_the_page_shows_process_groups_that_are_tested():
+    (block,) = blocks("Process groups beside MPI")
+    imports, shown = block.split("\n\n\n", 1)
+    assert imports == "import pytest\nimport torch"
+    assert shown in (ROOT / "tests" / "testing" / "test_gloo.py").read_text()
+
+
 def test_the_examples_pass(outcome):
     results = re.findall(r"::(\w+)\[\S+ (PASSED|FAILED|ERROR|SKIPPED)", outcome)
     tests = ("data_parallel", "in_stages", "between_split_layers")
     assert [result for name, result in results if name.removeprefix("test_") in tests] == ["PASSED"] * 3, outcome
     assert ("test_differences", "PASSED") in results  # and the broken one of this name fails: below
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("the page's process groups need PyTorch, which is not installed (the extra bench)")
-    assert results.count(("test_all_reduce", "PASSED")) == 2
 
 
 def test_the_broken_example_says_what_the_page_shows(outcome):

@@ -1,6 +1,6 @@
 """Is a parallel run the same computation as the serial one?
 
-To read in this order: record, samples, magnitudes, compare, files, assertions, adjoint.
+To read in this order: record, samples, magnitudes, compare, files, causes, assertions, adjoint.
 """
 
 from parallel_dl.equivalence.adjoint import assert_adjoint

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from parallel_dl.equivalence.compare import BOUNDS, _error, _pairs, compare
-from parallel_dl.equivalence.files import ratio_of
+from parallel_dl.equivalence.causes import factor, of_factor
+from parallel_dl.equivalence.compare import _bound, _error, _pairs, compare
 from parallel_dl.equivalence.record import Experiment, Run, record
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
@@ -95,14 +95,13 @@ def _drawn(
 def difference(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> str:
     """Empty if `compare` finds the runs equal; else the first difference, in the order of computing, and the worst.
 
-    Where the first one is a constant factor it says so: 2 is a summand counted twice, 1/dp one divided once more.
+    Where the first one is a constant factor it says so, and what that is likely to come from (`causes`).
     """
     found = compare(serial, parallel, bound, exact)
     if found.equal:
         return ""
     lines = [f"  {found.message}"]
-    dtype = str(next(iter(serial.weights[0].values())).dtype)
-    limit = 0.0 if exact else BOUNDS[dtype] if bound is None else bound
+    limit = _bound(serial, bound, exact)
     for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel) if parallel.replicas_equal else ():
         if step >= len(parallel.losses):
             break
@@ -112,9 +111,10 @@ def difference(serial: Run, parallel: Run, bound: float | None = None, exact: bo
             if ours is None or theirs is None:
                 lines.insert(1, f"  which only the {'serial' if theirs is None else 'parallel'} run has")
             else:
-                factor = ratio_of(ours, theirs, 1e-6)
-                if factor is not None:
-                    lines.insert(1, f"  it is {factor:.6g} x that of the serial run")
+                found_factor = factor(theirs, ours) if ours.size > 1 else None  # of a single number it says nothing
+                if found_factor is not None:
+                    phrase = of_factor(found_factor, parallel.layout)
+                    lines.insert(1, f"  it is {found_factor:.6g} x that of the serial run: {phrase}")
                 elif quantity == "loss" and step == 0:
                     lines.insert(1, "  so the forward pass is another: does a layer mix the samples it is given?")
             break

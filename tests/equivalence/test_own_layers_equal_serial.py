@@ -134,7 +134,7 @@ def test_what_is_different_is_named_on_every_rank(comm):
     build = lambda: nn.Sequential(nn.Linear(6, 5), DoubledGradient(comm), nn.Linear(5, 4))  # noqa: E731
     text = message(comm, build, Layout(dp=2), drawn())
     assert "first: gradient of 0.bias at step 0" in text
-    assert "it is 2 x that of the serial run" in text
+    assert "it is 2 x that of the serial run: counted 2 times, once by each of the 2 replicas" in text
 
 
 @pytest.mark.ranks(2)
