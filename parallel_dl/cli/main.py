@@ -11,6 +11,7 @@ import typer
 
 import parallel_dl
 from parallel_dl.cli.demo import demo
+from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
 from parallel_dl.cli.networks import NetworkCommand
@@ -38,6 +39,7 @@ app.command(cls=NetworkCommand)(summary)
 app.command()(schedule)
 app.command(cls=NetworkCommand)(verify)
 app.command()(demo)
+app.command()(diff)
 app.command()(info)
 app.command()(fetch)
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})(run)
