@@ -212,7 +212,7 @@ def verify(
     job = Job(
         [network] if network else _small_networks(),
         layout,
-        list(RANKS) if everything else [2] if mutants else [layout.ranks if layout else ranks or 1],
+        list(RANKS) if everything else [2] if mutants else [layout.ranks if layout else int(ranks or 0)],
         exact,
         mutants,
         (16 if exact else 13) if batch_size is None else batch_size,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from parallel_dl.equivalence.causes import factor, of_factor
-from parallel_dl.equivalence.compare import _bound, _error, _pairs, compare
-from parallel_dl.equivalence.record import Experiment, Run, record
+from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.divergence import first_divergence
+from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
 from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
@@ -73,10 +73,14 @@ def assert_equivalent(
     if failed:
         raise AssertionError(failed) from error
     parallel = record(experiment, layout, mesh)
-    mesh.free()
-    said = comm.broadcast_object(None if serial is None else difference(serial, parallel, bound, exact))
+    comparison = None if serial is None else compare(serial, parallel, bound, exact)
+    said = comm.broadcast_object("" if comparison is None or comparison.equal else comparison.message)
     if said:
-        raise AssertionError(f"{_in_words(layout)} is not the serial run\n{said}")
+        found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact))
+        mesh.free()
+        where = "" if found is None else f"  {found}\n"
+        raise AssertionError(f"{_in_words(layout)} is not the serial run\n{where}  {said}")
+    mesh.free()
 
 
 def _drawn(
@@ -90,35 +94,6 @@ def _drawn(
     random = np.random.default_rng(seed)
     *_, classes = output_shape(build(), input_shape, measure=True)
     return random.standard_normal((samples, *input_shape)), random.integers(0, classes, samples)
-
-
-def difference(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> str:
-    """Empty if `compare` finds the runs equal; else the first difference, in the order of computing, and the worst.
-
-    Where the first one is a constant factor it says so, and what that is likely to come from (`causes`).
-    """
-    found = compare(serial, parallel, bound, exact)
-    if found.equal:
-        return ""
-    lines = [f"  {found.message}"]
-    limit = _bound(serial, bound, exact)
-    for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel) if parallel.replicas_equal else ():
-        if step >= len(parallel.losses):
-            break
-        error = np.inf if ours is None or theirs is None else _error(ours, theirs, None if exact else magnitude)
-        if error > limit:
-            lines.insert(0, f"  first: {quantity} at step {step}, {error:.2e} (bound {limit:.0e})")
-            if ours is None or theirs is None:
-                lines.insert(1, f"  which only the {'serial' if theirs is None else 'parallel'} run has")
-            else:
-                found_factor = factor(theirs, ours) if ours.size > 1 else None  # of a single number it says nothing
-                if found_factor is not None:
-                    phrase = of_factor(found_factor, parallel.layout)
-                    lines.insert(1, f"  it is {found_factor:.6g} x that of the serial run: {phrase}")
-                elif quantity == "loss" and step == 0:
-                    lines.insert(1, "  so the forward pass is another: does a layer mix the samples it is given?")
-            break
-    return "\n".join(lines)
 
 
 def _in_words(layout: Layout) -> str:

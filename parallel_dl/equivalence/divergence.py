@@ -29,6 +29,18 @@ from parallel_dl.splits.placement import slices
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
 
 
+_WORDS = {
+    "weights before": "{} before the step",
+    "samples": "the samples",
+    "targets": "the targets",
+    "forward": "output of {}",
+    "loss": "the loss",
+    "backward": "gradient of the output of {}",
+    "gradient": "gradient of {}",
+    "update": "{} after the update",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Divergence:
     """The first tensor that differs from the serial run."""
@@ -48,7 +60,7 @@ class Divergence:
     """what it is likely to be, where that can be told"""
 
     def __str__(self) -> str:
-        where = f"{self.kind} {self.name}".strip() if self.kind != "loss" else "the loss"
+        where = _WORDS[self.kind].format(self.name)
         number = "" if self.microbatch is None else f", microbatch {self.microbatch}"
         factor = "" if self.factor is None else f", {self.factor:.6g} times the serial one"
         by = f"off by {self.error:.1e}{factor}"
@@ -207,6 +219,7 @@ class _Search:
                             self._layer(layer), pieces, rank, self._neighbours(rank, "model"), self.serial.before, layer
                         )
                         or self._stale(at, *pieces[rank], rank)
+                        or self._of_share(at, rank)
                     )
                     yield self._report("forward", layer, microbatch, rank, error, pieces, cause)
 
@@ -219,6 +232,12 @@ class _Search:
         if got.shape != expected.shape or causes.close(got, expected):
             return None
         return causes.of_arrival(got, expected, self.layout)
+
+    def _of_share(self, at: At, rank: int) -> str | None:
+        """A layer that no cause is known for, and that was given some of the samples."""
+        if self.layout.dp == 1 or len(self.traces[rank].arrived.get(at, ())) == self.serial.shares[at.microbatch][1]:
+            return None
+        return "a layer that mixes the samples it is given: of a share it makes something else than of all"
 
     def _stale(self, at: At, got: np.ndarray, expected: np.ndarray, rank: int) -> str | None:
         """Whether the layer's output is that with the weights before the last update."""

@@ -129,12 +129,13 @@ def message(comm, *arguments, **keywords):
 @pytest.mark.ranks(2)
 def test_what_is_different_is_named_on_every_rank(comm):
     text = message(comm, lambda: nn.Sequential(nn.Linear(6, 5), Centred(), nn.Linear(5, 4)), Layout(dp=2), drawn())
-    assert text.startswith("Layout(dp=2) is not the serial run\n  first: loss at step 0, ")
+    assert text.startswith("Layout(dp=2) is not the serial run\n  first divergence: output of 1 at step 0 on rank ")
+    assert "likely a layer that mixes the samples it is given" in text
     assert "DIFFERENT: worst is " in text
     build = lambda: nn.Sequential(nn.Linear(6, 5), DoubledGradient(comm), nn.Linear(5, 4))  # noqa: E731
     text = message(comm, build, Layout(dp=2), drawn())
-    assert "first: gradient of 0.bias at step 0" in text
-    assert "it is 2 x that of the serial run: counted 2 times, once by each of the 2 replicas" in text
+    assert "first divergence: gradient of the output of 0 at step 0" in text
+    assert "2 times the serial one; likely counted 2 times, once by each of the 2 replicas" in text
 
 
 @pytest.mark.ranks(2)
