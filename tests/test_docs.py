@@ -91,7 +91,14 @@ def test_command_line_page_has_every_command():
 
 @pytest.mark.parametrize(
     ("page", "printed"),
-    [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", ""), ("pipelining", ""), ("hybrids", "")],
+    [
+        ("index", "equal: worst is"),
+        ("convolution", ""),
+        ("model-parallelism", ""),
+        ("pipelining", ""),
+        ("hybrids", ""),
+        ("verification", ""),
+    ],
 )
 def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
     examples = python_blocks(ROOT / "docs" / f"{page}.md")
