@@ -102,12 +102,14 @@ def require_fits(path: str | os.PathLike, network: Module) -> None:
             raise InputError(f"--weights {path}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
 
 
-def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The weights that `save` wrote, by name; InputError when the file is missing or damaged."""
+def load(path: str | os.PathLike, flag: str = "--weights ") -> dict[str, np.ndarray]:
+    """The arrays of a file by name; InputError, after `flag`, when it is missing, damaged, or of types NumPy lacks."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"--weights {path}: {error}") from None
+        raise InputError(f"{flag}{path}: {error}") from None
+    except (KeyError, TypeError) as error:  # a type of numbers that NumPy does not have
+        raise InputError(f"{flag}{path}: has values of a type that NumPy does not know, {error}") from None

@@ -37,7 +37,7 @@ OURS = {
     "equivalence": TRAINING | BASE,
     "launch": {"errors"},
     "testing": {"launch", "mpi", "errors"},
-    "cli": TRAINING | BASE | {"cost", "launch", "schedule"},
+    "cli": TRAINING | BASE | {"cost", "equivalence", "launch", "schedule"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -76,7 +76,7 @@ def test_command_line_page_has_every_flag(name):
     section = next(s for s in sections if s.split()[0] == name) if name else head
     table = dict(re.findall(r"^\| (`-[^|]*) \| *([^|]*?) *\|", section, re.MULTILINE))
     documented = {flag: default for cell, default in table.items() for flag in re.findall(r"`(-[^`]+)`", cell)}
-    options = [option for option in COMMANDS[name].params if option.param_type_name == "option"]
+    options = [option for option in COMMANDS[name].params if option.param_type_name == "option" and not option.hidden]
     flags = {flag: option for option in options for flag in option.opts + option.secondary_opts}
     assert set(documented) == set(flags) | {"-h", "--help"}
     for flag, option in flags.items():
@@ -91,7 +91,14 @@ def test_command_line_page_has_every_command():
 
 @pytest.mark.parametrize(
     ("page", "printed"),
-    [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", ""), ("pipelining", ""), ("hybrids", "")],
+    [
+        ("index", "equal: worst is"),
+        ("convolution", ""),
+        ("model-parallelism", ""),
+        ("pipelining", ""),
+        ("hybrids", ""),
+        ("verification", ""),
+    ],
 )
 def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
     examples = python_blocks(ROOT / "docs" / f"{page}.md")

@@ -11,6 +11,7 @@ import typer
 
 import parallel_dl
 from parallel_dl.cli.demo import demo
+from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
 from parallel_dl.cli.networks import NetworkCommand
@@ -18,6 +19,7 @@ from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
+from parallel_dl.cli.verify import verify
 from parallel_dl.errors import InputError
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
 
@@ -35,7 +37,9 @@ app = typer.Typer(
 app.command(cls=NetworkCommand)(train)
 app.command(cls=NetworkCommand)(summary)
 app.command()(schedule)
+app.command(cls=NetworkCommand)(verify)
 app.command()(demo)
+app.command()(diff)
 app.command()(info)
 app.command()(fetch)
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})(run)

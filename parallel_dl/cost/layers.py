@@ -9,6 +9,10 @@ What is counted: a multiplication with its addition is one operation; so is one 
 are parameters, but their additions are not counted. Convolutions are those of the definition, zeros of the padding
 included, whatever method computes them (`parallel_dl.convolution` counts the others). Layers that differ in training,
 dropout and batch norm, are counted as in training.
+
+A layer of the user's own can say its work for one sample by a method `operations(input_shape)`. Without it each of its
+weights is taken to be used once per sample, or each value of the input, if it has none: an estimate, by which stages
+are cut.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallel_dl import nn
-from parallel_dl.nn.shapes import Shape, require_kind
+from parallel_dl.errors import InputError
+from parallel_dl.nn.shapes import Shape, kind_among
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,21 @@ def _nothing(layer: nn.Module, x: Shape, y: Shape, samples: int) -> Operations:
     return Operations(0, 0)
 
 
+def _own(layer: Any, x: Shape, y: Shape, samples: int) -> Operations:
+    """Of a layer of the user's own: every value of the result is taken to be a sum of as many terms as any other."""
+    if callable(getattr(type(layer), "operations", None)):
+        per_sample = layer.operations(x)
+        if isinstance(per_sample, bool) or not isinstance(per_sample, int) or per_sample < 0:
+            raise InputError(
+                f"{type(layer).__name__}.operations({x}) gives {per_sample!r}; valid is a whole number, at least 0"
+            )
+    else:
+        per_sample = layer.parameter_count() or math.prod(x)
+    if per_sample == 0:
+        return Operations(0, 0)
+    return Operations(per_sample * samples, _chain(tree(-(-per_sample // max(1, math.prod(y))))))
+
+
 def weight_matrix(layer: nn.Module) -> Any:
     """Its weights, one for each pair of an output and an input that it sees: a matrix or kernels; else None.
 
@@ -125,6 +145,7 @@ RULES: dict[type[nn.Module], Callable[[Any, Shape, Shape, int], Operations]] = {
 
 
 def operations(passed: nn.LayerShape, samples: int = 1) -> Operations:
-    """What this layer does with so many samples; InputError for a kind of layer that is not in `RULES`."""
-    kind = require_kind(passed.layer, RULES, passed.name)
-    return RULES[kind](passed.layer, passed.input, passed.output, samples)
+    """What this layer does with so many samples; InputError for a number of operations that is none."""
+    kind = kind_among(passed.layer, RULES)
+    rule = _own if kind is None else RULES[kind]
+    return rule(passed.layer, passed.input, passed.output, samples)

@@ -46,9 +46,12 @@ def cut_stages(
 
     Each stage has weights: it begins with a layer that has some, and those without go along. `starts` names the first
     layer of each stage but the first; without it the slowest stage has as little work as can be (`lightest`). A
-    Sequential or Branches inside is not cut. Raises InputError for a network that is no Sequential, or that has weights
-    or hooks of its own beside its layers', for more stages than layers with weights, for a name that is no layer's or
-    out of order, and for a weight or buffer in two stages.
+    Sequential or Branches inside is not cut, nor is a layer of the user's own. The shapes of such a layer are measured
+    where it does not say them (`nn.layer_shapes`), and its work may be an estimate (`cost.operations`).
+
+    Raises InputError for a network that is no Sequential, or that has weights or hooks of its own beside its layers',
+    for more stages than layers with weights, for a name that is no layer's or out of order, and for a weight or buffer
+    in two stages.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"a {type(network).__name__} cannot be cut into stages: put its layers into a Sequential")
@@ -64,10 +67,12 @@ def cut_stages(
     shapes, work = [tuple(input_shape)], []
     for name in names:
         layer, done = network._modules[name], 0
-        for passed in nn.layer_shapes(layer, shapes[-1], name):
+        behind = shapes[-1]
+        for passed in nn.layer_shapes(layer, shapes[-1], name, measure=True):
             done += operations(passed).work
+            behind = passed.output
         work.append(float(done))
-        shapes.append(nn.output_shape(layer, shapes[-1]))
+        shapes.append(behind)
     if starts is not None:
         cuts = _by_hand(names, stages, starts)
     else:

@@ -1,9 +1,54 @@
-"""Is a parallel run the same computation as the serial one?
+"""Is a parallel run the same computation as the serial one? Where does it leave it, and why?
 
-To read in this order: record, samples, magnitudes, compare.
+To read in this order:
+
+    record.py       a run, step by step: losses, gradients, optimizer state, weights
+    samples.py      the summands of a gradient, sample by sample
+    magnitudes.py   what errors of rounding are judged against
+    compare.py      equal, or by how much not
+    replay.py       the noise floor: serial, with its sums in another order
+    exact.py        whole numbers, where equal means every bit
+    trace.py        what passes through every layer in one step
+    causes.py       what a difference says: a factor, a summand, a slice out of place
+    divergence.py   the first tensor that differs
+    layouts.py      every layout of so many ranks
+    verify.py       all of it, on the ranks of one job
+    mutants.py      known bugs, planted one at a time
+    assertions.py   the same for a test of your own network
+    adjoint.py      is the backward of a communicating function the adjoint of its forward?
+    files.py        two safetensors files, also in shards
 """
 
+from parallel_dl.equivalence.adjoint import assert_adjoint
+from parallel_dl.equivalence.assertions import assert_equivalent
 from parallel_dl.equivalence.compare import Comparison, Difference, assert_same, compare
+from parallel_dl.equivalence.divergence import Divergence, first_divergence
+from parallel_dl.equivalence.exact import exact_experiment
+from parallel_dl.equivalence.files import ArraysComparison, compare_arrays
+from parallel_dl.equivalence.layouts import layouts_of
 from parallel_dl.equivalence.record import Experiment, Run, record
+from parallel_dl.equivalence.replay import noise_floor, replay
+from parallel_dl.equivalence.verify import Cell, synthetic_experiment, verify
 
-__all__ = ["Comparison", "Difference", "Experiment", "Run", "assert_same", "compare", "record"]
+__all__ = [
+    "ArraysComparison",
+    "Cell",
+    "Comparison",
+    "Difference",
+    "Divergence",
+    "Experiment",
+    "Run",
+    "assert_adjoint",
+    "assert_equivalent",
+    "assert_same",
+    "compare",
+    "compare_arrays",
+    "exact_experiment",
+    "first_divergence",
+    "layouts_of",
+    "noise_floor",
+    "record",
+    "replay",
+    "synthetic_experiment",
+    "verify",
+]

@@ -97,13 +97,39 @@ def of_weights(got: Array, expected: Array, layout: Layout) -> str | None:
     return of_order(got, expected, layout.mp) or "another seed or initialisation on this rank"
 
 
-def of_samples(got: Array, batch: Array) -> str | None:
-    """Of a share of the samples; `batch` has all of them in order."""
+def of_samples(got: Array, batch: Array, what: str = "samples") -> str | None:
+    """Of a share of the samples, or of their targets; `batch` has all of them in order."""
     if len(got) and len(got) <= len(batch):
         for start in range(len(batch) - len(got) + 1):
             if np.array_equal(got, batch[start : start + len(got)]):
-                return f"a data shard out of place: it has samples {start} to {start + len(got) - 1} of the batch"
-    return "a data shard out of place: it has other samples, or too few"
+                return f"a data shard out of place: it has {what} {start} to {start + len(got) - 1} of the batch"
+    return f"a data shard out of place: it has other {what}, or too few"
+
+
+def of_arrival(got: Array, expected: Array, layout: Layout) -> str | None:
+    """Of a layer's input, when what the layer before gave is right: of the way between them."""
+    if not got.any():
+        return "nothing arrived: zeros in place of the activation"
+    found = of_order(got, expected, layout.mp) or of_factor(factor(got, expected), layout)
+    if found is None and len(got) == len(expected):
+        largest = float(np.abs(expected).max(initial=0.0))
+        order = [next((j for j, b in enumerate(expected) if np.abs(a - b).max() <= _SAME * largest), -1) for a in got]
+        if sorted(order) == list(range(len(got))):
+            return f"samples in another order on their way: {order}"
+    return found and f"on its way: {found}"
+
+
+def of_summands(got: Array, summands: dict[int, Array | None]) -> str | None:
+    """Whether a sum over ranks counts their summands more than once, not at all, or with another sign."""
+    known = {rank: array.ravel() for rank, array in summands.items() if array is not None and array.shape == got.shape}
+    if len(known) != len(summands) or len(known) < 2 or got.size < len(known):
+        return None
+    matrix = np.stack(list(known.values()), axis=1)
+    counts = np.linalg.lstsq(matrix, got.ravel(), rcond=None)[0]
+    if not close(matrix @ np.round(counts), got.ravel()):
+        return None
+    wrong = [f"that of rank {rank} {round(count)} times" for rank, count in zip(known, counts) if round(count) != 1]
+    return f"a sum over ranks that counts {', '.join(wrong)}" if wrong else None
 
 
 def of_forward(
@@ -217,13 +243,13 @@ def of_gradient(
     got, expected = pieces[rank]
     if got.shape != expected.shape:
         return f"a shard of another size: {got.shape} in place of {expected.shape}"
+    found = of_factor(factor(got, expected), layout)
+    if found is not None:
+        return found
     if len(replicas) > 1 and _are_summands(pieces, replicas):
         return "a missing reduction over the replicas: each has the gradient of its own share"
     if len(partners) > 1 and _are_summands(pieces, partners):
         return "a missing reduction over the ranks that share the layer: each has its own summand"
-    found = of_factor(factor(got, expected), layout)
-    if found is not None:
-        return found
     if 1 < len(own) <= _MOST_MICROBATCHES:
         for count in range(1, len(own)):
             for chosen in itertools.combinations(range(len(own)), count):

@@ -29,12 +29,24 @@ from parallel_dl.splits.placement import slices
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
 
 
+_WORDS = {
+    "weights before": "{} before the step",
+    "samples": "the samples",
+    "targets": "the targets",
+    "forward": "output of {}",
+    "loss": "the loss",
+    "backward": "gradient of the output of {}",
+    "gradient": "gradient of {}",
+    "update": "{} after the update",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Divergence:
     """The first tensor that differs from the serial run."""
 
     kind: str
-    """weights before, samples, forward, loss, backward, gradient, update"""
+    """weights before, samples, targets, forward, loss, backward, gradient, update"""
     name: str
     """of the layer, or of the weight"""
     step: int
@@ -48,7 +60,7 @@ class Divergence:
     """what it is likely to be, where that can be told"""
 
     def __str__(self) -> str:
-        where = f"{self.kind} {self.name}".strip() if self.kind != "loss" else "the loss"
+        where = _WORDS[self.kind].format(self.name)
         number = "" if self.microbatch is None else f", microbatch {self.microbatch}"
         factor = "" if self.factor is None else f", {self.factor:.6g} times the serial one"
         by = f"off by {self.error:.1e}{factor}"
@@ -168,15 +180,17 @@ class _Search:
                 yield self._report("weights before", name, None, rank, error, pieces, cause)
 
     def _samples(self) -> Iterator[Divergence]:
-        for at, whole in self.serial.inputs.items():
-            pieces = {
-                rank: (of.inputs[at], whole[self._share(rank, at.microbatch)])
-                for rank, of in enumerate(self.traces)
-                if at in of.inputs
-            }
-            for rank, error in self._compare("samples", "", at.microbatch, pieces, whole):
-                cause = causes.of_samples(pieces[rank][0], np.concatenate(list(self.serial.inputs.values())))
-                yield self._report("samples", "", at.microbatch, rank, error, pieces, cause)
+        for kind, name in (("inputs", "samples"), ("targets", "targets")):
+            serial: dict[At, np.ndarray] = getattr(self.serial, kind)
+            for at, whole in serial.items():
+                pieces = {
+                    rank: (getattr(of, kind)[at], whole[self._share(rank, at.microbatch)])
+                    for rank, of in enumerate(self.traces)
+                    if at in getattr(of, kind)
+                }
+                for rank, error in self._compare(name, "", at.microbatch, pieces, whole):
+                    cause = causes.of_samples(pieces[rank][0], np.concatenate(list(serial.values())), name)
+                    yield self._report(name, "", at.microbatch, rank, error, pieces, cause)
 
     def _of(self, kind: str, at: At) -> tuple[Pieces, np.ndarray] | None:
         """By rank what it has and should have of a layer's output, or of its gradient."""
@@ -199,10 +213,31 @@ class _Search:
                     continue
                 pieces, whole = compared
                 for rank, error in self._compare("forward", layer, microbatch, pieces, whole):
-                    cause = causes.of_forward(
-                        self._layer(layer), pieces, rank, self._neighbours(rank, "model"), self.serial.before, layer
-                    ) or self._stale(at, *pieces[rank], rank)
+                    cause = (
+                        self._of_arrival(at, rank)
+                        or causes.of_forward(
+                            self._layer(layer), pieces, rank, self._neighbours(rank, "model"), self.serial.before, layer
+                        )
+                        or self._stale(at, *pieces[rank], rank)
+                        or self._of_share(at, rank)
+                    )
                     yield self._report("forward", layer, microbatch, rank, error, pieces, cause)
+
+    def _of_arrival(self, at: At, rank: int) -> str | None:
+        """Whether the layer's input is wrong already, although what it comes from is right: on the way."""
+        got, whole = self.traces[rank].arrived.get(at), self.serial.arrived.get(at)
+        if got is None or whole is None:
+            return None
+        expected = whole[self._share(rank, at.microbatch)]
+        if got.shape != expected.shape or causes.close(got, expected):
+            return None
+        return causes.of_arrival(got, expected, self.layout)
+
+    def _of_share(self, at: At, rank: int) -> str | None:
+        """A layer that no cause is known for, and that was given some of the samples."""
+        if self.layout.dp == 1 or len(self.traces[rank].arrived.get(at, ())) == self.serial.shares[at.microbatch][1]:
+            return None
+        return "a layer that mixes the samples it is given: of a share it makes something else than of all"
 
     def _stale(self, at: At, got: np.ndarray, expected: np.ndarray, rank: int) -> str | None:
         """Whether the layer's output is that with the weights before the last update."""
@@ -240,14 +275,17 @@ class _Search:
             yield Divergence("loss", "", self.step, None, 0, error, factor, cause)
 
     def _cause_of_loss(self, ours: float, theirs: float) -> str | None:
-        last = self.layers[-1]
         total = sum(size for _, size in self.serial.shares)
         for microbatch, (_, size) in enumerate(self.serial.shares):
-            compared = self._of("returned", At(microbatch, last))
-            for got, expected in ({} if compared is None else compared[0]).values():
+            compared = self._of("returned", At(microbatch, self.layers[-1])) if self.layers else None
+            for rank, (got, expected) in ({} if compared is None else compared[0]).items():
                 factor = causes.factor(got, expected)
                 if factor is not None and abs(factor - 1) > 1e-6:
-                    return causes.of_divisor(factor, total, size, len(expected), self.layout)
+                    share = sum(size for _, size in self.traces[rank].shares)
+                    return causes.of_divisor(factor, total, size, share, self.layout)
+        for rank, of in enumerate(self.traces):
+            if self.layout.dp > 1 and of.losses and abs(sum(of.losses.values()) - theirs) < 1e-9 * abs(theirs):
+                return f"the loss of rank {rank}'s share alone: not summed over the ranks"
         return causes.of_loss(ours, theirs, self.layout)
 
     def _backward(self) -> Iterator[Divergence]:
@@ -275,8 +313,9 @@ class _Search:
                 index = self.traces[rank].pieces.get(name, ())
                 replicas = [other for other in self._neighbours(rank, "data") if other in pieces]
                 partners = [other for other in self._neighbours(rank, "model") if other in pieces]
-                cause = causes.of_gradient(
-                    pieces, rank, replicas, partners, [array[index] for array in own], self.layout
+                parts = [array[index] for array in own]
+                cause = causes.of_gradient(pieces, rank, replicas, partners, parts, self.layout) or causes.of_summands(
+                    pieces[rank][0], {other: self.traces[other].summands.get(name) for other in replicas}
                 )
                 yield self._report("gradient", name, None, rank, error, pieces, cause)
 

@@ -39,6 +39,10 @@ class Trace:
     """by microbatch: first sample of its share in the batch, number of samples"""
     inputs: dict[At, Array] = dataclasses.field(default_factory=dict)
     """the samples that entered"""
+    targets: dict[At, Array] = dataclasses.field(default_factory=dict)
+    """their targets, where the loss is computed"""
+    arrived: dict[At, Array] = dataclasses.field(default_factory=dict)
+    """the input of each layer, behind the moves that bring it there"""
     outputs: dict[At, Array] = dataclasses.field(default_factory=dict)
     """of each layer, behind the moves that belong to it"""
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
@@ -49,6 +53,8 @@ class Trace:
     """whole weights and buffers before the step"""
     gradients: Arrays = dataclasses.field(default_factory=dict)
     """of this rank's weights, summed over the ranks that share the batch"""
+    summands: Arrays = dataclasses.field(default_factory=dict)
+    """the same before they are summed over the replicas"""
     own: list[Arrays] = dataclasses.field(default_factory=list)
     """serial traces: the gradients of each microbatch by itself"""
     placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
@@ -93,10 +99,12 @@ class _Tracer:
                     self.found.owners[traced.name] = traced.owner
             if trainer.parallel.plan.finish:
                 self.found.placements[trainer.parallel.plan.steps[-1].name] = Whole()
-        self._hook_layers(trainer)
+        if trainer.hybrid is None:  # whose layers behind the Flatten get parts of several microbatches
+            self._hook_layers(trainer)
         self._follow_microbatches(trainer)
         if mesh.world.size == 1 and trainer.pipeline is None:
             self._separate_gradients(trainer)
+        self._keep_summands(trainer)
 
     def _hook_layers(self, trainer: Trainer) -> None:
         places: dict[int, tuple[Module, list[str]]] = {}
@@ -104,7 +112,17 @@ class _Tracer:
             if name and not computes_as(layer, Sequential):
                 places.setdefault(id(layer), (layer, []))[1].append(name)
         for layer, names in places.values():
+            layer.register_forward_pre_hook(self._before(names))
             layer.register_forward_hook(self._hook(names))
+
+    def _before(self, names: list[str]) -> Callable[[Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def hook(layer: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            at = At(self.microbatch, names[min(self.calls.get(id(layer), 0), len(names) - 1)])
+            x = arguments[0]
+            self.found.arrived[at] = np.array(x.data if isinstance(x, Tensor) else x)
+            return arguments
+
+        return hook
 
     def _hook(self, names: list[str]) -> Callable[[Module, tuple[Any, ...], Any], Any]:
         def hook(layer: Module, arguments: tuple[Any, ...], result: Any) -> Any:
@@ -132,6 +150,7 @@ class _Tracer:
             def next_part(part: Share) -> None:
                 begin(numbers[id(part)])
                 self.found.inputs[At(self.microbatch, "")] = np.array(part.x)
+                self.found.targets[At(self.microbatch, "")] = np.array(part.y)
                 take(part)
 
             def next_loss(*arguments: Any) -> Any:
@@ -150,9 +169,19 @@ class _Tracer:
                 self.found.inputs[At(microbatch, "")] = np.array(runner.microbatches[microbatch].x)
             forward(stage, microbatch)
             if stage == runner.last:
+                self.found.targets[At(microbatch, "")] = np.array(runner.microbatches[microbatch].y)
                 self.found.losses[microbatch] = runner.losses[microbatch]
 
         runner.forward = next_forward  # type: ignore[method-assign]
+
+    def _keep_summands(self, trainer: Trainer) -> None:
+        all_reduce = trainer.gradients.all_reduce
+
+        def keep_and_reduce() -> None:
+            self.found.summands = local_gradients(trainer)
+            all_reduce()
+
+        trainer.gradients.all_reduce = keep_and_reduce  # type: ignore[method-assign]
 
     def _separate_gradients(self, trainer: Trainer) -> None:
         """A serial run's gradients of one microbatch after the other: what the sum so far has grown by."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,16 @@ class Position:
     def __init__(self) -> None:
         self.step: int | None = None
         self.first_sample: Places = 0
+
+
+def copied(module: Module) -> Module:
+    """A deep copy, a network of its own; weights that are not drawn yet are drawn in neither of the two."""
+    lazy = [not parameter.is_filled for parameter in module.parameters()]
+    other = copy.deepcopy(module)  # which looks at all weights
+    for own in (module, other):
+        for parameter in (one for one, is_lazy in zip(own.parameters(), lazy) if is_lazy):
+            del parameter.data
+    return other
 
 
 ForwardPreHook = Callable[["Module", tuple[Any, ...]], tuple[Any, ...]]

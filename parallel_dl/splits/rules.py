@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_dl import nn
-from parallel_dl.nn.shapes import require_kind
+from parallel_dl.nn.shapes import kind_among
 from parallel_dl.splits.moves import AllReduce, Message, Moves, to_channels, to_split, to_whole
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
 from parallel_dl.splits.tiles import Tiling
@@ -226,5 +226,6 @@ RULES: dict[type[nn.Module], Callable[[Site], Division]] = {
 
 
 def divide(site: Site, name: str) -> Division:
-    """How the layer called `name` is done in this place; InputError for a kind of layer that is not known."""
-    return RULES[require_kind(site.layer, RULES, name)](site)
+    """How the layer called `name` is done in this place: one of the user's own by every rank, with all weights."""
+    kind = kind_among(site.layer, RULES)
+    return _gathered(site) if kind is None else RULES[kind](site)

@@ -1,0 +1,83 @@
+"""`parallel-dl diff`: two files of tensors, name by name: equal, or where, by how much and in which way not."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_dl import launch
+from parallel_dl.cli.terminal import console
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from parallel_dl.equivalence.files import ArraysComparison, TensorDifference
+
+_MOST_ROWS = 50
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A safetensors file; or several, A0,A1,..., or their folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare with it.")],
+    bound: Annotated[
+        float | None, typer.Option(help="Largest error that is equal. [default: by type, 1e-10 in float64]")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="All values must be equal.")] = False,
+    placement: Annotated[
+        str | None, typer.Option(metavar="FILE", help="How shards are put together: TOML, or JSON.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Compare the tensors of two safetensors files by name; exit status 1 if they differ.
+
+    An error is the largest |a - b|, over the largest |a| or |b| of the tensor. No rank is started.
+    """
+    if exact and bound is not None:
+        raise InputError("--exact and --bound: only one of them")
+    if bound is not None and not 0 <= bound < math.inf:
+        raise InputError(f"--bound {bound}: must be a finite number, at least 0")
+    from parallel_dl.equivalence.files import compare_files, read_placement
+
+    found = compare_files(a, b, bound, exact, None if placement is None else read_placement(placement))
+    if launch.mpirun_rank() == 0:  # in a user's mpirun every rank finds the same: one says it
+        if as_json:
+            print(json.dumps(as_object(found)))
+        else:
+            _print(found)
+    return 0 if found.equal else 1
+
+
+def as_object(found: ArraysComparison) -> dict[str, Any]:
+    """The JSON object. An error that is no number is null."""
+
+    def error(tensor: TensorDifference) -> float | None:
+        return tensor.error if math.isfinite(tensor.error) else None
+
+    worst = found.worst
+    return {
+        "equal": found.equal,
+        "worst": None if worst is None else {"name": worst.name, "error": error(worst), "bound": worst.bound},
+        "tensors": [
+            {"name": one.name, "equal": one.equal, "error": error(one), "factor": one.factor, "cause": one.cause}
+            for one in found.tensors
+        ],
+    }
+
+
+def _print(found: ArraysComparison) -> None:
+    screen = console()
+    lines = [found.message]
+    if found.different:
+        lines.append(f"first different, in the order of names: {found.different[0].name}")
+        shown = found.different[:_MOST_ROWS]
+        width = max(len(one.name) for one in shown)
+        lines += [f"  {one.name:{width}}  {_number(one.error)}  {one.cause}" for one in shown]
+        if len(found.different) > len(shown):
+            lines.append(f"  ... and {len(found.different) - len(shown)} more")
+    screen.print(*lines, sep="\n", soft_wrap=True, markup=False)
+
+
+def _number(error: float) -> str:
+    return f"{error:.2e}" if math.isfinite(error) else "       -"

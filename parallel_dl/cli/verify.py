@@ -1,0 +1,432 @@
+"""`parallel-dl verify`: a layout computes what the serial program does, shown by running both; known bugs do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_dl import launch
+from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
+from parallel_dl.cli.terminal import console, for_ranks
+from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parallel_dl.equivalence import Experiment
+    from parallel_dl.mpi import Communicator
+    from parallel_dl.nn import Module
+
+RANKS = (1, 2, 3, 4, 6, 8)
+SHAPE, CLASSES = (1, 8, 8), 10  # of the synthetic data, for networks that take their input's
+OPTIMIZERS = ("sgd", "adam", "adamw")
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@dataclasses.dataclass
+class Job:
+    """What is to be verified: networks, and layouts on each number of ranks."""
+
+    networks: list[str]
+    layout: Layout | None
+    ranks: list[int]
+    exact: bool
+    mutants: bool
+    batch_size: int
+    steps: int
+    seed: int
+    dtype: str
+    optimizer: str
+    microbatches: int | None
+    dataset: str | None
+    data_dir: str | None
+
+    def check(self) -> None:
+        """Refuses (InputError) what can be known to be wrong before a rank is started."""
+        from parallel_dl import networks
+        from parallel_dl.cost.stages import cut_stages
+        from parallel_dl.hybrid import halves_of
+        from parallel_dl.schedule import ASYNCHRONOUS, PlanError, make
+
+        for name in self.networks:
+            networks.require_known(name)
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("--optimizer", self.optimizer, OPTIMIZERS)
+        if self.dtype not in ("float32", "float64"):
+            raise unknown_name("--dtype", self.dtype, ("float32", "float64"))
+        if self.exact and self.dtype != "float64":
+            raise InputError(f"--exact --dtype {self.dtype}: whole numbers up to 2^53 need float64")
+        for flag in ("batch_size", "steps"):
+            if getattr(self, flag) < 1:
+                raise InputError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
+        for ranks in self.ranks:
+            if ranks < 1:
+                raise InputError(f"--ranks {ranks}: must be at least 1")
+        for name in self.networks:
+            what = self.experiment(name)
+            if self.layout is None:
+                continue
+            network, shape, layout = what.build(), what.x.shape[1:], self.layout
+            if layout.splits_layers:
+                plan_for(network, shape, layout.mp, layout.split)
+            if layout.hybrid:
+                halves_of(network, shape).plan(layout.dp, layout.split)
+            if layout.is_pipelined:
+                if layout.schedule_name in ASYNCHRONOUS:
+                    raise InputError(
+                        f"--schedule {layout.schedule_name}: updates the weights between microbatches: another "
+                        "computation than the serial one"
+                    )
+                try:
+                    stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
+                except PlanError as error:
+                    raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
+                cut_stages(network, shape, stages, layout.stages)
+
+    def experiment(self, name: str) -> Experiment:
+        """What is computed with a network."""
+        from parallel_dl import networks, optim
+        from parallel_dl.cli.networks import network_for
+        from parallel_dl.equivalence import exact_experiment, synthetic_experiment
+
+        shipped = networks.NETWORKS[name]
+        shape, classes = shipped.input_shape or SHAPE, shipped.classes or CLASSES
+        data = None
+        build: Callable[[], Module] = lambda: networks.create(name, shape, classes)  # noqa: E731
+        if self.dataset is not None:
+            from parallel_dl import datasets
+
+            found = datasets.load(self.dataset, self.data_dir, self.dtype)
+            shape, data = found.input_shape, (found.x_train, found.y_train)
+            build = lambda: network_for(name, found, self.dataset or "")  # noqa: E731
+            build()
+        if self.exact:
+            return exact_experiment(build, shape, self.batch_size, self.seed)
+        makers: dict[str, Callable[[Any], optim.Optimizer]] = {
+            "sgd": lambda parameters: optim.SGD(parameters, 0.05, momentum=0.9),
+            "adam": lambda parameters: optim.Adam(parameters, 1e-2),
+            "adamw": lambda parameters: optim.AdamW(parameters, 1e-2),
+        }
+        return synthetic_experiment(
+            build, shape, classes, self.batch_size, self.steps, self.seed, self.dtype, makers[self.optimizer], data=data
+        )
+
+    def run(self, comm: Communicator) -> dict[str, Any]:
+        """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""
+        from parallel_dl.equivalence import layouts_of, verify
+        from parallel_dl.equivalence.mutants import MUTANTS, noise_of_mutants, verdicts
+
+        if self.mutants:
+            with _progress(len(MUTANTS), "mutants", comm.rank) as advance:
+                found = [verdict for verdict in verdicts(comm) if advance() or verdict is not None]
+            return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
+        experiments = {name: self.experiment(name) for name in self.networks}
+        tasks = []
+        for name, what in experiments.items():
+            every = layouts_of(comm.size, what.build(), what.x.shape[1:], self.microbatches)
+            tasks += [(name, layout) for layout in (every if self.layout is None else [self.layout])]
+        with _progress(len(tasks), f"{comm.size} ranks", comm.rank) as advance:
+            cells = [cell for cell in verify(comm, experiments, tasks, self.exact) if advance() or cell is not None]
+        return {"cells": [dataclasses.asdict(cell) for cell in cells]}
+
+
+@contextmanager
+def _progress(total: int, what: str, rank: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal's stderr, of rank 0; gives the function that moves it on."""
+    screen = console(stderr=True) if rank == 0 else None
+    if screen is None or not screen.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=screen) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def verify(
+    context: typer.Context,
+    network: Annotated[str | None, typer.Argument(help="Which network; not with --all or --mutants.")] = None,
+    dp: Annotated[
+        int | None, typer.Option(help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
+    ] = None,
+    mp: Mp = None,
+    split: Split = None,
+    pp: Annotated[int, typer.Option(help="Ranks in a pipeline, each with some of the layers.")] = 1,
+    schedule: Annotated[str | None, typer.Option(help="Of the pipeline. [default: 1f1b]")] = None,
+    stage: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="A layer that begins a stage.")] = None,
+    chunks: Annotated[int | None, typer.Option(help="Stages per rank, for interleaved. [default: 2]")] = None,
+    microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; with --ranks 4]")] = None,
+    hybrid: Annotated[str | None, typer.Option(help="owt: One weird trick, on --ranks ranks.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Of --hybrid: a, b or c. [default: a]")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Every layout, and every schedule, of so many ranks.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every layout of 1, 2, 3, 4, 6, 8 ranks, all small networks.")
+    ] = False,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Plant known bugs: is each of them caught, and named?")
+    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Whole numbers: equal bit by bit.")] = False,
+    steps: Annotated[int, typer.Option(help="Updates that are compared.")] = 5,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples in the global batch. [default: 13; with --exact 16]")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd (with momentum), adam or adamw.")] = "sgd",
+    seed: Annotated[int, typer.Option(help="Of weights, samples and dropout.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    dataset: Annotated[str | None, typer.Option(help="A data set, as of train. [default: random samples]")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    results: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Show that a layout computes what the serial program computes: losses, gradients, optimizer state, weights.
+
+    Exit status 1 when it does not, with the first tensor that differs.
+    """
+    given = {"--dp": dp, "--mp": mp, "--split": split, "--schedule": schedule, "--stage": stage, "--chunks": chunks}
+    given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp if pp != 1 else None}
+    one = [flag for flag, value in given.items() if value]
+    whole = "--all" if everything else "--mutants" if mutants else None
+    if whole is not None:
+        for flag in [*(["NETWORK"] if network else []), *one, *(["--ranks"] if ranks else [])]:
+            raise InputError(f"{flag}: does not go with {whole}")
+    elif network is None:
+        raise InputError("NETWORK is missing; or --all, or --mutants")
+    inside = launch.inside_mpirun()
+    layout = None
+    if whole is None and not (ranks is not None and hybrid is None):
+        layout = _layout(inside, dp, mp, split, pp, schedule, stage, chunks, microbatches, hybrid, scheme, ranks)
+    elif one:
+        raise InputError(f"{one[0]}: does not go with --ranks, which takes every layout; valid is one of the two")
+    job = Job(
+        [network] if network else _small_networks(),
+        layout,
+        list(RANKS) if everything else [2] if mutants else [layout.ranks if layout else int(ranks or 0)],
+        exact,
+        mutants,
+        (16 if exact else 13) if batch_size is None else batch_size,
+        steps,
+        seed,
+        dtype,
+        optimizer,
+        microbatches,
+        dataset,
+        data_dir,
+    )
+    if everything and exact:
+        job.networks = [name for name in job.networks if _is_exact(job, name)]
+    if inside:
+        return _inside(job, results, as_json)
+    job.check()
+    found: list[dict[str, Any]] = []
+    for number in job.ranks:
+        found.append(_start(job, number, context.obj))
+    if everything:  # how far the noise is from the smallest known bug
+        found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
+    return _report(found, as_json)
+
+
+def _small_networks() -> list[str]:
+    from parallel_dl.networks import NETWORKS
+
+    return [name for name, shipped in NETWORKS.items() if shipped.input_shape is None]
+
+
+def _is_exact(job: Job, name: str) -> bool:
+    try:
+        job.experiment(name)
+    except InputError:
+        return False
+    return True
+
+
+def _layout(
+    inside: bool,
+    dp: int | None,
+    mp: int | None,
+    split: Sequence[str] | None,
+    pp: int,
+    schedule: str | None,
+    stage: list[str] | None,
+    chunks: int | None,
+    microbatches: int | None,
+    hybrid: str | None,
+    scheme: str | None,
+    ranks: int | None,
+) -> Layout:
+    if hybrid is not None:
+        if dp is not None:
+            raise InputError("--dp: does not go with --hybrid, whose ranks --ranks gives")
+        count = ranks or (launch.mpirun_size() if inside else 1)
+        return Layout(dp=count, hybrid=hybrid, scheme=scheme or "a", split=parse_splits(split))
+    model_ranks = require_mp(mp, split)
+    if dp is None:
+        dp = max(1, launch.mpirun_size() // (model_ranks * max(1, pp))) if inside else 1
+    count = max(1, pp) if microbatches is None else microbatches
+    splits = parse_splits(split)
+    return Layout(dp, model_ranks, count, splits, pp, schedule, stage, chunks, scheme=scheme or "a")
+
+
+def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """Runs a job on so many ranks of its own; what rank 0 has found."""
+    if ranks == 1:
+        from parallel_dl.mpi import one_blas_thread, world
+
+        one_blas_thread()
+        return job.run(world())
+    with tempfile.TemporaryDirectory(prefix="parallel_dl-") as folder:
+        file = Path(folder) / "results.json"
+        program = ["-m", "parallel_dl", *arguments, "--results", str(file)]
+        status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()})
+        if status:
+            raise SystemExit(status)
+        return json.loads(file.read_text())
+
+
+def _inside(job: Job, results: str | None, as_json: bool) -> int:
+    """These are the ranks of an mpirun: ours, which wants a file, or the user's own."""
+    from parallel_dl.cli.agreement import agreed
+    from parallel_dl.mpi import world
+
+    comm = world()
+
+    def prepare() -> bool:
+        if comm.size not in job.ranks:
+            valid = " or ".join(map(str, job.ranks))
+            raise InputError(f"needs {valid} ranks, but mpirun started {comm.size}")
+        if results is None:
+            job.check()
+        return True
+
+    agreed(comm, prepare)
+    found = job.run(comm)
+    if comm.rank:
+        return 0
+    if results is not None:
+        Path(results).write_text(json.dumps(found))
+        return 0
+    return _report([found], as_json)
+
+
+# -- what is said --------------------------------------------------------------------------------------------------
+def _report(found: Sequence[dict[str, Any]], as_json: bool) -> int:
+    cells = [cell for part in found for cell in part.get("cells", ())]
+    mutants = [verdict for part in found for verdict in part.get("mutants", ())]
+    equal = all(cell["equal"] for cell in cells)
+    caught = all(verdict["caught"] for verdict in mutants)
+    facts: dict[str, Any] = {"equal": equal, "cells": cells} if cells or not mutants else {}
+    floors = [cell["noise"] for cell in cells if cell["noise"] is not None]
+    facts["noise_floor"] = max(floors, default=None)
+    if mutants:
+        noise = max([part["noise"] for part in found if "noise" in part])
+        errors = [v["error"] for v in mutants if v["error"] is not None and math.isfinite(v["error"])]
+        facts |= {"mutants": mutants, "noise_floor": max([noise, *floors])}
+        facts["smallest_mutant"] = min(errors, default=None)
+        facts["distance"] = min(errors) / facts["noise_floor"] if errors and facts["noise_floor"] else None
+    if as_json:
+        print(json.dumps(_finite(facts)))
+    else:
+        if cells:
+            _print_cells(cells)
+        if mutants:
+            _print_mutants(mutants, facts)
+        elif facts["noise_floor"] is not None:
+            line = f"noise floor {facts['noise_floor']:.1e}: a serial run with its sums in another order"
+            console().print(line, soft_wrap=True)
+    return 0 if equal and caught else 1
+
+
+def _finite(thing: Any) -> Any:
+    """The same with null for numbers that JSON has not."""
+    if isinstance(thing, dict):
+        return {key: _finite(value) for key, value in thing.items()}
+    if isinstance(thing, list):
+        return [_finite(value) for value in thing]
+    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
+
+
+def _text(layout: dict[str, Any]) -> str:
+    if "hybrid" in layout:
+        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
+    parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
+    return " ".join([*parts, *([layout["schedule"]] if layout["schedule"] else []), f"m {layout['microbatches']}"])
+
+
+_MANY = 40  # cells, beyond which a table has a line for each network and number of ranks
+
+
+def _print_cells(cells: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    screen = console()
+    table = Table(box=box.SIMPLE)
+    many = len(cells) > _MANY
+    for header in ("network", "ranks", "layouts" if many else "layout", "equal", "largest error", "of", "seconds"):
+        right = header in ("ranks", "largest error", "seconds")
+        table.add_column(header, justify="right" if right else "left", no_wrap=True)
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for number, cell in enumerate(cells):
+        groups.setdefault((cell["network"], cell["ranks"]) if many else number, []).append(cell)
+    for group in groups.values():
+        worst = max((cell["worst"] for cell in group), key=lambda worst: worst["error"])
+        same = sum(cell["equal"] for cell in group)
+        table.add_row(
+            group[0]["network"],
+            str(group[0]["ranks"]),
+            str(len(group)) if many else _text(group[0]["layout"]),
+            ("yes" if same == len(group) else "NO") if not many else f"{same} of {len(group)}",
+            f"{worst['error']:.1e}",
+            f"{worst['quantity']}, step {worst['step']}" if worst["error"] else "",
+            f"{sum(cell['seconds'] for cell in group):.2f}",
+        )
+    _print_wide(table)
+    for cell in cells:
+        if not cell["equal"]:
+            told = cell["divergence"]["text"] if cell["divergence"] else f"worst is {cell['worst']['quantity']}"
+            line = f"{cell['network']}, {_text(cell['layout'])}: DIFFERENT; {told}"
+            screen.print(line, soft_wrap=True, markup=False)
+    bound = cells[0]["worst"]["bound"]
+    against = "bit by bit" if not bound else f"within {bound:.0e} of the magnitudes that were added"
+    count = sum(cell["equal"] for cell in cells)
+    screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
+
+
+def _print_wide(table: Any) -> None:
+    """A narrow screen wraps the lines: nothing is cut off."""
+    screen = console()
+    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
+    screen.print(table)
+
+
+def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for header in ("planted bug", "caught", "named", "diagnosis"):
+        table.add_column(header)
+    for verdict in mutants:
+        said = verdict["diagnosis"].partition("; likely ")[2] or verdict["diagnosis"]
+        table.add_row(verdict["name"], *("yes" if verdict[key] else "NO" for key in ("caught", "named")), said)
+    screen = console()
+    screen.print(table)
+    counts = {key: sum(verdict[key] for verdict in mutants) for key in ("caught", "named")}
+    lines = [f"{counts['caught']} of {len(mutants)} caught, {counts['named']} named"]
+    if facts["distance"] is not None:
+        lines.append(
+            f"noise floor {facts['noise_floor']:.1e}, smallest error of a bug {facts['smallest_mutant']:.1e}: "
+            f"a factor of {facts['distance']:.0e} between them"
+        )
+    screen.print(*lines, sep="\n", soft_wrap=True)

@@ -1,0 +1,103 @@
+"""One call for a test: is a network, with layers of the user's own, under a layout what it is on one rank?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.divergence import first_divergence
+from parallel_dl.equivalence.record import Experiment, record
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Communicator, Mesh, world
+from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
+from parallel_dl.nn.module import copied
+from parallel_dl.optim import SGD, Optimizer
+
+
+def momentum(parameters: Any) -> Optimizer:
+    """SGD with a rate of 0.01 and momentum 0.9."""
+    return SGD(parameters, lr=0.01, momentum=0.9)
+
+
+def assert_equivalent(
+    network: Module | Callable[[], Module],
+    layout: Layout,
+    batch: tuple[Any, Any] | int,
+    steps: int = 5,
+    *,
+    comm: Communicator | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    make_optimizer: Callable[[Any], Optimizer] = momentum,
+    loss: Callable[..., Any] = cross_entropy,
+    seed: int = 0,
+    dtype: str = "float64",
+    exact: bool = False,
+    bound: float | None = None,
+) -> None:
+    """Raises AssertionError, on every rank and naming what is different, unless the layout computes the serial run.
+
+    Called by all ranks of `comm` (default: all there are), whose number is the layout's; InputError for another.
+    `network` is a function without arguments that makes the network, or a Module, which is copied and left as it is;
+    weights are drawn anew from `seed`. `batch` is a pair (x, y), with samples along the first axis, or a number of
+    samples, drawn from `seed`: then `input_shape`, the shape of one, is needed (ValueError without), and y are random
+    classes, for the losses that take such. Every step takes this batch, shuffled.
+
+    One rank trains serially, with as many microbatches; then all train under `layout`. Losses, gradients, optimizer
+    state and weights of every step are compared as by `compare`, which says what `exact` and `bound` are. Data
+    parallelism takes any layer that treats each sample by itself; stages and split layers need shapes: see
+    `nn.layer_shapes`.
+    """
+    __tracebackhide__ = True
+    comm = world() if comm is None else comm
+    build = (lambda: copied(network)) if isinstance(network, Module) else network
+    x, y = (
+        _drawn(build, batch, input_shape, loss, seed)
+        if isinstance(batch, (int, np.integer))
+        else map(np.asarray, batch)
+    )
+    x, y = (array.astype(dtype) if array.dtype.kind == "f" else array for array in (x, y))
+    experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss)
+    mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)
+    serial, error = None, None
+    if comm.rank == 0:
+        try:
+            serial = record(experiment, Layout(microbatches=layout.microbatches))
+        except Exception as caught:
+            error = caught
+    failed = comm.broadcast_object(
+        None if error is None else f"the serial run ends with {type(error).__name__}: {error}"
+    )
+    if failed:
+        raise AssertionError(failed) from error
+    parallel = record(experiment, layout, mesh)
+    comparison = None if serial is None else compare(serial, parallel, bound, exact)
+    said = comm.broadcast_object("" if comparison is None or comparison.equal else comparison.message)
+    if said:
+        found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact))
+        mesh.free()
+        where = "" if found is None else f"  {found}\n"
+        raise AssertionError(f"{_in_words(layout)} is not the serial run\n{where}  {said}")
+    mesh.free()
+
+
+def _drawn(
+    build: Callable[[], Module], samples: int, input_shape: tuple[int, ...] | None, loss: Any, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """So many samples and their classes: standard normal, and uniform."""
+    if input_shape is None:
+        raise ValueError(f"batch={samples} needs input_shape, the shape of one sample; or give arrays (x, y)")
+    if loss not in (cross_entropy, logistic_loss):
+        raise ValueError(f"batch={samples}: classes are drawn for cross_entropy and logistic_loss; give arrays (x, y)")
+    random = np.random.default_rng(seed)
+    *_, classes = output_shape(build(), input_shape, measure=True)
+    return random.standard_normal((samples, *input_shape)), random.integers(0, classes, samples)
+
+
+def _in_words(layout: Layout) -> str:
+    """Like "Layout(dp=2, microbatches=3)": what is not the default."""
+    default = Layout()
+    changed = {name: value for name, value in vars(layout).items() if value != getattr(default, name)}
+    return f"Layout({', '.join(f'{name}={value!r}' for name, value in changed.items())})"

@@ -1,0 +1,104 @@
+"""`parallel-dl verify`: what it prints, its JSON and exit status, and what it refuses."""
+
+import json
+
+import pytest
+from test_commands import call, mpirun
+
+from parallel_dl.cli import main
+
+
+def verify(*arguments, status=0, **options):
+    code, out, err = call("verify", *arguments, "--json", **options)
+    assert code == status, err
+    return json.loads(out, parse_constant=pytest.fail)
+
+
+def test_the_json_object():
+    found = verify("mlp", "--dp", 2, "--mp", 2, "--steps", 2)
+    assert set(found) == {"equal", "cells", "noise_floor"}
+    (cell,) = found["cells"]
+    assert set(cell) == {"network", "layout", "ranks", "equal", "worst", "seconds", "noise", "divergence"}
+    assert (cell["network"], cell["ranks"], cell["equal"], cell["divergence"]) == ("mlp", 4, True, None)
+    assert cell["layout"] == {"dp": 2, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
+    assert set(cell["worst"]) == {"quantity", "step", "error", "bound"}
+    assert 0 < cell["worst"]["error"] < 1e-12 < cell["worst"]["bound"] == 1e-10
+    assert 0 < cell["noise"] == found["noise_floor"] < 1e-12
+
+
+def test_every_layout_of_two_ranks():
+    """Also bit by bit; a pipeline alone is equal to the last bit in any case."""
+    cells = verify("lenet5_small", "--ranks", 2, "--steps", 1)["cells"]
+    assert [cell["layout"]["schedule"] for cell in cells[2:7]] == ["naive", "gpipe", "1f1b", "interleaved", "zb-h1"]
+    assert [cell["layout"]["hybrid"]["scheme"] for cell in cells[7:]] == ["a", "b", "c"]
+    assert all(cell["worst"]["error"] == 0 for cell in cells[2:7])
+    exact = verify("mlp", "--ranks", 2, "--exact")
+    assert all(cell["worst"]["error"] == cell["worst"]["bound"] == 0 for cell in exact["cells"])
+    assert exact["noise_floor"] is None
+
+
+def test_mutants():
+    found = verify("--mutants")
+    assert set(found) == {"mutants", "noise_floor", "smallest_mutant", "distance"}
+    assert len(found["mutants"]) >= 20
+    assert all(mutant["caught"] and mutant["named"] for mutant in found["mutants"])
+    assert set(found["mutants"][0]) == {"name", "caught", "named", "diagnosis", "error"}
+    assert found["distance"] >= 1e4
+
+
+def test_for_people_inside_a_users_own_mpirun():
+    status, out, err = call("verify", "vgg_small", "--pp", 2, "--batch-size", 5, "--steps", 2, command=mpirun(2))
+    assert status == 0, err
+    assert "1 of 1 equal to the serial run, within 1e-10 of the magnitudes that were added" in out
+    assert "noise floor" in out
+    status, _, err = call("verify", "mlp", "--dp", 2, command=mpirun(3))
+    assert status == 2
+    assert err.count("needs 2 ranks, but mpirun started 3") == 1
+
+
+def test_real_data_and_one_rank():
+    found = verify("mlp_deep", "--dataset", "digits", "--microbatches", 3, "--optimizer", "adam", "--dtype", "float32")
+    (cell,) = found["cells"]
+    assert (cell["ranks"], cell["worst"]["error"], cell["worst"]["bound"]) == (1, 0, 1e-5)
+
+
+@pytest.mark.grid
+def test_all():
+    found = verify("--all")
+    assert found["equal"]
+    assert len(found["cells"]) > 400
+    assert found["distance"] >= 1e4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "NETWORK is missing; or --all, or --mutants"),
+        (("mpl",), "unknown network 'mpl'"),
+        (("mlp", "--all"), "NETWORK: does not go with --all"),
+        (("--mutants", "--dp", "2"), "--dp: does not go with --mutants"),
+        (("mlp", "--ranks", "4", "--dp", "2"), "--dp: does not go with --ranks"),
+        (("mlp", "--ranks", "0"), "--ranks 0: must be at least 1"),
+        (("mlp", "--dp", "0"), "--dp 0: must be at least 1"),
+        (("mlp", "--steps", "0"), "--steps 0: must be at least 1"),
+        (("mlp", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
+        (("mlp", "--seed", "-1"), "--seed -1"),
+        (("mlp", "--optimizer", "sdg"), "did you mean 'sgd'?"),
+        (("mlp", "--dtype", "float16"), "did you mean 'float"),
+        (("mlp", "--exact", "--dtype", "float32"), "--exact --dtype float32"),
+        (("mlp", "--exact", "--batch-size", "12"), "--batch-size 12"),
+        (("lenet5_small", "--exact"), "a Tanh, rounds"),
+        (("mlp", "--pp", "2", "--schedule", "pipedream"), "another computation than the serial one"),
+        (("mlp", "--pp", "9"), "9 stages"),
+        (("mlp", "--mp", "2", "--split", "fc9=output"), "--split fc9=output"),
+        (("mlp", "--hybrid", "owt", "--ranks", "2"), "no convolution"),
+        (("mlp", "--scheme", "b"), "belongs to --hybrid"),
+    ],
+)
+def test_bad_input(capsys, flags, words):
+    assert main(["verify", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("parallel-dl: ")
+    assert err.count("\n") == 1
+    assert words in err, err

@@ -1,0 +1,82 @@
+"""Known bugs, planted one at a time: each is caught and named, and none stays behind."""
+
+import pytest
+
+from parallel_dl.equivalence import Experiment, layouts_of, noise_floor, record, replay, synthetic_experiment, verify
+from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.mutants import MUTANTS, NETWORKS, RANKS, experiments, planted, verdicts
+from parallel_dl.layout import Layout
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_every_mutant_is_caught_and_named(comm, mutant):
+    assert comm.size == RANKS
+    (verdict,) = verdicts(comm, [mutant])
+    if comm.rank == 0:
+        assert verdict.caught
+        assert verdict.named, verdict.diagnosis
+        assert verdict.error > 1e-4
+
+
+@pytest.mark.ranks(2)
+def test_nothing_stays_planted(comm):
+    """The layouts of all mutants are right before and after."""
+    for mutant in MUTANTS:
+        with planted(mutant):
+            pass
+    tasks = [
+        (name, layout) for name, layout in {(m.network, str(m.layout)): (m.network, m.layout) for m in MUTANTS}.values()
+    ]
+    cells = [cell for cell in verify(comm, experiments(), tasks) if cell is not None]
+    assert all(cell.equal and cell.divergence is None for cell in cells)
+    assert len(cells) == (len(tasks) if comm.rank == 0 else 0)
+
+
+def test_there_are_enough_of_them():
+    assert len(MUTANTS) >= 20
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert all(mutant.says for mutant in MUTANTS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_the_noise_floor_is_rounding(name, microbatches):
+    """Another order of summation: different bits, but next to nothing."""
+    experiment = experiments()[name]
+    serial = record(experiment, Layout(microbatches=microbatches))
+    again = replay(experiment, microbatches)
+    assert any((again.gradients[0][key] != array).any() for key, array in serial.gradients[0].items())
+    assert 0 < compare(serial, again).worst.error == noise_floor(experiment, serial, microbatches) < 1e-12
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_verify(comm):
+    """Every layout of a small network; the serial runs are made once for each number of microbatches."""
+    build, shape = NETWORKS["images"]
+    what = synthetic_experiment(build, shape, 6, batch_size=7, steps=2)
+    assert isinstance(what, Experiment)
+    layouts = layouts_of(comm.size, build(), shape)
+    cells = list(verify(comm, {"images": what}, [("images", layout) for layout in layouts]))
+    if comm.rank:
+        assert not any(cells)
+        return
+    assert [cell.layout for cell in cells] == [layout.as_dict() for layout in layouts]
+    assert all(cell.equal and cell.worst["error"] <= cell.worst["bound"] == 1e-10 for cell in cells)
+    # three layers with weights and a norm: 3 stages, but not the 6 of two chunks each; owt in three schemes
+    expected = {1: 4, 2: 2 + 5 + 3, 3: 2 + 4 + 3}[comm.size]
+    assert len(cells) == expected, [cell.layout for cell in cells]
+
+
+def test_layouts():
+    """All products, and every synchronous schedule."""
+    build, shape = NETWORKS["fully"]
+    found = layouts_of(4, build(), shape)
+    products = {(layout.dp, layout.mp, layout.pp) for layout in found}
+    assert products == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)}
+    schedules = [layout.schedule for layout in found if layout.pp == 2 and layout.mp == 2]
+    assert schedules == ["naive", "gpipe", "1f1b", "interleaved", "zb-h1"]
+    assert [layout.schedule for layout in found if layout.pp == 4] == ["naive", "gpipe", "1f1b", "zb-h1"]
+    assert all(layout.ranks == 4 for layout in found)
+    assert {layout.microbatches for layout in layouts_of(6, build(), shape, 5)} == {5}
+    assert not [layout for layout in layouts_of(6, build(), shape) if layout.pp == 6], "4 layers have weights"

@@ -1,0 +1,150 @@
+"""assert_equivalent on networks with layers of the user's own: right ones in every layout, wrong ones by name."""
+
+import numpy as np
+import pytest
+
+from parallel_dl import nn, optim
+from parallel_dl.autograd import Tensor, primitive
+from parallel_dl.equivalence import assert_equivalent
+from parallel_dl.errors import InputError
+from parallel_dl.layout import Layout
+
+
+class Gate(nn.Module):
+    """x times the sigmoid of a linear map of x, (samples, n) -> (samples, n)."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.weight = nn.Parameter((n, n), nn.initializers.uniform(0.5))
+
+    def forward(self, x):
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        return x * (x @ self.weight.T).sigmoid()
+
+
+class SplitGate(Gate):
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the samples that are here, which is another one for every share."""
+
+    def forward(self, x):
+        return x - x.mean(axis=0, keepdims=True)
+
+
+class DoubledGradient(nn.Module):
+    """A layer whose backward counts on two ranks."""
+
+    def __init__(self, comm):
+        super().__init__()
+        self.comm = comm
+
+    def forward(self, x):
+        size = self.comm.size if len(x) < 8 else 1  # a share, not the whole batch
+        return primitive(lambda a: (a, (lambda g: size * g,)))(x)
+
+
+def network(gate=Gate):
+    return nn.Sequential(nn.Linear(6, 5), gate(5), nn.Dropout(0.3), gate(5), nn.Linear(5, 4))
+
+
+def drawn(samples=9):
+    random = np.random.default_rng(0)
+    return random.random((samples, 6)), random.integers(0, 4, samples)
+
+
+@pytest.mark.ranks(1, 2, 4)
+def test_data_parallel(comm):
+    assert_equivalent(network, Layout(dp=comm.size, microbatches=2), drawn(), steps=3, comm=comm)
+
+
+@pytest.mark.ranks(2)
+def test_float32_a_module_and_drawn_samples(comm):
+    made = network()
+    kept = made.initialize(7).state_dict()
+    assert_equivalent(made, Layout(dp=2), 10, 3, comm=comm, input_shape=(6,), dtype="float32")
+    assert_equivalent(
+        made, Layout(dp=2), drawn(), 2, comm=comm, seed=3, make_optimizer=lambda parameters: optim.Adam(parameters)
+    )
+    assert all(np.array_equal(values, kept[name]) for name, values in made.state_dict().items())
+    lazy = network()
+    assert_equivalent(lazy, Layout(dp=2), 10, 1, comm=comm, input_shape=(6,))
+    assert not any(parameter.is_filled for parameter in lazy.parameters())
+
+
+@pytest.mark.ranks(2)
+def test_beside_batch_norm(comm):
+    """Its statistics are those of a microbatch: the serial run has as many of them."""
+    build = lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), Gate(5), nn.Linear(5, 4))  # noqa: E731
+    assert_equivalent(build, Layout(dp=2, microbatches=2), drawn(13), steps=3, comm=comm)
+
+
+@pytest.mark.ranks(2, 4)
+def test_in_stages(comm):
+    """Shapes measured, work estimated; on four ranks with two replicas."""
+    layout = Layout(pp=2, dp=comm.size // 2, microbatches=3)
+    assert_equivalent(network, layout, drawn(), steps=3, comm=comm)
+
+
+@pytest.mark.ranks(2)
+def test_among_split_layers(comm):
+    split = {"0": "output", "4": "input"}
+    assert_equivalent(lambda: network(SplitGate), Layout(mp=2, split=split), drawn(), 2, comm=comm)
+    with pytest.raises(InputError, match=r"what a Gate computes is not known here.* define output_shape"):
+        assert_equivalent(network, Layout(mp=2, split=split), drawn(), 1, comm=comm)
+
+
+@pytest.mark.ranks(1, 2)
+def test_integers_exactly(comm):
+    random = np.random.default_rng(1)
+    x, y = (random.integers(-2, 3, (8, n)).astype(float) for n in (6, 3))
+
+    def build():
+        made = nn.Linear(6, 3, bias=False)
+        made.weight.initializer = nn.initializers.constant(1.0)
+        return made
+
+    assert_equivalent(
+        build,
+        Layout(dp=comm.size),
+        (x, y),
+        2,
+        comm=comm,
+        make_optimizer=lambda parameters: optim.SGD(parameters, 2.0**-5),
+        loss=lambda predictions, targets, total: nn.mse(predictions, targets, total=1),
+        exact=True,
+    )
+
+
+def message(comm, *arguments, **keywords):
+    """What every rank raises, the same."""
+    with pytest.raises(AssertionError) as caught:
+        assert_equivalent(*arguments, comm=comm, **keywords)
+    (text,) = set(comm.all_gather_object(str(caught.value)))
+    return text
+
+
+@pytest.mark.ranks(2)
+def test_what_is_different_is_named_on_every_rank(comm):
+    text = message(comm, lambda: nn.Sequential(nn.Linear(6, 5), Centred(), nn.Linear(5, 4)), Layout(dp=2), drawn())
+    assert text.startswith("Layout(dp=2) is not the serial run\n  first divergence: output of 1 at step 0 on rank ")
+    assert "likely a layer that mixes the samples it is given" in text
+    assert "DIFFERENT: worst is " in text
+    build = lambda: nn.Sequential(nn.Linear(6, 5), DoubledGradient(comm), nn.Linear(5, 4))  # noqa: E731
+    text = message(comm, build, Layout(dp=2), drawn())
+    assert "first divergence: gradient of the output of 0 at step 0" in text
+    assert "2 times the serial one; likely counted 2 times, once by each of the 2 replicas" in text
+
+
+@pytest.mark.ranks(2)
+def test_what_cannot_be(comm):
+    with pytest.raises(InputError, match="valid are sizes whose product is 2"):
+        assert_equivalent(network, Layout(dp=3), drawn(), comm=comm)
+    with pytest.raises(ValueError, match="batch=4 needs input_shape"):
+        assert_equivalent(network, Layout(dp=2), 4, comm=comm)
+    with pytest.raises(ValueError, match="give arrays"):
+        assert_equivalent(network, Layout(dp=2), 4, comm=comm, input_shape=(6,), loss=nn.mse)
+    text = message(comm, lambda: nn.Linear(7, 2), Layout(dp=2), drawn())
+    assert text.startswith("the serial run ends with InputError: layer Linear: got an input of shape")
