@@ -7,6 +7,7 @@ from test_commands import PARALLEL_DL, ROOT, call, mpirun
 
 from parallel_dl import launch
 from parallel_dl.cli import main
+from parallel_dl.cli.layout import layout_of
 from parallel_dl.errors import InputError
 from parallel_dl.launch import find_mpirun
 from parallel_dl.layout import Layout
@@ -14,8 +15,8 @@ from parallel_dl.layout import Layout
 EXAMPLE = ROOT / "docs" / "examples" / "layout.toml"
 
 
-def train(*arguments, network="mlp"):
-    status, out, err = call("train", network, "--json", "--steps", 2, *arguments)
+def train(*arguments):
+    status, out, err = call("train", "mlp", "--json", "--steps", 2, *arguments)
     assert (status, err) == (0, ""), err
     return json.loads(out)
 
@@ -42,16 +43,17 @@ def test_the_example_is_what_its_flags_say():
 
 
 def test_flags_beside_the_file_say_what_it_does_not(written):
-    written('pp = 2\nstages = ["fc2"]\n')
-    layout = train("--layout", "layout.toml", "--schedule", "gpipe")["layout"]
-    assert (layout["pp"], layout["schedule"], layout["microbatches"]) == (2, "gpipe", 2)
+    file = written('pp = 2\nstages = ["fc2"]\n')
+    expected = Layout(pp=2, stages=["fc2"], schedule="gpipe", microbatches=2)
+    assert layout_of(file, schedule="gpipe") == expected
+    assert layout_of(pp=2, stage=["fc2"], schedule="gpipe") == expected
 
 
 def test_a_hybrid(written):
-    written('hybrid = "owt"\ndp = 2\n')
-    layout = train("--layout", "layout.toml", "--scheme", "c", network="lenet5_small")["layout"]
-    assert layout["dp"] == 2
-    assert layout["hybrid"] == {"name": "owt", "scheme": "c", "variable_batch": False}
+    """Its ranks are `dp`, as in Python; beside the flag --hybrid, too."""
+    expected = Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True)
+    assert layout_of(written('hybrid = "owt"\ndp = 2\nvariable_batch = true\n'), scheme="c") == expected
+    assert layout_of(written("dp = 2\nvariable_batch = true\n"), hybrid="owt", scheme="c") == expected
 
 
 def test_inside_a_users_own_mpirun(written):
