@@ -65,7 +65,7 @@ def of_factor(found: float | None, layout: Layout, axes: Sequence[str] = ("dp", 
         return f"not scaled by 1/{layout.microbatches}: each microbatch counts as a whole batch"
     if abs(found - round(found)) < 1e-6:
         return f"counted {round(found)} times"
-    return f"a factor of {found:.6g}"
+    return None
 
 
 def of_place(got: Array, rank: int, pieces: Pieces, partners: Sequence[int]) -> str | None:
@@ -133,7 +133,13 @@ def of_summands(got: Array, summands: dict[int, Array | None]) -> str | None:
 
 
 def of_forward(
-    layer: Module, pieces: Pieces, rank: int, partners: Sequence[int], weights: dict[str, Array], name: str
+    layer: Module,
+    pieces: Pieces,
+    rank: int,
+    partners: Sequence[int],
+    weights: dict[str, Array],
+    name: str,
+    layout: Layout,
 ) -> str | None:
     """Of a layer's output."""
     got, expected = pieces[rank]
@@ -150,8 +156,7 @@ def of_forward(
     if found is None and _are_summands(pieces, partners):
         found = "a missing reduction: each rank has its own summand"
     if found is None:
-        count = factor(got, expected)
-        found = f"a factor of {count:.6g}" if count is not None else None
+        found = of_factor(factor(got, expected), layout)
     if found is None and len(partners) > 1:
         found = _of_borders(layer, got, expected)
     return found

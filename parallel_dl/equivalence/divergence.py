@@ -216,7 +216,13 @@ class _Search:
                     cause = (
                         self._of_arrival(at, rank)
                         or causes.of_forward(
-                            self._layer(layer), pieces, rank, self._neighbours(rank, "model"), self.serial.before, layer
+                            self._layer(layer),
+                            pieces,
+                            rank,
+                            self._neighbours(rank, "model"),
+                            self.serial.before,
+                            layer,
+                            self.layout,
                         )
                         or self._stale(at, *pieces[rank], rank)
                         or self._of_share(at, rank)

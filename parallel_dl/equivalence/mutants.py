@@ -23,6 +23,8 @@ from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.equivalence.trace import Trace, trace
 from parallel_dl.equivalence.verify import Reference, reference_of, synthetic_experiment
+from parallel_dl.hybrid import Part, one_weird_trick
+from parallel_dl.hybrid.exchange import Reduction
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import axis as model_axis
 from parallel_dl.model_parallel import losses as split_losses
@@ -381,6 +383,32 @@ def _weights_never_deferred_back(stack: ExitStack) -> None:
     replaced(stack, StageRunner, "backward_weight", make)
 
 
+# -- hybrids -------------------------------------------------------------------------------------------------------
+def _only_own_summand(stack: ExitStack) -> None:
+    """What the other ranks add to the gradient of an owner's activations is forgotten."""
+
+    def make(before: Any) -> Any:
+        def wrong(reduction: Reduction) -> np.ndarray:
+            before(reduction)
+            return reduction._summands[0]
+
+        return wrong
+
+    replaced(stack, Reduction, "wait", make)
+
+
+def _parts_out_of_place(stack: ExitStack) -> None:
+    """The samples of a part are taken for others: for their masks and targets."""
+
+    def make(before: Any) -> Any:
+        def wrong(scheme: str, shares: Sequence[int]) -> list[Part]:
+            return [dataclasses.replace(part, places=part.places[::-1]) for part in before(scheme, shares)]
+
+        return wrong
+
+    replaced(stack, one_weird_trick, "parts_of", make)
+
+
 # -- the list ------------------------------------------------------------------------------------------------------
 def _fully() -> nn.Module:
     return nn.Sequential(
@@ -418,6 +446,7 @@ _PAIRS = Layout(mp=2, split={"fc2": "output", "fc3": "input"})
 _FILTERS = Layout(mp=2, split={"conv1": "filters", "conv2": "filters"})
 _ROWS = Layout(mp=2, split={"features": "rows"})
 _PIPE = Layout(pp=2, microbatches=3, schedule="1f1b")
+_HYBRID = Layout(dp=2, hybrid="owt", scheme="c")
 _ZERO_BUBBLE = Layout(pp=2, microbatches=3, schedule="zb-h1")
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -481,6 +510,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "deferred weight gradients forgotten", "fully", _ZERO_BUBBLE, _weights_never_deferred_back, ("accumulated",)
     ),
+    Mutant("hybrid: a rank's own summand only", "images", _HYBRID, _only_own_summand, ("gradient of the output of",)),
+    Mutant("hybrid: parts taken for others", "images", _HYBRID, _parts_out_of_place, ("loss",)),
 )
 
 

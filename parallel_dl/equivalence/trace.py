@@ -99,8 +99,7 @@ class _Tracer:
                     self.found.owners[traced.name] = traced.owner
             if trainer.parallel.plan.finish:
                 self.found.placements[trainer.parallel.plan.steps[-1].name] = Whole()
-        if trainer.hybrid is None:  # whose layers behind the Flatten get parts of several microbatches
-            self._hook_layers(trainer)
+        self._hook_layers(trainer)
         self._follow_microbatches(trainer)
         if mesh.world.size == 1 and trainer.pipeline is None:
             self._separate_gradients(trainer)
@@ -108,7 +107,9 @@ class _Tracer:
 
     def _hook_layers(self, trainer: Trainer) -> None:
         places: dict[int, tuple[Module, list[str]]] = {}
-        for name, layer in trainer.network.named_modules():
+        # those behind the Flatten of a hybrid get parts of several shares
+        traced = trainer.network if trainer.hybrid is None else trainer.hybrid.features
+        for name, layer in traced.named_modules():
             if name and not computes_as(layer, Sequential):
                 places.setdefault(id(layer), (layer, []))[1].append(name)
         for layer, names in places.values():
