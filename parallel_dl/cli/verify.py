@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
+from parallel_dl.cli.layout import (
+    Chunks,
+    Dp,
+    Hybrid,
+    LayoutFile,
+    Mp,
+    Pp,
+    Schedule,
+    Scheme,
+    Split,
+    Stage,
+    layout_of,
+)
+from parallel_dl.cli.splits import plan_for
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.layout import Layout
@@ -28,7 +41,7 @@ if TYPE_CHECKING:
 
 RANKS = (1, 2, 3, 4, 6, 8)
 SHAPE, CLASSES = (1, 8, 8), 10  # of the synthetic data, for networks that take their input's
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -46,6 +59,7 @@ class Job:
     seed: int
     dtype: str
     optimizer: str
+    clip_norm: float | None
     microbatches: int | None
     dataset: str | None
     data_dir: str | None
@@ -63,6 +77,7 @@ class Job:
             raise unknown_name("--optimizer", self.optimizer, OPTIMIZERS)
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("--dtype", self.dtype, ("float32", "float64"))
+        Layout().require_clip_norm(self.clip_norm, "--clip-norm")
         if self.exact and self.dtype != "float64":
             raise InputError(f"--exact --dtype {self.dtype}: whole numbers up to 2^53 need float64")
         for flag in ("batch_size", "steps"):
@@ -117,9 +132,19 @@ class Job:
             "sgd": lambda parameters: optim.SGD(parameters, 0.05, momentum=0.9),
             "adam": lambda parameters: optim.Adam(parameters, 1e-2),
             "adamw": lambda parameters: optim.AdamW(parameters, 1e-2),
+            "lars": lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3),
         }
         return synthetic_experiment(
-            build, shape, classes, self.batch_size, self.steps, self.seed, self.dtype, makers[self.optimizer], data=data
+            build,
+            shape,
+            classes,
+            self.batch_size,
+            self.steps,
+            self.seed,
+            self.dtype,
+            makers[self.optimizer],
+            data=data,
+            clip_norm=self.clip_norm,
         )
 
     def run(self, comm: Communicator) -> dict[str, Any]:
@@ -158,18 +183,17 @@ def _progress(total: int, what: str, rank: int) -> Iterator[Callable[[], None]]:
 def verify(
     context: typer.Context,
     network: Annotated[str | None, typer.Argument(help="Which network; not with --all or --mutants.")] = None,
-    dp: Annotated[
-        int | None, typer.Option(help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
-    ] = None,
+    layout_file: LayoutFile = None,
+    dp: Dp = None,
     mp: Mp = None,
     split: Split = None,
-    pp: Annotated[int, typer.Option(help="Ranks in a pipeline, each with some of the layers.")] = 1,
-    schedule: Annotated[str | None, typer.Option(help="Of the pipeline. [default: 1f1b]")] = None,
-    stage: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="A layer that begins a stage.")] = None,
-    chunks: Annotated[int | None, typer.Option(help="Stages per rank, for interleaved. [default: 2]")] = None,
+    pp: Pp = None,
+    schedule: Schedule = None,
+    stage: Stage = None,
+    chunks: Chunks = None,
     microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; with --ranks 4]")] = None,
-    hybrid: Annotated[str | None, typer.Option(help="owt: One weird trick, on --ranks ranks.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Of --hybrid: a, b or c. [default: a]")] = None,
+    hybrid: Hybrid = None,
+    scheme: Scheme = None,
     ranks: Annotated[int | None, typer.Option(help="Every layout, and every schedule, of so many ranks.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every layout of 1, 2, 3, 4, 6, 8 ranks, all small networks.")
@@ -182,7 +206,8 @@ def verify(
     batch_size: Annotated[
         int | None, typer.Option(help="Samples in the global batch. [default: 13; with --exact 16]")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="sgd (with momentum), adam or adamw.")] = "sgd",
+    optimizer: Annotated[str, typer.Option(help="sgd (with momentum), adam, adamw or lars.")] = "sgd",
+    clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm. [default: as they are]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, samples and dropout.")] = 0,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     dataset: Annotated[str | None, typer.Option(help="A data set, as of train. [default: random samples]")] = None,
@@ -195,7 +220,7 @@ def verify(
     Exit status 1 when it does not, with the first tensor that differs.
     """
     given = {"--dp": dp, "--mp": mp, "--split": split, "--schedule": schedule, "--stage": stage, "--chunks": chunks}
-    given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp if pp != 1 else None}
+    given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp, "--layout": layout_file}
     one = [flag for flag, value in given.items() if value]
     whole = "--all" if everything else "--mutants" if mutants else None
     if whole is not None:
@@ -206,7 +231,20 @@ def verify(
     inside = launch.inside_mpirun()
     layout = None
     if whole is None and not (ranks is not None and hybrid is None):
-        layout = _layout(inside, dp, mp, split, pp, schedule, stage, chunks, microbatches, hybrid, scheme, ranks)
+        layout = layout_of(
+            layout_file,
+            dp=dp,
+            mp=mp,
+            split=split,
+            pp=pp,
+            schedule=schedule,
+            stage=stage,
+            chunks=chunks,
+            microbatches=microbatches,
+            hybrid=hybrid,
+            ranks=ranks,
+            scheme=scheme,
+        )
     elif one:
         raise InputError(f"{one[0]}: does not go with --ranks, which takes every layout; valid is one of the two")
     job = Job(
@@ -220,6 +258,7 @@ def verify(
         seed,
         dtype,
         optimizer,
+        clip_norm,
         microbatches,
         dataset,
         data_dir,
@@ -249,33 +288,6 @@ def _is_exact(job: Job, name: str) -> bool:
     except InputError:
         return False
     return True
-
-
-def _layout(
-    inside: bool,
-    dp: int | None,
-    mp: int | None,
-    split: Sequence[str] | None,
-    pp: int,
-    schedule: str | None,
-    stage: list[str] | None,
-    chunks: int | None,
-    microbatches: int | None,
-    hybrid: str | None,
-    scheme: str | None,
-    ranks: int | None,
-) -> Layout:
-    if hybrid is not None:
-        if dp is not None:
-            raise InputError("--dp: does not go with --hybrid, whose ranks --ranks gives")
-        count = ranks or (launch.mpirun_size() if inside else 1)
-        return Layout(dp=count, hybrid=hybrid, scheme=scheme or "a", split=parse_splits(split))
-    model_ranks = require_mp(mp, split)
-    if dp is None:
-        dp = max(1, launch.mpirun_size() // (model_ranks * max(1, pp))) if inside else 1
-    count = max(1, pp) if microbatches is None else microbatches
-    splits = parse_splits(split)
-    return Layout(dp, model_ranks, count, splits, pp, schedule, stage, chunks, scheme=scheme or "a")
 
 
 def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import numpy as np
 from parallel_dl.nn import BatchNorm, Conv2d, Dropout, Linear, LocalResponseNorm, Module
 
 if TYPE_CHECKING:
-    from parallel_dl.equivalence.record import Run
     from parallel_dl.layout import Layout
 
 Array = np.ndarray
@@ -264,14 +263,17 @@ def of_gradient(
     return of_place(got, rank, pieces, partners)
 
 
-def of_update(got: Array, expected: Array, run: Run, step: int, kind: str, name: str, layout: Layout) -> str | None:
-    """Of the optimizer's state, or of weights behind an update whose gradients are right."""
+def of_update(got: Array, expected: Array, before: Array | None, layout: Layout) -> str | None:
+    """Of the optimizer's state, or, with the weights `before`, of those behind an update whose gradients are right."""
     if got.shape != expected.shape:
         return f"gathered in another shape: {got.shape} in place of {expected.shape}"
     found = of_order(got, expected, layout.mp)
-    if found is None and kind == "weights" and name in run.gradients[step]:
-        before = run.weights[step - 1][name] if step else None
-        if before is not None:
-            found = of_factor(factor(got - before, expected - before), layout)
-            return None if found is None else f"the update itself: {found}"
-    return found or of_factor(factor(got, expected), layout)
+    if found is not None:
+        return found
+    if before is not None:
+        got, expected = got - before, expected - before
+    times = factor(got, expected)
+    if times is None:
+        return None
+    what = "the update" if before is not None else "what the optimizer was given"
+    return f"{what} {times:.6g} times the serial one, by right gradients: another rate, or another norm"

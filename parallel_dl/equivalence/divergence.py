@@ -342,7 +342,8 @@ class _Search:
                 pieces = {0: (got, whole)}
                 for rank, error in self._compare(kind, name, None, pieces, whole):
                     what = "gradient" if kind == "gradients" else "update"
-                    cause = causes.of_update(got, whole, self.run, self.step, kind, name, self.layout)
+                    before = self.serial.before.get(name) if kind == "weights" else None
+                    cause = causes.of_update(got, whole, before, self.layout)
                     yield self._report(what, name, None, rank, error, pieces, cause)
 
 

@@ -334,6 +334,11 @@ def _log_of_ranks(stack: ExitStack) -> None:
     replaced(stack, split_losses, "split_cross_entropy", make)
 
 
+def _replicated_counted_again(stack: ExitStack) -> None:
+    """In norms each rank counts the weights that all of them have."""
+    replaced(stack, Trainer, "_counted_once", lambda before: lambda trainer, squares, parameters: squares)
+
+
 # -- pipelines -----------------------------------------------------------------------------------------------------
 def _sent(kind: str, change: Callable[[np.ndarray], np.ndarray]) -> Plant:
     """What stages send forward (SF) or backward (SB) is changed."""
@@ -438,6 +443,7 @@ def _images() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "fully": (_fully, (12,)),
+    "clipped": (_fully, (12,)),
     "images": (_images, (2, 6, 6)),
 }
 _DP = Layout(dp=2, microbatches=2)
@@ -462,7 +468,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("gradients not accumulated", "fully", _DP, _only_last_microbatch, ("not accumulated",)),
     Mutant("microbatch loss not scaled", "fully", _DP, _microbatch_is_batch, ("size of the microbatch",)),
     Mutant("loss not summed over replicas", "fully", _DP, _loss_not_summed, ("not summed over the ranks",)),
-    Mutant("learning rate times replicas", "fully", _DP, _rate_times_replicas, ("update",)),
+    Mutant("learning rate times replicas", "fully", _DP, _rate_times_replicas, ("the update 2 times",)),
     Mutant("batch norm unsynchronised", "images", _DP, _local_batch_norm, ("batch norm statistics",)),
     Mutant("dropout masks by rank", "fully", _DP, _masks_by_rank, ("dropout mask",)),
     Mutant("dropout samples counted from 0 on each rank", "fully", _DP, _masks_by_share, ("dropout mask",)),
@@ -503,6 +509,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("halo gradients not returned", "images", _ROWS, _halo("return_slices", _only_own), ("halo rows",)),
     Mutant("tiles' weight gradients not summed", "images", _ROWS, _tile_gradients_not_summed, ("missing reduction",)),
     Mutant("log P in a split cross-entropy", "fully", _OUTPUT, _log_of_ranks, ("log 2",)),
+    Mutant(
+        "replicated weights counted by each rank in the norm", "clipped", _PAIRS, _replicated_counted_again, ("norm",)
+    ),
     Mutant("stale weights in 1F1B", "fully", _PIPE, _stale_weights, ("earlier version",)),
     Mutant("activation of zeros", "fully", _PIPE, _sent("SF", np.zeros_like), ("nothing arrived",)),
     Mutant("gradient of a boundary negated", "fully", _PIPE, _sent("SB", np.negative), ("wrong sign",)),
@@ -518,7 +527,8 @@ MUTANTS: tuple[Mutant, ...] = (
 def experiments() -> dict[str, Experiment]:
     """What the mutants are planted in: two steps of two small networks that have something of everything."""
     return {
-        name: synthetic_experiment(build, shape, 6, batch_size=10, steps=2) for name, (build, shape) in NETWORKS.items()
+        name: synthetic_experiment(build, shape, 6, 10, steps=2, clip_norm=0.1 if name == "clipped" else None)
+        for name, (build, shape) in NETWORKS.items()
     }
 
 

@@ -60,6 +60,7 @@ def synthetic_experiment(
     make_optimizer: Callable[[Any], optim.Optimizer] | None = None,
     loss: Callable[..., Any] = nn.cross_entropy,
     data: tuple[np.ndarray, np.ndarray] | None = None,
+    clip_norm: float | None = None,
 ) -> Experiment:
     """Normally distributed samples (*input_shape) with labels of so many classes, from the seed; or those of `data`."""
     if data is None:
@@ -77,6 +78,7 @@ def synthetic_experiment(
         seed,
         dtype,
         loss,
+        clip_norm=clip_norm,
     )
 
 
