@@ -510,7 +510,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("tiles' weight gradients not summed", "images", _ROWS, _tile_gradients_not_summed, ("missing reduction",)),
     Mutant("log P in a split cross-entropy", "fully", _OUTPUT, _log_of_ranks, ("log 2",)),
     Mutant(
-        "replicated weights counted by each rank in the norm", "clipped", _PAIRS, _replicated_counted_again, ("norm",)
+        "replicated weights counted P times in the norm", "clipped", _PAIRS, _replicated_counted_again, ("norm",)
     ),
     Mutant("stale weights in 1F1B", "fully", _PIPE, _stale_weights, ("earlier version",)),
     Mutant("activation of zeros", "fully", _PIPE, _sent("SF", np.zeros_like), ("nothing arrived",)),
