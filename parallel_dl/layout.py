@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parallel_dl.errors import InputError
+from parallel_dl.partition import LEAVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Layout:
     `splits.plan`; None takes the default. On `pp` ranks, or with a `schedule`, it is a pipeline: stages begin at the
     layers `stages` (None: where the work is even), and `schedule` (None: 1f1b) is their order of work; `chunks` is for
     the schedule "interleaved". Without a pipeline several microbatches are gradient accumulation: one update after all
-    of them. Raises InputError for numbers below 1.
+    of them. With `reproducible` the results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp`
+    then divide `partition.LEAVES`. Raises InputError for other numbers, and for those below 1.
     """
 
     dp: int = 1
@@ -28,11 +30,17 @@ class Layout:
     schedule: str | None = None
     stages: Sequence[str] | None = None
     chunks: int | None = None
+    reproducible: bool = False
 
     def __post_init__(self) -> None:
         for flag in ("dp", "mp", "pp", "microbatches"):
             if getattr(self, flag) < 1:
                 raise InputError(f"--{flag} {getattr(self, flag)}: must be at least 1")
+        if self.reproducible:
+            for flag in ("dp", "mp"):
+                if LEAVES % getattr(self, flag):
+                    valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
+                    raise InputError(f"--{flag} {getattr(self, flag)}: with --reproducible valid are {valid}")
 
     @property
     def ranks(self) -> int:
@@ -63,4 +71,5 @@ class Layout:
             "schedule": self.schedule_name if self.is_pipelined else None,
             "microbatches": self.microbatches,
             "split": dict(self.split or {}),
+            "reproducible": self.reproducible,
         }

@@ -92,6 +92,8 @@ class Job:
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
         data = datasets.load(self.dataset, self.data_dir, self.dtype)
         network = network_for(self.network, data, self.dataset)
+        if self.layout.reproducible:
+            self.check_reproducible(network, data)
         if self.layout.splits_layers:
             plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
         if self.layout.is_pipelined:
@@ -99,6 +101,19 @@ class Job:
         if self.weights is not None:
             checkpoint.require_fits(self.weights, network)
         return data
+
+    def check_reproducible(self, network: Module, data: Dataset) -> None:
+        """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
+        from parallel_dl.reproducible import cut_into_leaves
+        from parallel_dl.schedule import ASYNCHRONOUS
+
+        if self.allreduce != "auto":
+            raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
+        if self.layout.schedule in ASYNCHRONOUS:
+            raise InputError(
+                f"--schedule {self.layout.schedule}: --reproducible needs a synchronous one, like 1f1b or gpipe"
+            )
+        cut_into_leaves(network, data.input_shape, self.layout.splits_layers)
 
     def check_pipeline(self, network: Module, data: Dataset) -> None:
         """Refuses a schedule or stages that cannot be, without MPI."""
@@ -171,7 +186,7 @@ class Job:
         if self.weights is not None:
             trainer.load_state_dict(checkpoint.read(self.weights))
         note = trainer.gradients.note
-        if unshared and self.allreduce != "mpi":
+        if unshared and self.allreduce != "mpi" and not self.layout.reproducible:
             note = "gradients are summed by MPI's all-reduce: /dev/shm is too small for MPICH's shared memory"
         if note and world.rank == 0:
             print(f"parallel-dl: {note}", file=sys.stderr)
@@ -282,6 +297,9 @@ def train(
     allreduce: Annotated[str, typer.Option(help="How gradients are summed: auto, window or mpi.")] = "auto",
     checked: Annotated[bool, typer.Option("--checked", help="Compare every collective over the ranks first.")] = False,
     ledger: Annotated[bool, typer.Option("--ledger", help="Count messages and bytes, and show them.")] = False,
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="The same bits for every --dp, --mp and --pp.")
+    ] = False,
     input_rate: Annotated[
         float | None, typer.Option(help="Samples that come in per second. [default: all are there]")
     ] = None,
@@ -309,6 +327,7 @@ def train(
             schedule=schedule,
             stages=stage,
             chunks=chunks,
+            reproducible=reproducible,
         ),
         dataset,
         data_dir,
@@ -392,7 +411,7 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     if layout["split"]:
         table.add_row("layers split", ", ".join(f"{layer} {how}" for layer, how in layout["split"].items()))
     if layout["dp"] > 1:
-        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI"}[method])
+        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI", "tree": "a fixed tree"}[method])
     table.add_row("batch size", str(facts["batch_size"]))
     table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
     table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")

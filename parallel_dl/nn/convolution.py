@@ -25,6 +25,9 @@ class Conv2d(Module):
     Raises InputError for arguments, or an input, that do not fit together.
     """
 
+    leaves: Any = None
+    """how it computes in leaves (`parallel_dl.reproducible`), whatever the method; None where it does not"""
+
     def __init__(
         self,
         in_channels: int,
@@ -74,6 +77,9 @@ class Conv2d(Module):
             raise self.input_error(x, str(error)) from None
 
     def forward(self, x: Any) -> Tensor:
+        if self.leaves is not None:
+            self.geometry(x)
+            return self.leaves(x, self.weight, self.bias)
         try:
             return ops.conv2d(x, self.weight, self.bias, **self._sizes, method=self.method)
         except InputError as error:

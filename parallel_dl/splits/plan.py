@@ -14,7 +14,7 @@ from typing import Any
 from parallel_dl import nn
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
-from parallel_dl.splits.default import default_splits
+from parallel_dl.splits.default import computes_in_leaves, default_splits
 from parallel_dl.splits.moves import AllReduce, Gather, Message, Moves, to_whole
 from parallel_dl.splits.names import resolve
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
@@ -153,6 +153,7 @@ class _Walk:
     def __init__(self, shapes: Mapping[str, nn.LayerShape], ways: Mapping[str, Way], ranks: int) -> None:
         self.shapes, self.ways, self.ranks = shapes, ways, ranks
         self.steps: list[Step] = []
+        self.in_leaves = computes_in_leaves(passed.layer for passed in shapes.values())
         self.left_split: Step | None = None  # the layer, not followed by another yet, that must stay split
         names = list(shapes)
         weighted = [name for name in names if isinstance(shapes[name].layer, nn.Linear | nn.Conv2d)]
@@ -175,7 +176,12 @@ class _Walk:
         passed, way = self.shapes[name], self.ways.get(name)
         following = self._next[name]
         next_way = self.ways[following].name if following is not None and following in self.ways else None
-        site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way)
+        site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way, self.in_leaves)
+        if self.in_leaves and way is not None and (way.cuts_image or way.name == "towers"):
+            valid = ", ".join(other for other in ways_of(layer) if other in ("filters", "channels")) or "none"
+            raise InputError(
+                f"split {name}={way}: --reproducible divides images by channels alone; valid for {name}: {valid}"
+            )
         if way is not None and isinstance(layer, nn.Linear) and len(passed.input) != 1:
             raise InputError(
                 f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"
