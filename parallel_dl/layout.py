@@ -18,8 +18,9 @@ class Layout:
     `splits.plan`; None takes the default. On `pp` ranks, or with a `schedule`, it is a pipeline: stages begin at the
     layers `stages` (None: where the work is even), and `schedule` (None: 1f1b) is their order of work; `chunks` is for
     the schedule "interleaved". Without a pipeline several microbatches are gradient accumulation: one update after all
-    of them. With `reproducible` the results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp`
-    then divide `partition.LEAVES`. Raises InputError for other numbers, and for those below 1.
+    of them. With `reproducible` the results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and
+    `mp` then divide `partition.LEAVES`, and a pipeline is not "pipedream". Raises InputError for what is not so, and
+    for numbers below 1.
     """
 
     dp: int = 1
@@ -41,6 +42,8 @@ class Layout:
                 if LEAVES % getattr(self, flag):
                     valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
                     raise InputError(f"--{flag} {getattr(self, flag)}: with --reproducible valid are {valid}")
+            if self.schedule == "pipedream":
+                raise InputError("--schedule pipedream: --reproducible needs one update per batch; valid is 1f1b")
 
     @property
     def ranks(self) -> int:

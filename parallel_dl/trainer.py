@@ -80,6 +80,10 @@ class Trainer:
         if layout.reproducible:
             if input_shape is None:
                 raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
+            if allreduce not in ("auto", "tree"):
+                raise InputError(
+                    f"all-reduce method {allreduce!r}: a reproducible layout sums in a tree; valid is auto"
+                )
             one_blas_thread(always=True)
             cut_into_leaves(network, input_shape, layout.splits_layers)
             self.loss = loss = in_leaves(loss)
@@ -286,9 +290,10 @@ class Trainer:
         self.network.eval()
         ranks, rank = self.mesh.data.size, self.mesh.data.rank
         each = 1 if self.leaves is None else self.leaves // ranks
+        own = [share(len(x), ranks * each, rank * each + number) for number in range(each)]
         right = 0
         with no_grad():
-            for piece in (p for n in range(each) for p in _pieces(share(len(x), ranks * each, rank * each + n), batch_size)):
+            for piece in (piece for part in own for piece in _pieces(part, batch_size)):
                 scores = self._scores(x[piece])
                 if scores is not None:
                     right += int((scores.argmax(axis=-1) == y[piece]).sum())

@@ -105,14 +105,9 @@ class Job:
     def check_reproducible(self, network: Module, data: Dataset) -> None:
         """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
         from parallel_dl.reproducible import cut_into_leaves
-        from parallel_dl.schedule import ASYNCHRONOUS
 
         if self.allreduce != "auto":
             raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
-        if self.layout.schedule in ASYNCHRONOUS:
-            raise InputError(
-                f"--schedule {self.layout.schedule}: --reproducible needs a synchronous one, like 1f1b or gpipe"
-            )
         cut_into_leaves(network, data.input_shape, self.layout.splits_layers)
 
     def check_pipeline(self, network: Module, data: Dataset) -> None:
@@ -179,7 +174,7 @@ class Job:
             lambda parameters: self.make_optimizer(parameters, updates),
             self.layout,
             Mesh(world, pipe=self.layout.pp, data=self.layout.dp, model=self.layout.mp),
-            "mpi" if unshared else self.allreduce,
+            "mpi" if unshared and not self.layout.reproducible else self.allreduce,
             {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss}[self.loss],
             dataset.input_shape,
         )

@@ -16,7 +16,7 @@ All give the same bits on every rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,10 +46,10 @@ class GradientAllReduce:
     The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
     statistics over the ranks (see `batch_norm`), until `free()`.
 
-    `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi only;
-    by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward. Raises
-    InputError when the ranks' weights or buffers differ, and for "window" on several nodes. All ranks call everything
-    together.
+    `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi
+    only; by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward.
+    Raises InputError when the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
+    "tree" over a number of ranks that is no power of two. All ranks call everything together.
 
     A ledger enters the sums of gradients under "gradients", those of batch norm under the names of the layers, and the
     averages of running statistics under "running statistics".
@@ -183,9 +183,9 @@ class GradientAllReduce:
         return hook
 
     def take(self) -> list[np.ndarray]:
-        """Copies of this rank's gradients, one flat array per dtype, and which parameters have one; they then have none.
+        """Copies of this rank's gradients, one flat array per dtype, and behind them which parameters have one.
 
-        The arrays are to be added up element by element, and given back by `put`.
+        They have none afterwards. What is added up of such arrays, element by element, is given back by `put`.
         """
         for group, flags in zip(self.groups, self._flags):
             flags[:] = group.gather_gradients()
@@ -193,7 +193,7 @@ class GradientAllReduce:
                 parameter.grad = None
         return [array.copy() for array in self._arrays]
 
-    def put(self, arrays: list[np.ndarray]) -> None:
+    def put(self, arrays: Sequence[np.ndarray]) -> None:
         """Makes these, from `take`, this rank's gradients."""
         for group, own, given in zip(self.groups, self._arrays, arrays):
             own[...] = given

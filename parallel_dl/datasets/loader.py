@@ -69,8 +69,8 @@ class Loader:
     """The batches of every epoch, as rank `rank` of `ranks` sees them.
 
     x: (n, ...) samples, y: (n, ...) targets, any types. batch_size: samples of the *global* batch, over all ranks.
-    With drop_last a shorter last batch is left out. Without shuffle the order is that of x. With `leaves`, a multiple of
-    ranks, a microbatch is cut into so many, and each rank has equally many of them (see `partition`).
+    With drop_last a shorter last batch is left out. Without shuffle the order is that of x. With `leaves`, a multiple
+    of ranks, a microbatch is cut into so many, and each rank has equally many of them (see `partition`).
 
     Raises InputError for lengths that differ, no samples, no whole batch with drop_last, or a number out of range.
     """

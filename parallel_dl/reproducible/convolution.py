@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,10 +37,10 @@ class Group(NamedTuple):
 
 @primitive
 def conv2d(x, weight, bias=None, *, groups, stride, padding, dilation):
-    """`ops.conv2d` over leaves: x (n, c, h, w), weight (o, c / groups, ky, kx), bias (o,) or None; gives (n, o, h', w').
+    """`ops.conv2d` over leaves: x (n, c, h, w), weight (o, c / groups, ky, kx), bias (o,) or None.
 
-    `groups` are those whose filters this rank has. What is added up over leaves is this rank's part of the sum, where
-    others have the rest.
+    Gives (n, o, h', w'). `groups` are those whose filters this rank has. What is added up over leaves is this rank's
+    part of the sum, where others have the rest.
     """
     dtype = np.result_type(x, weight)
     window = axes(x.shape[2:], weight.shape[2:], stride, padding, dilation)
@@ -77,13 +78,12 @@ def _convolve(
     """The images (c, h, w, n) * weight (o, c, ky, kx): (o, h', w', n), and its gradient to those of either."""
     vertical, horizontal = window
     inputs, outputs = group.inputs, group.outputs
-    taps = [(a, b) for a in range(vertical.kernel) for b in range(horizontal.kernel)]
+    taps = _taps(vertical, horizontal)
     pixels = (vertical.out, horizontal.out, images.shape[3])
     count, block, columns = len(inputs.sizes), inputs.block, int(np.prod(pixels))
     stack = inputs.cut(images, 0)  # (I, block, h, w, n)
     patches = np.zeros((count, block, len(taps), *pixels), images.dtype)
-    for tap, (a, b) in enumerate(taps):
-        (rows, from_rows), (across, from_columns) = vertical.tap(a), horizontal.tap(b)
+    for tap, ((rows, from_rows), (across, from_columns)) in enumerate(taps):
         patches[:, :, tap, rows, across] = stack[:, :, from_rows, from_columns]
     patches = patches.reshape(count, block * len(taps), columns)
     kernels = inputs.cut(outputs.cut(weight, 0), 2)  # (I, O, block, block, ky, kx)
@@ -98,8 +98,7 @@ def _convolve(
         of_patches = np.matmul(kernels.swapaxes(2, 3), cut(g))  # (I, O, block taps, columns)
         of_patches = of_patches.reshape(count, len(outputs.sizes), block, len(taps), *pixels)
         gradient = np.zeros((count, len(outputs.sizes), *stack.shape[1:]), g.dtype)
-        for tap, (a, b) in enumerate(taps):
-            (rows, from_rows), (across, from_columns) = vertical.tap(a), horizontal.tap(b)
+        for tap, ((rows, from_rows), (across, from_columns)) in enumerate(taps):
             gradient[:, :, :, from_rows, from_columns] += of_patches[:, :, :, tap, rows, across]
         return inputs.join(outputs.add_up(gradient.swapaxes(0, 1)), 0)
 
@@ -109,6 +108,12 @@ def _convolve(
         return outputs.join(inputs.join(blocks, 2), 0)
 
     return value, gradient_x, gradient_weight
+
+
+@cache
+def _taps(vertical: Axis, horizontal: Axis) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """For each element of the kernel, both ways: (rows of the result, rows of the image under them)."""
+    return [(vertical.tap(a), horizontal.tap(b)) for a in range(vertical.kernel) for b in range(horizontal.kernel)]
 
 
 @dataclass(frozen=True)

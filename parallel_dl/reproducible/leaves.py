@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -38,7 +39,12 @@ class Own:
     block: int
     some_empty: bool
 
-    @property
+    @cached_property
+    def are_full(self) -> bool:
+        """Whether no leaf has to be filled up."""
+        return all(size == self.block for size in self.sizes)
+
+    @cached_property
     def slices(self) -> list[slice]:
         """Where each leaf lies in what the rank has."""
         return [slice(start, stop) for start, stop in pairwise(accumulate(self.sizes, initial=0))]
@@ -47,9 +53,10 @@ class Own:
         """Axis `axis` of length n as (leaves, ..., block, ...): a new array, contiguous, filled up with zeros."""
         axis %= array.ndim
         before, after, count = array.shape[:axis], array.shape[axis + 1 :], len(self.sizes)
-        if all(size == self.block for size in self.sizes):
+        if self.are_full:
             stack = np.empty((count, *before, self.block, *after), array.dtype)
-            stack[...] = np.moveaxis(array.reshape(*before, count, self.block, *after), axis, 0)
+            to_front = (axis, *range(axis), *range(axis + 1, stack.ndim))
+            stack[...] = array.reshape(*before, count, self.block, *after).transpose(to_front)
             return stack
         stack = np.zeros((count, *before, self.block, *after), array.dtype)
         whole = (slice(None),) * axis
@@ -61,8 +68,9 @@ class Own:
         """The inverse of `cut`: (leaves, ..., block, ...) as an array of length n along `axis`, contiguous."""
         before, after = stack.shape[1 : 1 + axis], stack.shape[2 + axis :]
         joined = np.empty((*before, sum(self.sizes), *after), stack.dtype)
-        if all(size == self.block for size in self.sizes):
-            joined.reshape(*before, len(self.sizes), self.block, *after)[...] = np.moveaxis(stack, 0, axis)
+        if self.are_full:
+            back = (*range(1, axis + 1), 0, *range(axis + 1, stack.ndim))
+            joined.reshape(*before, len(self.sizes), self.block, *after)[...] = stack.transpose(back)
             return joined
         whole = (slice(None),) * axis
         for leaf, size, part in zip(stack, self.sizes, self.slices):
@@ -104,13 +112,18 @@ class Leaves:
 
     def within(self, part: slice | None = None) -> Own:
         """The leaves in `part` of the dimension (None: all), which begins and ends where leaves do; else ValueError."""
-        starts = list(accumulate(self.sizes, initial=0))
-        part = slice(0, starts[-1]) if part is None else part
-        numbers = [n for n, size in enumerate(self.sizes) if size and part.start <= starts[n] < part.stop]
-        sizes = tuple(self.sizes[number] for number in numbers)
-        if sum(sizes) != part.stop - part.start or (numbers and starts[numbers[0]] != part.start):
-            raise ValueError(f"{part.start} to {part.stop} is no union of leaves of sizes {self.sizes}")
-        return Own(sizes, numbers[0] if numbers else 0, max(self.sizes), 0 in self.sizes)
+        stop = sum(self.sizes) if part is None else part.stop
+        return _own(self.sizes, 0 if part is None else part.start, stop)
+
+
+@cache
+def _own(sizes: tuple[int, ...], start: int, stop: int) -> Own:
+    starts = list(accumulate(sizes, initial=0))
+    numbers = [number for number, size in enumerate(sizes) if size and start <= starts[number] < stop]
+    own = tuple(sizes[number] for number in numbers)
+    if sum(own) != stop - start or (numbers and starts[numbers[0]] != start):
+        raise ValueError(f"{start} to {stop} is no union of leaves of sizes {sizes}")
+    return Own(own, numbers[0] if numbers else 0, max(sizes), 0 in sizes)
 
 
 def sum_of_leaves(stack: Array, first: int = 0) -> Array:

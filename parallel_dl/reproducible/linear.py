@@ -42,7 +42,11 @@ def linear(x, weight, bias=None, *, inputs, outputs):
         blocks = np.matmul(cut(g).swapaxes(1, 2), xs[:, np.newaxis])  # (I, O, block, block)
         return outputs.join(inputs.join(blocks, 2), 0)
 
-    return value.reshape(*x.shape[:-1], value.shape[1]), (gradient_x, gradient_weight, lambda g: sum_over_samples(flat(g)))
+    return value.reshape(*x.shape[:-1], value.shape[1]), (
+        gradient_x,
+        gradient_weight,
+        lambda g: sum_over_samples(flat(g)),
+    )
 
 
 @primitive

@@ -69,9 +69,15 @@ def logistic_loss(
 
 def in_leaves(loss: Callable[..., Any]) -> Callable[..., Any]:
     """The loss that adds up over leaves: of ours, those that take slices of the scores; another takes them whole."""
-    known: dict[Any, Callable[..., Any]] = {nn.cross_entropy: cross_entropy, nn.logistic_loss: logistic_loss}
-    # a function of its own: it is none that scores are left split for
-    return known.get(loss) or (lambda scores, targets, total=None: loss(scores, targets, total))
+    ours = (cross_entropy, logistic_loss)
+    known = {nn.cross_entropy: cross_entropy, nn.logistic_loss: logistic_loss} | dict(zip(ours, ours))
+    if loss in known:
+        return known[loss]
+
+    def of_whole_scores(scores: Any, targets: Any, total: float | None = None) -> Any:
+        return loss(scores, targets, total)
+
+    return of_whole_scores  # none that scores are left split for, whatever the other is
 
 
 def _array(value: Any) -> np.ndarray:
