@@ -69,7 +69,10 @@ def conv2d(x, weight, bias=None, *, groups, stride, padding, dilation):
             gradient[group.filters] = of_weight(as_images(g)[group.filters])
         return gradient
 
-    return value.transpose(3, 0, 1, 2), (gradient_x, gradient_weight, sum_over_samples)
+    def gradient_bias(g):
+        return sum_over_samples(np.asarray(g, dtype))
+
+    return value.transpose(3, 0, 1, 2), (gradient_x, gradient_weight, gradient_bias)
 
 
 def _convolve(

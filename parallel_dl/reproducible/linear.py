@@ -53,7 +53,7 @@ def linear(x, weight, bias=None, *, inputs, outputs):
 def add_bias(y, bias):
     """y (n, features) or (n, channels, h, w) + bias (features or channels,), its gradient added up as in the layers."""
     wide = bias.reshape(len(bias), *(1,) * (y.ndim - 2))
-    return y + wide, (lambda g: g, sum_over_samples)
+    return y + wide, (lambda g: g, lambda g: sum_over_samples(np.asarray(g, y.dtype)))
 
 
 def sum_over_samples(g: np.ndarray) -> np.ndarray:
