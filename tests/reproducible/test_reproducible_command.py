@@ -1,0 +1,99 @@
+"""`parallel-dl train --reproducible`: one digest for every layout, and what it refuses, in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from parallel_dl.cli import main
+from parallel_dl.errors import InputError
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+from parallel_dl.networks import create
+from parallel_dl.optim import SGD
+from parallel_dl.schedule import ASYNCHRONOUS
+from parallel_dl.trainer import Trainer
+
+LAYOUTS = [
+    ("--dp", "2"),
+    ("--mp", "4"),
+    ("--dp", "2", "--mp", "2", "--pp", "2"),
+]
+
+
+def train(*arguments):
+    command = [sys.executable, "-m", "parallel_dl", "train", *arguments, "--reproducible", "--json"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    facts = json.loads(run.stdout)
+    assert facts["layout"]["reproducible"] is True
+    return facts["weights_sha256"], facts["losses"], facts["test_accuracy"]
+
+
+def test_twenty_steps(environment):
+    arguments = ("mlp", "--steps", "20", "--microbatches", "3", "--batch-size", "50")
+    alone = train(*arguments)
+    assert len(alone[1]) == 20
+    for layout in LAYOUTS:
+        assert train(*arguments, *layout) == alone, layout
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("network", ["mlp", "mlp_deep", "lenet5_small", "alexnet_small"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_twenty_steps_of_each_network(environment, network, dtype):
+    arguments = (network, "--steps", "20", "--microbatches", "2", "--dtype", dtype)
+    alone = train(*arguments)
+    for layout in (*LAYOUTS, ("--dp", "8"), ("--mp", "2", "--pp", "4"), ("--dp", "4", "--mp", "2")):
+        assert train(*arguments, *layout) == alone, layout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mlp", "--dp", "3"], "--dp 3: with --reproducible valid are 1, 2, 4, 8"),
+        (["mlp", "--mp", "16"], "--mp 16: with --reproducible valid are 1, 2, 4, 8"),
+        (["mlp", "--allreduce", "mpi"], "--allreduce mpi: --reproducible sums in a tree of its own; leave one out"),
+        (["mlp", "--pp", "2", "--schedule", "pipedream"], "--schedule pipedream: --reproducible needs one update per"),
+        (
+            ["lenet5_small", "--mp", "2", "--split", "features=rows"],
+            "split conv1=rows: --reproducible divides images by channels alone; valid for conv1: filters, channels",
+        ),
+        (
+            ["alexnet_small", "--mp", "2", "--split", "conv2=towers"],
+            "split conv2=towers: --reproducible divides images by channels alone; valid for conv2: filters",
+        ),
+    ],
+)
+def test_refusals(environment, capfd, arguments, said):
+    status = main(["train", *arguments, "--reproducible"])
+    out, err = capfd.readouterr()
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_layers_whose_sums_are_not_in_leaves():
+    from parallel_dl import nn
+    from parallel_dl.reproducible import cut_into_leaves
+
+    network = nn.Sequential(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2))
+    with pytest.raises(InputError, match=r"layer norm: --reproducible cannot add up a BatchNorm2d's sums in the same"):
+        cut_into_leaves(network, (1, 5, 5))
+    branches = nn.Sequential(both=nn.Branches(nn.Identity(), nn.Conv2d(1, 1, 1)), flat=nn.Flatten())
+    cut_into_leaves(branches, (1, 5, 5))
+    with pytest.raises(InputError, match=r"layer both: --reproducible cannot .* layout with --mp; valid are"):
+        cut_into_leaves(branches, (1, 5, 5), splits_layers=True)
+
+
+def test_layouts_that_cannot_be():
+    assert ASYNCHRONOUS == ("pipedream",)  # what Layout refuses
+    with pytest.raises(InputError, match="--mp 6"):
+        Layout(mp=6, reproducible=True)
+    layout, network = Layout(reproducible=True), create("mlp", (1, 8, 8), 10)
+    with pytest.raises(ValueError, match="needs input_shape"):
+        Trainer(network, SGD, layout, Mesh.serial())
+    with pytest.raises(InputError, match=r"all-reduce method 'mpi': a reproducible layout sums in a tree"):
+        Trainer(network, SGD, layout, Mesh.serial(), "mpi", input_shape=(1, 8, 8))
