@@ -23,9 +23,7 @@ def training_step(name: str, batch_size: int, layout: Layout, mesh: Mesh) -> Cal
     """One update of the network `name` on a batch of the digits."""
     digits = datasets.load("digits")
     network = networks.create(name, digits.input_shape, digits.classes).initialize(0)
-    trainer = Trainer(
-        network, lambda p: optim.SGD(p, 0.01, momentum=0.9), layout, mesh, input_shape=digits.input_shape
-    )
+    trainer = Trainer(network, lambda p: optim.SGD(p, 0.01, momentum=0.9), layout, mesh, input_shape=digits.input_shape)
     batch = next(trainer.loader(digits.x_train, digits.y_train, batch_size, 0).epoch(0))
     return lambda: trainer.step(batch)
 

@@ -85,7 +85,7 @@ class Trainer:
                     f"all-reduce method {allreduce!r}: a reproducible layout sums in a tree; valid is auto"
                 )
             one_blas_thread(always=True)
-            cut_into_leaves(network, input_shape, layout.splits_layers)
+            cut_into_leaves(network, input_shape)
             self.loss = loss = in_leaves(loss)
             allreduce = "tree"
         self.leaves = LEAVES if layout.reproducible else None

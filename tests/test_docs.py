@@ -91,7 +91,13 @@ def test_command_line_page_has_every_command():
 
 @pytest.mark.parametrize(
     ("page", "printed"),
-    [("index", "equal: worst is"), ("convolution", ""), ("model-parallelism", ""), ("pipelining", ""), ("reproducibility", "")],
+    [
+        ("index", "equal: worst is"),
+        ("convolution", ""),
+        ("model-parallelism", ""),
+        ("pipelining", ""),
+        ("reproducibility", ""),
+    ],
 )
 def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
     examples = python_blocks(ROOT / "docs" / f"{page}.md")

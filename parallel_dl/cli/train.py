@@ -108,7 +108,7 @@ class Job:
 
         if self.allreduce != "auto":
             raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
-        cut_into_leaves(network, data.input_shape, self.layout.splits_layers)
+        cut_into_leaves(network, data.input_shape)
 
     def check_pipeline(self, network: Module, data: Dataset) -> None:
         """Refuses a schedule or stages that cannot be, without MPI."""

@@ -151,6 +151,9 @@ class AvgPool2d(_Pool2d):
 class GlobalAvgPool2d(Module):
     """The mean of each whole image: (n, c, h, w) -> (n, c, 1, 1)."""
 
+    leaves: Any = None
+    """how it adds up in the same order in every layout (`parallel_dl.reproducible`); None where it does not"""
+
     def require(self, x: Any) -> None:
         """Raises InputError for an x that is no batch of images."""
         if len(x.shape) != 4:
@@ -158,4 +161,6 @@ class GlobalAvgPool2d(Module):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
+        if self.leaves is not None:
+            return self.leaves(x)
         return ops.mean(x, axis=(2, 3), keepdims=True)

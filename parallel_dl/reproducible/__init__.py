@@ -5,7 +5,7 @@ batch into `partition.LEAVES` sub-batches, each run by itself, and both dimensio
 so that every product is one of small matrices, whose shapes and order of memory do not depend on the number of ranks.
 What they give is added up in one binary tree, of which a rank has a subtree.
 
-To read in this order: leaves, linear, convolution, losses, network.
+To read in this order: leaves, linear, convolution, reductions, losses, network.
 """
 
 from parallel_dl.reproducible.leaves import Leaves, TreeSum, sum_of_leaves

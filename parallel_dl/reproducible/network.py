@@ -13,34 +13,33 @@ from parallel_dl.partition import share
 from parallel_dl.reproducible.convolution import ConvolutionInLeaves
 from parallel_dl.reproducible.leaves import Leaves
 from parallel_dl.reproducible.linear import LinearInLeaves
+from parallel_dl.reproducible.reductions import layer_norm, pixel_mean
 
 # element by element, or each channel by itself, in an order that does not depend on how many there are
 _WITHOUT_SUMS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Dropout, nn.Identity)
 _BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.LocalResponseNorm)
 
 
-def cut_into_leaves(network: nn.Module, input_shape: Sequence[int], splits_layers: bool = False) -> None:
+def cut_into_leaves(network: nn.Module, input_shape: Sequence[int]) -> None:
     """Lets every layer of a network for samples (*input_shape) compute over leaves, in place, before it is split.
 
-    `splits_layers` says whether it will be. Raises InputError, naming the layer, for one whose sums cannot be cut so.
+    Raises InputError, naming the layer, for one whose sums cannot be cut so.
     """
     shapes = {passed.name: passed for passed in nn.layer_shapes(network, input_shape)}
-    _walk(network, "", shapes, None, splits_layers)
+    _walk(network, "", shapes, None)
 
 
-def _walk(
-    module: nn.Module, name: str, shapes: dict[str, nn.LayerShape], before: Leaves | None, splits_layers: bool
-) -> Leaves | None:
+def _walk(module: nn.Module, name: str, shapes: dict[str, nn.LayerShape], before: Leaves | None) -> Leaves | None:
     """Cuts the module and what is in it; the leaves of its input and of its result, None where any will do."""
+    children = [(layer, f"{name}.{child}" if name else child) for child, layer in module._modules.items()]
     if computes_as(module, nn.Sequential):
-        for child, layer in module._modules.items():
-            before = _walk(layer, f"{name}.{child}" if name else child, shapes, before, splits_layers)
+        for layer, below in children:
+            before = _walk(layer, below, shapes, before)
         return before
     passed = shapes[name]
-    if isinstance(module, nn.Branches) and computes_as(module, nn.Branches) and not splits_layers:
-        for child, branch in module._modules.items():
-            _walk(branch, f"{name}.{child}" if name else child, shapes, before, splits_layers)
-        return None
+    if isinstance(module, nn.Branches) and computes_as(module, nn.Branches):
+        first, *others = [_walk(branch, below, shapes, before) for branch, below in children]
+        return first if module.join == "sum" and all(leaves == first for leaves in others) else None
     if isinstance(module, nn.Linear):
         after = Leaves.even(module.out_features)
         module.leaves = LinearInLeaves(before or Leaves.even(module.in_features), after)
@@ -53,12 +52,17 @@ def _walk(
         return after
     if isinstance(module, nn.Flatten):
         return before and before.times(math.prod(passed.input[1:]))
+    if isinstance(module, nn.GlobalAvgPool2d):
+        module.leaves = pixel_mean
+        return before
+    if isinstance(module, nn.LayerNorm):
+        module.leaves = layer_norm
+        return None
     if isinstance(module, (*_WITHOUT_SUMS, *_BY_CHANNEL)):
         return before
-    more = " with --mp" if isinstance(module, nn.Branches) else ""
     raise InputError(
         f"layer {name}: --reproducible cannot add up a {type(module).__name__}'s sums in the same order in every "
-        f"layout{more}; valid are Linear, Conv2d, pooling by windows, LocalResponseNorm, Dropout and activations"
+        "layout; it needs all of a microbatch at the same time"
     )
 
 

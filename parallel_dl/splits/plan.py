@@ -129,6 +129,8 @@ def plan(
     if splits is None:
         splits = default_splits(network, input_shape, ranks)
     walk = _Walk(shapes, resolve(splits, shapes, ranks), ranks)
+    if walk.in_leaves:
+        _require_leaves(walk)
     output = walk.walk(network, "", Whole(), constant=True)
     last = walk.steps[-1] if walk.steps else None
     finish: Moves = ()
@@ -144,6 +146,17 @@ def plan(
     _require_equal_ties(walk.steps)
     canonical = {name: str(Way.parse(text)) for name, text in splits.items()}
     return Plan(ranks, canonical, walk.steps, tuple(input_shape), output, finish)
+
+
+def _require_leaves(walk: _Walk) -> None:
+    """Refuses ways that cut what has no leaves."""
+    for name, way in walk.ways.items():
+        if way.cuts_image or way.name == "towers":
+            valid = [other for other in ways_of(walk.shapes[name].layer) if other in ("filters", "channels")]
+            raise InputError(
+                f"split {name}={way}: --reproducible divides only channels and features; "
+                f"valid for {name}: {', '.join(valid) or 'none'}"
+            )
 
 
 # -- the walk ------------------------------------------------------------------------------------------------------
@@ -177,11 +190,6 @@ class _Walk:
         following = self._next[name]
         next_way = self.ways[following].name if following is not None and following in self.ways else None
         site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way, self.in_leaves)
-        if self.in_leaves and way is not None and (way.cuts_image or way.name == "towers"):
-            valid = ", ".join(other for other in ways_of(layer) if other in ("filters", "channels")) or "none"
-            raise InputError(
-                f"split {name}={way}: --reproducible divides images by channels alone; valid for {name}: {valid}"
-            )
         if way is not None and isinstance(layer, nn.Linear) and len(passed.input) != 1:
             raise InputError(
                 f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"

@@ -11,6 +11,7 @@ from parallel_dl.partition import LEAVES, share
 from parallel_dl.reproducible import Leaves, add_bias, losses
 from parallel_dl.reproducible.convolution import ConvolutionInLeaves, conv2d
 from parallel_dl.reproducible.linear import LinearInLeaves, linear
+from parallel_dl.reproducible.reductions import layer_norm, pixel_mean
 
 random = np.random.default_rng(0)
 CONVOLUTIONS = [  # channels, filters, groups, settings
@@ -75,6 +76,13 @@ def test_convolution(case):
     if channels > 6:
         x = x[:1, :, :5, :4].copy()
     gradcheck(conv2d, x, w, b, groups=layer.own_groups(SimpleNamespace(piece=None)), **settings)
+
+
+def test_sums_inside_of_a_sample():
+    x = random.random((2, 3, 3, 5))
+    np.testing.assert_allclose(pixel_mean(Tensor(x)).data, x.mean((2, 3), keepdims=True), rtol=1e-14)
+    gradcheck(pixel_mean, x)
+    gradcheck(layer_norm, x.transpose(3, 0, 1, 2), random.random((3, 3)), random.random((3, 3)), dimensions=2, eps=1e-5)
 
 
 def test_add_bias():

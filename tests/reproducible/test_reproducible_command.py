@@ -16,7 +16,7 @@ from parallel_dl.optim import SGD
 from parallel_dl.schedule import ASYNCHRONOUS
 from parallel_dl.trainer import Trainer
 
-LAYOUTS = [("--dp", "2"), ("--mp", "2", "--pp", "2")]
+LAYOUTS = [("--dp", "2"), ("--mp", "2")]
 
 
 def train(*arguments):
@@ -29,7 +29,7 @@ def train(*arguments):
 
 
 def test_twenty_steps(environment):
-    arguments = ("mlp", "--steps", "20", "--microbatches", "3", "--batch-size", "50")
+    arguments = ("mlp", "--steps", "20", "--microbatches", "2", "--batch-size", "50")
     alone = train(*arguments)
     assert len(alone[1]) == 20
     for layout in LAYOUTS:
@@ -42,7 +42,13 @@ def test_twenty_steps(environment):
 def test_twenty_steps_of_each_network(environment, network, dtype):
     arguments = (network, "--steps", "20", "--microbatches", "2", "--dtype", dtype)
     alone = train(*arguments)
-    more = [("--mp", "4"), ("--dp", "2", "--mp", "2", "--pp", "2"), ("--dp", "8"), ("--pp", "4")]
+    more = [
+        ("--mp", "4"),
+        ("--mp", "2", "--pp", "2"),
+        ("--dp", "2", "--mp", "2", "--pp", "2"),
+        ("--dp", "8"),
+        ("--pp", "3"),
+    ]
     for layout in (*LAYOUTS, *more):
         assert train(*arguments, *layout) == alone, layout
 
@@ -56,11 +62,11 @@ def test_twenty_steps_of_each_network(environment, network, dtype):
         (["mlp", "--pp", "2", "--schedule", "pipedream"], "--schedule pipedream: --reproducible needs one update per"),
         (
             ["lenet5_small", "--mp", "2", "--split", "features=rows"],
-            "split conv1=rows: --reproducible divides images by channels alone; valid for conv1: filters, channels",
+            "split conv1=rows: --reproducible divides only channels and features; valid for conv1: filters, channels",
         ),
         (
             ["alexnet_small", "--mp", "2", "--split", "conv2=towers"],
-            "split conv2=towers: --reproducible divides images by channels alone; valid for conv2: filters",
+            "split conv2=towers: --reproducible divides only channels and features; valid for conv2: filters",
         ),
     ],
 )
@@ -79,10 +85,18 @@ def test_layers_whose_sums_are_not_in_leaves():
     network = nn.Sequential(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2))
     with pytest.raises(InputError, match=r"layer norm: --reproducible cannot add up a BatchNorm2d's sums in the same"):
         cut_into_leaves(network, (1, 5, 5))
-    branches = nn.Sequential(both=nn.Branches(nn.Identity(), nn.Conv2d(1, 1, 1)), flat=nn.Flatten())
-    cut_into_leaves(branches, (1, 5, 5))
-    with pytest.raises(InputError, match=r"layer both: --reproducible cannot .* layout with --mp; valid are"):
-        cut_into_leaves(branches, (1, 5, 5), splits_layers=True)
+
+
+def test_branches_are_not_given_to_ranks():
+    from parallel_dl import nn, splits
+    from parallel_dl.reproducible import cut_into_leaves
+
+    network = nn.Sequential(both=nn.Branches(nn.Identity(), nn.Conv2d(1, 1, 1)), flat=nn.Flatten())
+    assert splits.plan(network, (1, 5, 5), 2).splits == {"both": "towers"}
+    cut_into_leaves(network, (1, 5, 5))
+    assert splits.plan(network, (1, 5, 5), 2).splits == {"both.1": "filters"}
+    with pytest.raises(InputError, match=r"split both=towers: --reproducible .* valid for both: none"):
+        splits.plan(network, (1, 5, 5), 2, {"both": "towers"})
 
 
 def test_layouts_that_cannot_be():

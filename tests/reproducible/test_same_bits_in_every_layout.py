@@ -69,10 +69,30 @@ def towers():
     )
 
 
-BUILDS = {"features": features, "images": images, "towers": towers}
+def blocks():
+    """Residual blocks, branches that are concatenated, and sums inside of a sample."""
+    residual = nn.Branches(nn.Identity(), nn.Sequential(nn.Conv2d(10, 7, 1), nn.ReLU(), nn.Conv2d(7, 10, 1)))
+    side_by_side = nn.Branches(nn.Conv2d(10, 3, 3), nn.Conv2d(10, 6, 3), nn.AvgPool2d(3, 1), join="concatenate")
+    return nn.Sequential(
+        conv1=nn.Conv2d(3, 10, 3, padding=1),
+        norm1=nn.LayerNorm((10, 4, 4)),
+        residual=residual,
+        side_by_side=side_by_side,
+        tanh=nn.Tanh(),
+        norm2=nn.LayerNorm((19, 2, 2)),
+        conv2=nn.Conv2d(19, 9, 1),
+        pool=nn.GlobalAvgPool2d(),
+        flatten=nn.Flatten(),
+        norm3=nn.LayerNorm(9, bias=False),
+        fc=nn.Linear(9, 5),
+    )
+
+
+BUILDS = {"features": features, "images": images, "towers": towers, "blocks": blocks}
 SPLITS = {  # beside the default
     "features": [{"fc1": "input", "fc2": "output", "fc3": "output", "fc4": "input"}],
     "images": [{"conv1": "channels", "conv2": "filters", "conv3": "channels", "fc1": "input"}, {"conv3": "filters"}],
+    "blocks": [{"conv1": "filters", "residual.1.0": "channels", "side_by_side.1": "filters", "conv2": "filters"}],
     "towers": [{"conv2": "filters", "conv3": "channels", "fc": "input"}],
 }
 
@@ -144,17 +164,6 @@ def test_other_splits(comm, name):
 @pytest.mark.parametrize("loss", [nn.logistic_loss, nn.mse])
 def test_other_losses(comm, loss):
     check(comm, experiment("features", 11, "float32", 2, loss, adam=True), LAYOUTS[2], 3)
-
-
-@pytest.mark.ranks(2)
-def test_branches_where_no_layer_is_split(comm):
-    def build():
-        both = nn.Branches(nn.Conv2d(3, 5, 1), nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()))
-        return nn.Sequential(nn.Identity(), both, nn.Tanh(), nn.Flatten(), nn.Linear(80, 5))
-
-    what = experiment("images", 11, "float32", 2)
-    what.build = build
-    check(comm, what, [(2, 1, 1), (1, 1, 2)], 2)
 
 
 @pytest.mark.parametrize("microbatches", [1, 3])
