@@ -60,6 +60,7 @@ def towers():
         conv2=nn.Conv2d(12, 16, 3, groups=2),
         relu2=nn.ReLU(),
         pool2=nn.MaxPool2d(2, stride=1),
+        inside=nn.Conv2d(16, 16, 1, groups=2),
         conv3=nn.Conv2d(16, 9, 1),
         norm3=nn.LocalResponseNorm(5),
         conv4=nn.Conv2d(9, 6, 1, groups=3),
@@ -143,7 +144,7 @@ def check(comm, what, layouts, microbatches=1, splits=(None,)):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("name", BUILDS)
 def test_layouts(comm, name):
-    for (batch_size, microbatches), dtype in zip(BATCHES, ("float32", "float64", "float32", "float64")):
+    for batch_size, microbatches, dtype in ((19, 3, "float32"), (5, 1, "float64")):
         check(comm, experiment(name, batch_size, dtype, 2), LAYOUTS[2], microbatches)
 
 
