@@ -62,7 +62,8 @@ class Trainer:
     `make_optimizer(parameters)` is called once. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss`
     is a function (logits, targets, total) that divides a sum over the samples given by `total`. A layout that splits
     layers turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
-    without). Raises InputError for splits that cannot be, and for ranks that do not have the same weights.
+    without). So does a reproducible one, for which the network computes in leaves from then on. Raises InputError for
+    splits that cannot be, and for ranks that do not have the same weights.
     """
 
     def __init__(
@@ -77,6 +78,10 @@ class Trainer:
     ) -> None:
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None
+        sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
+        if mesh.shape != sizes:
+            needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+            raise InputError(f"{mesh} is not of this layout, which needs {needed}")
         if layout.reproducible:
             if input_shape is None:
                 raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
@@ -92,10 +97,6 @@ class Trainer:
         self._data = mesh.data.in_tree() if layout.reproducible else mesh.data
         self._model = mesh.model.in_tree() if layout.reproducible else mesh.model
         self._loss = loss  # as it was given, or over leaves
-        sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
-        if mesh.shape != sizes:
-            needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-            raise InputError(f"{mesh} is not of this layout, which needs {needed}")
         self.pipeline: PipelineParallel | None = None
         if (layout.splits_layers or layout.is_pipelined) and input_shape is None:
             raise ValueError("a layout that splits layers or has stages needs input_shape, the shape of one sample")

@@ -24,7 +24,7 @@ from parallel_dl.splits.placement import slices
 Loss = Callable[[Any, Any, float | None], Tensor]
 
 IN_LEAVES = (reproducible.losses.cross_entropy, reproducible.losses.logistic_loss)
-TAKE_SLICES = (nn.cross_entropy, nn.logistic_loss, nn.mse, *IN_LEAVES)
+TAKE_SLICES = (nn.cross_entropy, nn.logistic_loss, nn.mse)
 
 
 @primitive
@@ -97,6 +97,11 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
 
     of_slices: dict[Loss, Loss] = {nn.cross_entropy: cross_entropy, nn.logistic_loss: logistic_loss, nn.mse: mse}
     return of_slices[loss]
+
+
+def takes_slices(loss: Loss) -> bool:
+    """Whether `split_loss` knows it: one of TAKE_SLICES, or of those over leaves."""
+    return loss in TAKE_SLICES or loss in IN_LEAVES
 
 
 def is_summand(loss: Loss) -> bool:
