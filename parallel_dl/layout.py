@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.partition import LEAVES
 from parallel_dl.schedule import ASYNCHRONOUS
 
 HYBRIDS = ("owt",)
@@ -28,6 +29,7 @@ _KEYS: dict[str, type] = {
     "hybrid": str,
     "scheme": str,
     "variable_batch": bool,
+    "reproducible": bool,
 }
 
 
@@ -42,8 +44,10 @@ class Layout:
     of them.
 
     With the `hybrid` "owt" all ranks of `dp` are also those that share the layers behind the first Flatten, which
-    `split` is then of: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. Raises InputError for
-    numbers below 1, and for a hybrid with anything that it does not go with.
+    `split` is then of: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. With `reproducible` the
+    results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp` then divide
+    `partition.LEAVES`, and a pipeline is not "pipedream". Raises InputError for what is not so, for numbers below 1,
+    and for a hybrid with anything that it does not go with.
     """
 
     dp: int = 1
@@ -57,6 +61,7 @@ class Layout:
     hybrid: str | None = None
     scheme: str = "a"
     variable_batch: bool = False
+    reproducible: bool = False
 
     def __post_init__(self) -> None:
         for flag in ("dp", "mp", "pp", "microbatches"):
@@ -67,6 +72,8 @@ class Layout:
         elif self.scheme != "a" or self.variable_batch:
             flag = "variable-batch" if self.variable_batch else f"scheme {self.scheme}"
             raise InputError(f"--{flag}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
+        if self.reproducible:
+            self._require_reproducible()
 
     @classmethod
     def read(cls, path: str | Path) -> Layout:
@@ -98,6 +105,16 @@ class Layout:
                 raise InputError(f"--{flag}: belongs to a pipeline, not to --hybrid {name}")
         if self.variable_batch and self.scheme == "a":
             raise InputError("--variable-batch: scheme a has one part, the whole batch; valid are --scheme b and c")
+
+    def _require_reproducible(self) -> None:
+        if self.hybrid is not None:
+            raise InputError(f"--hybrid {self.hybrid}: does not go with --reproducible; valid are --dp, --mp and --pp")
+        for flag in ("dp", "mp"):
+            if LEAVES % getattr(self, flag):
+                valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
+                raise InputError(f"--{flag} {getattr(self, flag)}: with --reproducible valid are {valid}")
+        if self.schedule == "pipedream":
+            raise InputError("--schedule pipedream: --reproducible needs one update per batch; valid is 1f1b")
 
     def require_clip_norm(self, clip_norm: float | None, name: str = "clip norm") -> None:
         """Raises InputError, which calls it `name`, for one that is not above 0, or without a norm of all gradients."""
@@ -172,6 +189,7 @@ class Layout:
             "microbatches": self.microbatches,
             "split": dict(self.split or {}),
             **({} if self.hybrid is None else {"hybrid": hybrid}),
+            **({"reproducible": True} if self.reproducible else {}),
         }
 
 

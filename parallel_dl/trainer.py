@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,11 +20,12 @@ from parallel_dl.errors import InputError
 from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
-from parallel_dl.mpi import Mesh
+from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import Optimizer, gradient_squares
-from parallel_dl.partition import share
+from parallel_dl.partition import LEAVES, share
 from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
+from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
 
 
 @dataclasses.dataclass
@@ -52,6 +53,11 @@ def as_batches(batch: Batch) -> list[Share]:
     return alone
 
 
+def _pieces(part: slice, length: int) -> Iterator[slice]:
+    """The part in slices of at most so many."""
+    return (slice(start, min(start + length, part.stop)) for start in range(part.start, part.stop, length))
+
+
 class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
@@ -59,7 +65,8 @@ class Trainer:
     for those before it. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss` is a function (logits,
     targets, total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid,
     turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
-    without). With `clip_norm` gradients whose norm, over the whole network, is larger are made so short.
+    without); so does a reproducible one, for which the network computes in leaves from then on. With `clip_norm`
+    gradients whose norm, over the whole network, is larger are made so short.
 
     Raises InputError for splits that cannot be, for ranks that do not have the same weights, for a `clip_norm` that is
     not above 0, and for one with updates of a part of the weights alone (asynchronous schedules, variable batch).
@@ -80,11 +87,25 @@ class Trainer:
         self.clip_norm = clip_norm
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None
-        self._loss = loss  # as it was given
         sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
         if mesh.shape != sizes:
             needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
             raise InputError(f"{mesh} is not of this layout, which needs {needed}")
+        if layout.reproducible:
+            if input_shape is None:
+                raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
+            if allreduce not in ("auto", "tree"):
+                raise InputError(
+                    f"all-reduce method {allreduce!r}: a reproducible layout sums in a tree; valid is auto"
+                )
+            one_blas_thread(always=True)
+            cut_into_leaves(network, input_shape)
+            self.loss = loss = in_leaves(loss)
+            allreduce = "tree"
+        self.leaves = LEAVES if layout.reproducible else None
+        self._data = mesh.data.in_tree() if layout.reproducible else mesh.data
+        self._model = mesh.model.in_tree() if layout.reproducible else mesh.model
+        self._loss = loss  # as it was given, or over leaves
         self.pipeline: PipelineParallel | None = None
         self.hybrid: OneWeirdTrick | None = None
         if (layout.splits_layers or layout.is_pipelined or layout.hybrid) and input_shape is None:
@@ -99,7 +120,7 @@ class Trainer:
             stages = cut_stages(network, input_shape, plan.stages, layout.stages)  # of the serial network
         if layout.splits_layers:
             assert input_shape is not None
-            self.parallel = parallelize(network, mesh.model, input_shape, layout.split, loss)
+            self.parallel = parallelize(network, self._model, input_shape, layout.split, loss)
             self.loss = self.parallel.loss(loss)
         if layout.is_pipelined:
             assert input_shape is not None
@@ -148,41 +169,54 @@ class Trainer:
             rank=self.mesh.data.rank,
             ranks=self.mesh.data.size,
             microbatches=self.layout.microbatches,
+            leaves=self.leaves,
         )
 
     def compute_gradients(self, batch: Batch) -> float:
         """Forward and backward of this rank's share, then the all-reduce. Returns this rank's summand of the loss.
 
-        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch.
-        RuntimeError for an asynchronous schedule, which updates the weights in between: call `step`.
+        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch. In a
+        reproducible layout that is done for each leaf of the batch by itself. RuntimeError for an asynchronous
+        schedule, which updates the weights in between: call `step`.
         """
         if self.is_asynchronous:
             raise RuntimeError(f"{self.layout.schedule_name} updates the weights between microbatches: call step()")
         self.network.train()
         self.optimizer.zero_grad()
+        total = self._accumulate(batch.microbatches) if self.leaves is None else self._in_leaves(batch)
+        self.gradients.all_reduce()
+        return total
+
+    def _in_leaves(self, batch: Batch) -> float:
+        """This rank's leaves one after the other, each with all microbatches, added up in a tree: its summands."""
+        own = LEAVES // self.layout.dp
+        losses, gradients = TreeSum(), TreeSum()
+        for leaf in range(own):
+            losses.add([np.array([self._accumulate([leaf_of(part, own, leaf) for part in batch.microbatches])])])
+            gradients.add(self.gradients.take())
+        self.gradients.put(gradients.total())
+        return float(losses.total()[0][0])
+
+    def _accumulate(self, microbatches: list[Share]) -> float:
+        """Forward and backward of these; returns the sum of their losses here."""
         if self.pipeline is not None:
             with self.gradients.accumulate():
-                losses = self.pipeline.run(batch.microbatches, [self.updates] * len(batch.microbatches))
-            self.gradients.all_reduce()
-            return sum(losses)
+                return sum(self.pipeline.run(microbatches, [self.updates] * len(microbatches)))
         if self.hybrid is not None:
-            (own,) = batch.microbatches
+            (own,) = microbatches
             self._take(own)
-            total = self.hybrid.run(own, self.updates)
-            self.gradients.all_reduce()
-            return total
+            return self.hybrid.run(own, self.updates)
         total = 0.0
-        for number, part in enumerate(batch.microbatches, start=1):
+        for number, part in enumerate(microbatches, start=1):
             self._take(part)
             self.network.at(self.updates, part.first)
             loss = self.loss(self.network(part.x), part.y, part.size)
-            if number < len(batch.microbatches):
+            if number < len(microbatches):
                 with self.gradients.accumulate():
                     loss.backward()
             else:
                 loss.backward()
             total += loss.item()
-        self.gradients.all_reduce()
         return total
 
     def step(self, batch: Batch) -> list[float]:
@@ -322,18 +356,19 @@ class Trainer:
             return local
         if self.pipeline is not None:
             local = self.mesh.pipe.labelled("report").all_reduce(local)
-        return self.mesh.data.labelled("report").all_reduce(local)
+        return self._data.labelled("report").all_reduce(local)
 
     def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
         """The share of samples (n, ...) whose class in y (n,) is predicted; the ranks divide the work."""
         self.network.eval()
-        own = share(len(x), self.mesh.data.size, self.mesh.data.rank)
+        ranks, rank = self.mesh.data.size, self.mesh.data.rank
+        each = 1 if self.leaves is None else self.leaves // ranks
+        own = [share(len(x), ranks * each, rank * each + number) for number in range(each)]
         if self.hybrid is not None:  # all ranks go through all samples together
-            own = slice(0, len(x))
+            own = [slice(0, len(x))]
         right = 0
         with no_grad():
-            for start in range(own.start, own.stop, batch_size):
-                piece = slice(start, min(start + batch_size, own.stop))
+            for piece in (piece for part in own for piece in _pieces(part, batch_size)):
                 scores = self._scores(x[piece])
                 if scores is not None:
                     right += int((scores.argmax(axis=-1) == y[piece]).sum())

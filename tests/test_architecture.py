@@ -11,7 +11,19 @@ PACKAGE = ROOT / "parallel_dl"
 BASE = {"errors", "partition"}
 MATHS = {"autograd", "nn", "networks", "optim"}
 PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel", "hybrid"}
-TRAINING = {"cost", "schedule", "layout", "trainer", "checkpoint", "datasets", "mpi", "splits", *PARALLEL, *MATHS}
+TRAINING = {
+    "cost",
+    "schedule",
+    "layout",
+    "trainer",
+    "checkpoint",
+    "datasets",
+    "mpi",
+    "splits",
+    "reproducible",
+    *PARALLEL,
+    *MATHS,
+}
 
 # package or module -> what it may import of ours. Itself always; a new package needs a line here.
 OURS = {
@@ -29,7 +41,8 @@ OURS = {
     "mpi": {"autograd", "launch", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
     "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
-    "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", *BASE},
+    "reproducible": {"nn", "autograd", "convolution", "datasets", *BASE},
+    "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", "reproducible", *BASE},
     "hybrid": {"mpi", "nn", "autograd", "optim", "cost", "splits", "datasets", "layout", "model_parallel", *BASE},
     "layout": {"schedule", *BASE},
     "checkpoint": {"nn", *BASE},
@@ -44,7 +57,10 @@ OURS = {
 
 # beside the standard library; nothing for those without a line, and mpi4py for one only
 THIRD_PARTY = {
-    **{unit: {"numpy"} for unit in (*MATHS, "convolution", "datasets", *PARALLEL, "equivalence", "trainer")},
+    **{
+        unit: {"numpy"}
+        for unit in (*MATHS, "convolution", "datasets", "reproducible", *PARALLEL, "equivalence", "trainer")
+    },
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
     "checkpoint": {"numpy", "safetensors"},
     "testing": {"pytest", "_pytest"},

@@ -98,6 +98,7 @@ def test_command_line_page_has_every_command():
         ("pipelining", ""),
         ("hybrids", ""),
         ("verification", ""),
+        ("reproducibility", ""),
     ],
 )
 def test_examples_of_the_pages_run(environment, tmp_path, page, printed):

@@ -38,6 +38,10 @@ LayoutFile = Annotated[
     str | None, typer.Option("--layout", metavar="FILE", help="A TOML file that says what these flags say.")
 ]
 
+Reproducible = Annotated[
+    bool, typer.Option("--reproducible", help="The same bits for every --dp, --mp and --pp; takes longer.")
+]
+
 __all__ = [
     "Chunks",
     "Dp",
@@ -47,6 +51,7 @@ __all__ = [
     "Mp",
     "Pp",
     "Ranks",
+    "Reproducible",
     "Schedule",
     "Scheme",
     "Split",
@@ -72,6 +77,7 @@ def layout_of(
     ranks: int | None = None,
     scheme: str | None = None,
     variable_batch: bool = False,
+    reproducible: bool = False,
 ) -> Layout:
     """The layout of the flags, each with the value that typer gave it, and of the file, if there is one.
 
@@ -92,6 +98,7 @@ def layout_of(
         "ranks": ranks,
         "scheme": scheme,
         "variable_batch": variable_batch or None,
+        "reproducible": reproducible or None,
     }
     flags = {name: value for name, value in given.items() if value is not None}
     if layout_file is None or not launch.inside_mpirun():
@@ -133,6 +140,7 @@ def _layout(
     ranks: int | None = None,
     scheme: str | None = None,
     variable_batch: bool = False,
+    reproducible: bool = False,
 ) -> Layout:
     here = launch.mpirun_size() if launch.inside_mpirun() else 1
     require_hybrid(hybrid, ranks, {"dp": dp, "mp": mp, "pp": pp if pp != 1 else None}, scheme, variable_batch)
@@ -158,6 +166,7 @@ def _layout(
         hybrid=hybrid,
         scheme=scheme or "a",
         variable_batch=variable_batch,
+        reproducible=reproducible,
     )
 
 

@@ -14,7 +14,18 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_fits
-from parallel_dl.cli.layout import Chunks, Dp, LayoutFile, Microbatches, Pp, Schedule, Stage, in_words_of, layout_of
+from parallel_dl.cli.layout import (
+    Chunks,
+    Dp,
+    LayoutFile,
+    Microbatches,
+    Pp,
+    Reproducible,
+    Schedule,
+    Stage,
+    in_words_of,
+    layout_of,
+)
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, plan_for
 from parallel_dl.cli.terminal import console, for_ranks
@@ -96,6 +107,8 @@ class Job:
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
         data = datasets.load(self.dataset, self.data_dir, self.dtype)
         network = network_for(self.network, data, self.dataset)
+        if self.layout.reproducible:
+            self.check_reproducible(network, data)
         if self.layout.splits_layers:
             plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
         if self.layout.is_pipelined:
@@ -121,6 +134,14 @@ class Job:
         if self.warmup < 0:
             raise InputError(f"--warmup {self.warmup}: must be at least 0")
         self.layout.require_clip_norm(self.clip_norm, "--clip-norm")
+
+    def check_reproducible(self, network: Module, data: Dataset) -> None:
+        """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
+        from parallel_dl.reproducible import cut_into_leaves
+
+        if self.allreduce != "auto":
+            raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
+        cut_into_leaves(network, data.input_shape)
 
     def check_pipeline(self, network: Module, data: Dataset) -> None:
         """Refuses a schedule or stages that cannot be, without MPI."""
@@ -187,7 +208,7 @@ class Job:
             lambda parameters: self.make_optimizer(parameters, updates),
             self.layout,
             Mesh(world, pipe=self.layout.pp, data=self.layout.dp, model=self.layout.mp),
-            "mpi" if unshared else self.allreduce,
+            "mpi" if unshared and not self.layout.reproducible else self.allreduce,
             {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss}[self.loss],
             dataset.input_shape,
             self.clip_norm,
@@ -195,7 +216,7 @@ class Job:
         if self.weights is not None:
             trainer.load_state_dict(checkpoint.read(self.weights))
         note = trainer.gradients.note
-        if unshared and self.allreduce != "mpi":
+        if unshared and self.allreduce != "mpi" and not self.layout.reproducible:
             note = "gradients are summed by MPI's all-reduce: /dev/shm is too small for MPICH's shared memory"
         if note and world.rank == 0:
             print(f"parallel-dl: {note}", file=sys.stderr)
@@ -304,6 +325,7 @@ def train(
     allreduce: Annotated[str, typer.Option(help="How gradients are summed: auto, window or mpi.")] = "auto",
     checked: Annotated[bool, typer.Option("--checked", help="Compare every collective over the ranks first.")] = False,
     ledger: Annotated[bool, typer.Option("--ledger", help="Count messages and bytes, and show them.")] = False,
+    reproducible: Reproducible = False,
     input_rate: Annotated[
         float | None, typer.Option(help="Samples that come in per second. [default: all are there]")
     ] = None,
@@ -329,6 +351,7 @@ def train(
             ranks=ranks,
             scheme=scheme,
             variable_batch=variable_batch,
+            reproducible=reproducible,
         ),
         dataset,
         data_dir,
@@ -424,7 +447,7 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     if layout["split"]:
         table.add_row("layers split", ", ".join(f"{layer} {how}" for layer, how in layout["split"].items()))
     if layout["dp"] > 1:
-        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI"}[method])
+        table.add_row("gradients summed by", {"window": "shared memory", "mpi": "MPI", "tree": "a fixed tree"}[method])
     table.add_row("batch size", str(facts["batch_size"]))
     table.add_row("updates", f"{facts['steps']} in {facts['seconds']:.2f} s")
     table.add_row("samples per second", f"{facts['samples_per_second']:,.0f}")

@@ -7,14 +7,16 @@ window  on one node that array is this rank's part of an MPI shared-memory windo
 mpi     otherwise MPI's own all-reduce, in place. Between nodes the array is cut into buckets, and a bucket is
         exchanged, without blocking, as soon as backward has completed its gradients: that hides the waiting for a slow
         wire or a late peer. On one node it hides nothing, since moving bytes is work for the same cores that compute.
+tree    in place, in one binary tree over the ranks (`Communicator.in_tree`): the same bits for every MPI library, and
+        with leaves on each rank (`parallel_dl.reproducible`) for every number of ranks.
 
-Both give the same bits on every rank.
+All give the same bits on every rank.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,7 +33,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
 from parallel_dl.nn import Parameter, flatten
 
-METHODS = ("auto", "window", "mpi")
+METHODS = ("auto", "window", "mpi", "tree")
 
 
 class GradientAllReduce:
@@ -44,10 +46,10 @@ class GradientAllReduce:
     The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
     statistics over the ranks (see `batch_norm`), until `free()`.
 
-    `method` is "window", "mpi" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi only;
-    by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward. Raises
-    InputError when the ranks' weights or buffers differ, and for "window" on several nodes. All ranks call everything
-    together.
+    `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi
+    only; by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward.
+    Raises InputError when the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
+    "tree" over a number of ranks that is no power of two. All ranks call everything together.
 
     A ledger enters the sums of gradients under "gradients", those of batch norm under the names of the layers, and the
     averages of running statistics under "running statistics".
@@ -63,7 +65,7 @@ class GradientAllReduce:
     ) -> None:
         if method not in METHODS:
             raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
-        self.comm = comm
+        self.comm = comm = comm.in_tree() if method == "tree" else comm
         self._exchange = comm.labelled("gradients", "backward")
         self._accumulating = False
         self._unhook: list[Callable[[], None]] = []
@@ -101,7 +103,7 @@ class GradientAllReduce:
         self._arrays: list[np.ndarray] = []
         self._flags: list[np.ndarray] = []
         note = None
-        if self.comm.size > 1 and method != "mpi":
+        if self.comm.size > 1 and method not in ("mpi", "tree"):
             if self.comm.is_one_node:
                 try:
                     for group in self.groups:
@@ -123,7 +125,7 @@ class GradientAllReduce:
             group.place_gradients(local[: group.size], total[: group.size])
             self._arrays.append(local)
             self._flags.append(local[group.size :])
-        return ("window" if self._windows else "mpi"), note
+        return ("window" if self._windows else "tree" if method == "tree" else "mpi"), note
 
     # -- the exchange ----------------------------------------------------------------------------------------------
     def all_reduce(self) -> None:
@@ -179,6 +181,24 @@ class GradientAllReduce:
                     earlier.start(self._exchange)
 
         return hook
+
+    def take(self) -> list[np.ndarray]:
+        """Copies of this rank's gradients, one flat array per dtype, and behind them which parameters have one.
+
+        They have none afterwards. What is added up of such arrays, element by element, is given back by `put`.
+        """
+        for group, flags in zip(self.groups, self._flags):
+            flags[:] = group.gather_gradients()
+            for parameter in group.parameters:
+                parameter.grad = None
+        return [array.copy() for array in self._arrays]
+
+    def put(self, arrays: Sequence[np.ndarray]) -> None:
+        """Makes these, from `take`, this rank's gradients."""
+        for group, own, given in zip(self.groups, self._arrays, arrays):
+            own[...] = given
+            for parameter, flag in zip(group.parameters, own[group.size :]):
+                parameter.grad = parameter.grad_buffer if flag else None
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:

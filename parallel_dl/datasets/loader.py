@@ -69,7 +69,8 @@ class Loader:
     """The batches of every epoch, as rank `rank` of `ranks` sees them.
 
     x: (n, ...) samples, y: (n, ...) targets, any types. batch_size: samples of the *global* batch, over all ranks.
-    With drop_last a shorter last batch is left out. Without shuffle the order is that of x.
+    With drop_last a shorter last batch is left out. Without shuffle the order is that of x. With `leaves`, a multiple
+    of ranks, a microbatch is cut into so many, and each rank has equally many of them (see `partition`).
 
     Raises InputError for lengths that differ, no samples, no whole batch with drop_last, or a number out of range.
     """
@@ -86,6 +87,7 @@ class Loader:
         microbatches: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
+        leaves: int | None = None,
     ) -> None:
         self.x, self.y = np.asarray(x), np.asarray(y)
         if self.x.ndim == 0 or self.y.ndim == 0 or len(self.x) != len(self.y):
@@ -98,6 +100,9 @@ class Loader:
         self.rank = _whole("rank", rank, 0, self.ranks)
         self.microbatches = _whole("microbatches", microbatches, 1)
         self.shuffle, self.drop_last = shuffle, drop_last
+        self.leaves = leaves
+        if leaves is not None and _whole("leaves", leaves, 1) % self.ranks:
+            raise InputError(f"leaves {leaves}: must be a multiple of the {self.ranks} ranks")
         if drop_last and self.batch_size > len(self.x):
             raise InputError(f"batch_size {self.batch_size} with drop_last: valid are 1 to {len(self.x)}, the samples")
 
@@ -134,7 +139,7 @@ class Loader:
         size, parts = len(indices), []
         for m in range(self.microbatches):
             microbatch = share(size, self.microbatches, m)
-            own = share(microbatch.stop - microbatch.start, self.ranks, self.rank)
+            own = share(microbatch.stop - microbatch.start, self.ranks, self.rank, self.leaves)
             first = microbatch.start + own.start
             chosen = indices[first : microbatch.start + own.stop]
             parts.append(Share(self.x[chosen], self.y[chosen], first, size, microbatch.stop - microbatch.start))

@@ -509,9 +509,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("halo gradients not returned", "images", _ROWS, _halo("return_slices", _only_own), ("halo rows",)),
     Mutant("tiles' weight gradients not summed", "images", _ROWS, _tile_gradients_not_summed, ("missing reduction",)),
     Mutant("log P in a split cross-entropy", "fully", _OUTPUT, _log_of_ranks, ("log 2",)),
-    Mutant(
-        "replicated weights counted P times in the norm", "clipped", _PAIRS, _replicated_counted_again, ("norm",)
-    ),
+    Mutant("replicated weights counted P times in the norm", "clipped", _PAIRS, _replicated_counted_again, ("norm",)),
     Mutant("stale weights in 1F1B", "fully", _PIPE, _stale_weights, ("earlier version",)),
     Mutant("activation of zeros", "fully", _PIPE, _sent("SF", np.zeros_like), ("nothing arrived",)),
     Mutant("gradient of a boundary negated", "fully", _PIPE, _sent("SB", np.negative), ("wrong sign",)),

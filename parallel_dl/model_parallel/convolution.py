@@ -22,6 +22,7 @@ from parallel_dl.convolution import Geometry, choose
 from parallel_dl.errors import InputError
 from parallel_dl.model_parallel.axis import summed
 from parallel_dl.mpi import Communicator, collectives
+from parallel_dl.reproducible import add_bias
 from parallel_dl.splits.placement import Shape
 from parallel_dl.splits.tiles import Window
 
@@ -38,6 +39,8 @@ class _SplitConv2d(nn.Conv2d):
 
     def convolve(self, x: Any, weight: Any, bias: Any, **changes: Any) -> Tensor:
         """A piece of it, by the method that the unsplit one takes."""
+        if self.leaves is not None:
+            return self.leaves(x, weight, bias)
         method = self.method
         if method == "auto":
             method = choose(self.whole, np.result_type(x.dtype, weight.dtype))
@@ -61,7 +64,7 @@ class FilterParallelConv2d(_SplitConv2d):
         parts = list(self._parts())
         if not parts:  # fewer filters, or towers, than ranks
             return self.nothing(x, 0, self.whole.vertical.out, self.whole.horizontal.out)
-        if len(parts) == 1:
+        if len(parts) == 1 or self.leaves is not None:
             return self.convolve(x, self.weight, self.bias, groups=parts[0][2])
         outputs = []
         for filters, channels, groups in parts:
@@ -93,6 +96,8 @@ class ChannelParallelConv2d(_SplitConv2d):
 
     def forward(self, x: Any) -> Tensor:
         y = summed(self.convolve(x, self.weight, None), self.comm)
+        if self.bias is not None and self.leaves is not None:
+            return add_bias(y, self.bias)
         return y if self.bias is None else ops.add(y, ops.reshape(self.bias, shape=(self.out_channels, 1, 1)))
 
     def describe(self) -> str:

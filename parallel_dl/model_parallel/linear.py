@@ -21,6 +21,7 @@ from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.model_parallel.axis import ModelAxis, name_of, summed
 from parallel_dl.model_parallel.pieces import cut
 from parallel_dl.mpi import Communicator
+from parallel_dl.reproducible import add_bias
 from parallel_dl.splits.moves import to_split, to_whole
 from parallel_dl.splits.placement import Placement, Sliced, Whole, even, slices
 
@@ -101,8 +102,10 @@ class RowParallelLinear(nn.Linear):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        y = summed(ops.linear(x, self.weight), self.comm.labelled(self.label or name_of(self)))
-        return y if self.bias is None else ops.add(y, self.bias)
+        y = summed((self.leaves or ops.linear)(x, self.weight), self.comm.labelled(self.label or name_of(self)))
+        if self.bias is None:
+            return y
+        return (ops.add if self.leaves is None else add_bias)(y, self.bias)
 
     def describe(self) -> str:
         return f"{super().describe()}, input {self.weight.shape[1]} of {self.in_features}"

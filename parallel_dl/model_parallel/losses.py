@@ -10,11 +10,12 @@ The last two give each rank its summand of the loss; a report of the whole adds 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from parallel_dl import nn
+from parallel_dl import nn, reproducible
 from parallel_dl.autograd import Tensor, primitive
 from parallel_dl.autograd.ops.classification import one_hot
 from parallel_dl.mpi import Communicator
@@ -22,6 +23,7 @@ from parallel_dl.splits.placement import slices
 
 Loss = Callable[[Any, Any, float | None], Tensor]
 
+IN_LEAVES = (reproducible.losses.cross_entropy, reproducible.losses.logistic_loss)
 TAKE_SLICES = (nn.cross_entropy, nn.logistic_loss, nn.mse)
 
 
@@ -61,6 +63,8 @@ def split_cross_entropy(logits, *, targets, comm, first, classes, total=1):
 def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
     """`loss`, one of TAKE_SLICES, for scores (n, own) of which each rank has `sizes[rank]` classes; whole targets."""
     own, classes = slices(sizes)[comm.rank], sum(sizes)
+    if loss in IN_LEAVES:
+        return partial(loss, part=own, classes=classes, combine=comm.all_reduce)
 
     def require(name: str, scores: Any, targets: np.ndarray, *shapes: tuple[int, ...]) -> None:
         """Refuses, on every rank, what the loss of whole scores refuses."""
@@ -95,9 +99,14 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
     return of_slices[loss]
 
 
+def takes_slices(loss: Loss) -> bool:
+    """Whether `split_loss` knows it: one of TAKE_SLICES, or of those over leaves."""
+    return loss in TAKE_SLICES or loss in IN_LEAVES
+
+
 def is_summand(loss: Loss) -> bool:
     """Whether a split loss gives each rank its summand, and not the whole value."""
-    return loss is not nn.cross_entropy
+    return loss is not nn.cross_entropy and loss not in IN_LEAVES
 
 
 def _array(value: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from parallel_dl.model_parallel.convolution import (
     TiledPool2d,
 )
 from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelLinear
-from parallel_dl.model_parallel.losses import TAKE_SLICES, Loss, is_summand, split_loss
+from parallel_dl.model_parallel.losses import Loss, is_summand, split_loss, takes_slices
 from parallel_dl.model_parallel.normalization import SplitDropout, SplitLocalResponseNorm, TiledBatchNorm
 from parallel_dl.model_parallel.pieces import become, cut, cut_buffer, separate
 from parallel_dl.model_parallel.towers import MeetingBranches, TowerBranches
@@ -69,7 +69,7 @@ class ModelParallel:
         """
         if not self._stays_split:
             return loss
-        if loss not in TAKE_SLICES:
+        if not takes_slices(loss):
             raise InputError(
                 f"the scores are split by class, which {getattr(loss, '__name__', loss)} cannot take: "
                 "name it where the network is divided, parallelize(..., loss=...), and they are made whole"
@@ -231,7 +231,7 @@ def parallelize(
 
     `splits_by_name` is as of `splits.plan`; None takes the default. Afterwards all ranks of `comm` call the network
     together, with the same x (n, *input_shape), and get the whole output; where the last layer is split by its output
-    and `loss` is one that takes slices of it (`losses.TAKE_SLICES`), each gets its slice, for `ModelParallel.loss`.
+    and `loss` is one that takes slices of it (`losses.takes_slices`), each gets its slice, for `ModelParallel.loss`.
     Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more. `partial_input`
     is as of `splits.plan`: for an x whose gradient the caller adds up.
 
@@ -241,7 +241,7 @@ def parallelize(
     """
     _require_untouched(network)
     separate(network)
-    plan = splits.plan(network, input_shape, comm.size, splits_by_name, loss in TAKE_SLICES, partial_input)
+    plan = splits.plan(network, input_shape, comm.size, splits_by_name, takes_slices(loss), partial_input)
     _require_same_start(network, plan, comm)
     result = ModelParallel(network, plan, comm)
     cuts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # id -> the whole one, so that it is no other's, our piece

@@ -21,7 +21,7 @@ from parallel_dl.mpi.ledger import Counted, Ledger, counted
 from parallel_dl.mpi.startup import MPI
 
 # Below MPI's guaranteed upper bound of 32767, out of the way of users' tags.
-TAG_SHIFT, TAG_SLICES = 32701, 32702
+TAG_SHIFT, TAG_SLICES, TAG_TREE = 32701, 32702, 32703
 
 Sizes = Sequence[int] | None
 
@@ -31,8 +31,8 @@ class _Shared:
 
     def __init__(self) -> None:
         self.one_node: bool | None = None
-        # (layer, direction) -> communicator, this one too; empty until the first is asked for
-        self.labelled: dict[tuple[str, str | None], Any] = {}
+        # (layer, direction, in_tree) -> communicator, this one too; empty until the first is asked for
+        self.labelled: dict[tuple[str, str | None, bool], Any] = {}
 
 
 class Communicator:
@@ -53,6 +53,8 @@ class Communicator:
     ledger: Ledger | None
     axis: str
     checked = False
+    sums_in_tree = False
+    """whether sums are made as `in_tree` says"""
 
     def __new__(
         cls,
@@ -132,13 +134,28 @@ class Communicator:
         same = self._shared.labelled
         if not same:
             assert isinstance(self.mpi, Counted)
-            same[self.mpi.layer, self.mpi.direction] = self
-        if (layer, direction) not in same:
+            same[self.mpi.layer, self.mpi.direction, self.sums_in_tree] = self
+        key = layer, direction, self.sums_in_tree
+        if key not in same:
             other = object.__new__(type(self))
             other.__dict__.update(self.__dict__)
             other.mpi = counted(self.mpi, self.ledger, self.axis, layer, direction)
-            same[layer, direction] = other
-        return same[layer, direction]
+            same[key] = other
+        return same[key]
+
+    def in_tree(self) -> Self:
+        """This communicator, whose `all_reduce` and `reduce_scatter` add up in one binary tree over the ranks.
+
+        Ranks 2k and 2k+1 are added first, then the sums of neighbouring pairs, and so on, whatever the MPI library, the
+        size of the array and the machine: recursive doubling, each rank exchanging whole arrays log2(size) times.
+        ValueError unless the number of ranks is a power of two.
+        """
+        if self.size & (self.size - 1):
+            raise ValueError(f"a binary tree over {self.size} ranks: their number must be a power of two")
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.sums_in_tree = True
+        return other
 
     def free(self) -> None:
         """Gives the communicator back to MPI (collective); MPI's own world and self stay."""
@@ -172,6 +189,12 @@ class Communicator:
         `op` is sum, prod, max, min (a NaN anywhere gives NaN), for bool also `or` and `and`. float16 is added up in
         float32. `out` may be `array` itself.
         """
+        if self.sums_in_tree and op == "sum":
+            total = self._sum_in_tree(buffers.contiguous(array))
+            if out is None:
+                return total
+            out[...] = total
+            return out
         if type(array) is np.ndarray and array.flags.c_contiguous and array.size <= buffers.MAX_COUNT:
             operation = buffers.OPERATIONS.get(op, {}).get(array.dtype)
             if operation is not None:
@@ -199,6 +222,20 @@ class Communicator:
             return total.astype(array.dtype, copy=False)
         out[...] = total
         return out
+
+    def _sum_in_tree(self, array: Array) -> Array:
+        """The sum of the ranks' contiguous arrays, see `in_tree`; a new array."""
+        total, received = array.copy(), np.empty_like(array)
+        distance = 1
+        while distance < self.size:
+            partner = self.rank ^ distance
+            arriving = self.ireceive(received, partner, TAG_TREE)
+            leaving = self.isend(total, partner, TAG_TREE)
+            arriving.wait()
+            leaving.wait()
+            total = total + received  # a + b are the bits of b + a: both sides have the same
+            distance *= 2
+        return total
 
     def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
         """`all_reduce` into `array` itself (C-contiguous, a type MPI can calculate with), complete after `wait()`.
@@ -229,6 +266,10 @@ class Communicator:
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         sizes = self._shares(array.shape[axis], sizes)
+        if self.sums_in_tree:
+            start = sum(sizes[: self.rank])
+            total = self._sum_in_tree(buffers.contiguous(array))
+            return buffers.contiguous(_along(total, axis, slice(start, start + sizes[self.rank])))
         operation, compute = buffers.operation_for("sum", array.dtype)
         buffers.check_count("reduce_scatter", array.size)
         shapes = buffers.block_shapes(array.shape, axis, sizes)

@@ -70,13 +70,13 @@ def limit_blas_threads(mpi: Any, environment: Mapping[str, str] | None = None) -
     return threads
 
 
-def one_blas_thread() -> None:
-    """One BLAS thread for this rank, unless the user has set a number.
+def one_blas_thread(always: bool = False) -> None:
+    """One BLAS thread for this rank, unless the user has set a number and it need not be so `always`.
 
     For small products several threads gain nothing, and on a machine with other work they wait for each other: a step
     was seen to take a hundred times as long.
     """
-    if not any(name in os.environ for name in _BLAS_VARIABLES):
+    if always or not any(name in os.environ for name in _BLAS_VARIABLES):
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(1)

@@ -149,6 +149,9 @@ class LayerNorm(Module):
     none. Raises InputError for another shape.
     """
 
+    leaves: Any = None
+    """how it adds up in the same order in every layout (`parallel_dl.reproducible`); None where it does not"""
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -171,7 +174,8 @@ class LayerNorm(Module):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        return ops.layer_norm(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
+        operation = self.leaves or ops.layer_norm
+        return operation(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
 
     def describe(self) -> str:
         return f"{', '.join(map(str, self.normalized_shape))}, eps={self.eps}"

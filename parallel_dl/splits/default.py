@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from parallel_dl import nn
 
@@ -14,13 +14,16 @@ def default_splits(network: nn.Module, input_shape: Sequence[int], ranks: int) -
     its own, or on several by filters; fully connected layers by their output (Krizhevsky, Sutskever and Hinton 2012,
     section 3.5). Otherwise convolutions, with few weights and large images, are divided by image rows, and fully
     connected layers in pairs, output and then input, which takes one all-reduce in either direction (Shoeybi et al.
-    2019, arXiv 1909.08053, section 3). Branches are given to ranks as wholes.
+    2019, arXiv 1909.08053, section 3). Branches are given to ranks as wholes. A network that computes in leaves
+    (`parallel_dl.reproducible`) has convolutions in such pairs, too, by filters and then channels, or all by filters
+    where there are towers; Branches are divided layer by layer.
     """
     if ranks == 1:
         return {}
     layers = list(nn.layer_shapes(network, input_shape))
     towers = max((p.layer.groups for p in layers if isinstance(p.layer, nn.Conv2d)), default=1)
-    branches = [p.name for p in layers if isinstance(p.layer, nn.Branches)]
+    in_leaves = computes_in_leaves(passed.layer for passed in layers)
+    branches = [p.name for p in layers if isinstance(p.layer, nn.Branches) and not in_leaves]
     splits: dict[str, str] = {}
     pair = "output"
     for passed in layers:
@@ -28,11 +31,19 @@ def default_splits(network: nn.Module, input_shape: Sequence[int], ranks: int) -
         if any(name.startswith(f"{outer}.") for outer in branches):
             continue
         if isinstance(layer, nn.Branches):
-            splits[name] = "towers"
+            splits |= {} if in_leaves else {name: "towers"}
         elif isinstance(layer, nn.Conv2d):
-            by_tower = "towers" if layer.groups >= ranks and layer.groups > 1 else "filters"
+            by_tower = "towers" if layer.groups >= ranks and layer.groups > 1 and not in_leaves else "filters"
             splits[name] = by_tower if towers > 1 else "rows"
+            if in_leaves and towers == 1:
+                splits[name] = {"output": "filters", "input": "channels"}[pair]
+                pair = "input" if pair == "output" else "output"
         elif isinstance(layer, nn.Linear) and len(passed.input) == 1:
             splits[name] = "output" if towers > 1 else pair
             pair = "input" if pair == "output" else "output"
     return splits
+
+
+def computes_in_leaves(layers: Iterable[nn.Module]) -> bool:
+    """Whether any of the layers computes in leaves."""
+    return any(getattr(layer, "leaves", None) is not None for layer in layers)

@@ -14,7 +14,7 @@ from typing import Any
 from parallel_dl import nn
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
-from parallel_dl.splits.default import default_splits
+from parallel_dl.splits.default import computes_in_leaves, default_splits
 from parallel_dl.splits.moves import AllReduce, Gather, Message, Moves, Pick, Replicate, Take, to_whole
 from parallel_dl.splits.names import resolve
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
@@ -135,6 +135,8 @@ def plan(
     if splits is None:
         splits = default_splits(network, input_shape, ranks)
     walk = _Walk(shapes, resolve(splits, shapes, ranks), ranks, partial_input)
+    if walk.in_leaves:
+        _require_leaves(walk)
     output = walk.walk(network, "", Whole(), constant=not partial_input)
     last = walk.steps[-1] if walk.steps else None
     finish: Moves = ()
@@ -152,6 +154,17 @@ def plan(
     return Plan(ranks, canonical, walk.steps, tuple(input_shape), output, finish, walk.partial_input)
 
 
+def _require_leaves(walk: _Walk) -> None:
+    """Refuses ways that cut what has no leaves."""
+    for name, way in walk.ways.items():
+        if way.cuts_image or way.name == "towers":
+            valid = [other for other in ways_of(walk.shapes[name].layer) if other in ("filters", "channels")]
+            raise InputError(
+                f"split {name}={way}: --reproducible divides only channels and features; "
+                f"valid for {name}: {', '.join(valid) or 'none'}"
+            )
+
+
 # -- the walk ------------------------------------------------------------------------------------------------------
 class _Walk:
     """Follows an activation through the network, from placement to placement."""
@@ -163,6 +176,7 @@ class _Walk:
         self.partial_input = False
         self._may_be_partial = partial_input  # until a layer has weights or moves
         self.steps: list[Step] = []
+        self.in_leaves = computes_in_leaves(passed.layer for passed in shapes.values())
         self.left_split: Step | None = None  # the layer, not followed by another yet, that must stay split
         names = list(shapes)
         weighted = [name for name in names if isinstance(shapes[name].layer, nn.Linear | nn.Conv2d)]
@@ -186,7 +200,7 @@ class _Walk:
         passed, way = self.shapes[name], self.ways.get(name)
         following = self._next[name]
         next_way = self.ways[following].name if following is not None and following in self.ways else None
-        site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way)
+        site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way, self.in_leaves)
         if way is not None and isinstance(layer, nn.Linear) and len(passed.input) != 1:
             raise InputError(
                 f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"

@@ -11,7 +11,7 @@ from typing import Any
 
 from parallel_dl import nn
 from parallel_dl.nn.shapes import kind_among
-from parallel_dl.splits.moves import AllReduce, Message, Moves, to_channels, to_split, to_whole
+from parallel_dl.splits.moves import AllReduce, Message, Moves, Pick, to_channels, to_split, to_whole
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
 from parallel_dl.splits.tiles import Tiling
 from parallel_dl.splits.ways import Way
@@ -66,6 +66,8 @@ class Site:
     ranks: int
     next_way: str | None = None
     """the way of the next layer that has weights"""
+    in_leaves: bool = False
+    """whether the network computes in leaves: then sums over ranks are made in all-reduces and reduce-scatters alone"""
 
     def whole(self, replicated: bool = True) -> Moves:
         """The moves that bring all of x to every rank."""
@@ -75,6 +77,19 @@ class Site:
     def batch(self) -> OneSample:
         """x as a layer's own methods take it."""
         return OneSample((1, *self.x))
+
+    def even(self, dimension: str) -> tuple[int, ...]:
+        """The even sizes by rank of the layer's "inputs" or "outputs", its features or channels.
+
+        A layer that computes in leaves is cut between leaves only.
+        """
+        leaves = getattr(self.layer, "leaves", None)
+        if leaves is not None:
+            return getattr(leaves, dimension).of_ranks(self.ranks)
+        channels = isinstance(self.layer, nn.Conv2d)
+        names = {"inputs": "in_channels", "outputs": "out_channels"} if channels else {}
+        names = names or {"inputs": "in_features", "outputs": "out_features"}
+        return even(getattr(self.layer, names[dimension]), self.ranks)
 
     def along(self, sizes: tuple[int, ...], *names: str) -> dict[str, tuple[Piece, ...]]:
         """Pieces of these sizes along the first axis of those attributes that the layer has."""
@@ -97,9 +112,9 @@ def _linear(site: Site) -> Division:
     if way is None:
         return _gathered(site)
     if way.name == "output":
-        sizes = even(layer.out_features, site.ranks)
+        sizes = site.even("outputs")
         return Division(site.whole(replicated=False), Sliced(sizes), pieces=site.along(sizes, "weight", "bias"))
-    sizes = site.before.sizes if isinstance(site.before, Sliced) else even(layer.in_features, site.ranks)
+    sizes = site.before.sizes if isinstance(site.before, Sliced) else site.even("inputs")
     rows = slice(0, layer.out_features)
     pieces = {"weight": tuple((rows, columns) for columns in slices(sizes))}
     return Division(to_split(site.before, sizes), Whole(), (AllReduce(Grid(site.ranks, 1), "model"),), pieces=pieces)
@@ -112,7 +127,7 @@ def _convolution(site: Site) -> Division:
     if way.cuts_image:
         return _tiled(site)
     if way.name == "channels":
-        sizes = site.before.sizes if isinstance(site.before, Sliced) else even(layer.in_channels, site.ranks)
+        sizes = site.before.sizes if isinstance(site.before, Sliced) else site.even("inputs")
         filters = slice(0, layer.out_channels)
         pieces = {"weight": tuple((filters, channels) for channels in slices(sizes))}
         return Division(
@@ -122,7 +137,7 @@ def _convolution(site: Site) -> Division:
     if way.name == "towers":
         sizes = tuple(towers * per_group for towers in even(layer.groups, site.ranks))
     else:
-        sizes = even(layer.out_channels, site.ranks)
+        sizes = site.even("outputs")
     own, seen = slices(sizes), []
     for filters in own:
         first, last = (0, 0) if filters.start == filters.stop else (filters.start, filters.stop)
@@ -131,6 +146,9 @@ def _convolution(site: Site) -> Division:
     if layer.groups == 1:
         arrive = site.whole(replicated=False)
         seen = [slice(0, layer.in_channels)] * site.ranks
+    elif site.in_leaves and not (isinstance(site.before, Sliced) and list(slices(site.before.sizes)) == seen):
+        # gradients of channels that several ranks see are to be added up by one all-reduce
+        arrive = (*site.whole(replicated=False), Pick(Grid(site.ranks, 1), "model", tuple(seen)))
     else:
         arrive = to_channels(site.before, tuple(seen))
     by_filter = site.along(sizes, "weight", "bias")
@@ -182,6 +200,8 @@ def _response_norm(site: Site) -> Division:
         last = min(own.stop + (layer.size - 1) // 2, (last_tower + 1) * width)
         # backward needs what the windows around the neighbours hold: the adjoint sends it back, nothing more is needed
         seen.append(slice(first, last))
+    if site.in_leaves and tuple(seen) != slices(sizes):
+        return _gathered(site)
     return Division(to_channels(site.before, tuple(seen)), site.before, detail=Channels(slices(sizes), tuple(seen)))
 
 

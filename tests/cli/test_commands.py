@@ -62,7 +62,8 @@ def test_json_has_the_keys_of_the_documentation():
         *("network", "dataset", "layout", "ranks", "batch_size", "steps", "losses", "test_accuracy", "seconds"),
         *("samples_per_second", "weights_sha256"),
     }
-    assert run["layout"] == {"dp": 2, "mp": 1, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
+    layout = {"dp": 2, "mp": 1, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
+    assert run["layout"] == layout
     assert (run["network"], run["dataset"], run["ranks"], run["batch_size"]) == ("mlp", "digits", 2, 64)
     assert run["steps"] == len(run["losses"]) == 2 * 23
     assert re.fullmatch("[0-9a-f]{64}", run["weights_sha256"])

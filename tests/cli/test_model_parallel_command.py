@@ -47,7 +47,8 @@ def test_losses_do_not_depend_on_the_split(name):
 def test_the_json_object():
     run = train("mlp", "--mp", 2, "--dp", 2, "--steps", 2, "--split", "fc1=column", "--split", "fc2=row")
     split = {"fc1": "output", "fc2": "input"}
-    assert run["layout"] == {"dp": 2, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": split}
+    layout = {"dp": 2, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": split}
+    assert run["layout"] == layout
     assert run["ranks"] == 4
     assert "ledger" not in run
 

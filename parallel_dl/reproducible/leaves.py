@@ -1,0 +1,179 @@
+"""Leaves: slices of one dimension that are the same whatever the layout, and the tree in which they are added up.
+
+    leaf      0   1   2   3   4   5   6   7
+               \\ /     \\ /     \\ /     \\ /
+                +       +       +       +
+                  \\   /           \\   /
+                    +               +           rank 0 and rank 1 of two have one of these each
+                        \\       /
+                            +
+
+A leaf without elements is a zero: it is left out, and +0 is added at the end. That turns -0 into +0 as adding the zero
+in its place would, and changes nothing else, so it does not matter which rank has the empty leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from parallel_dl.partition import LEAVES, shares
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Own:
+    """The leaves, of those that have elements, that one rank has: `sizes`, the first of which is number `first`.
+
+    `block` is the length that every leaf of the dimension is filled up to with zeros; `some_empty` says whether any of
+    them, on any rank, has no elements.
+    """
+
+    sizes: tuple[int, ...]
+    first: int
+    block: int
+    some_empty: bool
+
+    @cached_property
+    def are_full(self) -> bool:
+        """Whether no leaf has to be filled up."""
+        return all(size == self.block for size in self.sizes)
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """Where each leaf lies in what the rank has."""
+        return [slice(start, stop) for start, stop in pairwise(accumulate(self.sizes, initial=0))]
+
+    def cut(self, array: Array, axis: int) -> Array:
+        """Axis `axis` of length n as (leaves, ..., block, ...): a new array, contiguous, filled up with zeros."""
+        axis %= array.ndim
+        before, after, count = array.shape[:axis], array.shape[axis + 1 :], len(self.sizes)
+        if self.are_full:
+            stack = np.empty((count, *before, self.block, *after), array.dtype)
+            to_front = (axis, *range(axis), *range(axis + 1, stack.ndim))
+            stack[...] = array.reshape(*before, count, self.block, *after).transpose(to_front)
+            return stack
+        stack = np.zeros((count, *before, self.block, *after), array.dtype)
+        whole = (slice(None),) * axis
+        for leaf, size, part in zip(stack, self.sizes, self.slices):
+            leaf[(*whole, slice(0, size))] = array[(*whole, part)]
+        return stack
+
+    def join(self, stack: Array, axis: int) -> Array:
+        """The inverse of `cut`: (leaves, ..., block, ...) as an array of length n along `axis`, contiguous."""
+        before, after = stack.shape[1 : 1 + axis], stack.shape[2 + axis :]
+        joined = np.empty((*before, sum(self.sizes), *after), stack.dtype)
+        if self.are_full:
+            back = (*range(1, axis + 1), 0, *range(axis + 1, stack.ndim))
+            joined.reshape(*before, len(self.sizes), self.block, *after)[...] = stack.transpose(back)
+            return joined
+        whole = (slice(None),) * axis
+        for leaf, size, part in zip(stack, self.sizes, self.slices):
+            joined[(*whole, part)] = leaf[(*whole, slice(0, size))]
+        return joined
+
+    def add_up(self, stack: Array) -> Array:
+        """(leaves, ...) added up in the tree of all leaves: this rank's part of the sum (...)."""
+        total = sum_of_leaves(stack, self.first)
+        if self.some_empty:
+            total = total + np.zeros((), stack.dtype)
+        return total
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """How one dimension is cut: the size of every leaf, in order; some may be 0."""
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def even(cls, length: int) -> Leaves:
+        """A dimension of this length in LEAVES leaves, see `partition`."""
+        return cls(tuple(shares(length, LEAVES)))
+
+    def times(self, length: int) -> Leaves:
+        """Each element stands for so many: of channels, what is left of them when an image is made flat."""
+        return Leaves(tuple(size * length for size in self.sizes))
+
+    def inside(self, part: slice) -> Leaves:
+        """The same leaves, without what is not in `part`."""
+        edges = list(accumulate(self.sizes, initial=0))
+        return Leaves(tuple(max(0, min(b, part.stop) - max(a, part.start)) for a, b in pairwise(edges)))
+
+    def of_ranks(self, ranks: int) -> tuple[int, ...]:
+        """How many elements each of so many ranks has, equally many leaves each."""
+        each = len(self.sizes) // ranks
+        return tuple(sum(self.sizes[rank * each : (rank + 1) * each]) for rank in range(ranks))
+
+    def within(self, part: slice | None = None) -> Own:
+        """The leaves in `part` of the dimension (None: all), which begins and ends where leaves do; else ValueError."""
+        stop = sum(self.sizes) if part is None else part.stop
+        return _own(self.sizes, 0 if part is None else part.start, stop)
+
+
+@cache
+def _own(sizes: tuple[int, ...], start: int, stop: int) -> Own:
+    starts = list(accumulate(sizes, initial=0))
+    numbers = [number for number, size in enumerate(sizes) if size and start <= starts[number] < stop]
+    own = tuple(sizes[number] for number in numbers)
+    if sum(own) != stop - start or (numbers and starts[numbers[0]] != start):
+        raise ValueError(f"{start} to {stop} is no union of leaves of sizes {sizes}")
+    return Own(own, numbers[0] if numbers else 0, max(sizes), 0 in sizes)
+
+
+def sum_of_leaves(stack: Array, first: int = 0) -> Array:
+    """The sum over axis 0 of neighbouring leaves, number `first` on, in the tree of all leaves; zeros for none."""
+    if not len(stack):
+        return np.zeros(stack.shape[1:], stack.dtype)
+    while len(stack) > 1:
+        alone = first % 2  # the first is the right one of its pair
+        end = alone + (len(stack) - alone) // 2 * 2
+        pairs = stack[alone:end:2] + stack[alone + 1 : end : 2]
+        stack = np.concatenate((stack[:alone], pairs, stack[end:])) if alone or end < len(stack) else pairs
+        first //= 2
+    return stack[0]
+
+
+def sum_of_rows(array: Array) -> Array:
+    """(n, ...) added up over axis 0 in an order that n alone decides, element by element; zeros for none.
+
+    NumPy's own sum takes another order where the other axes have length 1.
+    """
+    if not len(array):
+        return np.zeros(array.shape[1:], array.dtype)
+    while len(array) > 1:
+        half = len(array) // 2
+        pairs = array[:half] + array[half : 2 * half]
+        array = np.concatenate((pairs, array[2 * half :])) if len(array) % 2 else pairs
+    return array[0]
+
+
+class TreeSum:
+    """Adds up what comes leaf by leaf, holding at most one array per level of the tree beside the newest.
+
+    Each thing is a sequence of arrays, which are kept and changed.
+    """
+
+    def __init__(self) -> None:
+        self._partial: list[tuple[int, Sequence[Array]]] = []  # (level, sums), lower levels last
+
+    def add(self, arrays: Sequence[Array]) -> None:
+        """The next leaf."""
+        level = 0
+        while self._partial and self._partial[-1][0] == level:
+            _, earlier = self._partial.pop()
+            for total, array in zip(earlier, arrays):
+                total += array
+            arrays, level = earlier, level + 1
+        self._partial.append((level, arrays))
+
+    def total(self) -> Sequence[Array]:
+        """The sum; ValueError unless the number of leaves is a power of two."""
+        if len(self._partial) != 1:
+            raise ValueError("the number of leaves in a binary tree is a power of two")
+        return self._partial[0][1]

@@ -1,0 +1,197 @@
+"""Losses, gradients, optimizer state and weights of every layout are those of one rank, to the last bit."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from parallel_dl import nn, optim
+from parallel_dl.equivalence import Experiment, assert_same, record
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+
+# ranks -> (dp, mp, pp)
+LAYOUTS = {
+    1: [(1, 1, 1)],
+    2: [(2, 1, 1), (1, 2, 1), (1, 1, 2)],
+    4: [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 1), (2, 1, 2), (1, 2, 2)],
+    8: [(8, 1, 1), (1, 8, 1), (2, 2, 2)],
+}
+BATCHES = [(21, 1), (19, 3), (5, 1), (5, 3)]  # samples, microbatches: some leaves are larger, some are empty
+
+
+def features():
+    """Widths that the leaves do not divide, and that are fewer than they are; dropout."""
+    return nn.Sequential(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(48, 19),
+        relu=nn.ReLU(),
+        dropout=nn.Dropout(0.3),
+        fc2=nn.Linear(19, 6, bias=False),
+        gelu=nn.GELU(),
+        fc3=nn.Linear(6, 17),
+        sigmoid=nn.Sigmoid(),
+        fc4=nn.Linear(17, 5),
+    )
+
+
+def images():
+    """A pair of convolutions by filters and channels, a third one behind it; slices of channels become features."""
+    return nn.Sequential(
+        conv1=nn.Conv2d(3, 6, 3, padding=1),
+        tanh1=nn.Tanh(),
+        pool1=nn.AvgPool2d(2),
+        conv2=nn.Conv2d(6, 9, 3, padding=1),
+        relu2=nn.ReLU(),
+        conv3=nn.Conv2d(9, 11, 2, bias=False),
+        pool3=nn.MaxPool2d(2, stride=1, padding=1),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(44, 13),
+        tanh4=nn.Tanh(),
+        fc2=nn.Linear(13, 5),
+    )
+
+
+def towers():
+    """Groups that leaves divide (2) and that they do not (3), and normalisation over channels inside of them."""
+    return nn.Sequential(
+        conv1=nn.Conv2d(3, 12, 3, padding=1),
+        norm1=nn.LocalResponseNorm(3, groups=2),
+        conv2=nn.Conv2d(12, 16, 3, groups=2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2, stride=1),
+        inside=nn.Conv2d(16, 16, 1, groups=2),
+        conv3=nn.Conv2d(16, 9, 1),
+        norm3=nn.LocalResponseNorm(5),
+        conv4=nn.Conv2d(9, 6, 1, groups=3),
+        flatten=nn.Flatten(),
+        dropout=nn.Dropout(0.2),
+        fc=nn.Linear(6, 5),
+    )
+
+
+def blocks():
+    """Residual blocks, branches that are concatenated, and sums inside of a sample."""
+    residual = nn.Branches(nn.Identity(), nn.Sequential(nn.Conv2d(10, 7, 1), nn.ReLU(), nn.Conv2d(7, 10, 1)))
+    side_by_side = nn.Branches(nn.Conv2d(10, 3, 3), nn.Conv2d(10, 6, 3), nn.AvgPool2d(3, 1), join="concatenate")
+    return nn.Sequential(
+        conv1=nn.Conv2d(3, 10, 3, padding=1),
+        norm1=nn.LayerNorm((10, 4, 4)),
+        residual=residual,
+        side_by_side=side_by_side,
+        tanh=nn.Tanh(),
+        norm2=nn.LayerNorm((19, 2, 2)),
+        conv2=nn.Conv2d(19, 9, 1),
+        pool=nn.GlobalAvgPool2d(),
+        flatten=nn.Flatten(),
+        norm3=nn.LayerNorm(9, bias=False),
+        fc=nn.Linear(9, 5),
+    )
+
+
+BUILDS = {"features": features, "images": images, "towers": towers, "blocks": blocks}
+SPLITS = {  # beside the default
+    "features": [{"fc1": "input", "fc2": "output", "fc3": "output", "fc4": "input"}],
+    "images": [{"conv1": "channels", "conv2": "filters", "conv3": "channels", "fc1": "input"}, {"conv3": "filters"}],
+    "blocks": [{"conv1": "filters", "residual.1.0": "channels", "side_by_side.1": "filters", "conv2": "filters"}],
+    "towers": [{"conv2": "filters", "conv3": "channels", "fc": "input"}],
+}
+
+
+def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy, adam=False):
+    random = np.random.default_rng(3)
+    x, y = random.random((40, 3, 4, 4)), random.integers(0, 5, 40)
+    if loss is nn.mse:
+        y = np.eye(5)[y]
+
+    def make(parameters):
+        return optim.Adam(parameters, 0.01) if adam else optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01)
+
+    return Experiment(BUILDS[name], x.astype(dtype), y, make, batch_size, steps, seed=1, dtype=dtype, loss=loss)
+
+
+def same_bits(serial, parallel):
+    assert parallel.replicas_equal
+    assert parallel.losses == serial.losses
+    for kind in ("gradients", "state", "weights"):
+        for step, (ours, theirs) in enumerate(zip(getattr(serial, kind), getattr(parallel, kind), strict=True)):
+            assert ours.keys() == theirs.keys()
+            for name, array in ours.items():
+                assert array.tobytes() == theirs[name].tobytes(), (kind, step, name)
+
+
+def check(comm, what, layouts, microbatches=1, splits=(None,)):
+    """Every layout, and split, against the serial run of rank 0."""
+    errors = []
+    if comm.rank == 0:
+        serial = record(what, Layout(microbatches=microbatches, reproducible=True), Mesh.serial())
+    for (dp, mp, pp), split in product(layouts, splits):
+        if split is not None and mp == 1:
+            continue
+        layout = Layout(dp=dp, mp=mp, pp=pp, microbatches=microbatches, split=split, reproducible=True)
+        mesh = Mesh(comm, data=dp, model=mp, pipe=pp)
+        parallel = record(what, layout, mesh)
+        mesh.free()
+        if comm.rank == 0:
+            try:
+                same_bits(serial, parallel)
+            except AssertionError as error:
+                errors.append(f"{layout}: {str(error).splitlines()[0]}")
+    found = comm.broadcast_object(errors)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", BUILDS)
+def test_layouts(comm, name):
+    for batch_size, microbatches, dtype in ((19, 3, "float32"), (5, 1, "float64")):
+        check(comm, experiment(name, batch_size, dtype, 2), LAYOUTS[2], microbatches)
+
+
+@pytest.mark.ranks(4, 8)
+@pytest.mark.parametrize("name", BUILDS)
+def test_more_ranks(comm, name):
+    """A sample: `make grid` has them all. Whoever waits on shared cores makes it slow."""
+    check(comm, experiment(name, 11, "float32", 1), LAYOUTS[comm.size], 2)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", BUILDS)
+def test_other_splits(comm, name):
+    check(comm, experiment(name, 11, "float32", 2), [(1, comm.size, 1)], 1, SPLITS[name])
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("loss", [nn.logistic_loss, nn.mse])
+def test_other_losses(comm, loss):
+    check(comm, experiment("features", 11, "float32", 2, loss, adam=True), LAYOUTS[2], 3)
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("name", BUILDS)
+def test_is_the_ordinary_run_up_to_rounding(name, microbatches):
+    what = experiment(name, 19)
+    assert_same(record(what, Layout(microbatches=microbatches)), leaves_of(what, microbatches))
+
+
+def leaves_of(what, microbatches=1):
+    return record(what, Layout(microbatches=microbatches, reproducible=True), Mesh.serial())
+
+
+def test_another_tree_gives_other_bits(monkeypatch):
+    """What the comparisons above would see."""
+    what = experiment("features", 19, "float32", 2)
+    before = leaves_of(what)
+    monkeypatch.setattr("parallel_dl.reproducible.leaves.sum_of_leaves", lambda stack, first: stack.sum(0))
+    with pytest.raises(AssertionError):
+        same_bits(before, leaves_of(what))
+
+
+@pytest.mark.grid
+@pytest.mark.ranks(2, 4, 8)
+@pytest.mark.parametrize(("batch_size", "microbatches"), BATCHES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_grid(comm, name, batch_size, microbatches):
+    for dtype in ("float32", "float64"):
+        what = experiment(name, batch_size, dtype, 4)
+        check(comm, what, LAYOUTS[comm.size], microbatches, (None, *SPLITS[name]))
