@@ -127,6 +127,11 @@ class Layout:
                 f"{name} {clip_norm}: {self.schedule_name} updates each stage by itself, so there is no norm of all "
                 "gradients; valid are the synchronous schedules"
             )
+        if self.reproducible:
+            raise InputError(
+                f"{name} {clip_norm}: a norm over all weights is not summed in the tree of --reproducible; "
+                "valid is one of the two"
+            )
         if self.variable_batch:
             raise InputError(
                 f"{name} {clip_norm}: with variable batch layers are updated after each part, so there is no norm of "

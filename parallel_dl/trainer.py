@@ -22,7 +22,7 @@ from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
-from parallel_dl.optim import Optimizer, gradient_squares
+from parallel_dl.optim import LARS, Optimizer, gradient_squares
 from parallel_dl.partition import LEAVES, share
 from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
 from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
@@ -267,6 +267,8 @@ class Trainer:
             own = self._counted_once(squares, optimizer.parameters)
             return own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
 
+        if self.layout.reproducible and isinstance(optimizer, LARS):
+            raise InputError("LARS: its norms are not summed in the tree of a reproducible layout; valid is SGD")
         optimizer.whole_squares = whole_squares
         return optimizer
 

@@ -53,7 +53,7 @@ def require_hybrid(
         raise InputError(f"--ranks {ranks}: must be in 1..{MOST_RANKS}")
 
 
-def require_fits(network: Module, input_shape: Sequence[int], layout: Layout, split_output: bool = True) -> None:
+def require_halves(network: Module, input_shape: Sequence[int], layout: Layout, split_output: bool = True) -> None:
     """Refuses a network without one of the halves, and splits that cannot be; it speaks of the flag."""
     from parallel_dl.hybrid import halves_of
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_hybrid
-from parallel_dl.cli.splits import Mp, Split, parse_splits, require_mp
+from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_halves, require_hybrid
+from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout, read_keys
+
+if TYPE_CHECKING:
+    from parallel_dl.nn import Module
 
 Dp = Annotated[
     int | None, typer.Option("--dp", help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
@@ -59,6 +62,7 @@ __all__ = [
     "VariableBatch",
     "in_words_of",
     "layout_of",
+    "require_fits",
 ]
 
 
@@ -168,6 +172,30 @@ def _layout(
         variable_batch=variable_batch,
         reproducible=reproducible,
     )
+
+
+def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) -> None:
+    """Refuses (InputError), by the name of the flag, splits, stages or halves that this network cannot have.
+
+    It is for samples (*input_shape). No MPI is needed.
+    """
+    from parallel_dl.cost.stages import cut_stages
+    from parallel_dl.schedule import PlanError, make
+
+    if layout.splits_layers:
+        plan_for(network, input_shape, layout.mp, layout.split)
+    if layout.hybrid:
+        require_halves(network, input_shape, layout)
+    if layout.is_pipelined:
+        try:
+            stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
+        except PlanError as error:
+            raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
+        try:
+            cut_stages(network, input_shape, stages, layout.stages)
+        except InputError as error:
+            flags = f"--pp {layout.pp}" if layout.stages is None else f"--stage {' --stage '.join(layout.stages)}"
+            raise InputError(f"{flags}: {error}") from None
 
 
 @contextmanager

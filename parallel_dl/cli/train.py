@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_fits
+from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch
 from parallel_dl.cli.layout import (
     Chunks,
     Dp,
@@ -25,9 +25,10 @@ from parallel_dl.cli.layout import (
     Stage,
     in_words_of,
     layout_of,
+    require_fits,
 )
 from parallel_dl.cli.networks import network_for
-from parallel_dl.cli.splits import Mp, Split, plan_for
+from parallel_dl.cli.splits import Mp, Split
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
 
@@ -109,12 +110,8 @@ class Job:
         network = network_for(self.network, data, self.dataset)
         if self.layout.reproducible:
             self.check_reproducible(network, data)
-        if self.layout.splits_layers:
-            plan_for(network, data.input_shape, self.layout.mp, self.layout.split)
-        if self.layout.is_pipelined:
-            self.check_pipeline(network, data)
-        if self.layout.hybrid:
-            require_fits(network, data.input_shape, self.layout)
+        require_fits(network, data.input_shape, self.layout)
+        self.layout.updates(len(data.x_train), self.batch_size, self.epochs, self.steps)
         if self.weights is not None:
             checkpoint.require_fits(self.weights, network)
         return data
@@ -139,26 +136,11 @@ class Job:
         """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
         from parallel_dl.reproducible import cut_into_leaves
 
+        if self.optimizer == "lars":
+            raise InputError("--optimizer lars: its norms are not summed in the tree of --reproducible; valid is sgd")
         if self.allreduce != "auto":
             raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
         cut_into_leaves(network, data.input_shape)
-
-    def check_pipeline(self, network: Module, data: Dataset) -> None:
-        """Refuses a schedule or stages that cannot be, without MPI."""
-        from parallel_dl.cost.stages import cut_stages
-        from parallel_dl.schedule import PlanError, make
-
-        layout = self.layout
-        try:
-            plan = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
-        except PlanError as error:
-            raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
-        try:
-            cut_stages(network, data.input_shape, plan.stages, layout.stages)
-        except InputError as error:
-            flags = f"--pp {layout.pp}" if layout.stages is None else f"--stage {' --stage '.join(layout.stages)}"
-            raise InputError(f"{flags}: {error}") from None
-        layout.updates(len(data.x_train), self.batch_size, self.epochs, self.steps)
 
     def make_optimizer(self, parameters: Any, updates: int) -> Optimizer:
         """The optimizer the flags ask for, its rate planned over this number of updates."""

@@ -26,8 +26,8 @@ from parallel_dl.cli.layout import (
     Split,
     Stage,
     layout_of,
+    require_fits,
 )
-from parallel_dl.cli.splits import plan_for
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.layout import Layout
@@ -67,9 +67,7 @@ class Job:
     def check(self) -> None:
         """Refuses (InputError) what can be known to be wrong before a rank is started."""
         from parallel_dl import networks
-        from parallel_dl.cost.stages import cut_stages
-        from parallel_dl.hybrid import halves_of
-        from parallel_dl.schedule import ASYNCHRONOUS, PlanError, make
+        from parallel_dl.schedule import ASYNCHRONOUS
 
         for name in self.networks:
             networks.require_known(name)
@@ -92,22 +90,12 @@ class Job:
             what = self.experiment(name)
             if self.layout is None:
                 continue
-            network, shape, layout = what.build(), what.x.shape[1:], self.layout
-            if layout.splits_layers:
-                plan_for(network, shape, layout.mp, layout.split)
-            if layout.hybrid:
-                halves_of(network, shape).plan(layout.dp, layout.split)
-            if layout.is_pipelined:
-                if layout.schedule_name in ASYNCHRONOUS:
-                    raise InputError(
-                        f"--schedule {layout.schedule_name}: updates the weights between microbatches: another "
-                        "computation than the serial one"
-                    )
-                try:
-                    stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
-                except PlanError as error:
-                    raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
-                cut_stages(network, shape, stages, layout.stages)
+            if self.layout.is_pipelined and self.layout.schedule_name in ASYNCHRONOUS:
+                raise InputError(
+                    f"--schedule {self.layout.schedule_name}: updates the weights between microbatches: another "
+                    "computation than the serial one"
+                )
+            require_fits(what.build(), what.x.shape[1:], self.layout)
 
     def experiment(self, name: str) -> Experiment:
         """What is computed with a network."""
