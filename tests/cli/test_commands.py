@@ -77,7 +77,11 @@ def test_the_defaults_reach_96_per_cent(dp):
 
 @pytest.mark.parametrize(
     ("dp", "batch", "more"),
-    [(3, 100, ()), pytest.param(8, 5, (), marks=pytest.mark.grid), (2, 64, ("--microbatches", 3))],
+    [
+        pytest.param(3, 100, (), marks=pytest.mark.grid),
+        pytest.param(8, 5, (), marks=pytest.mark.grid),
+        (2, 64, ("--microbatches", 3)),
+    ],
 )
 def test_losses_do_not_depend_on_the_ranks(dp, batch, more):
     common = ("--batch-size", batch, "--steps", 8, "--dtype", "float64", "--seed", 7)
@@ -206,7 +210,7 @@ def test_bad_input_as_a_command():
     )
 
 
-@pytest.mark.parametrize("arguments", [("--dp", 0), ("--lr", -1)])
+@pytest.mark.parametrize("arguments", [("--dp", 0), pytest.param(("--lr", -1), marks=pytest.mark.grid)])
 def test_bad_input_inside_a_users_own_mpirun(tmp_path, arguments):
     """Rank 0 is the slowest: it still has its say before another's status ends it."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -235,7 +239,9 @@ def test_a_file_that_only_one_rank_finds_damaged(tmp_path, own):
     assert (status, out.strip(), err.count("parallel-dl: digits: damaged here")) == (2, "", 1)
 
 
-@pytest.mark.parametrize("more", [("--dp", 2), ("--dp", 4, "--allreduce", "window")])
+@pytest.mark.parametrize(
+    "more", [("--dp", 2), pytest.param(("--dp", 4, "--allreduce", "window"), marks=pytest.mark.grid)]
+)
 def test_a_small_dev_shm(isolated, can_unshare, more):
     """Whatever of it fits is used; the rest says a word, and gives the same losses."""
     if not can_unshare:
@@ -264,7 +270,9 @@ def _missing(folder):
     (folder / "train-labels-idx1-ubyte").unlink()
 
 
-@pytest.mark.parametrize("damage", [_truncated, _wrong_magic, _missing])
+@pytest.mark.parametrize(
+    "damage", [_truncated, *(pytest.param(damage, marks=pytest.mark.grid) for damage in (_wrong_magic, _missing))]
+)
 def test_damaged_files(tmp_path, damage):
     random = np.random.default_rng(0)
     for part, count in (("train", 60), ("t10k", 20)):

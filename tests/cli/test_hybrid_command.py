@@ -41,6 +41,7 @@ def test_a_hybrid_is_the_serial_run(tmp_path):
     assert again["layout"]["hybrid"]["scheme"] == "a"
 
 
+@pytest.mark.grid
 def test_inside_a_users_own_mpirun():
     """--ranks may be left out; another number is refused by one line."""
     flags = ("--hybrid", "owt", "--scheme", "b", "--variable-batch", "--steps", 1, "--ledger", "--json")

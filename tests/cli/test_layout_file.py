@@ -56,6 +56,7 @@ def test_a_hybrid(written):
     assert layout_of(written("dp = 2\nvariable_batch = true\n"), hybrid="owt", scheme="c") == expected
 
 
+@pytest.mark.grid
 def test_inside_a_users_own_mpirun(written):
     """As many replicas as its ranks allow, or as many ranks as the file says."""
     written("mp = 2\n")
@@ -187,6 +188,7 @@ def test_flags_of_the_update_rule(capfd, monkeypatch, flags, said):
     assert refused(capfd, monkeypatch, "--dp", "2", *flags).startswith(said)
 
 
+@pytest.mark.grid
 def test_lars_and_clipping_on_several_ranks(capsys):
     """The same losses as alone; clipping is seen in them, and LARS lowers them."""
     flags = ("--dtype", "float64", "--optimizer", "lars", "--clip-norm", 0.1, "--steps", 8)

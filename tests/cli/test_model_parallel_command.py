@@ -35,6 +35,7 @@ def refused(capsys):
     return run
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", [pytest.param("lenet5_small", marks=pytest.mark.grid), "alexnet_small"])
 def test_losses_do_not_depend_on_the_split(name):
     common = ("--steps", 4, "--batch-size", 30, "--dtype", "float64", "--seed", 3)
@@ -132,6 +133,7 @@ def test_the_example_is_the_same_run_on_any_ranks():
     np.testing.assert_allclose(theirs, ours, rtol=1e-3)
 
 
+@pytest.mark.grid
 def test_inside_a_users_own_mpirun():
     status, out, _ = call("train", "mlp", "--mp", 2, "--steps", 1, "--json", command=mpirun(4))
     assert status == 0

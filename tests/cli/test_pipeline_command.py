@@ -99,6 +99,7 @@ def test_samples_that_come_in_at_a_rate():
     assert "queue at the end" in out
 
 
+@pytest.mark.grid
 def test_split_layers_in_a_pipeline(tmp_path):
     """The same run as alone, to rounding; its file is read alone, and the reverse."""
     common = ("--steps", 2, "--dtype", "float64", "--microbatches", 2)

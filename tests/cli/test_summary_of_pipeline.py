@@ -134,7 +134,8 @@ def section(title):
 
 
 def test_the_page_lists_the_keys():
-    rows = [line.split("|")[1] for line in section("In a pipeline").splitlines() if line.startswith("| `")]
+    page = section("In a pipeline")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     keys = {key for row in rows for key in re.findall("`(.*?)`", row)}
     assert keys == {"pipeline", *OF_PIPELINE, *OF_RANK, *OF_SERIAL}
 

@@ -91,7 +91,10 @@ WINDOW = (
 )
 
 
-@pytest.mark.parametrize("setup", [MPI, MPI + WINDOW], ids=["plain", "window"])
+KILLED = ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.parametrize("setup", [MPI, pytest.param(MPI + WINDOW, marks=pytest.mark.grid)], ids=["plain", "window"])
 @pytest.mark.parametrize(
     ("end", "status", "said"),
     [
@@ -102,7 +105,7 @@ WINDOW = (
         ("os._exit(5)", 5, "rank 1 ended with status 5"),
         ("os._exit(9)", 9, "rank 1 ended with status 9"),  # not signal 9
         ("os._exit(0)", 1, "rank 1 ended with status 0"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIGKILL"),
+        KILLED,
         ("os.kill(os.getpid(), signal.SIGTERM)", 143, "rank 1 was killed by SIGTERM"),
         ("os.fork() and os._exit(6); time.sleep(2)", 6, "rank 1 ended with status 6"),  # a child has its connection
     ],
@@ -116,6 +119,10 @@ def test_one_rank_fails(run, setup, end, status, said):
     assert ended.status == status
     assert ended.seconds < 5
     assert "never" not in ended.out
+
+
+def test_a_rank_is_killed_that_others_share_memory_with(run):
+    test_one_rank_fails(run, MPI + WINDOW, *KILLED)
 
 
 def test_a_crash_is_named(run):

@@ -345,7 +345,7 @@ def test_under_a_users_own_mpirun(run, project, environment, tmp_path):
     assert "needs 1 MPI ranks; this pytest itself runs under an mpirun with 2" in lines(result)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.grid), signal.SIGKILL])
 def test_pytest_is_ended(project, pids, living, python, number):
     project.makepyfile(test_it="import pytest, time\n@pytest.mark.ranks(2)\ndef test_a(world): time.sleep(60)")
     process = subprocess.Popen(
