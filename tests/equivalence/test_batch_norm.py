@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from serial_runs import serial_run
 
 from parallel_dl import nn, optim
 from parallel_dl.data_parallel import GradientAllReduce
@@ -48,7 +49,7 @@ def experiment(batch_size, build=network, dtype="float64", seed=0, steps=5):
 
 
 def runs(comm, what, microbatches=1, allreduce="auto"):
-    serial = record(what, Layout(microbatches=microbatches))
+    serial = serial_run(comm, what, Layout(microbatches=microbatches))
     layout = Layout(dp=comm.size, microbatches=microbatches)
     return serial, record(what, layout, Mesh(comm, data=comm.size), allreduce)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from serial_runs import serial_run
 
 from parallel_dl import networks, nn, optim
 from parallel_dl.equivalence import Experiment, assert_same, record
@@ -18,7 +19,7 @@ def experiment(build, batch_size, image=(1, 8, 8), dtype="float64", seed=0, step
 
 
 def check(comm, what, microbatches=1):
-    serial = record(what)
+    serial = serial_run(comm, what)
     parallel = record(what, Layout(dp=comm.size, microbatches=microbatches), Mesh(comm, data=comm.size))
     assert_same(serial, parallel)
 
@@ -109,5 +110,5 @@ def test_integers_are_bitwise_equal(comm, method):
     y = random.integers(-2, 3, (40, 3)).astype(float)
     loss = lambda predictions, targets, total: nn.mse(predictions, targets, total=1)  # noqa: E731  (a sum)
     what = Experiment(build, x, y, lambda p: optim.SGD(p, 2.0**-5), 10, 1, loss=loss, prepare=prepare)
-    serial = record(what)
+    serial = serial_run(comm, what)
     assert_same(serial, record(what, Layout(dp=comm.size), Mesh(comm, data=comm.size)), exact=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from serial_runs import serial_run
 
 from parallel_dl import datasets, nn, optim
 from parallel_dl.equivalence import Experiment, assert_same, record
@@ -32,7 +33,7 @@ def digits_experiment(batch_size, optimizer="momentum", seed=0, dtype="float64")
 
 
 def check(comm, experiment, microbatches=1, allreduce="auto", exact=False):
-    serial = record(experiment, Layout(microbatches=1))
+    serial = serial_run(comm, experiment, Layout(microbatches=1))
     parallel = record(
         experiment, Layout(dp=comm.size, microbatches=microbatches), Mesh(comm, data=comm.size), allreduce
     )
