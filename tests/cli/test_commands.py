@@ -98,6 +98,7 @@ def test_the_command_of_the_readme():
     assert train(*flags.split(), "--allreduce", "mpi")["weights_sha256"] == first["weights_sha256"]
 
 
+@pytest.mark.grid
 def test_inside_a_users_own_mpirun():
     status, out, _ = call("train", "mlp", "--steps", 3, "--json", command=mpirun(3))
     assert status == 0
@@ -221,7 +222,9 @@ def test_bad_input_inside_a_users_own_mpirun(tmp_path, arguments):
     assert err.count("parallel-dl: ") == 1
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["our launcher", "the user's mpirun"])
+@pytest.mark.parametrize(
+    "own", [pytest.param(False, marks=pytest.mark.grid), True], ids=["our launcher", "the user's mpirun"]
+)
 def test_a_file_that_only_one_rank_finds_damaged(tmp_path, own):
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"

@@ -73,7 +73,7 @@ def test_inside_a_users_own_mpirun(written):
     ("texts", "said"),
     [
         (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 reads another layout there than rank 0"),
-        (("dp = 2", None), "layout file layout.toml: no such file or directory"),
+        pytest.param(("dp = 2", None), "layout file layout.toml: no such file or directory", marks=pytest.mark.grid),
     ],
 )
 def test_nodes_with_different_files(tmp_path, texts, said):

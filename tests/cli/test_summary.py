@@ -139,7 +139,7 @@ def test_the_table():
         assert words in re.sub(r" +", " ", out)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("ranks", [1, *(pytest.param(ranks, marks=pytest.mark.grid) for ranks in (2, 4, 8)), 3])
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_json_of_ranks(name, ranks, capfd):
     """What is said without --mp is the same with it; each rank's numbers are those of its layers and the loss."""

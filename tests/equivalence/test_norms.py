@@ -116,7 +116,14 @@ def comparisons(comm, make, clip_norm=None, only=None):
 
 
 @pytest.mark.ranks(1, 2, 3, 4, 8)
-@pytest.mark.parametrize(("make", "clip_norm"), [(sgd, 0.05), (adam, 0.05), (lars, None), (lars, 0.05)])
+@pytest.mark.parametrize(
+    ("make", "clip_norm"),
+    [
+        (sgd, 0.05),
+        *(pytest.param(make, clip, marks=pytest.mark.grid) for make, clip in ((adam, 0.05), (lars, None))),
+        (lars, 0.05),
+    ],
+)
 def test_five_steps_equal_the_serial_run(comm, make, clip_norm):
     for comparison in comparisons(comm, make, clip_norm):
         assert comparison.equal, comparison.message

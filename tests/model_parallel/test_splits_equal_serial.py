@@ -42,13 +42,13 @@ def test_on_two_ranks(comm, name):
 
 
 @pytest.mark.ranks(3)
-@pytest.mark.parametrize("name", able([*CONVOLUTIONS, *LAYERS], 3)[::2] + able([*FULLY, *BRANCHES], 3)[1::2] + FEW)
+@pytest.mark.parametrize("name", able([*CONVOLUTIONS, *LAYERS], 3)[::3] + able([*FULLY, *BRANCHES], 3)[1::3] + FEW)
 def test_on_three_ranks(comm, name):
     check(comm, name)
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("name", [n for n in NAMES if CASES[n].ranks == (4,)] + able([*LAYERS, *GROUPS], 4)[1::3])
+@pytest.mark.parametrize("name", [n for n in NAMES if CASES[n].ranks == (4,)] + able([*LAYERS, *GROUPS], 4)[1::5])
 def test_on_four_ranks(comm, name):
     check(comm, name)
 

@@ -212,7 +212,7 @@ def grown(width, way, tmp_path, python):
 
 
 @pytest.mark.parametrize("width", [4000, pytest.param(20_000, marks=pytest.mark.grid)])
-@pytest.mark.parametrize("way", ["output", "input"])
+@pytest.mark.parametrize("way", ["output", pytest.param("input", marks=pytest.mark.grid)])
 def test_no_rank_ever_holds_a_whole_weight(width, way, tmp_path, environment, python):
     """Of 400 MB of float32, say, each of 4 ranks has 100, and has never had more than 130."""
     for number, share in grown(width, way, tmp_path, python):

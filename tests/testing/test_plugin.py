@@ -246,6 +246,7 @@ def test_c(world): pass
 """
 
 
+@pytest.mark.grid
 def test_options_of_pytest(run):
     result = run(FAILING, "-x", "--junitxml=report.xml")
     result.assert_outcomes(passed=1, failed=1)
