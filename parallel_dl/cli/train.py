@@ -119,7 +119,8 @@ class Job:
     def check_rule(self) -> None:
         """Refuses what the update rule cannot have."""
         if self.optimizer not in ("sgd", "lars") and (self.momentum is not None or self.nesterov):
-            raise InputError(f"--momentum and --nesterov belong to --optimizer sgd, not to {self.optimizer}")
+            flag, owners = ("--nesterov", "sgd") if self.momentum is None else ("--momentum", "sgd and lars")
+            raise InputError(f"{flag}: belongs to --optimizer {owners}, not to {self.optimizer}")
         if self.optimizer == "lars" and self.nesterov:
             raise InputError("--nesterov belongs to --optimizer sgd, not to lars")
         if self.momentum is not None and not 0 <= self.momentum < 1:
@@ -137,7 +138,9 @@ class Job:
         from parallel_dl.reproducible import cut_into_leaves
 
         if self.optimizer == "lars":
-            raise InputError("--optimizer lars: its norms are not summed in the tree of --reproducible; valid is sgd")
+            raise InputError(
+                "--optimizer lars: its norms are not in the tree of --reproducible; valid are sgd, adam, adamw"
+            )
         if self.allreduce != "auto":
             raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
         cut_into_leaves(network, data.input_shape)
@@ -441,10 +444,13 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
         )
         if stream["throughput"] is not None:
             taken, growth = stream["throughput"], stream["queue_growth"]
-            table.add_row("steady state", f"{taken:,.0f} taken per second, the queue grew by {growth:,.0f}")
+            grew = f"the queue grew by {growth:,.0f}" if growth >= 0.5 else "the queue did not grow"
+            table.add_row("steady state", f"{taken:,.0f} taken per second, {grew}")
         table.add_row("queue at the end", f"{stream['queue']:,} samples")
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in ends))
     table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
+    if layout.get("reproducible"):
+        table.add_row("reproducible: weights", facts["weights_sha256"])
     console().print(table)
     if "ledger" in facts:
         _print_ledger(facts["ledger"])

@@ -21,6 +21,7 @@ from parallel_dl.cli.layout import (
     LayoutFile,
     Mp,
     Pp,
+    Reproducible,
     Schedule,
     Scheme,
     Split,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from parallel_dl.nn import Module
 
 RANKS = (1, 2, 3, 4, 6, 8)
-SHAPE, CLASSES = (1, 8, 8), 10  # of the synthetic data, for networks that take their input's
+SHAPE, CLASSES = (2, 9, 8), 10  # of the synthetic data, for networks that take their input's: nothing is alike
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -182,6 +183,7 @@ def verify(
     microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; with --ranks 4]")] = None,
     hybrid: Hybrid = None,
     scheme: Scheme = None,
+    reproducible: Reproducible = False,
     ranks: Annotated[int | None, typer.Option(help="Every layout, and every schedule, of so many ranks.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every layout of 1, 2, 3, 4, 6, 8 ranks, all small networks.")
@@ -190,11 +192,13 @@ def verify(
         bool, typer.Option("--mutants", help="Plant known bugs: is each of them caught, and named?")
     ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Whole numbers: equal bit by bit.")] = False,
-    steps: Annotated[int, typer.Option(help="Updates that are compared.")] = 5,
+    steps: Annotated[int | None, typer.Option(help="Updates that are compared. [default: 5; with --exact 1]")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples in the global batch. [default: 13; with --exact 16]")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="sgd (with momentum), adam, adamw or lars.")] = "sgd",
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd (with momentum), adam, adamw or lars. [default: sgd]")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm. [default: as they are]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, samples and dropout.")] = 0,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
@@ -232,9 +236,21 @@ def verify(
             hybrid=hybrid,
             ranks=ranks,
             scheme=scheme,
+            reproducible=reproducible,
         )
+        if layout.variable_batch:
+            raise InputError("variable batch: is another computation than one update with the whole batch")
+        if layout.ranks == 1 and not layout.is_pipelined:
+            raise InputError(
+                "the layout is one rank, the serial run itself; valid is a layout of several, or --ranks N"
+            )
     elif one:
         raise InputError(f"{one[0]}: does not go with --ranks, which takes every layout; valid is one of the two")
+    if exact:
+        replaced = {"--steps": steps, "--optimizer": optimizer, "--clip-norm": clip_norm, "--dataset": dataset}
+        for flag, value in replaced.items():
+            if value is not None:
+                raise InputError(f"{flag} {value}: does not go with --exact, one step of SGD on whole numbers")
     job = Job(
         [network] if network else _small_networks(),
         layout,
@@ -242,10 +258,10 @@ def verify(
         exact,
         mutants,
         (16 if exact else 13) if batch_size is None else batch_size,
-        steps,
+        5 if steps is None else steps,
         seed,
         dtype,
-        optimizer,
+        optimizer or "sgd",
         clip_norm,
         microbatches,
         dataset,
@@ -357,6 +373,8 @@ def _finite(thing: Any) -> Any:
 
 
 def _text(layout: dict[str, Any]) -> str:
+    if layout.get("reproducible"):
+        return f"{_text({**layout, 'reproducible': False})} reproducible"
     if "hybrid" in layout:
         return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
     parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]

@@ -6,6 +6,7 @@ To read in this order:
     samples.py      the summands of a gradient, sample by sample
     magnitudes.py   what errors of rounding are judged against
     compare.py      equal, or by how much not
+    batches.py      are the ranks' shares the batches?
     replay.py       the noise floor: serial, with its sums in another order
     exact.py        whole numbers, where equal means every bit
     trace.py        what passes through every layer in one step

@@ -91,9 +91,10 @@ def of_order(got: Array, expected: Array, parts: int) -> str | None:
     return None
 
 
-def of_weights(got: Array, expected: Array, layout: Layout) -> str | None:
-    """Of weights before a step."""
-    return of_order(got, expected, layout.mp) or "another seed or initialisation on this rank"
+def of_weights(got: Array, expected: Array, layout: Layout, first: bool) -> str | None:
+    """Of weights before a step; `first` says whether before the first one."""
+    found = of_order(got, expected, layout.mp) or of_factor(factor(got, expected), layout)
+    return found or ("another seed or initialisation on this rank" if first else "another update in the step before")
 
 
 def of_samples(got: Array, batch: Array, what: str = "samples") -> str | None:
@@ -180,7 +181,9 @@ def _of_bias(pieces: Pieces, rank: int, partners: Sequence[int], bias: Array, ax
     count = factor(got - expected, whole)
     if count is not None and abs(count - round(count)) < 1e-6 and round(count):
         times = round(count) + 1
-        return f"the bias added {times} times" if times > 0 else "the bias left out"
+        if times <= 0:
+            return "the bias left out" if times == 0 else "the bias subtracted"
+        return f"the bias added {times} times"
     # each rank its own summand, and the bias in all of them, or in none
     own = [pieces[other][0] for other in partners if other in pieces]
     if len(own) > 1 and all(array.shape == expected.shape for array in own):
@@ -201,7 +204,7 @@ def _of_borders(layer: Module, got: Array, expected: Array) -> str | None:
                 return f"halo {what} missing: only {what} {lines.tolist()} of the rank's tile are wrong"
     if isinstance(layer, LocalResponseNorm):
         return "halo channels missing: the neighbours of the rank's channels"
-    return "halo rows missing" if got.ndim == 4 and wrong.any() else None
+    return None
 
 
 def of_divisor(found: float, total: int, microbatch: int, share: int, layout: Layout) -> str | None:
@@ -266,7 +269,7 @@ def of_gradient(
 def of_update(got: Array, expected: Array, before: Array | None, layout: Layout) -> str | None:
     """Of the optimizer's state, or, with the weights `before`, of those behind an update whose gradients are right."""
     if got.shape != expected.shape:
-        return f"gathered in another shape: {got.shape} in place of {expected.shape}"
+        return f"gathered in another shape: {got.shape} in place of {expected.shape}" if got.size else "there is none"
     found = of_order(got, expected, layout.mp)
     if found is not None:
         return found

@@ -88,6 +88,8 @@ def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -
         return 0.0
     if magnitude is None:
         return float(difference.max())
+    if not np.isfinite(magnitude).all():  # nothing that a difference could be held against
+        return np.inf
     with np.errstate(divide="ignore"):
         return float((difference[different] / scale(magnitude)[different]).max())
 

@@ -76,17 +76,20 @@ def first_divergence(
     parallel: Run,
     exact: bool = False,
     alone: Mapping[int, Trace] | None = None,
+    allreduce: str = "auto",
 ) -> Divergence | None:
     """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
 
     All ranks call it together; `serial`, and `alone`, the serial traces by step if there are any already, are needed on
     rank 0 only. What makes the runs differ must be deterministic.
     """
+    if layout.reproducible:  # it goes through each leaf by itself: other shares than the serial run has
+        return None
     step = None if serial is None else first_different_step(serial, parallel, exact=exact)
     step = mesh.world.broadcast_object(step)
     found = None
     for number in range(experiment.steps) if step is None else (step,):  # replicas differ, but not rank 0: look at all
-        traces = mesh.world.all_gather_object(trace(experiment, layout, mesh, number))
+        traces = mesh.world.all_gather_object(trace(experiment, layout, mesh, number, allreduce))
         if mesh.world.rank == 0:
             if alone is None:
                 serially = trace(experiment, Layout(microbatches=layout.microbatches), Mesh.serial(), number)
@@ -176,7 +179,7 @@ class _Search:
         for name, whole in self.serial.before.items():
             pieces = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
             for rank, error in self._compare("weights before", name, None, pieces, whole):
-                cause = causes.of_weights(*pieces[rank], self.layout)
+                cause = causes.of_weights(*pieces[rank], self.layout, self.step == 0)
                 yield self._report("weights before", name, None, rank, error, pieces, cause)
 
     def _samples(self) -> Iterator[Divergence]:

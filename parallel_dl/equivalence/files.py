@@ -148,6 +148,8 @@ def ratio_of(a: np.ndarray, b: np.ndarray, tolerance: float) -> float | None:
 
 def _of_factor(factor: float) -> str:
     whole, share = round(factor), round(1 / factor) if factor else 0
+    if abs(factor - 1) < 1e-5:
+        return "values: rounding, perhaps"
     line = f"B is {factor:.6g} x A"
     if factor == 0:
         return "B is zero"

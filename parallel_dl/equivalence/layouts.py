@@ -8,7 +8,7 @@ from parallel_dl.cost.stages import cut_stages
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import SCHEMES, halves_of
 from parallel_dl.layout import Layout
-from parallel_dl.nn import Module
+from parallel_dl.nn import Conv2d, Module
 from parallel_dl.schedule import ASYNCHRONOUS, SCHEDULES, PlanError, make
 from parallel_dl.splits import plan
 
@@ -24,10 +24,10 @@ def layouts_of(
     Left out are layouts that this network, for samples (*input_shape), cannot have: too few layers for the stages.
     """
     found = []
-    for layout in _products(ranks, microbatches):
+    for layout in (*_products(ranks, microbatches), *_other_splits(ranks, network, microbatches)):
         try:
             if layout.splits_layers:
-                plan(network, input_shape, layout.mp)
+                plan(network, input_shape, layout.mp, layout.split)
             if layout.hybrid:
                 halves_of(network, input_shape).plan(layout.dp)
             if layout.is_pipelined:
@@ -52,6 +52,19 @@ def _products(ranks: int, microbatches: int | None) -> Iterator[Layout]:
                     yield Layout(dp=dp, mp=mp, pp=pp, microbatches=count, schedule=schedule)
     for scheme in SCHEMES:
         yield Layout(dp=ranks, hybrid="owt", scheme=scheme)
+
+
+def _other_splits(ranks: int, network: Module, microbatches: int | None) -> Iterator[Layout]:
+    """Splits of convolutions that are no default of theirs: each way for all, and one way behind another."""
+    convolutions = [name for name, layer in network.named_modules() if isinstance(layer, Conv2d)]
+    if ranks == 1 or not convolutions:
+        return
+    splits = [{"features": way} for way in ("rows", "columns", "filters", "channels")]
+    if len(convolutions) > 1:
+        first, second = convolutions[:2]
+        splits += [{first: "filters", second: "rows"}, {first: "rows", second: "filters"}]
+    for split in splits:
+        yield Layout(mp=ranks, microbatches=microbatches or MICROBATCHES, split=split)
 
 
 def _divisors(number: int) -> list[int]:

@@ -65,9 +65,9 @@ class Trace:
     """of layers in a branch that one rank of the model axis has: which"""
 
 
-def trace(experiment: Experiment, layout: Layout, mesh: Mesh, step: int) -> Trace:
+def trace(experiment: Experiment, layout: Layout, mesh: Mesh, step: int, allreduce: str = "auto") -> Trace:
     """Runs an experiment again, up to this step, and traces it; all ranks of `mesh` together."""
-    trainer = start(experiment, layout, mesh)
+    trainer = start(experiment, layout, mesh, allreduce)
     for number, batch in enumerate(batches(experiment, trainer)):
         if number == step:
             break

@@ -44,7 +44,10 @@ def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None 
         signal.signal(number, lambda number, _: stopped.append(number))
     try:
         with Job(ranks, arguments, environment, attended=True) as job:
-            return _watch(job, stopped)
+            status = _watch(job, stopped)
+        if stopped:
+            print(f"parallel-dl: stopped by {_signal_name(stopped[0])}; ended all ranks", file=sys.stderr, flush=True)
+        return status
     finally:
         for number in caught:
             signal.signal(number, before[number])

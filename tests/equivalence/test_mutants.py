@@ -20,6 +20,17 @@ def test_every_mutant_is_caught_and_named(comm, mutant):
 
 
 @pytest.mark.ranks(2)
+def test_a_bug_that_is_there_already_is_not_caught(comm, monkeypatch):
+    """Batch norm that is never synchronised: planting that again changes nothing, and must not count."""
+    (mutant,) = [mutant for mutant in MUTANTS if mutant.name == "batch norm unsynchronised"]
+    with planted(mutant):
+        (verdict,) = verdicts(comm, [mutant])
+    if comm.rank == 0:
+        assert not verdict.caught
+        assert verdict.diagnosis.endswith("different also without the bug")
+
+
+@pytest.mark.ranks(2)
 def test_nothing_stays_planted(comm):
     """The layouts of all mutants are right before and after."""
     for mutant in MUTANTS:
@@ -63,8 +74,8 @@ def test_verify(comm):
         return
     assert [cell.layout for cell in cells] == [layout.as_dict() for layout in layouts]
     assert all(cell.equal and cell.worst["error"] <= cell.worst["bound"] == 1e-10 for cell in cells)
-    # three layers with weights and a norm: 3 stages, but not the 6 of two chunks each; owt in three schemes
-    expected = {1: 4, 2: 2 + 5 + 3, 3: 2 + 4 + 3}[comm.size]
+    # pure ones, pipelines (with too few layers for two chunks each on 3 ranks), owt in three schemes, other splits
+    expected = {1: 4, 2: 2 + 5 + 3 + 6, 3: 2 + 4 + 3 + 6}[comm.size]
     assert len(cells) == expected, [cell.layout for cell in cells]
 
 

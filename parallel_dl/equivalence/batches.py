@@ -1,0 +1,53 @@
+"""Are the shares of the ranks the batches they are cut from? (A serial run has a loader, too: it may err with them.)"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parallel_dl.datasets import Loader
+from parallel_dl.equivalence.record import Experiment
+from parallel_dl.layout import Layout
+
+
+def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
+    """What is wrong with the first epoch's shares of a layout's ranks, if anything; computed on one rank.
+
+    Together the ranks of the data axis have each microbatch of the batch, in order; an epoch has every sample once; the
+    size by which losses divide is the number of samples in the batch, and `first` is where a share begins in it.
+    """
+    samples = np.arange(len(experiment.x))  # in place of data: which sample is it?
+    of_rank = [
+        list(
+            Loader(
+                samples,
+                samples,
+                experiment.batch_size,
+                seed=experiment.seed,
+                rank=rank,
+                ranks=layout.dp,
+                microbatches=layout.microbatches,
+            ).epoch(0)
+        )
+        for rank in range(layout.dp)
+    ]
+    seen: list[int] = []
+    for step, of_step in enumerate(zip(*of_rank)):
+        size = min(experiment.batch_size, len(samples) - len(seen))
+        at = 0
+        for number in range(layout.microbatches):
+            for rank, batch in enumerate(of_step):
+                part = batch.microbatches[number]
+                where = f"step {step}, microbatch {number}, rank {rank}"
+                if part.size != size or batch.size != size:
+                    return f"{where}: divides by {part.size}, but the batch has {size} samples"
+                if len(part.x) and part.first != at:
+                    return f"{where}: its share begins at sample {part.first} of the batch, expected {at}"
+                if not np.array_equal(part.x, part.y):
+                    return f"{where}: targets of other samples"
+                at += len(part.x)
+                seen += part.x.tolist()
+        if at != size:
+            return f"step {step}: the ranks have {at} samples of a batch of {size}"
+    if sorted(seen) != samples.tolist():
+        return "an epoch does not have every sample once"
+    return None
