@@ -97,6 +97,8 @@ class Job:
                     "computation than the serial one"
                 )
             require_fits(what.build(), what.x.shape[1:], self.layout)
+            if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
+                raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
 
     def experiment(self, name: str) -> Experiment:
         """What is computed with a network."""
@@ -240,10 +242,6 @@ def verify(
         )
         if layout.variable_batch:
             raise InputError("variable batch: is another computation than one update with the whole batch")
-        if layout.ranks == 1 and not layout.is_pipelined:
-            raise InputError(
-                "the layout is one rank, the serial run itself; valid is a layout of several, or --ranks N"
-            )
     elif one:
         raise InputError(f"{one[0]}: does not go with --ranks, which takes every layout; valid is one of the two")
     if exact:
