@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import checkpoint
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, unknown_name
 
 Arrays = dict[str, np.ndarray]
 
@@ -308,6 +308,10 @@ def compare_files(
 ) -> ArraysComparison:
     """`compare_arrays` of what is in the files of both sides, after `read_side`."""
     (ours, faults), (theirs, others) = read_side(a, placement), read_side(b, placement)
+    names = ours.keys() | theirs.keys()
+    for place in placement or {}:
+        if place not in names and not set(place) & set("*?["):  # a pattern may be for other files
+            raise InputError(f"--placement: {unknown_name('tensor', place, sorted(names))}")
     found = compare_arrays(ours, theirs, bound, exact)
     said = {name: f"in A {fault}" for name, fault in faults.items()}
     said |= {name: f"in B {fault}" for name, fault in others.items()}

@@ -62,7 +62,7 @@ def _walk(module: nn.Module, name: str, shapes: dict[str, nn.LayerShape], before
         return before
     raise InputError(
         f"layer {name}: --reproducible cannot add up a {type(module).__name__}'s sums in the same order in every "
-        "layout; it needs all of a microbatch at the same time"
+        "layout: they are over the microbatch, or not known"
     )
 
 

@@ -146,6 +146,15 @@ def test_the_example_of_the_page(write, diff):
     assert f"$ parallel-dl diff ours.safetensors theirs.safetensors\n{out}" in page
 
 
+def test_a_placement_of_no_tensor(tmp_path, capsys):
+    for name in "ab":
+        checkpoint.save(tmp_path / name, {"fc1.bias": np.zeros(3)}, {})
+    (tmp_path / "place.json").write_text('{"fc9.bias": 0}')
+    assert main(["diff", str(tmp_path / "a"), str(tmp_path / "b"), "--placement", str(tmp_path / "place.json")]) == 2
+    said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? valid are fc1.bias\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_example_of_a_placement():
     path = ROOT / "docs" / "examples" / "placement.toml"
     assert path.read_text() in (ROOT / "docs" / "command-line.md").read_text()

@@ -176,7 +176,7 @@ def test_in_python(written, text, said):
     [
         (("--momentum", "nan"), "--momentum nan: must be at least 0 and below 1"),
         (("--nesterov", "--momentum", "0"), "--nesterov: needs a --momentum above 0"),
-        (("--optimizer", "adam", "--momentum", "0.5"), "--momentum and --nesterov belong to --optimizer sgd"),
+        (("--optimizer", "adam", "--momentum", "0.5"), "--momentum: belongs to --optimizer sgd and lars, not to adam"),
         (("--optimizer", "lars", "--nesterov"), "--nesterov belongs to --optimizer sgd, not to lars"),
         (("--optimizer", "lasr"), "unknown --optimizer 'lasr': did you mean 'lars'?"),
         (("--clip-norm", "0"), "--clip-norm 0.0: must be a finite number above 0"),

@@ -92,6 +92,7 @@ def test_the_logistic_loss_sends_nothing():
     assert "loss" not in {row["layer"] for row in split["ledger"]}
 
 
+@pytest.mark.grid
 def test_weights_from_any_split_to_any_other(tmp_path, refused):
     file, again = tmp_path / "w.safetensors", tmp_path / "again.safetensors"
     first = train("alexnet_small", "--mp", 3, "--steps", 2, "--dtype", "float64", "--output", file)

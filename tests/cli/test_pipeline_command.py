@@ -33,6 +33,7 @@ def test_a_pipeline_is_the_serial_run(tmp_path):
     assert (again["layout"]["schedule"], again["layout"]["microbatches"]) == ("1f1b", 2)
 
 
+@pytest.mark.grid
 def test_with_data_parallelism_inside_a_users_own_mpirun():
     """Of 4 ranks and --pp 2, --dp is 2; the ledger has every boundary."""
     flags = ("--pp", 2, "--schedule", "gpipe", "--microbatches", 4, "--steps", 1, "--ledger", "--json")

@@ -300,6 +300,7 @@ def test_without_mpi(tmp_path):
         assert json.loads(out)["parameters"] == 21_386
 
 
+@pytest.mark.grid
 def test_once_inside_an_mpirun():
     """Of a user: every rank counts, one speaks."""
     settings = {

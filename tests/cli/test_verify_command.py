@@ -50,6 +50,7 @@ def test_mutants():
     assert found["distance"] >= 1e4
 
 
+@pytest.mark.grid
 def test_a_reproducible_layout_and_bounds_of_float32():
     """It equals the ordinary serial run, to rounding. In float32 ordinary layouts are not called different."""
     (cell,) = verify("mlp", "--dp", 2, "--reproducible")["cells"]

@@ -61,6 +61,13 @@ def test_equals_serial_for_any_batch(comm, batch_size):
     assert_same(*runs(comm, experiment(batch_size)))
 
 
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize(("batch_size", "microbatches"), [(20, 3), (7, 2)])
+def test_equals_serial_with_microbatches(comm, batch_size, microbatches):
+    assert_same(*runs(comm, experiment(batch_size, seed=1), microbatches))
+
+
+@pytest.mark.grid
 @pytest.mark.ranks(1, 2, 3, 8)
 @pytest.mark.parametrize(("batch_size", "microbatches"), [(20, 2), (20, 3), (7, 2), (7, 3)])
 def test_equals_serial_with_the_same_microbatches(comm, batch_size, microbatches):

@@ -51,6 +51,15 @@ def towers():
     )
 
 
+SPLIT = [
+    (deep, None),
+    (deep, {"classifier": "input"}),
+    (images, {"features": "rows"}),
+    (images, {"0": "filters", "5": "filters", "9": "output"}),
+    (towers, {"branches": "towers", "fc": "output"}),
+]
+
+
 def experiment(build, batch_size=19, steps=5, make=lambda p: optim.SGD(p, 0.05, momentum=0.9)):
     random = np.random.default_rng(3)
     x, y = random.random((40, 1, 8, 8)), random.integers(0, 5, 40)
@@ -110,9 +119,9 @@ def test_images(comm):
         check(comm, experiment(images, steps=3), ["interleaved"], (4,))
 
 
-@pytest.mark.ranks(2, 6, 8)
+@pytest.mark.ranks(2, 8)
 def test_every_schedule_with_data_parallelism(comm):
-    """Two replicas of 1, 3 and 4 stages."""
+    """Two replicas of 1 and 4 stages; of 2 below, and of 3 in the grid."""
     for m, schedules in SAMPLE.items():
         check(comm, experiment(deep, steps=2 if comm.size == 2 else 1), schedules, [m], dp=2)
 
@@ -128,21 +137,11 @@ def test_with_data_parallelism(comm, build):
         check(comm, experiment(build, batch_size=3, steps=2), ["1f1b"], (4,), dp=2)
 
 
-@pytest.mark.ranks(4, 6, 8)
-@pytest.mark.parametrize(
-    ("build", "split"),
-    [
-        (deep, None),
-        (deep, {"classifier": "input"}),
-        (images, {"features": "rows"}),
-        (images, {"0": "filters", "5": "filters", "9": "output"}),
-        (towers, {"branches": "towers", "fc": "output"}),
-    ],
-)
+@pytest.mark.ranks(4, 8)
+@pytest.mark.parametrize(("build", "split"), SPLIT)
 def test_with_split_layers(comm, build, split):
-    """2 stages x 2 or 3 ranks that share them, on 8 ranks with two replicas; some ranks' shares are empty."""
-    mp = {4: 2, 6: 3, 8: 2}[comm.size]
-    check(comm, experiment(build, 9, steps=2), ["1f1b", "zb-h1"], (3,), comm.size // mp // 2, mp, split)
+    """2 stages x 2 or 4 ranks that share them; some ranks' shares are empty. `make grid` has 3 ranks, and replicas."""
+    check(comm, experiment(build, 9, steps=2), ["1f1b", "zb-h1"], (3,), 1, comm.size // 2, split)
 
 
 @pytest.mark.ranks(3)
@@ -165,6 +164,15 @@ def test_adam(comm):
 @pytest.mark.parametrize("schedule", SYNCHRONOUS)
 def test_grid(comm, schedule):
     check(comm, experiment(deep), [schedule], range(1, 17))
+
+
+@pytest.mark.grid
+@pytest.mark.ranks(6, 8)
+@pytest.mark.parametrize(("build", "split"), SPLIT)
+def test_grid_with_split_layers(comm, build, split):
+    """2 stages of 3 ranks, or two replicas of 2 stages of 2 ranks."""
+    dp, mp = {6: (1, 3), 8: (2, 2)}[comm.size]
+    check(comm, experiment(build, 9), ["1f1b", "zb-h1"], (3,), dp, mp, split)
 
 
 @pytest.mark.grid
