@@ -376,7 +376,11 @@ def _text(layout: dict[str, Any]) -> str:
     if "hybrid" in layout:
         return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
     parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
-    return " ".join([*parts, *([layout["schedule"]] if layout["schedule"] else []), f"m {layout['microbatches']}"])
+    if layout["schedule"]:
+        parts.append(layout["schedule"])
+    if layout["split"]:
+        parts += [f"{layer}={way}" for layer, way in layout["split"].items()]
+    return f"{' '.join(parts)}, {layout['microbatches']} microbatches"
 
 
 _MANY = 40  # cells, beyond which a table has a line for each network and number of ranks
@@ -437,7 +441,7 @@ def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None
         said = verdict["diagnosis"].partition("; likely ")[2] or verdict["diagnosis"]
         table.add_row(verdict["name"], *("yes" if verdict[key] else "NO" for key in ("caught", "named")), said)
     screen = console()
-    screen.print(table)
+    _print_wide(table)
     counts = {key: sum(verdict[key] for verdict in mutants) for key in ("caught", "named")}
     lines = [f"{counts['caught']} of {len(mutants)} caught, {counts['named']} named"]
     if facts["distance"] is not None:
