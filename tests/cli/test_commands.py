@@ -132,6 +132,7 @@ def test_the_table_is_plain_text_when_piped():
     assert "\x1b" not in out
 
 
+@pytest.mark.grid
 def test_demo_and_info():
     status, out, _ = call("demo", "--epochs", 1)
     assert status == 0
@@ -215,6 +216,7 @@ def test_bad_input_as_a_command():
     )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("arguments", [("--dp", 0), pytest.param(("--lr", -1), marks=pytest.mark.grid)])
 def test_bad_input_inside_a_users_own_mpirun(tmp_path, arguments):
     """Rank 0 is the slowest: it still has its say before another's status ends it."""

@@ -84,6 +84,7 @@ def test_the_ledger_for_people():
     assert "the payload" in out
 
 
+@pytest.mark.grid
 def test_the_logistic_loss_sends_nothing():
     common = ("--loss", "logistic", "--steps", 3, "--dtype", "float64")
     split = train("mlp", "--mp", 3, *common, "--ledger")

@@ -116,6 +116,7 @@ def test_split_layers_in_a_pipeline(tmp_path):
     assert again["weights_sha256"] == alone["weights_sha256"]
 
 
+@pytest.mark.grid
 def test_rates_are_planned_over_all_updates_of_an_asynchronous_schedule():
     """One per microbatch: four epochs, or as many steps, are the same run."""
     common = (

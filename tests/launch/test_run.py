@@ -104,10 +104,14 @@ KILLED = ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIG
         ("sys.exit(0)", 1, "rank 1 called sys.exit(0) while rank 0, 2 went on"),
         ("os._exit(5)", 5, "rank 1 ended with status 5"),
         pytest.param("os._exit(9)", 9, "rank 1 ended with status 9", marks=pytest.mark.grid),  # not signal 9
-        ("os._exit(0)", 1, "rank 1 ended with status 0"),
+        pytest.param("os._exit(0)", 1, "rank 1 ended with status 0", marks=pytest.mark.grid),
         KILLED,
-        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "rank 1 was killed by SIGTERM"),
-        ("os.fork() and os._exit(6); time.sleep(2)", 6, "rank 1 ended with status 6"),  # a child has its connection
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGTERM)", 143, "rank 1 was killed by SIGTERM", marks=pytest.mark.grid
+        ),
+        pytest.param(
+            "os.fork() and os._exit(6); time.sleep(2)", 6, "rank 1 ended with status 6", marks=pytest.mark.grid
+        ),  # a child has its connection
     ],
 )
 def test_one_rank_fails(run, setup, end, status, said):

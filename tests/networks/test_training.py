@@ -46,6 +46,7 @@ def test_small_networks_learn_the_digits(name, more):
     assert run["losses"][0] > 1.5
 
 
+@pytest.mark.grid
 @pytest.mark.skipif(
     not (places.DEBIAN / "fashion-mnist").is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
@@ -59,6 +60,7 @@ def test_lenet5_learns_fashion_mnist_alike_on_one_rank_and_on_two(flags, accurac
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
 
 
+@pytest.mark.grid
 def test_a_full_network_on_data_of_its_shape(tmp_path):
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (20, 28, 28), dtype=np.uint8), np.arange(20) % 4
