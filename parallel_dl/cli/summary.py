@@ -11,9 +11,10 @@ from parallel_dl import launch
 from parallel_dl.cli import hybrid as of_hybrid
 from parallel_dl.cli import summary_of_pipeline as of_pipeline
 from parallel_dl.cli.hybrid import Hybrid, Ranks
+from parallel_dl.cli.layout import Chunks, Schedule, Stage
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
-from parallel_dl.cli.summary_of_pipeline import CacheBytes, Chunks, Microbatches, Pp, Schedule, Stage
+from parallel_dl.cli.summary_of_pipeline import CacheBytes, Microbatches, Pp
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError
 

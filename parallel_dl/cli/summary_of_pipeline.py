@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 Pp = Annotated[
     int | None, typer.Option("--pp", help="Ranks in a pipeline, each with some of the layers. [default: none]")
 ]
-Schedule = Annotated[
-    str | None,
-    typer.Option(
-        "--schedule", help="Of the pipeline: naive, gpipe, 1f1b, interleaved, zb-h1, pipedream. [default: 1f1b]"
-    ),
-]
-Stage = Annotated[
-    list[str] | None,
-    typer.Option("--stage", metavar="LAYER", help="A layer that begins a stage; repeatable. [default: even work]"),
-]
-Chunks = Annotated[int | None, typer.Option("--chunks", help="Stages per rank, for interleaved. [default: 2]")]
 Microbatches = Annotated[
     int | None, typer.Option("--microbatches", help="Pieces of a batch, fed into the pipeline. [default: --pp]")
 ]
