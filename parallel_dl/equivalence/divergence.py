@@ -146,9 +146,7 @@ class _Search:
             return rows[:, :, slices(placement.rows)[row], slices(placement.columns)[column]]
         return rows
 
-    def _compare(
-        self, kind: str, name: str, microbatch: int | None, pieces: Pieces, whole: np.ndarray
-    ) -> Iterator[tuple[int, float]]:
+    def _compare(self, pieces: Pieces, whole: np.ndarray) -> Iterator[tuple[int, float]]:
         """(rank, error) of those that differ."""
         largest = float(np.abs(whole).max()) if whole.size else 0.0
         for rank, (got, expected) in pieces.items():
@@ -178,7 +176,7 @@ class _Search:
     def _before(self) -> Iterator[Divergence]:
         for name, whole in self.serial.before.items():
             pieces = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
-            for rank, error in self._compare("weights before", name, None, pieces, whole):
+            for rank, error in self._compare(pieces, whole):
                 cause = causes.of_weights(*pieces[rank], self.layout, self.step == 0)
                 yield self._report("weights before", name, None, rank, error, pieces, cause)
 
@@ -191,7 +189,7 @@ class _Search:
                     for rank, of in enumerate(self.traces)
                     if at in getattr(of, kind)
                 }
-                for rank, error in self._compare(name, "", at.microbatch, pieces, whole):
+                for rank, error in self._compare(pieces, whole):
                     cause = causes.of_samples(pieces[rank][0], np.concatenate(list(serial.values())), name)
                     yield self._report(name, "", at.microbatch, rank, error, pieces, cause)
 
@@ -215,7 +213,7 @@ class _Search:
                 if compared is None:
                     continue
                 pieces, whole = compared
-                for rank, error in self._compare("forward", layer, microbatch, pieces, whole):
+                for rank, error in self._compare(pieces, whole):
                     cause = (
                         self._of_arrival(at, rank)
                         or causes.of_forward(
@@ -304,7 +302,7 @@ class _Search:
                 if compared is None:
                     continue
                 pieces, whole = compared
-                for rank, error in self._compare("backward", layer, microbatch, pieces, whole):
+                for rank, error in self._compare(pieces, whole):
                     neighbours = self._neighbours(rank, "model")
                     cause = causes.of_backward(pieces, rank, neighbours, self.layout)
                     yield self._report("backward", layer, microbatch, rank, error, pieces, cause)
@@ -317,7 +315,7 @@ class _Search:
             for rank, of in enumerate(self.traces):
                 if name in of.gradients:
                     pieces[rank] = of.gradients[name], whole[of.pieces.get(name, ())]
-            for rank, error in self._compare("gradient", name, None, pieces, scale):
+            for rank, error in self._compare(pieces, scale):
                 own = [of_part.get(name, np.zeros_like(whole)) for of_part in self.serial.own]
                 index = self.traces[rank].pieces.get(name, ())
                 replicas = [other for other in self._neighbours(rank, "data") if other in pieces]
@@ -343,7 +341,7 @@ class _Search:
             for name, whole in arrays.items():
                 got = others.get(name, np.zeros(0))
                 pieces = {0: (got, whole)}
-                for rank, error in self._compare(kind, name, None, pieces, whole):
+                for rank, error in self._compare(pieces, whole):
                     what = "gradient" if kind == "gradients" else "update"
                     before = self.serial.before.get(name) if kind == "weights" else None
                     cause = causes.of_update(got, whole, before, self.layout)

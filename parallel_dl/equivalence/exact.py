@@ -47,8 +47,9 @@ def exact_experiment(
         what = Experiment(
             build, x, y, lambda p: optim.SGD(p, RATE), batch_size, 1, seed=seed, loss=nn.mse, prepare=prepare
         )
-        largest = min(largest, largest_value(what))
-        if largest_value(what) < LIMIT and _is_alive(what):
+        bound = largest_value(what)
+        largest = min(largest, bound)
+        if bound < LIMIT and _is_alive(what):
             return what
     if largest < LIMIT:
         raise InputError("--exact: too many gradients are zero with few weights; valid is another --seed")
@@ -61,18 +62,21 @@ def _is_power_of_two(number: float) -> bool:
 
 def _require_exact(network: Module, input_shape: Sequence[int]) -> None:
     for passed in nn.layer_shapes(network, input_shape):
-        layer = passed.layer
-        window: float = 1
-        if isinstance(layer, nn.AvgPool2d):
-            window = math.prod(layer.kernel_size)
-        elif isinstance(layer, nn.GlobalAvgPool2d):
-            window = math.prod(passed.input[1:])
-        elif isinstance(layer, nn.Dropout):
-            window = 1 - layer.p if layer.p < 1 else 1
-        elif not isinstance(layer, _EXACT):
-            raise InputError(f"--exact: {passed.name}, a {type(layer).__name__}, rounds; valid without it")
-        if not _is_power_of_two(window):
-            raise InputError(f"--exact: {passed.name} divides by {window:g}; valid are powers of two")
+        divisor = _divisor(passed)
+        if divisor == 1 and not isinstance(passed.layer, (*_EXACT, nn.AvgPool2d, nn.GlobalAvgPool2d, nn.Dropout)):
+            raise InputError(f"--exact: {passed.name}, a {type(passed.layer).__name__}, rounds; valid without it")
+        if not _is_power_of_two(divisor):
+            raise InputError(f"--exact: {passed.name} divides by {divisor:g}; valid are powers of two")
+
+
+def _divisor(passed: nn.LayerShape) -> float:
+    """What a layer divides by: the pixels of a window, the probability to be kept; 1 where it does not."""
+    layer = passed.layer
+    if isinstance(layer, nn.AvgPool2d):
+        return float(math.prod(layer.kernel_size))
+    if isinstance(layer, nn.GlobalAvgPool2d):
+        return float(math.prod(passed.input[1:]))
+    return 1 - layer.p if isinstance(layer, nn.Dropout) and layer.p < 1 else 1.0
 
 
 def _whole_numbers(inputs: float, seed: int) -> Callable[[Module], None]:
@@ -116,9 +120,9 @@ def largest_value(experiment: Experiment) -> float:
     values += [p.grad for p in network.parameters() if p.grad is not None]
     squares = float(((y.data + np.abs(experiment.y)) ** 2).sum())
     largest = max([float(np.abs(array).max(initial=0.0)) for array in values] + [squares])
-    # everything is a multiple of 1 / what was divided by: rate, batch, keep probabilities, windows
-    steps = math.prod(_divisor(layer) for _, layer in network.named_modules())
-    return largest * experiment.batch_size / RATE * steps
+    # everything is a multiple of 1 / what was divided by: rate, batch, windows (dropout multiplies by whole numbers)
+    windows = math.prod(max(1.0, _divisor(passed)) for passed in nn.layer_shapes(network, experiment.x.shape[1:]))
+    return largest * experiment.batch_size / RATE * windows
 
 
 def _is_alive(experiment: Experiment) -> bool:
@@ -128,10 +132,6 @@ def _is_alive(experiment: Experiment) -> bool:
     experiment.prepare(network)
     nn.mse(network.train().at(0)(experiment.x), experiment.y, 1).backward()
     return all(p.grad is not None and p.grad.any() for p in network.parameters() if p.requires_grad)
-
-
-def _divisor(layer: Module) -> float:
-    return float(math.prod(layer.kernel_size)) if isinstance(layer, nn.AvgPool2d) else 1.0
 
 
 def _sum_of_window(layer: nn.MaxPool2d) -> Callable[[Any], Any]:

@@ -22,6 +22,18 @@ def small():
     )
 
 
+def averaged():
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.GlobalAvgPool2d(), nn.Flatten(), nn.Linear(3, 4))
+
+
+def test_what_is_divided_by_counts():
+    """Sixteen pixels: values are multiples of a sixteenth, and as much nearer to the limit."""
+    what = exact_experiment(averaged, (1, 4, 4), 8)
+    pixels = 16
+    values = [np.abs(a).max() for arrays in (*record(what).gradients, *record(what).weights) for a in arrays.values()]
+    assert largest_value(what) >= max(values) * 8 * 2**5 * pixels
+
+
 def deep():
     return networks.MLP((8,), 4, hidden=(16,) * 6)
 
@@ -42,7 +54,7 @@ def test_the_bound_holds_and_everything_is_exact(build, shape):
 
 
 @pytest.mark.ranks(1, 2, 3, 4)
-@pytest.mark.parametrize(("build", "shape"), [(small, (1, 8, 8)), (deep, (8,))])
+@pytest.mark.parametrize(("build", "shape"), [(small, (1, 8, 8)), (deep, (8,)), (averaged, (1, 4, 4))])
 def test_bit_by_bit(comm, build, shape):
     tasks = [("it", layout) for layout in layouts_of(comm.size, build(), shape, None)]
     for cell in verify(comm, {"it": exact_experiment(build, shape, 8, seed=3)}, tasks, exact=True):
