@@ -61,12 +61,13 @@ def _pieces(part: slice, length: int) -> Iterator[slice]:
 class Trainer:
     """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
 
-    `make_optimizer(parameters)` is called once, with variable batch twice: for the layers behind the first Flatten, and
-    for those before it. `allreduce` is a method of `data_parallel.GradientAllReduce`. `loss` is a function (logits,
-    targets, total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid,
-    turns the network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError
-    without); so does a reproducible one, for which the network computes in leaves from then on. With `clip_norm`
-    gradients whose norm, over the whole network, is larger are made so short.
+    `make_optimizer(parameters)` is called once, with variable batch twice: for the layers after the first Flatten, and
+    for those before it. It may choose among the parameters: those it leaves out stay as they are. `allreduce` is a
+    method of `data_parallel.GradientAllReduce`. `loss` is a function (logits, targets, total) that divides a sum over
+    the samples given by `total`. A layout that splits layers, or is a hybrid, turns the network, in place, into this
+    rank's part, and needs `input_shape`, that of one sample (ValueError without); so does a reproducible one, for which
+    the network computes in leaves from then on. With `clip_norm` gradients whose norm, over the whole network, is
+    larger are made so short.
 
     Raises InputError for splits that cannot be, for ranks that do not have the same weights, for a `clip_norm` that is
     not above 0, and for one with updates of a part of the weights alone (asynchronous schedules, variable batch).
@@ -142,14 +143,15 @@ class Trainer:
         parameters = network.parameters()
         if self.pipeline is not None:
             self.names, parameters = self.pipeline.names, self.pipeline.parameters
+        self.parameters = parameters  # this rank's, by the order of `names`
         replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
         self.gradients = GradientAllReduce(replicated, mesh.data, allreduce)
         self.updates = 0
         if self.hybrid is not None and layout.variable_batch:
-            of_parts = self._knowing_norms(make_optimizer(self.hybrid.classifier_parameters))
+            of_parts = self._made(make_optimizer, self.hybrid.classifier_parameters)
             self.hybrid.update_after_parts(of_parts, lambda: self.updates)
             parameters = replicated
-        self.optimizer = self._knowing_norms(make_optimizer(parameters))
+        self.optimizer = self._made(make_optimizer, parameters)
         self.arrivals: Arrivals | None = None
         if self.pipeline is not None:
             self.pipeline.runner.before_entry = self._take
@@ -248,7 +250,9 @@ class Trainer:
         return scale
 
     def gradient_norm(self) -> float:
-        """The Euclidean norm of all gradients of the network, behind `compute_gradients`; the same on every rank.
+        """The Euclidean norm of all gradients that the optimizer applies, after `compute_gradients`.
+
+        It is the same on every rank.
 
         Every value counts once, whichever ranks have it. All ranks call it together.
         """
@@ -259,6 +263,26 @@ class Trainer:
             if axis.size > 1:
                 own = axis.labelled("norms").all_reduce(own)
         return math.sqrt(own[0])
+
+    def _made(self, make_optimizer: Callable[[Any], Optimizer], parameters: Sequence[Parameter]) -> Optimizer:
+        """An optimizer of these parameters, or some of them; see `_knowing_norms`."""
+        optimizer, error = None, ""
+        try:
+            optimizer = make_optimizer(parameters)
+        except InputError as caught:  # a stage may have none of the parameters that are chosen
+            error = f"make_optimizer: {caught}"
+        known = {id(parameter) for parameter in parameters}
+        for parameter in [] if optimizer is None else optimizer.parameters:
+            if id(parameter) not in known:
+                error = (
+                    f"make_optimizer: {parameter.name} {parameter.shape} is none of the parameters it was given, which "
+                    "are this rank's of the network that is trained: choose among them"
+                )
+        for rank, of_rank in enumerate(self.mesh.world.all_gather_object(error)):
+            if of_rank:
+                raise InputError(of_rank if rank == 0 else f"rank {rank}: {of_rank}")
+        assert optimizer is not None
+        return self._knowing_norms(optimizer)
 
     def _knowing_norms(self, optimizer: Optimizer) -> Optimizer:
         """The optimizer, which can ask for sums of squares of whole weights. One all-reduce for all parameters."""

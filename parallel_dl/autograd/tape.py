@@ -350,7 +350,9 @@ def _accumulate(leaf: Tensor, pullback: Pullback, g: Array) -> None:
     elif grad is buffer:
         grad += contribution
     else:
-        leaf.grad = np.asarray(grad + contribution, dtype=data.dtype)
+        total = np.asarray(grad + contribution, dtype=data.dtype)
+        total.flags.writeable = grad.flags.writeable  # what contains a sum over ranks is not to be summed once more
+        leaf.grad = total
 
 
 def _count_uses(roots: Iterable[Tensor]) -> dict[int, int]:

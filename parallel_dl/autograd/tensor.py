@@ -23,9 +23,12 @@ next_number = itertools.count().__next__  # orders what is computed: see tape
 class Tensor:
     """An array and, while its history is recorded, the edges to what it was computed from.
 
-    `data` is the array; `grad` (leaves only) the gradient that `backward` summed up, of the same shape and dtype, or
-    None. `grad_buffer`, when given, is the array in which `grad` is to live: the gradient is written there, without a
-    copy. Python's floats, also in lists, become float32; arrays keep their dtype.
+    `grad` is overwritten by the next backward after `zero_grad`, so keep `grad.copy()` and not `grad`. It is the
+    gradient (of leaves only) that `backward` has summed up, of the same shape and dtype as `data`, or None.
+
+    `data` is the array. `grad_buffer`, when given (an optimizer or an all-reduce does), is the array in which `grad` is
+    to live: the gradient is written there, without a copy. Python's floats, also in lists, become float32; arrays keep
+    their dtype.
     """
 
     __slots__ = ("__weakref__", "data", "edges", "grad", "grad_buffer", "hooks", "number", "requires_grad")

@@ -9,12 +9,10 @@ statistics, which then differ, are averaged over the ranks once per update.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from parallel_dl.mpi import Communicator
-from parallel_dl.nn import BatchNorm, Module, Parameter
+from parallel_dl.nn import BatchNorm, Module
 
 
 class SumOverRanks:
@@ -37,16 +35,6 @@ class SumOverRanks:
                 "and a forward without backward under no_grad()"
             )
         return self._labelled.all_reduce(sums)
-
-
-def networks_of(parameters: Iterable[Parameter]) -> list[Module]:
-    """The whole networks that the parameters belong to, each once."""
-    found: list[Module] = []
-    for parameter in parameters:
-        network = getattr(parameter, "network", None)
-        if network is not None and not any(network is other for other in found):
-            found.append(network)
-    return found
 
 
 def batch_norm_layers(network: Module, statistics: str) -> dict[str, BatchNorm]:

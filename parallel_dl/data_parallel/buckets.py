@@ -7,29 +7,47 @@ from typing import Any
 
 import numpy as np
 
+from parallel_dl.data_parallel.exchange import Exchange
 from parallel_dl.mpi import Communicator
-from parallel_dl.nn import FlatParameters, Parameter
 
 
 class Bucket:
-    """Neighbouring parameters of a flat group, whose gradients (`gradients`, a view) are exchanged together."""
+    """Neighbouring parameters of an exchange, whose gradients are summed together, in a copy of them.
 
-    def __init__(self, group: FlatParameters, first: int, last: int) -> None:
-        self.group = group
-        self.parameters: list[Parameter] = group.parameters[first:last]
-        end = group.slices[last].start if last < len(group.slices) else group.size
-        self.gradients: np.ndarray = group.gradients[group.slices[first].start : end]
+    So what backward or the user does to the gradients after the start disturbs no sum, and `was_changed` tells of it.
+    """
+
+    def __init__(self, exchange: Exchange, first: int, last: int) -> None:
+        gradients = exchange.gradients
+        self.parameters = exchange.parameters[first:last]
+        self._views = gradients.views[first:last]
+        end = gradients.slices[last].start if last < len(gradients.slices) else gradients.size
+        where = slice(gradients.slices[first].start, end)
+        self._local: np.ndarray = exchange.local[where]
+        self._total: np.ndarray = exchange.total[where]
         self.completed = 0
+        self._sent = 0  # the sum of the bits of what was sent
         self.pending: Any = None
 
     @property
     def is_complete(self) -> bool:
         """Whether backward has completed every gradient in it, in place."""
-        return self.completed == len(self.parameters) and all(p.grad is p.grad_buffer for p in self.parameters)
+        if self.completed < len(self.parameters):
+            return False
+        return all(parameter.grad is view for parameter, view in zip(self.parameters, self._views))
 
     def start(self, comm: Communicator) -> None:
         """Begins to sum the gradients over the ranks."""
-        self.pending = comm.start_all_reduce(self.gradients)
+        self._total[...] = self._local
+        self._sent = self._bits()
+        self.pending = comm.start_all_reduce(self._total)
+
+    def was_changed(self) -> bool:
+        """Whether the gradients are no longer those that were sent."""
+        return self.pending is not None and self._bits() != self._sent
+
+    def _bits(self) -> int:
+        return int(np.add.reduce(self._local.view(np.uint64)))  # whole cache lines
 
     def finish(self) -> None:
         """Waits for the sum, and is ready for the next backward."""
@@ -37,12 +55,12 @@ class Bucket:
         self.pending, self.completed = None, 0
 
 
-def cut_into_buckets(group: FlatParameters, size: int) -> Iterator[Bucket]:
+def cut_into_buckets(exchange: Exchange, size: int) -> Iterator[Bucket]:
     """Buckets of at least `size` bytes (but the last), from the last parameter to the first: backward's order."""
-    last = end = len(group.parameters)
+    last = end = len(exchange.parameters)
     held = 0
     for first in range(end - 1, -1, -1):
-        held += group.parameters[first].size * group.dtype.itemsize
+        held += exchange.gradients.views[first].nbytes
         if held >= size or first == 0:
-            yield Bucket(group, first, last)
+            yield Bucket(exchange, first, last)
             last, held = first, 0

@@ -1,6 +1,6 @@
 """Data parallelism: every rank has all weights and a share of the batch; here the gradients are summed over the ranks.
 
-The gradients of all parameters live in one flat array (`nn.flat`), so there is nothing to copy in or out:
+The gradients of all parameters live in one flat array (`exchange`), so there is nothing to copy in or out:
 
 window  on one node that array is this rank's part of an MPI shared-memory window; every rank sums its share of all
         ranks' arrays into a result that all of them read (one barrier before, one after).
@@ -16,8 +16,11 @@ All give the same bits on every rank.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import is_
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,13 +28,13 @@ from parallel_dl.data_parallel.batch_norm import (
     average_running_statistics,
     batch_norm_layers,
     leave_batch_norm,
-    networks_of,
     synchronize_batch_norm,
 )
 from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
+from parallel_dl.data_parallel.exchange import Exchange, lengths
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
-from parallel_dl.nn import Parameter, flatten
+from parallel_dl.nn import Newcomers, Parameter, networks_of, ordered
 
 METHODS = ("auto", "window", "mpi", "tree")
 
@@ -40,8 +43,11 @@ class GradientAllReduce:
     """Sums the gradients of replicated parameters over the ranks of `comm`.
 
     Call `all_reduce()` between backward and the optimizer's step; afterwards every rank's `.grad` holds the sum, which
-    is the gradient of the global batch when each rank divided its loss by the global number of samples. A parameter
-    that no rank has a gradient for keeps None; one that some ranks have none for gets the sum of the others.
+    is the gradient of the global batch when each rank divided its loss by the global number of samples. If only some
+    ranks have a gradient, all receive its sum; if none has, it stays None.
+
+    Exactly the gradients of `parameters` are summed, whatever other optimizers and all-reduces the network has or had.
+    Frozen ones are not, until they are unfrozen on some rank; then they are on all.
 
     The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
     statistics over the ranks (see `batch_norm`), until `free()`.
@@ -55,6 +61,8 @@ class GradientAllReduce:
     averages of running statistics under "running statistics".
     """
 
+    _living: ClassVar[weakref.WeakSet[GradientAllReduce]] = weakref.WeakSet()
+
     def __init__(
         self,
         parameters: Iterable[Parameter],
@@ -66,26 +74,39 @@ class GradientAllReduce:
         if method not in METHODS:
             raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
         self.comm = comm = comm.in_tree() if method == "tree" else comm
+        self.parameters = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
+        self.networks = networks_of(self.parameters)
+        self._data = [parameter.data for parameter in self.parameters]
+        buffers = [buffer for network in self.networks for buffer in network.buffers()]
+        require_equal_replicas(self._data, buffers, comm)
+        self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
+        self.overlap = False
         self._exchange = comm.labelled("gradients", "backward")
+        self.method = method
+        self.note: str | None = None
+        self._exchanges: list[Exchange] = []
+        self._place(method, overlap)
+        self._synchronize_batch_norm()
         self._accumulating = False
         self._unhook: list[Callable[[], None]] = []
-        parameters = list(parameters)
-        self.networks = networks_of(parameters)
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self.groups = flatten(self.parameters)
-        frozen = [parameter.data for parameter in parameters if not parameter.requires_grad]
-        buffers = [buffer for network in self.networks for buffer in network.buffers()]
-        require_equal_replicas([*(group.values for group in self.groups), *frozen], buffers, comm)
-        self.method, self.note = self._place(method)
-        self._synchronize_batch_norm()
-        self.overlap = self.method == "mpi" and (not comm.is_one_node if overlap is None else overlap)
         self._buckets: list[Bucket] = []
         if self.overlap:
-            self._buckets = [b for group in self.groups for b in cut_into_buckets(group, bucket_bytes)]
+            # messages of its own: a bucket leaves when a rank has completed it, whatever the others are calling then
+            self._own = comm.duplicate(f"{comm.name}, gradients")
+            self._exchange = self._own.labelled("gradients", "backward")
+            self._buckets = [b for exchange in self._exchanges for b in cut_into_buckets(exchange, bucket_bytes)]
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
                     hook = self._completed(bucket)
                     self._unhook.append(parameter.register_post_accumulate_grad_hook(hook))
+        GradientAllReduce._living.add(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a GradientAllReduce cannot be copied: make one for the parameters of the copied network")
+
+    def _is_given_to_another(self, parameter: Parameter) -> bool:
+        others = [other for other in GradientAllReduce._living if other is not self]
+        return any(parameter is one for other in others for one in other.parameters)
 
     def _synchronize_batch_norm(self) -> None:
         self._local = [layer for network in self.networks for layer in batch_norm_layers(network, "local").values()]
@@ -96,36 +117,35 @@ class GradientAllReduce:
         for network in self.networks:
             synchronize_batch_norm(network, self._statistics or self.comm)
 
-    def _place(self, method: str) -> tuple[str, str | None]:
-        """Allocates the gradients; returns the method in use and, if it is not what one would expect, why."""
-        self._windows: list[SharedWindow] = []
-        # per group: its gradients and, behind them, which parameters have one; all of it is summed
-        self._arrays: list[np.ndarray] = []
-        self._flags: list[np.ndarray] = []
-        note = None
+    # -- where gradients are summed --------------------------------------------------------------------------------
+    def _place(self, method: str, overlap: bool | None) -> None:
+        """Allocates the gradients; sets the method in use and, if it is not what one would expect, the note why."""
+        by_dtype = _by_dtype([parameter for parameter in self.parameters if parameter.requires_grad])
+        windows: list[SharedWindow] = []
         if self.comm.size > 1 and method not in ("mpi", "tree"):
             if self.comm.is_one_node:
-                try:
-                    for group in self.groups:
-                        size = group.size + len(group.parameters)
-                        self._windows.append(SharedWindow(self._exchange, size, group.dtype))
-                except NotEnoughSharedMemory as error:
-                    self._free_windows()
-                    note = f"gradients are summed by MPI's all-reduce: {error}"
+                windows = self._windows(by_dtype)
             elif method == "window":
                 raise InputError("all-reduce method 'window': the ranks are on several nodes; valid is mpi")
-        for index, group in enumerate(self.groups):
-            if self._windows:
-                window = self._windows[index]
-                local, total = window.local, window.total
-            else:
-                local = np.zeros(group.size + len(group.parameters), group.dtype)
-                total = local
-            local[...] = 0
-            group.place_gradients(local[: group.size], total[: group.size])
-            self._arrays.append(local)
-            self._flags.append(local[group.size :])
-        return ("window" if self._windows else "tree" if method == "tree" else "mpi"), note
+        self.method = "window" if windows else "tree" if method == "tree" else "mpi"
+        self.overlap = self.method == "mpi" and (not self.comm.is_one_node if overlap is None else overlap)
+        self._exchanges = [
+            Exchange(members, windows[place] if windows else None, self.overlap)
+            for place, members in enumerate(by_dtype)
+        ]
+
+    def _windows(self, by_dtype: Sequence[Sequence[Parameter]]) -> list[SharedWindow]:
+        """A window for each, or none at all if the shared memory is too small."""
+        windows: list[SharedWindow] = []
+        try:
+            for members in by_dtype:
+                windows.append(SharedWindow(self._exchange, lengths(members)[1], members[0].data.dtype))
+        except NotEnoughSharedMemory as error:
+            self.note = f"gradients are summed by MPI's all-reduce: {error}"
+            for window in windows:
+                window.free()
+            return []
+        return windows
 
     # -- the exchange ----------------------------------------------------------------------------------------------
     def all_reduce(self) -> None:
@@ -134,42 +154,123 @@ class GradientAllReduce:
         Running statistics of batch norm layers with local statistics are averaged.
 
         RuntimeError when they contain an earlier sum: call `zero_grad` before the next backward, or, to accumulate
-        several backward passes, call `all_reduce` once, after the last.
+        several backward passes, call `all_reduce` once, after the last. InputError, on every rank and before a weight
+        is changed: on some rank a weight with a gradient, which is in no all-reduce, came into the network or was
+        unfrozen after this one was made; a weight has another shape or dtype than then; or weights that were given
+        other arrays are no longer equal on all ranks.
         """
         if self.comm.size == 1:
             return
-        for group in self.groups:
-            if any(p.grad is not None and p.grad is not p.grad_buffer for p in group.parameters):
+        self._require_summands()
+        error, opened, replaced = self._changes()
+        for exchange in self._exchanges:
+            exchange.gather()
+        late = any(bucket.was_changed() for bucket in self._buckets)
+        news = bool(error or opened or replaced or late)
+        if self._exchanges and news:
+            self._exchanges[0].gather(news=True)
+        if self.overlap:
+            self._finish_buckets()
+        else:
+            for exchange in self._exchanges:
+                exchange.all_reduce(self._exchange)
+        if self._has_news(news):
+            self._agree(error, opened, replaced, late)
+        for exchange in self._exchanges:
+            exchange.give()
+        average_running_statistics(self._local, self.comm)
+
+    def _require_summands(self) -> None:
+        for exchange in self._exchanges:
+            for parameter in exchange.parameters:
+                grad, buffer = parameter.grad, parameter.grad_buffer
+                if grad is None or grad is buffer or (buffer is None and grad.flags.writeable):
+                    continue
                 raise RuntimeError(
                     "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
                     "backward, and all_reduce() once, after the last backward of an update"
                 )
-        for group, flags in zip(self.groups, self._flags):
-            flags[:] = group.gather_gradients()
-        if self._windows:
-            for window in self._windows:
-                window.all_reduce()
-        elif self.overlap:
-            self._finish_buckets()
-        else:
-            for whole in self._arrays:
-                self._exchange.all_reduce(whole, out=whole)
-        for index, group in enumerate(self.groups):
-            flags = self._windows[index].total[group.size :] if self._windows else self._flags[index]
-            everywhere = flags.all()
-            for i, (parameter, view) in enumerate(zip(group.parameters, group.reduced_views)):
-                parameter.grad = view if everywhere or flags[i] else None
-        average_running_statistics(self._local, self.comm)
+
+    def _changes(self) -> tuple[str, list[int], list[int]]:
+        """(what is wrong, parameters unfrozen since, parameters with other arrays than at the last sum), here."""
+        for parameter in self._newcomers.found():
+            return (
+                (
+                    f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
+                    "unfrozen, after this one was made; make one for it too, or freeze it"
+                ),
+                [],
+                [],
+            )
+        replaced: list[int] = []
+        data = [parameter.data for parameter in self.parameters]
+        if not all(map(is_, data, self._data)):
+            for place, (parameter, before) in enumerate(zip(self.parameters, self._data)):
+                if parameter.data.dtype != before.dtype or parameter.data.shape != parameter.shape:
+                    now, then = f"{parameter.data.dtype} {parameter.data.shape}", f"{before.dtype} {before.shape}"
+                    wrong = f"{parameter.name} is {now} now and was {then} when this GradientAllReduce was made"
+                    return f"{wrong}: make a new one", [], []
+                moved = parameter.flat is not None and parameter.flat.holds(parameter, since=before)
+                if parameter.data is not before and not moved:
+                    replaced.append(place)
+            self._data = data
+        return "", self._opened(), replaced
+
+    def _opened(self) -> list[int]:
+        """Places of the parameters that are not summed yet, and should be."""
+        if sum(len(exchange.parameters) for exchange in self._exchanges) == len(self.parameters):
+            return []
+        summed = {id(p) for exchange in self._exchanges for p in exchange.parameters}
+        return [
+            place
+            for place, parameter in enumerate(self.parameters)
+            if id(parameter) not in summed and (parameter.requires_grad or parameter.grad is not None)
+        ]
+
+    def _has_news(self, own: bool) -> bool:
+        """Whether any rank has something to agree on; the sums of the gradients bring it, if there are any."""
+        if self._exchanges:
+            return self._exchanges[0].ranks_with_news > 0
+        return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(own), "or"))
+
+    def _agree(self, error: str, opened: list[int], replaced: list[int], late: bool) -> None:
+        """All ranks together, after the sums: raises what is wrong on any, and sums what is not yet summed."""
+        told = self.comm.all_gather_object((error, opened, replaced, late))
+        for rank, (wrong, *_) in enumerate(told):
+            if wrong:
+                raise InputError(f"rank {rank}: {wrong}")
+        places = [sorted({place for of_rank in told for place in of_rank[kind]}) for kind in (1, 2)]
+        require_equal_replicas(
+            [self.parameters[place].data for place in sorted({*places[0], *places[1]})], [], self.comm
+        )
+        if any(of_rank[3] for of_rank in told):  # a bucket had left before the last backward
+            for exchange in self._exchanges:
+                exchange.gather()
+                exchange.all_reduce(self._exchange)
+        for members in _by_dtype([self.parameters[place] for place in places[0]]):
+            windows = self._windows([members]) if self.method == "window" else []
+            exchange = Exchange(members, windows[0] if windows else None, self.overlap)
+            exchange.gather()
+            exchange.all_reduce(self._exchange)
+            self._exchanges.append(exchange)
 
     def _finish_buckets(self) -> None:
         for bucket in self._buckets:  # always in this order: on every rank the same exchange must be the next one
             if bucket.pending is None:
                 bucket.start(self._exchange)
-        pending = [self._exchange.start_all_reduce(flags) for flags in self._flags]
+        bucketed = {id(parameter) for bucket in self._buckets for parameter in bucket.parameters}
+        pending = []
+        for exchange in self._exchanges:
+            if id(exchange.parameters[0]) in bucketed:
+                exchange.bring_flags()
+                pending.append(self._exchange.start_all_reduce(exchange.flags))
+            else:  # unfrozen later
+                exchange.total[...] = exchange.local
+                pending.append(self._exchange.start_all_reduce(exchange.total))
         for bucket in self._buckets:
             bucket.finish()
-        for exchange in pending:
-            exchange.wait()
+        for waiting in pending:
+            waiting.wait()
 
     def _completed(self, bucket: Bucket) -> Callable[[object], None]:
         def hook(_: object) -> None:
@@ -183,26 +284,27 @@ class GradientAllReduce:
         return hook
 
     def take(self) -> list[np.ndarray]:
-        """Copies of this rank's gradients, one flat array per dtype, and behind them which parameters have one.
+        """Copies of this rank's gradients, one flat array per dtype, and after them which parameters have one.
 
         They have none afterwards. What is added up of such arrays, element by element, is given back by `put`.
+        InputError for a parameter that was unfrozen since: its gradient would not be among them.
         """
-        for group, flags in zip(self.groups, self._flags):
-            flags[:] = group.gather_gradients()
-            for parameter in group.parameters:
-                parameter.grad = None
-        return [array.copy() for array in self._arrays]
+        if opened := self._opened():
+            name = self.parameters[opened[0]].name
+            raise InputError(f"{name} was unfrozen after its GradientAllReduce was made: make a new one")
+        return [exchange.take() for exchange in self._exchanges]
 
     def put(self, arrays: Sequence[np.ndarray]) -> None:
         """Makes these, from `take`, this rank's gradients."""
-        for group, own, given in zip(self.groups, self._arrays, arrays):
-            own[...] = given
-            for parameter, flag in zip(group.parameters, own[group.size :]):
-                parameter.grad = parameter.grad_buffer if flag else None
+        for exchange, given in zip(self._exchanges, arrays):
+            exchange.put(given)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Around each backward but the last of an update that has several: nothing is exchanged inside."""
+        """Around each backward but the last of an update that has several: nothing is exchanged inside.
+
+        Without it the sum is the same, but what was exchanged in an earlier backward is exchanged again.
+        """
         self._accumulating = True
         try:
             yield
@@ -212,23 +314,34 @@ class GradientAllReduce:
                 bucket.completed = 0
 
     def free(self) -> None:
-        """Gives back the shared memory; gradients are private again, and batch norm is serial."""
+        """Gives back the shared memory; gradients are private again, and batch norm is serial. Once is enough."""
+        if self not in GradientAllReduce._living:
+            return
+        GradientAllReduce._living.discard(self)
         for remove in self._unhook:
             remove()
+        if self.overlap and self.comm.size > 1:
+            for bucket in self._buckets:  # some ranks may have begun
+                if bucket.pending is None:
+                    bucket.start(self._exchange)
+            for bucket in self._buckets:
+                bucket.finish()
         if self._statistics is not None:
             for network in self.networks:
                 leave_batch_norm(network, self._statistics)
             self._statistics.free()
             self._statistics = None
-        self._free_windows()
+        for exchange in self._exchanges:
+            exchange.free()
+        if self.overlap:
+            self._own.free()
 
-    def _free_windows(self) -> None:
-        windows, self._windows = self._windows, []
-        if windows:
-            for group in self.groups:
-                group.place_gradients(np.zeros(group.size, group.dtype))
-        for window in windows:
-            window.free()
+
+def _by_dtype(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
+    found: dict[np.dtype, list[Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.data.dtype, []).append(parameter)
+    return list(found.values())
 
 
 def require_equal_replicas(weights: Iterable[np.ndarray], buffers: Iterable[np.ndarray], comm: Communicator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
 from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
-from parallel_dl.nn.module import copied
 from parallel_dl.optim import SGD, Optimizer
 
 
@@ -52,7 +52,7 @@ def assert_equivalent(
     """
     __tracebackhide__ = True
     comm = world() if comm is None else comm
-    build = (lambda: copied(network)) if isinstance(network, Module) else network
+    build = (lambda: copy.deepcopy(network)) if isinstance(network, Module) else network
     x, y = (
         _drawn(build, batch, input_shape, loss, seed)
         if isinstance(batch, (int, np.integer))

@@ -22,48 +22,53 @@ class Magnitudes:
 
     def __init__(self, network: Module, optimizer: Optimizer) -> None:
         self.network, self.optimizer = network, optimizer
-        self.names = [name for name, _ in network.named_parameters()]
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        self.names = [names[id(parameter)] for parameter in optimizer.parameters]
         self.weights: Arrays = {name: np.abs(p.data).astype(float) for name, p in network.named_parameters()}
-        self.state: Arrays = {f"{n} {key}": np.zeros(w.shape) for n, w in self.weights.items() for key in self._keys()}
-
-    def _keys(self) -> tuple[str, ...]:
-        return self.optimizer.state_names
+        self.state: Arrays = {
+            f"{name} {key}": np.zeros(self.weights[name].shape)
+            for name, options in zip(self.names, optimizer.options_of())
+            for key in optimizer.state_of(options)
+        }
 
     def update(self, gradients: Arrays, clipped: float = 1.0) -> dict[str, Arrays]:
         """After the optimizer's step with gradients of these magnitudes: those of its state, of weights and buffers.
 
         `clipped` is the factor by which the gradients were shortened. It, and LARS's ratios, are taken as they were.
         """
-        rule, count = self.optimizer, self.optimizer.updates
-        rate = float(rule.lr(count - 1)) if callable(rule.lr) else rule.lr
-        actual = dict(zip(self.names, rule.state_dict()["state"]))
-        for number, (name, weights) in enumerate(self.weights.items()):
-            gradient = clipped * gradients[name] + getattr(rule, "weight_decay", 0.0) * weights
+        rule = self.optimizer
+        actual = rule.state_dict()["state"]
+        for number, (name, options, count) in enumerate(zip(self.names, rule.options_of(), rule.updates_of())):
+            if name not in gradients:  # without a gradient nothing is updated
+                continue
+            rate = float(options["lr"](rule.updates - 1)) if callable(options["lr"]) else options["lr"]
+            weights = self.weights[name]
+            gradient = clipped * gradients[name] + options.get("weight_decay", 0.0) * weights
             if isinstance(rule, SGD):
                 change = gradient
-                if rule.momentum:
+                if options["momentum"]:
                     velocity = self.state[f"{name} momentum"]
-                    velocity *= rule.momentum
+                    velocity *= options["momentum"]
                     velocity += gradient
-                    change = gradient + rule.momentum * velocity if rule.nesterov else velocity
+                    change = gradient + options["momentum"] * velocity if options["nesterov"] else velocity
                 weights += rate * change
             elif isinstance(rule, LARS):
-                decay = rule.weight_decay if rule.adapted[number] else 0.0
+                decay = options["weight_decay"] if rule.adapted[number] else 0.0
                 change = rate * rule.trust_ratios[number] * (clipped * gradients[name] + decay * weights)
-                if rule.momentum:
+                if options["momentum"]:
                     velocity = self.state[f"{name} momentum"]
-                    velocity *= rule.momentum
+                    velocity *= options["momentum"]
                     velocity += change
                     change = velocity
                 weights += change
             elif isinstance(rule, Adam):
-                beta1, beta2 = rule.betas
+                beta1, beta2 = options["betas"]
                 first, second = self.state[f"{name} first_moment"], self.state[f"{name} second_moment"]
                 first *= beta1
                 first += (1 - beta1) * gradient
                 second *= beta2
                 second += (1 - beta2) * gradient**2
-                divisor = np.sqrt(actual[name]["second_moment"] / (1 - beta2**count)) + rule.eps
+                divisor = np.sqrt(actual[number]["second_moment"] / (1 - beta2**count)) + options["eps"]
                 weights += rate * first / (1 - beta1**count) / divisor
             else:
                 raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW, LARS")

@@ -109,17 +109,22 @@ def batches(experiment: Experiment, trainer: Trainer) -> Iterator[Batch]:
 
 def local_gradients(trainer: Trainer) -> Arrays:
     """Name -> a copy of what this rank has of each gradient; nothing of parameters without one."""
-    named = zip(trainer.names, trainer.optimizer.parameters)
-    return {name: np.array(parameter.grad) for name, parameter in named if parameter.grad is not None}
+    return {name: np.array(p.grad) for name, p in zip(trainer.names, trainer.parameters) if p.grad is not None}
+
+
+def optimizer_names(trainer: Trainer) -> list[str]:
+    """The names of the parameters that the optimizer has, in its order."""
+    names = {id(parameter): name for name, parameter in zip(trainer.names, trainer.parameters)}
+    return [names[id(parameter)] for parameter in trainer.optimizer.parameters]
 
 
 def update(trainer: Trainer, run: Run) -> float:
     """The optimizer's step; its state and the weights behind it are entered in `run`. By what it was clipped, or 1."""
     clipped = trainer.update()
-    state = trainer.optimizer.state_dict()["state"]
+    state = dict(zip(optimizer_names(trainer), trainer.optimizer.state_dict()["state"]))
     run.state.append({})
     for key in trainer.optimizer.state_names:
-        whole = trainer.whole({n: s[key] for n, s in zip(trainer.names, state)})
+        whole = trainer.whole({name: own[key] for name, own in state.items() if key in own})
         run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
     run.weights.append(trainer.state_dict())
     return clipped

@@ -83,9 +83,9 @@ class OneWeirdTrick:
 
         Its learning rate is that of the iteration, whose number is `update()`.
         """
-        policy = optimizer.lr
-        if callable(policy):
-            optimizer.lr = lambda _: policy(update())
+        for group in optimizer.param_groups:
+            if callable(policy := group["lr"]):
+                group["lr"] = lambda _, policy=policy: policy(update())
         self.optimizer = optimizer
 
     # -- computing -------------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def _require_untouched(network: nn.Module) -> None:
     if any(isinstance(getattr(hook, "__self__", None), ModelParallel) for hook in hooks):
         raise InputError("this network is split already: parallelize a serial one")
     for name, parameter in network.named_parameters():
-        if parameter.flat is not None:
+        if parameter.flat is not None or parameter.flat_gradients is not None:
             raise InputError(
                 f"parallelize replaces the weights, but {name} is already in an optimizer or a GradientAllReduce: "
                 "call parallelize first, then make these from network.parameters()"

@@ -14,12 +14,8 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 def become(layer: nn.Module, kind: type[Layer], **attributes: Any) -> Layer:
     """A module of another kind with the layer's weights and settings, and these attributes more."""
-    owners = {name: parameter._owner for name, parameter in layer._parameters.items()}
     new = kind.__new__(kind)
-    new.__setstate__({**_state(layer), "_parent": None})
-    for name, owner in owners.items():
-        if owner is not None and owner[0]() is not layer:  # it is tied to another layer's, whose name it has
-            new._parameters[name]._owner = owner
+    new.__setstate__({**layer.__getstate__(), **_state(layer), "_parent": None})
     for name, value in attributes.items():
         setattr(new, name, value)
     return new

@@ -1,16 +1,17 @@
 """Networks as serial maths: nothing here knows about ranks.
 
 To read in this order: module, streams, initializers, layers, branches, convolution, normalization, losses, flat,
-shapes.
+newcomers, shapes.
 """
 
 from parallel_dl.nn import initializers
 from parallel_dl.nn.branches import Branches
 from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
-from parallel_dl.nn.flat import FlatParameters, flatten
+from parallel_dl.nn.flat import FlatGradients, FlatParameters, flatten
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.losses import cross_entropy, logistic_loss, mse
 from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
+from parallel_dl.nn.newcomers import Newcomers, networks_of, ordered
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 from parallel_dl.nn.shapes import LayerShape, layer_shapes, output_shape
 
@@ -23,6 +24,7 @@ __all__ = [
     "Branches",
     "Conv2d",
     "Dropout",
+    "FlatGradients",
     "FlatParameters",
     "Flatten",
     "GlobalAvgPool2d",
@@ -33,6 +35,7 @@ __all__ = [
     "LocalResponseNorm",
     "MaxPool2d",
     "Module",
+    "Newcomers",
     "Parameter",
     "Position",
     "ReLU",
@@ -46,6 +49,8 @@ __all__ = [
     "logistic_loss",
     "manual_seed",
     "mse",
+    "networks_of",
+    "ordered",
     "output_shape",
     "set_default_dtype",
 ]

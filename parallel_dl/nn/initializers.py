@@ -1,5 +1,9 @@
-"""How a parameter's values are drawn. An initializer is `f(generator, (rows, columns)) -> float64 array`."""
+"""How a parameter's values are drawn. An initializer is `f(generator, (rows, columns)) -> float64 array`.
 
+Those made here can be pickled, and with them the networks that have them.
+"""
+
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,17 +14,17 @@ Initializer = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 
 def constant(value: float) -> Initializer:
     """Every element is `value`."""
-    return lambda generator, size: np.full(size, float(value))
+    return functools.partial(_constant, float(value))
 
 
 def uniform(bound: float) -> Initializer:
     """Uniform in [-bound, bound)."""
-    return lambda generator, size: generator.uniform(-bound, bound, size)
+    return functools.partial(_uniform, bound)
 
 
 def normal(deviation: float) -> Initializer:
     """Normal with mean 0 and this standard deviation."""
-    return lambda generator, size: generator.normal(0.0, deviation, size)
+    return functools.partial(_normal, deviation)
 
 
 def kaiming_uniform(fan_in: int, gain: float = math.sqrt(2.0)) -> Initializer:
@@ -31,3 +35,15 @@ def kaiming_uniform(fan_in: int, gain: float = math.sqrt(2.0)) -> Initializer:
 def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, equation 16)."""
     return uniform(math.sqrt(6.0 / max(1, fan_in + fan_out)))
+
+
+def _constant(value: float, generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    return np.full(size, value)
+
+
+def _uniform(bound: float, generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    return generator.uniform(-bound, bound, size)
+
+
+def _normal(deviation: float, generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    return generator.normal(0.0, deviation, size)

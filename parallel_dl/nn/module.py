@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,9 +37,12 @@ class Parameter(Tensor):
 
     With `piece`, a slice of each of the first axes of `shape`, it is that part of a larger weight: `shape` is then that
     of the part, `whole_shape` the larger one, and no more than the part is ever drawn.
+
+    A copy (`copy.deepcopy`, pickle) has values, and a gradient, of its own; it belongs to no optimizer or all-reduce,
+    and has no hooks. Values that are not drawn yet are drawn in neither.
     """
 
-    __slots__ = ("_owner", "declared_shape", "flat", "initializer", "piece", "whole_shape")
+    __slots__ = ("_owner", "declared_shape", "flat", "flat_gradients", "initializer", "piece", "whole_shape")
 
     def __init__(
         self, shape: tuple[int, ...], initializer: Initializer, piece: tuple[slice, ...] | None = None
@@ -51,17 +53,28 @@ class Parameter(Tensor):
         self.declared_shape = (*lengths, *self.whole_shape[len(lengths) :])
         self.initializer = initializer
         self._owner: Any = None  # (weak reference to the module, our name in it)
-        self.flat: Any = None  # the FlatParameters we are part of
+        self.flat: Any = None  # the FlatParameters that our values were put into last
+        self.flat_gradients: Any = None  # the FlatGradients that our gradient is written into
         self._begin(True, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("whole_shape", "piece", "declared_shape", "initializer", "requires_grad", "grad")
+        state = {name: getattr(self, name) for name in kept}
+        return state | ({"data": self.data} if self.is_filled else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._owner = self.flat = self.flat_gradients = None
+        self._begin(True, None)
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __getattr__(self, attribute: str) -> Any:
         # reached only while the slot `data` is empty
         if attribute != "data":
             raise AttributeError(attribute)
-        owner = self._owner and self._owner[0]()
-        name, root = owner.path(self._owner[1]) if owner is not None else ("parameter", None)
+        root = self.network
         seed, dtype = (root.seed, root.dtype) if root is not None else (_settings["seed"], _settings["dtype"])
-        self.data = self.draw(seed, name, dtype)
+        self.data = self.draw(seed, self.name, dtype)
         return self.data
 
     def draw(self, seed: int, name: str, dtype: Any) -> np.ndarray:
@@ -81,6 +94,12 @@ class Parameter(Tensor):
         except AttributeError:
             return False
         return True
+
+    @property
+    def name(self) -> str:
+        """Its name in the whole network, like "fc1.weight"; "parameter" for one on its own."""
+        owner = self._owner and self._owner[0]()
+        return owner.path(self._owner[1])[0] if owner is not None else "parameter"
 
     @property
     def network(self) -> Module | None:
@@ -113,14 +132,8 @@ class Position:
         self.first_sample: Places = 0
 
 
-def copied(module: Module) -> Module:
-    """A deep copy, a network of its own; weights that are not drawn yet are drawn in neither of the two."""
-    lazy = [not parameter.is_filled for parameter in module.parameters()]
-    other = copy.deepcopy(module)  # which looks at all weights
-    for own in (module, other):
-        for parameter in (one for one, is_lazy in zip(own.parameters(), lazy) if is_lazy):
-            del parameter.data
-    return other
+def _is_named_by(named: tuple[weakref.ref[Module], str] | None, module: Module, name: str) -> bool:
+    return named is not None and named[0]() is module and named[1] == name
 
 
 ForwardPreHook = Callable[["Module", tuple[Any, ...]], tuple[Any, ...]]
@@ -130,6 +143,8 @@ ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
 class Module:
     """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name."""
 
+    registrations: ClassVar[int] = 0
+    """how often a parameter or a module became part of another module, or left it, in this process"""
     training = True
     _parameters: dict[str, Parameter]
     _buffers: dict[str, np.ndarray]
@@ -159,6 +174,8 @@ class Module:
             raise AttributeError(f"call super().__init__() before assigning {type(self).__name__}.{name}")
         self._parameters.pop(name, None)
         self._modules.pop(name, None)
+        if isinstance(value, Parameter | Module):
+            Module.registrations += 1
         if name in self._buffers:
             self._buffers[name] = value = np.asarray(value)
         if isinstance(value, Parameter):
@@ -176,6 +193,7 @@ class Module:
 
         (Assigning it would put it behind all others.)
         """
+        Module.registrations += 1
         if isinstance(value, Parameter):
             self._parameters[name] = value
             if value._owner is None:
@@ -196,16 +214,21 @@ class Module:
         self._initial_buffers[name] = np.array(array)
         object.__setattr__(self, name, self._buffers[name])
 
-    # weak references do not survive a copy: a copy's children are told their new parent
+    # weak references do not survive a copy: a copy's children, and parameters, are told who they have their name from
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parent": None}
+        named = [name for name, child in self._modules.items() if _is_named_by(child._parent, self, name)]
+        named += [name for name, one in self._parameters.items() if _is_named_by(one._owner, self, name)]
+        return {**self.__dict__, "_parent": None, "_names_of_own": named}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        named = self.__dict__.pop("_names_of_own")
         for name, child in self._modules.items():
-            child.__dict__["_parent"] = (weakref.ref(self), name)
+            if name in named or child._parent is None:
+                child.__dict__["_parent"] = (weakref.ref(self), name)
         for name, parameter in self._parameters.items():
-            parameter._owner = (weakref.ref(self), name)
+            if name in named or parameter._owner is None:
+                parameter._owner = (weakref.ref(self), name)
 
     # -- names -----------------------------------------------------------------------------------------------------
     def path(self, name: str) -> tuple[str, Module]:
@@ -273,9 +296,11 @@ class Module:
         for name, parameter in self.named_parameters() if fill else ():
             values = parameter.draw(self.seed, name, self.dtype)
             if parameter.is_filled and parameter.data.dtype == self.dtype:
-                parameter.data[...] = values  # in place: an optimizer may hold the memory
+                parameter.data[...] = values  # in place: it stays where an optimizer has it
             else:
                 parameter.data = values
+                # what an optimizer or an all-reduce had set up was for the other type: they will notice
+                parameter.grad = parameter.grad_buffer = parameter.flat_gradients = None
         for _, module in self.named_modules():
             for name, initial in module._initial_buffers.items():
                 setattr(module, name, initial.astype(self.dtype if initial.dtype.kind == "f" else initial.dtype))

@@ -6,6 +6,7 @@ axis of samples. Where there is none, a copy of the layer can be measured by a f
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.nn.branches import Branches
 from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
-from parallel_dl.nn.module import Module, copied
+from parallel_dl.nn.module import Module
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 
 Shape = tuple[int, ...]
@@ -151,7 +152,7 @@ def _own_shape(layer: Any, shape: Shape, name: str) -> Shape:
         return tuple(map(int, said))
     define = f"define output_shape(input_shape) in {kind}"
     sample = np.zeros((1, *shape), layer.path("")[1].dtype)
-    probe = copied(layer).eval()  # the layer's own weights, buffers and counters stay as they are
+    probe = copy.deepcopy(layer).eval()  # the layer's own weights, buffers and counters stay as they are
     for _, module in probe.named_modules():
         module._before_forward.clear()
         module._after_forward.clear()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
-from parallel_dl.nn import Parameter
 from parallel_dl.nn.flat import BLOCK, in_blocks
 from parallel_dl.optim.norms import gradient_squares, sum_of_squares
-from parallel_dl.optim.optimizers import Optimizer, require
+from parallel_dl.optim.optimizers import (
+    Optimizer,
+    Option,
+    Options,
+    Parameters,
+    require,
+    require_momentum,
+    require_weight_decay,
+)
 from parallel_dl.optim.rates import RatePolicy
 
 
@@ -28,37 +34,56 @@ class LARS(Optimizer):
     InputError for a momentum outside 0..1, a negative weight decay or eps, and a trust that is not above 0.
     """
 
+    rule = "lars"
+    momentum, weight_decay, trust, eps = Option(), Option(), Option(), Option()
+
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | RatePolicy = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust: float = 0.001,
         eps: float = 1e-8,
     ) -> None:
-        self.momentum = require("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
-        self.weight_decay = require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
-        self.trust = require("trust", trust, 0 < trust < math.inf, "above 0")
-        self.eps = require("eps", eps, 0 <= eps < math.inf, "at least 0")
-        self.state_names = ("momentum",) if momentum else ()
-        super().__init__(parameters, lr)
-        self.adapted = [len(parameter.whole_shape) > 1 for parameter in self.parameters]
+        super().__init__(parameters, lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps)
         self.trust_ratios = [1.0] * len(self.parameters)
+
+    def require_options(self, options: Options) -> None:
+        """Beside the rate: momentum, weight decay, trust, eps."""
+        super().require_options(options)
+        require_momentum(options)
+        require_weight_decay(options)
+        require("trust", options["trust"], 0 < options["trust"] < math.inf, "above 0")
+        require("eps", options["eps"], 0 <= options["eps"] < math.inf, "at least 0")
+
+    def state_of(self, options: Options) -> tuple[str, ...]:
+        """The momentum, if there is one."""
+        return ("momentum",) if options["momentum"] else ()
+
+    @property
+    def adapted(self) -> list[bool]:
+        """Of each parameter: whether its rate is adapted to its norm, and it decays."""
+        return [len(parameter.whole_shape) > 1 for parameter in self.parameters]
 
     def step(self, scale: float = 1.0) -> None:
         """Updates every parameter that has a gradient, by `scale` times it. Collective where `whole_squares` is."""
-        rate = self.rate
+        rates = self._ready()
         self.trust_ratios = self._ratios(scale)
         by_parameter = zip(self.parameters, self.adapted, self.trust_ratios)
         own = {id(parameter): (ratio, adapted) for parameter, adapted, ratio in by_parameter}
-        for group, state in zip(self.groups, self.state):
-            for parameter, where in zip(group.parameters, group.slices):
-                if parameter.grad is None or id(parameter) not in own:
-                    continue
-                ratio, adapted = own[id(parameter)]
-                arrays = (group.values[where], parameter.grad.reshape(-1), *(state[n][where] for n in self.state_names))
-                self._move(rate * ratio, scale, self.weight_decay if adapted else 0.0, arrays)
+        for part in self._parts:
+            options = part.group
+            for stretch in part.stretches:
+                state = [part.state[name][stretch.where] for name in self.state_of(options)]
+                for piece in stretch.gradients():
+                    for place in range(piece.places.start, piece.places.stop):
+                        where = stretch.offsets[place]
+                        at = slice(where.start - piece.where.start, where.stop - piece.where.start)
+                        ratio, adapted = own[id(stretch.parameters[place])]
+                        arrays = (stretch.weights[where], piece.gradient[at], *(array[where] for array in state))
+                        self._move(options, rates[id(options)] * ratio, scale, adapted, arrays)
+                    stretch.count(piece)
         self.updates += 1
 
     def _ratios(self, scale: float) -> list[float]:
@@ -68,11 +93,14 @@ class LARS(Optimizer):
         of_weight, of_gradient = np.sqrt(squares)
         of_gradient = scale * of_gradient
         usual = np.array(self.adapted) & (of_weight > 0) & (of_gradient > 0)
-        divisor = np.where(usual, of_gradient + self.weight_decay * of_weight + self.eps, 1.0)
-        return np.where(usual, self.trust * of_weight / divisor, 1.0).tolist()
+        names = ("weight_decay", "eps", "trust")
+        decay, eps, trust = (np.array([options[name] for options in self.options_of()]) for name in names)
+        divisor = np.where(usual, of_gradient + decay * of_weight + eps, 1.0)
+        return np.where(usual, trust * of_weight / divisor, 1.0).tolist()
 
-    def _move(self, rate: float, scale: float, decay: float, arrays: tuple[np.ndarray, ...]) -> None:
-        momentum, weights = self.momentum, arrays[0]
+    def _move(self, options: Options, rate: float, scale: float, adapted: bool, arrays: tuple[np.ndarray, ...]) -> None:
+        momentum, weights = options["momentum"], arrays[0]
+        decay = options["weight_decay"] if adapted else 0.0
         scratch = np.empty((2, min(len(weights), BLOCK)), weights.dtype)
 
         def block(w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> None:

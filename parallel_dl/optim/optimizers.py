@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from parallel_dl.errors import InputError
-from parallel_dl.nn import FlatParameters, Parameter, flatten
-from parallel_dl.nn.flat import BLOCK, aligned_zeros, in_blocks
+from parallel_dl.nn import Newcomers, Parameter, ordered
+from parallel_dl.nn.flat import BLOCK, Stretch, aligned_zeros, in_blocks, laid_out, stretches, views
 from parallel_dl.optim.rates import RatePolicy
+
+Options = Mapping[str, Any]
+Parameters = Iterable[Parameter] | Iterable[Mapping[str, Any]]
 
 
 def require(name: str, value: float, valid: bool, expected: str) -> float:
@@ -21,41 +25,197 @@ def require(name: str, value: float, valid: bool, expected: str) -> float:
     return value
 
 
+def require_momentum(options: Options) -> None:
+    """InputError for a momentum outside 0..1."""
+    require("momentum", options["momentum"], 0 <= options["momentum"] < 1, "at least 0 and below 1")
+
+
+def require_weight_decay(options: Options) -> None:
+    """InputError for a weight decay that is negative or not finite."""
+    require("weight decay", options["weight_decay"], 0 <= options["weight_decay"] < math.inf, "at least 0")
+
+
 def as_they_are(squares: np.ndarray) -> np.ndarray:
     """Sums of squares where every rank has whole weights."""
     return squares
 
 
+class Option:
+    """An option of an update rule as an attribute: what all groups of parameters have, and sets it for all.
+
+    ValueError where groups have different ones: they are in `param_groups`.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+        if optimizer is None:
+            return self
+        first, *others = (group[self.name] for group in optimizer.param_groups)
+        if any(other != first for other in others):
+            raise ValueError(f"groups have a {self.name} of their own: param_groups[i][{self.name!r}] has it")
+        return first
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        self.__get__(optimizer, type(optimizer))
+        for group in optimizer.param_groups:
+            group[self.name] = value
+
+
+class _Part:
+    """The parameters of a group that have one dtype, and their state: flat arrays (size,), by name."""
+
+    def __init__(self, group: Options, parameters: Sequence[Parameter], state_names: Iterable[str]) -> None:
+        self.group = group
+        self.parameters = list(parameters)
+        self.dtype = parameters[0].data.dtype
+        self.slices, self.size = laid_out([parameter.size for parameter in parameters], self.dtype.itemsize)
+        self.state: dict[str, np.ndarray] = {}
+        self.require_state(state_names)
+        self.counts = [0] * len(self.parameters)  # of updates, until there are stretches, which have them then
+        self.stretches: list[Stretch] = []
+
+    def require_state(self, names: Iterable[str]) -> None:
+        """Makes the state of these names, zeros, where there is none: an option may have been changed."""
+        for name in names:
+            if name not in self.state:
+                self.state[name] = aligned_zeros(self.size, self.dtype)
+
+    @property
+    def is_current(self) -> bool:
+        return bool(self.stretches) and all(stretch.is_current for stretch in self.stretches)
+
+    def arrange(self) -> None:
+        """Finds out again where weights and gradients are."""
+        self.stretches = stretches(self.parameters, self.slices, self.updates())
+
+    def updates(self) -> list[int]:
+        """Of each parameter."""
+        return [n for stretch in self.stretches for n in stretch.counts] if self.stretches else self.counts
+
+    def set_updates(self, counts: list[int]) -> None:
+        self.counts, self.stretches = counts, []
+
+    def views(self) -> list[dict[str, np.ndarray]]:
+        """The state of each parameter, by name, without a copy."""
+        by_name = {name: views(flat, self.slices, self.parameters) for name, flat in self.state.items()}
+        return [{name: arrays[place] for name, arrays in by_name.items()} for place in range(len(self.parameters))]
+
+
 class Optimizer:
-    """What the update rules share: the parameters in flat arrays, state of the same layout, the learning rate.
+    """What the update rules share: parameters in groups, state in flat arrays, the learning rate.
+
+    `parameters` is a list of parameters, or of groups as in PyTorch: `[{"params": [...], "lr": 0.01}, ...]`, where what
+    a group does not say is as the other arguments say. `param_groups` has the groups with all their options, which may
+    be changed between updates. An update changes exactly these parameters, whatever other optimizers the network has.
 
     `lr` is a number or a `RatePolicy` (update number -> rate). A parameter without a gradient is left as it is. After
     n calls of `step`, `updates` is n.
+
+    Parameters may be frozen, unfrozen and given other arrays of the same shape and dtype between updates. `step` raises
+    InputError before it changes anything when a parameter has another shape or dtype than its state, and when a weight
+    with a gradient is in no optimizer that came into the network, or was unfrozen, after this optimizer was made.
+    TypeError for what is no list of parameters, InputError for a parameter that is given twice and for options that
+    cannot be.
 
     `whole_squares` is for rules that need norms where ranks have only pieces of weights: it makes sums of squares of
     whole weights of those of this rank's pieces, (..., parameters) -> the same shape. It is called once in each step.
     """
 
-    state_names: tuple[str, ...] = ()
+    rule: ClassVar[str] = ""
+    """the name of the rule: state of another is not loaded"""
+    _living: ClassVar[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
+    lr = Option()
 
-    def __init__(self, parameters: Iterable[Parameter], lr: float | RatePolicy) -> None:
-        self.parameters = list(parameters)
-        if not self.parameters:
-            raise InputError("the optimizer got no parameters")
-        if not callable(lr):
-            require("learning rate", lr, lr >= 0 and math.isfinite(lr), "a finite number, at least 0")
-        self.lr = lr
+    def __init__(self, parameters: Parameters, lr: float | RatePolicy, **options: Any) -> None:
+        self.defaults = {"lr": lr, **options}
         self.updates = 0
         self.whole_squares: Callable[[np.ndarray], np.ndarray] = as_they_are
-        self.groups: list[FlatParameters] = flatten(self.parameters)
-        self.state: list[dict[str, np.ndarray]] = [
-            {name: aligned_zeros(group.size, group.dtype) for name in self.state_names} for group in self.groups
-        ]
+        self.param_groups: list[dict[str, Any]] = []
+        self.parameters: list[Parameter] = []
+        self._parts: list[_Part] = []
+        self._checked: list[list[Any]] = []  # the options of each group when they were looked at last
+        given: Any = parameters if isinstance(parameters, Parameter | set | frozenset) else list(parameters)
+        if isinstance(given, list) and given and isinstance(given[0], Mapping):
+            for group in given:
+                self.add_param_group(group)
+        else:
+            self.add_param_group({"params": given})
+        Optimizer._living.add(self)
 
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Updates these parameters, too, from now on: {"params": [...]} and options other than those of all."""
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError("a group of parameters is a dict with the key 'params'")
+        unknown = sorted(set(group) - {"params", *self.defaults})
+        if unknown:
+            raise InputError(f"unknown option {unknown[0]!r}: valid are params, {', '.join(self.defaults)}")
+        parameters = ordered(group["params"], "the optimizer")
+        if not parameters:
+            raise InputError("the optimizer got no parameters")
+        seen = {id(parameter) for parameter in self.parameters}
+        for parameter in parameters:
+            if id(parameter) in seen:
+                raise InputError(f"the optimizer got {parameter.name} twice")
+            seen.add(id(parameter))
+        own = {**self.defaults, **group, "params": tuple(parameters)}
+        self.require_options(own)
+        self.param_groups.append(own)
+        self.parameters += parameters
+        self._parts += self._parts_of(own)
+        self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
+        self._arrange()
+
+    def _parts_of(self, group: Options) -> list[_Part]:
+        by_dtype: dict[np.dtype, list[Parameter]] = {}
+        for parameter in group["params"]:
+            by_dtype.setdefault(parameter.data.dtype, []).append(parameter)
+        return [_Part(group, members, self.state_of(group)) for members in by_dtype.values()]
+
+    def _is_given_to_another(self, parameter: Parameter) -> bool:
+        others = [other for other in Optimizer._living if other is not self]
+        return any(parameter is one for other in others for one in other.parameters)
+
+    # -- what a rule defines ---------------------------------------------------------------------------------------
+    def require_options(self, options: Options) -> None:
+        """InputError for options of a group that cannot be."""
+        lr = options["lr"]
+        if not callable(lr):
+            require("learning rate", lr, lr >= 0 and math.isfinite(lr), "a finite number, at least 0")
+
+    def state_of(self, options: Options) -> tuple[str, ...]:
+        """The names of the arrays that an update of a group with these options needs."""
+        return ()
+
+    def _update(
+        self,
+        options: Options,
+        rate: float,
+        updates: int,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        *state: np.ndarray,
+    ) -> None:
+        """One update, in place, of flat weights that have had so many `updates` before."""
+        raise TypeError(f"{type(self).__name__} defines no update rule")
+
+    # -- an update -------------------------------------------------------------------------------------------------
     @property
     def rate(self) -> float:
-        """The learning rate of the next update."""
-        return float(self.lr(self.updates)) if callable(self.lr) else self.lr
+        """The learning rate of the next update, if all groups have the same."""
+        return self.rate_of({"lr": self.lr})
+
+    def rate_of(self, options: Options) -> float:
+        """The learning rate of a group's next update; InputError for what is none."""
+        lr = options["lr"]
+        rate = float(lr(self.updates)) if callable(lr) else lr
+        return require("learning rate", rate, rate >= 0 and math.isfinite(rate), "a finite number, at least 0")
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of the state of all groups."""
+        return tuple(dict.fromkeys(name for group in self.param_groups for name in self.state_of(group)))
 
     def zero_grad(self) -> None:
         """Forgets the gradients (nothing is overwritten: the next backward does that)."""
@@ -64,53 +224,156 @@ class Optimizer:
 
     def step(self, scale: float = 1.0) -> None:
         """Updates every parameter that has a gradient, by `scale` times it. The gradients stay as they are."""
-        rate = self.rate
-        for group, state in zip(self.groups, self.state):
-            for where, gradient in group.stretches():
-                arrays = (group.values[where], gradient, *(state[name][where] for name in self.state_names))
+        rates = self._ready()
+        work = [(part, stretch, stretch.gradients()) for part in self._parts for stretch in part.stretches]
+        for part, stretch, pieces in work:
+            options = part.group
+            rate = rates[id(options)]
+            state = [part.state[name][stretch.where] for name in self.state_of(options)]
+            for piece in pieces:
+                arrays = (stretch.weights[piece.where], piece.gradient, *(array[piece.where] for array in state))
                 if scale == 1:
-                    self._update(rate, *arrays)
+                    self._update(options, rate, piece.updates, *arrays)
                 else:
-                    self._update_scaled(rate, scale, arrays)
+                    self._update_scaled(options, rate, piece.updates, scale, arrays)
+                stretch.count(piece)
         self.updates += 1
 
-    def _update_scaled(self, rate: float, scale: float, arrays: tuple[np.ndarray, ...]) -> None:
+    def _ready(self) -> dict[int, float]:
+        """Before anything is changed: sees to it that all that was set up still holds. id(group) -> its rate."""
+        for parameter in self._newcomers.found():
+            raise InputError(
+                f"{parameter.name} has a gradient but is in no optimizer: it came into the network, or was unfrozen, "
+                "after this optimizer was made; give it to add_param_group or to another optimizer, or freeze it"
+            )
+        options = [list(group.values()) for group in self.param_groups]
+        if options != self._checked:
+            self._check_options()
+        rates = {id(group): self.rate_of(group) for group in self.param_groups}
+        if not all(part.is_current for part in self._parts):
+            self._arrange()
+        return rates
+
+    def _check_options(self) -> None:
+        """After options were changed: are they possible, and is there the state that they need?"""
+        for group in self.param_groups:
+            if group.keys() != {"params", *self.defaults}:
+                raise InputError(f"a group has {', '.join(group)}: valid are params, {', '.join(self.defaults)}")
+            self.require_options(group)
+        if [p for group in self.param_groups for p in group["params"]] != self.parameters:
+            raise InputError("the params of a group were changed: give further parameters to add_param_group")
+        for part in self._parts:
+            part.require_state(self.state_of(part.group))
+        self._checked = [list(group.values()) for group in self.param_groups]
+
+    def _arrange(self) -> None:
+        """Lays out anew what is no longer where it was."""
+        for parameter in self.parameters:
+            if parameter.data.shape != parameter.shape:
+                raise InputError(
+                    f"{parameter.name} was given data of shape {parameter.data.shape}: valid is {parameter.shape}"
+                )
+        changed = [p for part in self._parts for p in part.parameters if p.data.dtype != part.dtype]
+        if changed and any(n for part in self._parts for n in part.updates()):
+            raise InputError(
+                f"{changed[0].name} is {changed[0].data.dtype} now, but was not when this optimizer made its first "
+                "update: make a new optimizer"
+            )
+        if changed:
+            self._parts = [part for group in self.param_groups for part in self._parts_of(group)]
+        for part in self._parts:
+            part.arrange()
+
+    def _update_scaled(
+        self, options: Options, rate: float, updates: int, scale: float, arrays: tuple[np.ndarray, ...]
+    ) -> None:
         """Block by block, as the gradients may be read-only and a scaled copy is to stay in the cache."""
         scratch = np.empty(min(len(arrays[0]), BLOCK), arrays[0].dtype)
 
         def block(weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
-            self._update(rate, weights, np.multiply(gradient, scale, out=scratch[: len(gradient)]), *state)
+            scaled = np.multiply(gradient, scale, out=scratch[: len(gradient)])
+            self._update(options, rate, updates, weights, scaled, *state)
 
         in_blocks(block, arrays)
 
-    def _update(self, rate: float, weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
-        raise TypeError(f"{type(self).__name__} defines no update rule")
-
     # -- state by parameter ----------------------------------------------------------------------------------------
-    def _state_views(self) -> list[tuple[Parameter, dict[str, np.ndarray]]]:
-        views = {}
-        for group, state in zip(self.groups, self.state):
-            by_name = {name: group.views(flat) for name, flat in state.items()}
-            for index, parameter in enumerate(group.parameters):
-                views[id(parameter)] = {name: arrays[index] for name, arrays in by_name.items()}
-        return [(parameter, views[id(parameter)]) for parameter in self.parameters]
+    def options_of(self) -> list[dict[str, Any]]:
+        """The options of each parameter's group, in the order of `parameters`."""
+        return [group for group in self.param_groups for _ in group["params"]]
+
+    def updates_of(self) -> list[int]:
+        """How many updates each parameter has had, in the order of `parameters`: those in which it had a gradient."""
+        return self._by_parameter([part.updates() for part in self._parts])
+
+    def _by_parameter(self, by_part: list[list[Any]]) -> list[Any]:
+        found = {id(p): value for part, own in zip(self._parts, by_part) for p, value in zip(part.parameters, own)}
+        return [found[id(parameter)] for parameter in self.parameters]
+
+    def _state_views(self) -> list[dict[str, np.ndarray]]:
+        return self._by_parameter([part.views() for part in self._parts])
 
     def state_dict(self) -> dict[str, Any]:
-        """{"updates": n, "state": [{name: array} per parameter, in the order given]}: copies."""
+        """{"rule", "updates": n, "updates_of": [n per parameter], "state": [{name: array} per parameter]}: copies.
+
+        Parameters are in the order given. Options are not in it.
+        """
         return {
+            "rule": self.rule,
             "updates": self.updates,
-            "state": [{name: a.copy() for name, a in state.items()} for _, state in self._state_views()],
+            "updates_of": self.updates_of(),
+            "state": [{name: array.copy() for name, array in state.items()} for state in self._state_views()],
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continues from what `state_dict` gave for the same parameters."""
-        views = self._state_views()
-        if len(saved["state"]) != len(views):
-            raise ValueError(f"optimizer state of {len(saved['state'])} parameters for {len(views)} parameters")
-        self.updates = saved["updates"]
-        for (_, state), given in zip(views, saved["state"]):
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` gave for the same parameters under the same rule.
+
+        InputError, and nothing is changed, for state of another rule, of other names, shapes or dtypes.
+        """
+        missing = sorted({"rule", "updates", "updates_of", "state"} - set(saved))
+        if missing:
+            raise InputError(f"optimizer state: {missing[0]!r} is missing")
+        if saved["rule"] != self.rule:
+            raise InputError(f"optimizer state of {saved['rule']!r}: valid here is that of {self.rule!r}")
+        for part in self._parts:
+            part.require_state(self.state_of(part.group))
+        own = self._state_views()
+        for what in ("state", "updates_of"):
+            if len(saved[what]) != len(own):
+                raise InputError(f"optimizer state of {len(saved[what])} parameters for {len(own)} parameters")
+        for count in (saved["updates"], *saved["updates_of"]):
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+                raise InputError(f"optimizer state: {count!r} updates; valid is a whole number, at least 0")
+        for parameter, state, given in zip(self.parameters, own, saved["state"]):
+            if set(given) != set(state):
+                names = [", ".join(sorted(found)) or "nothing" for found in (given, state)]
+                raise InputError(f"optimizer state of {parameter.name}: has {names[0]}, expected {names[1]}")
+            for name, array in state.items():
+                found = np.asarray(given[name])
+                if (found.shape, found.dtype) != (array.shape, array.dtype):
+                    raise InputError(
+                        f"optimizer state of {parameter.name}: {name} is {found.dtype} {found.shape}, "
+                        f"expected {array.dtype} {array.shape}"
+                    )
+        self.updates = int(saved["updates"])
+        counts = {id(parameter): int(n) for parameter, n in zip(self.parameters, saved["updates_of"])}
+        for part in self._parts:
+            part.set_updates([counts[id(parameter)] for parameter in part.parameters])
+        for state, given in zip(own, saved["state"]):
             for name, array in state.items():
                 array[...] = given[name]
+
+    # a copy has its own flat arrays, and is an optimizer of the copied parameters
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name not in ("_parts", "_newcomers")}
+        return {**state, "whole_squares": as_they_are, "_saved": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.pop("_saved")
+        vars(self).update(state)
+        self._parts = [part for group in self.param_groups for part in self._parts_of(group)]
+        self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
+        self.load_state_dict(saved)
+        Optimizer._living.add(self)
 
 
 class SGD(Optimizer):
@@ -119,24 +382,41 @@ class SGD(Optimizer):
     `weight_decay` adds weight_decay w to g; `nesterov` uses g + momentum v in place of v (Sutskever et al. 2013).
     """
 
+    rule = "sgd"
+    momentum, weight_decay, nesterov = Option(), Option(), Option()
+
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | RatePolicy = 0.1,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        self.momentum = require("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
-        self.weight_decay = require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
-        self.nesterov = nesterov
-        if nesterov and not momentum:
-            raise InputError("nesterov needs a momentum above 0")
-        self.state_names = ("momentum",) if momentum else ()
-        super().__init__(parameters, lr)
+        super().__init__(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
-    def _update(self, rate: float, weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
-        momentum, decay, nesterov = self.momentum, self.weight_decay, self.nesterov
+    def require_options(self, options: Options) -> None:
+        """Beside the rate: momentum and weight decay; nesterov needs a momentum."""
+        super().require_options(options)
+        require_momentum(options)
+        require_weight_decay(options)
+        if options["nesterov"] and not options["momentum"]:
+            raise InputError("nesterov needs a momentum above 0")
+
+    def state_of(self, options: Options) -> tuple[str, ...]:
+        """The momentum, if there is one."""
+        return ("momentum",) if options["momentum"] else ()
+
+    def _update(
+        self,
+        options: Options,
+        rate: float,
+        updates: int,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        *state: np.ndarray,
+    ) -> None:
+        momentum, decay, nesterov = options["momentum"], options["weight_decay"], options["nesterov"]
         scratch = np.empty(min(len(weights), BLOCK), weights.dtype)
 
         def block(w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> None:
@@ -154,29 +434,48 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); `weight_decay` adds weight_decay w to the gradient."""
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); `weight_decay` adds weight_decay w to the gradient.
 
-    state_names = ("first_moment", "second_moment")
+    The corrections of the moments count the updates of each parameter: those in which it had a gradient.
+    """
+
+    rule = "adam"
     decoupled = False
+    betas, eps, weight_decay = Option(), Option(), Option()
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | RatePolicy = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        for beta in betas:
-            require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")
-        self.betas = betas
-        self.eps = require("eps", eps, eps > 0, "above 0")
-        self.weight_decay = require("weight decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
-        super().__init__(parameters, lr)
+        super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, rate: float, weights: np.ndarray, gradient: np.ndarray, *state: np.ndarray) -> None:
-        (beta1, beta2), eps, decay, decoupled = self.betas, self.eps, self.weight_decay, self.decoupled
-        count = self.updates + 1
+    def require_options(self, options: Options) -> None:
+        """Beside the rate: two betas, eps, weight decay."""
+        super().require_options(options)
+        for beta in options["betas"]:
+            require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")
+        require("eps", options["eps"], options["eps"] > 0, "above 0")
+        require_weight_decay(options)
+
+    def state_of(self, options: Options) -> tuple[str, ...]:
+        """Both moments."""
+        return ("first_moment", "second_moment")
+
+    def _update(
+        self,
+        options: Options,
+        rate: float,
+        updates: int,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        *state: np.ndarray,
+    ) -> None:
+        (beta1, beta2), eps, decay = options["betas"], options["eps"], options["weight_decay"]
+        decoupled, count = self.decoupled, updates + 1
         # m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), with the corrections as scalars
         size = rate / (1 - beta1**count)
         correction = 1 / math.sqrt(1 - beta2**count)
@@ -204,11 +503,12 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay: w -= lr weight_decay w (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
+    rule = "adamw"
     decoupled = True
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | RatePolicy = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -1,5 +1,6 @@
-"""Learning-rate policies: pure functions from the number of the update (from 0) to the rate."""
+"""Learning-rate policies: pure functions from the number of the update (from 0) to the rate; they can be pickled."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,19 +24,19 @@ def _count(name: str, steps: int) -> int:
 def constant(rate: float) -> RatePolicy:
     """Always `rate`."""
     _rate(rate)
-    return lambda update: rate
+    return functools.partial(_constant, rate)
 
 
 def step(rate: float, every: int, factor: float = 0.1) -> RatePolicy:
     """`rate`, multiplied by `factor` after each `every` updates."""
     _rate(rate), _count("every", every)
-    return lambda update: rate * factor ** (update // every)
+    return functools.partial(_step, rate, every, factor)
 
 
 def cosine(rate: float, steps: int, final: float = 0.0) -> RatePolicy:
     """Half a cosine from `rate` to `final` over `steps` updates (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
     _rate(rate), _rate(final), _count("steps", steps)
-    return lambda update: final + (rate - final) * (1 + math.cos(math.pi * min(update, steps) / steps)) / 2
+    return functools.partial(_cosine, rate, steps, final)
 
 
 def warmup(policy: RatePolicy, steps: int) -> RatePolicy:
@@ -45,4 +46,20 @@ def warmup(policy: RatePolicy, steps: int) -> RatePolicy:
     """
     if steps < 0:
         raise InputError(f"warm-up steps {steps}: must be at least 0")
-    return lambda update: policy(update) * min(1.0, (update + 1) / (steps + 1))
+    return functools.partial(_warmup, policy, steps)
+
+
+def _constant(rate: float, update: int) -> float:
+    return rate
+
+
+def _step(rate: float, every: int, factor: float, update: int) -> float:
+    return rate * factor ** (update // every)
+
+
+def _cosine(rate: float, steps: int, final: float, update: int) -> float:
+    return final + (rate - final) * (1 + math.cos(math.pi * min(update, steps) / steps)) / 2
+
+
+def _warmup(policy: RatePolicy, steps: int, update: int) -> float:
+    return policy(update) * min(1.0, (update + 1) / (steps + 1))

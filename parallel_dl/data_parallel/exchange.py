@@ -1,0 +1,103 @@
+"""The gradients of parameters of one dtype in one array, and the array with their sum over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from parallel_dl.mpi import Communicator, SharedWindow
+from parallel_dl.nn import FlatGradients, Parameter
+from parallel_dl.nn.flat import laid_out
+
+# The first flag of an exchange is 1 or 0 and, if its rank has news, this much more: sums stay exact in float32.
+_NEWS = 4096.0
+
+
+class Exchange:
+    """What one rank adds to the sum, `local`, and the sum, `total`: the gradients and, after them, one flag for each.
+
+    A flag tells whether this rank has the gradient; their sum, how many ranks do. `total` is that of a shared-memory
+    window, or an array of its own (`apart`), or else `local`, which is then summed in place.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Parameter], window: SharedWindow | None = None, apart: bool = False
+    ) -> None:
+        self.parameters = list(parameters)
+        size, count, dtype = *lengths(parameters), parameters[0].data.dtype
+        self.window = window
+        if window is not None:
+            self.local, self.total = window.local, window.total
+        else:
+            self.local = np.zeros(count, dtype)
+            self.total = np.zeros(count, dtype) if apart else self.local
+        self.gradients = FlatGradients(parameters, self.local[:size], self.total[:size])
+        self._flags, self._total_flags = self.local[size:], self.total[size:]
+
+    def gather(self, news: bool = False) -> None:
+        """Brings this rank's gradients and flags together; `news` is told to all ranks with them."""
+        self._flags[:] = self.gradients.gather()
+        if news:
+            self._flags[0] += _NEWS
+
+    def all_reduce(self, comm: Communicator) -> None:
+        """Makes `total` the sum over the ranks."""
+        if self.window is not None:
+            self.window.all_reduce()
+            return
+        if self.total is not self.local:
+            self.total[...] = self.local
+        comm.all_reduce(self.total, out=self.total)
+
+    @property
+    def flags(self) -> np.ndarray:
+        """The flags in `total`, to be summed together with it."""
+        return self._total_flags
+
+    def bring_flags(self) -> None:
+        """Makes the flags in `total` those of this rank."""
+        self._total_flags[...] = self._flags
+
+    @property
+    def ranks_with_news(self) -> int:
+        """After the sum: how many ranks have news."""
+        return int(self._total_flags[0] // _NEWS)
+
+    def give(self) -> None:
+        """Lets every parameter's gradient be the sum, which is read-only; None where no rank has one."""
+        present = self._total_flags % _NEWS
+        for parameter, view, ranks in zip(self.parameters, self.gradients.total_views, present):
+            parameter.grad = view if ranks else None
+
+    def take(self) -> np.ndarray:
+        """A copy of this rank's gradients and flags; it has no gradients afterwards."""
+        self.gather()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return self.local.copy()
+
+    def put(self, given: np.ndarray) -> None:
+        """Makes this, from `take` or a sum of such, this rank's gradients."""
+        self.local[...] = given
+        for parameter, view, flag in zip(self.parameters, self.gradients.views, self._flags):
+            parameter.grad = None
+            if flag:
+                buffer = parameter.grad_buffer
+                if buffer is None:
+                    buffer = view.copy()
+                elif buffer is not view:
+                    buffer[...] = view
+                parameter.grad = buffer
+
+    def free(self) -> None:
+        """Gives the memory back (collective)."""
+        self.gradients.leave()
+        if self.window is not None:
+            self.window.free()
+
+
+def lengths(parameters: Sequence[Parameter]) -> tuple[int, int]:
+    """(values of the gradients laid out, values with the flags) of parameters of one dtype."""
+    _, size = laid_out([parameter.size for parameter in parameters], parameters[0].data.dtype.itemsize)
+    return size, size + len(parameters)
