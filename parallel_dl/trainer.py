@@ -184,10 +184,15 @@ class Trainer:
         if self.is_asynchronous:
             raise RuntimeError(f"{self.layout.schedule_name} updates the weights between microbatches: call step()")
         self.network.train()
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         total = self._accumulate(batch.microbatches) if self.leaves is None else self._in_leaves(batch)
         self.gradients.all_reduce()
         return total
+
+    def _forget_gradients(self) -> None:
+        """Of all parameters: the optimizer may have only some."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _in_leaves(self, batch: Batch) -> float:
         """This rank's leaves one after the other, each with all microbatches, added up in a tree: its summands."""
@@ -228,7 +233,7 @@ class Trainer:
         """
         if self.pipeline is not None and self.is_asynchronous:
             self.network.train()
-            self.optimizer.zero_grad()
+            self._forget_gradients()
             alone = as_batches(batch)
             return self.pipeline.run(alone, [self.updates + number for number in range(len(alone))])
         loss = self.compute_gradients(batch)
@@ -273,14 +278,14 @@ class Trainer:
             error = f"make_optimizer: {caught}"
         known = {id(parameter) for parameter in parameters}
         for parameter in [] if optimizer is None else optimizer.parameters:
-            if id(parameter) not in known:
+            if id(parameter) not in known and not error:
                 error = (
                     f"make_optimizer: {parameter.name} {parameter.shape} is none of the parameters it was given, which "
                     "are this rank's of the network that is trained: choose among them"
                 )
         for rank, of_rank in enumerate(self.mesh.world.all_gather_object(error)):
             if of_rank:
-                raise InputError(of_rank if rank == 0 else f"rank {rank}: {of_rank}")
+                raise InputError(f"rank {rank}: {of_rank}" if self.mesh.world.size > 1 else of_rank)
         assert optimizer is not None
         return self._knowing_norms(optimizer)
 
@@ -314,7 +319,7 @@ class Trainer:
         """An update of this rank's stage by one microbatch."""
         self.gradients.all_reduce()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         if microbatch == self.layout.microbatches - 1:
             self.updates += self.layout.microbatches
 

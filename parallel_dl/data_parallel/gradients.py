@@ -15,6 +15,7 @@ All give the same bits on every rank.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,24 @@ from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
 from parallel_dl.nn import Newcomers, Parameter, networks_of, ordered
 
 METHODS = ("auto", "window", "mpi", "tree")
+
+
+@dataclasses.dataclass
+class _News:
+    """What one rank has to tell the others before gradients are given back; true if there is anything."""
+
+    wrong: str = ""
+    misuse: bool = False
+    """whether it is the program that is wrong (RuntimeError), not what it was given (InputError)"""
+    opened: list[int] = dataclasses.field(default_factory=list)
+    """places of parameters that are not summed yet, and should be"""
+    replaced: list[int] = dataclasses.field(default_factory=list)
+    """places of parameters with other arrays than at the last sum"""
+    late: bool = False
+    """whether a bucket left before its gradients were final"""
+
+    def __bool__(self) -> bool:
+        return bool(self.wrong or self.opened or self.replaced or self.late)
 
 
 class GradientAllReduce:
@@ -153,54 +172,37 @@ class GradientAllReduce:
 
         Running statistics of batch norm layers with local statistics are averaged.
 
-        RuntimeError when they contain an earlier sum: call `zero_grad` before the next backward, or, to accumulate
-        several backward passes, call `all_reduce` once, after the last. InputError, on every rank and before a weight
-        is changed: on some rank a weight with a gradient, which is in no all-reduce, came into the network or was
-        unfrozen after this one was made; a weight has another shape or dtype than then; or weights that were given
-        other arrays are no longer equal on all ranks.
+        Raises RuntimeError, on every rank, when they contain an earlier sum: call `zero_grad` before the next backward,
+        or, to accumulate several backward passes, call `all_reduce` once, after the last. Raises InputError, on every
+        rank and before a weight is changed, when on some rank a weight with a gradient, which is in no all-reduce, came
+        into the network or was unfrozen after this one was made, when a weight has another shape or dtype than then,
+        and when weights that were given other arrays are no longer equal on all ranks.
         """
         if self.comm.size == 1:
             return
-        self._require_summands()
-        error, opened, replaced = self._changes()
+        own = self._news()
         for exchange in self._exchanges:
             exchange.gather()
-        late = any(bucket.was_changed() for bucket in self._buckets)
-        news = bool(error or opened or replaced or late)
-        if self._exchanges and news:
+        own.late = any(bucket.was_changed() for bucket in self._buckets)
+        if self._exchanges and own:
             self._exchanges[0].gather(news=True)
         if self.overlap:
             self._finish_buckets()
         else:
             for exchange in self._exchanges:
                 exchange.all_reduce(self._exchange)
-        if self._has_news(news):
-            self._agree(error, opened, replaced, late)
+        if self._any_has_news(own):
+            self._agree(own)
         for exchange in self._exchanges:
             exchange.give()
         average_running_statistics(self._local, self.comm)
 
-    def _require_summands(self) -> None:
-        for exchange in self._exchanges:
-            for parameter in exchange.parameters:
-                grad, buffer = parameter.grad, parameter.grad_buffer
-                if grad is None or grad is buffer or (buffer is None and grad.flags.writeable):
-                    continue
-                raise RuntimeError(
-                    "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
-                    "backward, and all_reduce() once, after the last backward of an update"
-                )
-
-    def _changes(self) -> tuple[str, list[int], list[int]]:
-        """(what is wrong, parameters unfrozen since, parameters with other arrays than at the last sum), here."""
+    def _news(self) -> _News:
+        """What has changed here since the last sum; notes where the weights are now."""
         for parameter in self._newcomers.found():
-            return (
-                (
-                    f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
-                    "unfrozen, after this one was made; make one for it too, or freeze it"
-                ),
-                [],
-                [],
+            return _News(
+                f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
+                "unfrozen, after this one was made; make one for it too, or freeze it"
             )
         replaced: list[int] = []
         data = [parameter.data for parameter in self.parameters]
@@ -209,12 +211,26 @@ class GradientAllReduce:
                 if parameter.data.dtype != before.dtype or parameter.data.shape != parameter.shape:
                     now, then = f"{parameter.data.dtype} {parameter.data.shape}", f"{before.dtype} {before.shape}"
                     wrong = f"{parameter.name} is {now} now and was {then} when this GradientAllReduce was made"
-                    return f"{wrong}: make a new one", [], []
+                    return _News(f"{wrong}: make a new one")
                 moved = parameter.flat is not None and parameter.flat.holds(parameter, since=before)
                 if parameter.data is not before and not moved:
                     replaced.append(place)
             self._data = data
-        return "", self._opened(), replaced
+        if self._contains_a_sum():
+            return _News(
+                "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
+                "backward, and all_reduce() once, after the last backward of an update",
+                misuse=True,
+            )
+        return _News(opened=self._opened(), replaced=replaced)
+
+    def _contains_a_sum(self) -> bool:
+        for exchange in self._exchanges:
+            for parameter in exchange.parameters:
+                grad, buffer = parameter.grad, parameter.grad_buffer
+                if not (grad is None or grad is buffer or (buffer is None and grad.flags.writeable)):
+                    return True
+        return False
 
     def _opened(self) -> list[int]:
         """Places of the parameters that are not summed yet, and should be."""
@@ -227,27 +243,27 @@ class GradientAllReduce:
             if id(parameter) not in summed and (parameter.requires_grad or parameter.grad is not None)
         ]
 
-    def _has_news(self, own: bool) -> bool:
+    def _any_has_news(self, own: _News) -> bool:
         """Whether any rank has something to agree on; the sums of the gradients bring it, if there are any."""
         if self._exchanges:
             return self._exchanges[0].ranks_with_news > 0
-        return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(own), "or"))
+        return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(bool(own)), "or"))
 
-    def _agree(self, error: str, opened: list[int], replaced: list[int], late: bool) -> None:
+    def _agree(self, own: _News) -> None:
         """All ranks together, after the sums: raises what is wrong on any, and sums what is not yet summed."""
-        told = self.comm.all_gather_object((error, opened, replaced, late))
-        for rank, (wrong, *_) in enumerate(told):
-            if wrong:
-                raise InputError(f"rank {rank}: {wrong}")
-        places = [sorted({place for of_rank in told for place in of_rank[kind]}) for kind in (1, 2)]
-        require_equal_replicas(
-            [self.parameters[place].data for place in sorted({*places[0], *places[1]})], [], self.comm
-        )
-        if any(of_rank[3] for of_rank in told):  # a bucket had left before the last backward
+        told: list[_News] = self.comm.all_gather_object(own)
+        for rank, news in enumerate(told):
+            if news.wrong:
+                said = news.wrong if all(of_rank.wrong for of_rank in told) else f"rank {rank}: {news.wrong}"
+                raise RuntimeError(said) if news.misuse else InputError(said)
+        opened = sorted({place for news in told for place in news.opened})
+        replaced = {place for news in told for place in news.replaced}
+        require_equal_replicas([self.parameters[place].data for place in sorted({*opened, *replaced})], (), self.comm)
+        if any(news.late for news in told):  # a bucket had left before the last backward
             for exchange in self._exchanges:
                 exchange.gather()
                 exchange.all_reduce(self._exchange)
-        for members in _by_dtype([self.parameters[place] for place in places[0]]):
+        for members in _by_dtype([self.parameters[place] for place in opened]):
             windows = self._windows([members]) if self.method == "window" else []
             exchange = Exchange(members, windows[0] if windows else None, self.overlap)
             exchange.gather()

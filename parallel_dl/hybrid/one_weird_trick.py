@@ -130,7 +130,7 @@ class OneWeirdTrick:
             returning = part, weight, self._start_return(part, x)
             if self.optimizer is not None:
                 self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.classifier.zero_grad()
         take_back()
         if own.requires_grad:
             own.backward(gradient.reshape(own.shape))

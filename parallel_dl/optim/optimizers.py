@@ -107,8 +107,9 @@ class Optimizer:
     """What the update rules share: parameters in groups, state in flat arrays, the learning rate.
 
     `parameters` is a list of parameters, or of groups as in PyTorch: `[{"params": [...], "lr": 0.01}, ...]`, where what
-    a group does not say is as the other arguments say. `param_groups` has the groups with all their options, which may
-    be changed between updates. An update changes exactly these parameters, whatever other optimizers the network has.
+    a group does not say is as the other arguments say; a group may be empty. `param_groups` has the groups with all
+    their options, which may be changed between updates. An update changes exactly these parameters, whatever other
+    optimizers the network has.
 
     `lr` is a number or a `RatePolicy` (update number -> rate). A parameter without a gradient is left as it is. After
     n calls of `step`, `updates` is n.
@@ -140,6 +141,8 @@ class Optimizer:
         if isinstance(given, list) and given and isinstance(given[0], Mapping):
             for group in given:
                 self.add_param_group(group)
+        elif isinstance(given, list) and not given:
+            raise InputError("the optimizer got no parameters")
         else:
             self.add_param_group({"params": given})
         Optimizer._living.add(self)
@@ -152,8 +155,6 @@ class Optimizer:
         if unknown:
             raise InputError(f"unknown option {unknown[0]!r}: valid are params, {', '.join(self.defaults)}")
         parameters = ordered(group["params"], "the optimizer")
-        if not parameters:
-            raise InputError("the optimizer got no parameters")
         seen = {id(parameter) for parameter in self.parameters}
         for parameter in parameters:
             if id(parameter) in seen:
@@ -269,10 +270,10 @@ class Optimizer:
     def _arrange(self) -> None:
         """Lays out anew what is no longer where it was."""
         for parameter in self.parameters:
-            if parameter.data.shape != parameter.shape:
-                raise InputError(
-                    f"{parameter.name} was given data of shape {parameter.data.shape}: valid is {parameter.shape}"
-                )
+            data = parameter.data
+            if not isinstance(data, np.ndarray) or data.dtype.kind != "f" or data.shape != parameter.shape:
+                found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
+                raise InputError(f"{parameter.name} has data that is {found}: valid are floats {parameter.shape}")
         changed = [p for part in self._parts for p in part.parameters if p.data.dtype != part.dtype]
         if changed and any(n for part in self._parts for n in part.updates()):
             raise InputError(
