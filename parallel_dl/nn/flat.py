@@ -4,8 +4,8 @@ The weights of a network become views of one flat array, and backward writes the
 optimizer then updates everything with a handful of NumPy calls, and data parallelism sums one array.
 
 Where a weight or a gradient lives may change at any time: another optimizer, another all-reduce, an assignment to
-`.data`, a copy of the network. So whoever goes over flat arrays asks `Stretch.is_current` first and lays them out anew
-if it is not.
+`.data`, a copy of the network. So `Stretch.gradients` looks each time, and who goes over flat arrays lays them out anew
+when it says so.
 """
 
 from __future__ import annotations
@@ -152,24 +152,21 @@ class Stretch:
             totals = [gradients.total_views[place] for place in places]
             self._homes.append((totals, gradients.total[at : at + size]))
 
-    @property
-    def is_current(self) -> bool:
-        """Whether weights and gradients are still where they were."""
-        parameters = self.parameters
-        return all(map(is_, [p.data for p in parameters], self._data)) and all(
-            map(is_, [p.grad_buffer for p in parameters], self._buffers)
-        )
+    def gradients(self) -> list[Piece] | None:
+        """The runs of neighbours that have a gradient; None if weights or gradients are no longer where they were.
 
-    def gradients(self) -> list[Piece]:
-        """The runs of neighbours that have a gradient; gradients that live elsewhere come one by one.
-
-        ValueError for a gradient of another shape than its parameter's.
+        Gradients that live elsewhere come one by one. ValueError for one of another shape than its parameter's.
         """
-        grads, counts = [parameter.grad for parameter in self.parameters], self.counts
+        parameters, counts = self.parameters, self.counts
+        if not all(map(is_, [parameter.data for parameter in parameters], self._data)):
+            return None
+        grads = [parameter.grad for parameter in parameters]
         if counts.count(counts[0]) == len(counts):
             for one_by_one, flat in self._homes:
                 if all(map(is_, grads, one_by_one)):
                     return [Piece(slice(0, len(grads)), slice(0, len(flat)), flat, counts[0])]
+        if not all(map(is_, [parameter.grad_buffer for parameter in parameters], self._buffers)):
+            return None
         homes = [self._home(place, grad) for place, grad in enumerate(grads)]
         found: list[Piece] = []
         first = 0

@@ -68,22 +68,22 @@ class LARS(Optimizer):
 
     def step(self, scale: float = 1.0) -> None:
         """Updates every parameter that has a gradient, by `scale` times it. Collective where `whole_squares` is."""
-        rates = self._ready()
+        work = self._work()
         self.trust_ratios = self._ratios(scale)
         by_parameter = zip(self.parameters, self.adapted, self.trust_ratios)
         own = {id(parameter): (ratio, adapted) for parameter, adapted, ratio in by_parameter}
-        for part in self._parts:
+        for part, stretch, pieces in work:
             options = part.group
-            for stretch in part.stretches:
-                state = [part.state[name][stretch.where] for name in self.state_of(options)]
-                for piece in stretch.gradients():
-                    for place in range(piece.places.start, piece.places.stop):
-                        where = stretch.offsets[place]
-                        at = slice(where.start - piece.where.start, where.stop - piece.where.start)
-                        ratio, adapted = own[id(stretch.parameters[place])]
-                        arrays = (stretch.weights[where], piece.gradient[at], *(array[where] for array in state))
-                        self._move(options, rates[id(options)] * ratio, scale, adapted, arrays)
-                    stretch.count(piece)
+            rate = self.rate_of(options)
+            state = [part.state[name][stretch.where] for name in self.state_of(options)]
+            for piece in pieces:
+                for place in range(piece.places.start, piece.places.stop):
+                    where = stretch.offsets[place]
+                    at = slice(where.start - piece.where.start, where.stop - piece.where.start)
+                    ratio, adapted = own[id(stretch.parameters[place])]
+                    arrays = (stretch.weights[where], piece.gradient[at], *(array[where] for array in state))
+                    self._move(options, rate * ratio, scale, adapted, arrays)
+                stretch.count(piece)
         self.updates += 1
 
     def _ratios(self, scale: float) -> list[float]:

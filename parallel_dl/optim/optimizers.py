@@ -11,7 +11,7 @@ import numpy as np
 
 from parallel_dl.errors import InputError
 from parallel_dl.nn import Newcomers, Parameter, ordered
-from parallel_dl.nn.flat import BLOCK, Stretch, aligned_zeros, in_blocks, laid_out, stretches, views
+from parallel_dl.nn.flat import BLOCK, Piece, Stretch, aligned_zeros, in_blocks, laid_out, stretches, views
 from parallel_dl.optim.rates import RatePolicy
 
 Options = Mapping[str, Any]
@@ -82,10 +82,6 @@ class _Part:
             if name not in self.state:
                 self.state[name] = aligned_zeros(self.size, self.dtype)
 
-    @property
-    def is_current(self) -> bool:
-        return bool(self.stretches) and all(stretch.is_current for stretch in self.stretches)
-
     def arrange(self) -> None:
         """Finds out again where weights and gradients are."""
         self.stretches = stretches(self.parameters, self.slices, self.updates())
@@ -96,6 +92,7 @@ class _Part:
 
     def set_updates(self, counts: list[int]) -> None:
         self.counts, self.stretches = counts, []
+        self.arrange()
 
     def views(self) -> list[dict[str, np.ndarray]]:
         """The state of each parameter, by name, without a copy."""
@@ -136,7 +133,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.parameters: list[Parameter] = []
         self._parts: list[_Part] = []
-        self._checked: list[list[Any]] = []  # the options of each group when they were looked at last
+        self._checked: list[dict[str, Any]] = []  # the options of each group when they were looked at last
         given: Any = parameters if isinstance(parameters, Parameter | set | frozenset) else list(parameters)
         if isinstance(given, list) and given and isinstance(given[0], Mapping):
             for group in given:
@@ -225,11 +222,9 @@ class Optimizer:
 
     def step(self, scale: float = 1.0) -> None:
         """Updates every parameter that has a gradient, by `scale` times it. The gradients stay as they are."""
-        rates = self._ready()
-        work = [(part, stretch, stretch.gradients()) for part in self._parts for stretch in part.stretches]
-        for part, stretch, pieces in work:
+        for part, stretch, pieces in self._work():
             options = part.group
-            rate = rates[id(options)]
+            rate = self.rate_of(options)
             state = [part.state[name][stretch.where] for name in self.state_of(options)]
             for piece in pieces:
                 arrays = (stretch.weights[piece.where], piece.gradient, *(array[piece.where] for array in state))
@@ -240,20 +235,24 @@ class Optimizer:
                 stretch.count(piece)
         self.updates += 1
 
-    def _ready(self) -> dict[int, float]:
-        """Before anything is changed: sees to it that all that was set up still holds. id(group) -> its rate."""
+    def _work(self) -> list[tuple[_Part, Stretch, list[Piece]]]:
+        """What is to be updated. Before anything is: sees to it that all that was set up still holds."""
         for parameter in self._newcomers.found():
             raise InputError(
                 f"{parameter.name} has a gradient but is in no optimizer: it came into the network, or was unfrozen, "
                 "after this optimizer was made; give it to add_param_group or to another optimizer, or freeze it"
             )
-        options = [list(group.values()) for group in self.param_groups]
-        if options != self._checked:
+        if self.param_groups != self._checked:
             self._check_options()
-        rates = {id(group): self.rate_of(group) for group in self.param_groups}
-        if not all(part.is_current for part in self._parts):
+        for group in self.param_groups:
+            self.rate_of(group)
+        for _ in range(2):
+            work = [(part, stretch, stretch.gradients()) for part in self._parts for stretch in part.stretches]
+            found = [(part, stretch, pieces) for part, stretch, pieces in work if pieces is not None]
+            if len(found) == len(work):
+                break
             self._arrange()
-        return rates
+        return found
 
     def _check_options(self) -> None:
         """After options were changed: are they possible, and is there the state that they need?"""
@@ -265,7 +264,7 @@ class Optimizer:
             raise InputError("the params of a group were changed: give further parameters to add_param_group")
         for part in self._parts:
             part.require_state(self.state_of(part.group))
-        self._checked = [list(group.values()) for group in self.param_groups]
+        self._checked = [dict(group) for group in self.param_groups]
 
     def _arrange(self) -> None:
         """Lays out anew what is no longer where it was."""
@@ -373,6 +372,7 @@ class Optimizer:
         vars(self).update(state)
         self._parts = [part for group in self.param_groups for part in self._parts_of(group)]
         self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
+        self._arrange()
         self.load_state_dict(saved)
         Optimizer._living.add(self)
 

@@ -217,3 +217,18 @@ def test_once_is_done_again_for_another_gradient():
     with pytest.raises(ValueError, match="read-only"):
         shared(g)[0] = 1
     g[0] = 5  # what was passed in stays writeable
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_copy_of_a_gradient_is_kept_the_gradient_itself_may_not_be(buffered):
+    """As the first sentence on `grad` says: with a buffer (an optimizer gives one) the next backward writes there."""
+    w = Tensor(np.array([1.0, 1.0]), requires_grad=True)
+    w.grad_buffer = np.zeros(2) if buffered else None
+    (w * 2).sum().backward()
+    first, kept = w.grad, w.grad.copy()
+    w.grad = None
+    (w * 3).sum().backward()
+    np.testing.assert_array_equal(kept, [2, 2])
+    np.testing.assert_array_equal(first, [3, 3] if buffered else [2, 2])
+    said = Tensor.__doc__.split("\n\n")[1].split(".")[0]
+    assert "`grad` is overwritten by the next backward after `zero_grad`" in " ".join(said.split())
