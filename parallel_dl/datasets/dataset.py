@@ -55,11 +55,12 @@ class Dataset:
 
         Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
         where first), a label that is no whole number from 0 to 999999, or not below `classes`, lengths or sample
-        shapes that do not match.
+        shapes that do not match, training and test of which one is scaled and the other is not.
         """
         dtype = checked_dtype(dtype)
         most = MOST_CLASSES if classes is None else classes
         x = [_samples(np.asarray(array), where, dtype, scale) for array, where in zip((x_train, x_test), called[::2])]
+        _require_one_scale(np.asarray(x_train), np.asarray(x_test), called[0], called[2], scale)
         y = [_labels(np.asarray(array), where, most) for array, where in zip((y_train, y_test), called[1::2])]
         for images, labels, x_where, y_where in zip(x, y, called[::2], called[1::2]):
             if len(images) != len(labels):
@@ -89,6 +90,40 @@ def checked_dtype(dtype: DTypeLike) -> np.dtype:
 def _require_real(array: np.ndarray, where: str) -> None:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{where}: element type {array.dtype}; valid are real floats and integers")
+
+
+def _require_one_scale(train: np.ndarray, test: np.ndarray, train_where: str, test_where: str, scale: float) -> None:
+    """Raises InputError for training and test samples of which one is scaled, here or before, and the other is not."""
+    for one, other in ((train, test), (test, train)):
+        if one.dtype == np.uint8 and other.dtype != np.uint8 and not _is_scaled(other, scale):
+            raise InputError(
+                f"{test_where}: {test.dtype}, but {train_where} is {train.dtype}: of the two only uint8 would be "
+                f"divided by {scale:g}; valid is one type for training and test, or values that were divided by it"
+            )
+        if _are_fractions(one) and _are_whole(other):
+            raise InputError(
+                f"{test_where}: up to {test.max():g}, but {train_where} up to {train.max():g}: one of the two has "
+                "fractions in 0..1, the other whole numbers; valid is one scale for training and test"
+            )
+
+
+def _are_fractions(array: np.ndarray) -> bool:
+    """Whether these are numbers in 0..1, and not only 0 and 1."""
+    within = array.dtype.kind == "f" and 0 <= array.min() and array.max() <= 1
+    return bool(within and (array != np.floor(array)).any())
+
+
+def _is_scaled(array: np.ndarray, scale: float) -> bool:
+    """Whether these are whole numbers up to `scale`, divided by it."""
+    if not _are_fractions(array):
+        return False
+    raw = array.astype(np.float64) * scale
+    return bool((np.abs(raw - np.round(raw)) <= scale * np.finfo(array.dtype).eps).all())
+
+
+def _are_whole(array: np.ndarray) -> bool:
+    """Whether these are whole numbers beyond 1, as in images that are not scaled."""
+    return bool(array.dtype != np.uint8 and 0 <= array.min() and array.max() > 1 and (array == np.floor(array)).all())
 
 
 def _samples(array: np.ndarray, where: str, dtype: np.dtype, scale: float) -> np.ndarray:

@@ -31,8 +31,8 @@ class Halves:
 def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
     """Cuts a network for samples (*input_shape) in front of its first Flatten. Its layers keep their whole names.
 
-    InputError unless it is a Sequential with a convolution before, and a fully connected layer behind the Flatten; and
-    for batch norm behind it, whose statistics would be those of a part of the batch.
+    InputError unless it is a Sequential with a convolution before, and a fully connected layer behind the Flatten; for
+    batch norm behind it, whose statistics would be those of a part of the batch; and for a weight in both halves.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"--hybrid owt: takes a Sequential, not a {type(network).__name__}")
@@ -55,7 +55,20 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
                 )
     features = nn.Sequential(**{name: layers[name] for name in before})
     classifier = nn.Sequential(**{name: layers[name] for name in behind})
+    _require_own_weights(features, classifier)
+    for half in (features, classifier):
+        half.is_part_of(network)
     return Halves(features, classifier, math.prod(nn.output_shape(features, input_shape)))
+
+
+def _require_own_weights(features: nn.Module, classifier: nn.Module) -> None:
+    before = {id(parameter): name for name, parameter in features.named_parameters()}
+    for name, parameter in classifier.named_parameters():
+        if id(parameter) in before:
+            raise InputError(
+                f"--hybrid owt: {before[id(parameter)]} and {name} are one weight, before the first Flatten and behind "
+                "it; valid are --dp and --mp"
+            )
 
 
 def _has(layer: nn.Module, kind: type[nn.Module]) -> bool:

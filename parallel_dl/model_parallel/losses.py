@@ -17,7 +17,8 @@ import numpy as np
 
 from parallel_dl import nn, reproducible
 from parallel_dl.autograd import Tensor, primitive
-from parallel_dl.autograd.ops.classification import one_hot
+from parallel_dl.autograd.ops.classification import answers, class_numbers, one_hot
+from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
 from parallel_dl.splits.placement import slices
 
@@ -35,9 +36,7 @@ def split_cross_entropy(logits, *, targets, comm, first, classes, total=1):
     gradient needs no exchange. Two all-reduces: of the n maxima, and of the n sums of exponentials with the n scores of
     the target class.
     """
-    labels = targets.reshape(-1)
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"targets must be in 0..{classes - 1}, found {labels.min()}..{labels.max()}")
+    labels = class_numbers(targets, classes, "cross_entropy").reshape(-1)
     count, own = logits.shape
     rows = np.flatnonzero((first <= labels) & (labels < first + own))  # samples whose class this rank has
     columns = labels[rows] - first
@@ -69,16 +68,11 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
     def require(name: str, scores: Any, targets: np.ndarray, *shapes: tuple[int, ...]) -> None:
         """Refuses, on every rank, what the loss of whole scores refuses."""
         if targets.shape not in shapes:
-            raise ValueError(f"{name}: scores {(len(scores), classes)} do not fit targets {targets.shape}")
-
-    def require_integers(name: str, targets: np.ndarray) -> None:
-        if targets.dtype.kind not in "iu":
-            raise ValueError(f"{name}: targets without an axis of classes must be integers, not {targets.dtype}")
+            raise InputError(f"{name}: scores {(len(scores), classes)} do not fit targets {targets.shape}")
 
     def cross_entropy(logits: Any, targets: Any, total: float | None = None) -> Tensor:
         targets = _array(targets)
         require("cross_entropy", logits, targets, (len(logits),))
-        require_integers("cross_entropy", targets)
         given = max(targets.size, 1) if total is None else total
         return split_cross_entropy(logits, targets=targets, comm=comm, first=own.start, classes=classes, total=given)
 
@@ -86,8 +80,8 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
         targets = _array(targets)
         require("logistic_loss", logits, targets, (len(logits),), (len(logits), classes))
         if targets.ndim == 1:
-            require_integers("logistic_loss", targets)
-            targets = one_hot(targets, classes)
+            targets = one_hot(targets, classes, logits.dtype, "logistic_loss")
+        targets = answers(targets, targets.shape, "logistic_loss")  # all of them: every rank refuses them, or none
         return nn.logistic_loss(logits, targets[:, own], total)
 
     def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:

@@ -245,6 +245,8 @@ def parallelize(
     _require_same_start(network, plan, comm)
     result = ModelParallel(network, plan, comm)
     cuts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # id -> the whole one, so that it is no other's, our piece
+    buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the same
+    first_places = {id(step.layer): step.layer._parent for step in plan.steps}
     places = Counter(id(step.layer) for step in plan.steps)
     for number, step in enumerate(plan.steps):
         depart = step.division.depart + (plan.finish if number == len(plan.steps) - 1 else ())
@@ -254,10 +256,10 @@ def parallelize(
         if layer is not step.layer:
             parent, name = _place(network, step.name)
             parent.replace(name, layer)
-            layer.__dict__["_parent"] = step.layer._parent  # of several places it has the name of the first
+            layer.__dict__["_parent"] = first_places[id(step.layer)]  # of several places it has the name of the first
         for name, pieces in step.division.pieces.items():
             if name in layer._buffers:
-                cut_buffer(layer, name, pieces[comm.rank])
+                cut_buffer(layer, name, pieces[comm.rank], buffers)
             else:
                 whole = layer._parameters[name]
                 if whole.piece is not None:  # in an earlier place of the same layer

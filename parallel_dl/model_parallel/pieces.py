@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
+import numpy as np
+
 from parallel_dl import nn
 from parallel_dl.errors import InputError
 from parallel_dl.splits.rules import Piece
@@ -51,7 +53,15 @@ def cut(parameter: nn.Parameter, piece: Piece) -> nn.Parameter:
     return new
 
 
-def cut_buffer(layer: nn.Module, name: str, piece: Piece) -> None:
-    """Leaves the piece of the layer's buffer, also of what `initialize` sets it back to."""
-    setattr(layer, name, layer._buffers[name][piece].copy())
+def cut_buffer(layer: nn.Module, name: str, piece: Piece, pieces: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Leaves the piece of the layer's buffer, also of what `initialize` sets it back to.
+
+    `pieces` has, by id, the whole buffers that were cut before, and what was cut from them: all places of one layer
+    have one piece.
+    """
+    whole = layer._buffers[name]
+    if id(whole) not in pieces:
+        pieces[id(whole)] = whole, whole[piece].copy()
+    layer._buffers[name] = pieces[id(whole)][1]
+    object.__setattr__(layer, name, layer._buffers[name])
     layer._initial_buffers[name] = layer._initial_buffers[name][piece].copy()

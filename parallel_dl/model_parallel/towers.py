@@ -25,7 +25,8 @@ class TowerBranches(nn.Branches):
     output_shape: Shape
 
     def forward(self, x: Any) -> Any:
-        outputs = [self[number](x) for number in self.own]
+        names = list(self._modules)
+        outputs = [self.call(names[number], x) for number in self.own]
         if not outputs:
             channels = 0 if self.join == "concatenate" else self.output_shape[0]
             dtype = np.result_type(x.dtype, self.path("")[1].dtype)
@@ -46,7 +47,10 @@ class MeetingBranches(nn.Branches):
     axis: ModelAxis
 
     def forward(self, x: Any) -> Any:
-        outputs = [self.axis.make(ending.moves, branch(x), name_of(self)) for branch, ending in zip(self, self.endings)]
+        outputs = [
+            self.axis.make(ending.moves, self.call(name, x), name_of(self))
+            for name, ending in zip(self._modules, self.endings)
+        ]
         self.joined_shape(x, [output.shape for output in outputs])
         if self.join == "concatenate":
             return ops.concatenate(*outputs, axis=1)

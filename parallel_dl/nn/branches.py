@@ -35,7 +35,7 @@ class Branches(Layers):
         self.join = join
 
     def forward(self, x: Any) -> Any:
-        outputs = [branch(x) for branch in self]
+        outputs = [self.call(name, x) for name in self._modules]
         self.joined_shape(x, [output.shape for output in outputs])
         if self.join == "concatenate":
             return ops.concatenate(*outputs, axis=1)

@@ -79,7 +79,9 @@ class Dropout(Module):
     """In training, zeroes an element with probability p and divides the others by 1 - p; otherwise the identity.
 
     x is (samples, ...). The mask depends on (seed, step, layer name, sample's place in the global batch): it is the
-    same in every layout. Say where you are with `network.at(step, first_sample)`; the Trainer does.
+    same in every layout. Say where you are with `network.at(step, first_sample)`; the Trainer does. A layer that is
+    used in several places, or in one more than once, draws another mask in each: by the name of the place, and by how
+    often it was passed before in the same forward pass.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -87,17 +89,21 @@ class Dropout(Module):
         if not 0 <= p <= 1:
             raise InputError(f"Dropout({p}): the probability must be in 0..1")
         self.p = p
-        self._forwards = 0
+        self._forwards: dict[str, int] = {}  # place -> forward passes, while nobody says which step it is
 
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0:
             return x
-        name, network = self.path("dropout")
+        name, network = self.place("dropout")
         position = network.position
+        passed = self._forwards if position.step is None else position.calls
+        before = passed.get(name, 0)
+        passed[name] = before + 1
         step = position.step
         if step is None:
-            step = self._forwards
-            self._forwards += 1
+            step = before
+        elif before:
+            name = f"{name} {before}"
         keep = self.keep(network.seed, step, name, x.shape, position.first_sample)
         return ops.dropout(x, keep=keep, p=self.p)
 
@@ -141,11 +147,15 @@ class Layers(Module):
     def __getitem__(self, index: int) -> Module:
         return list(self._modules.values())[index]
 
+    def __setitem__(self, index: int, layer: Module) -> None:
+        """Another layer in the place of number `index`, under its name."""
+        setattr(self, list(self._modules)[index], layer)
+
 
 class Sequential(Layers):
     """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
 
     def forward(self, x: Any) -> Any:
-        for layer in self:
-            x = layer(x)
+        for name in self._modules:
+            x = self.call(name, x)
         return x

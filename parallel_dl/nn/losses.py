@@ -11,6 +11,7 @@ import numpy as np
 
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.autograd.ops.classification import one_hot
+from parallel_dl.errors import InputError
 
 
 def _array(value: Any) -> np.ndarray:
@@ -20,13 +21,10 @@ def _array(value: Any) -> np.ndarray:
 def cross_entropy(logits: Any, targets: Any, total: float | None = None) -> Tensor:
     """-log softmax(logits)[target], summed over the samples and divided by `total` (default: their number).
 
-    logits (samples, classes), targets (samples,) integers in 0..classes-1; ValueError otherwise. total=1 is the sum.
+    logits (samples, classes), targets (samples,) integers of any type in 0..classes-1; InputError otherwise. total=1 is
+    the sum.
     """
     targets = _array(targets)
-    if targets.dtype.kind not in "iu":
-        raise ValueError(f"cross_entropy: targets must be integers, not {targets.dtype}")
-    if tuple(logits.shape[:-1]) != targets.shape:
-        raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
     return ops.cross_entropy(logits, targets=targets, total=_total(total, targets.size))
 
 
@@ -35,7 +33,7 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
 
     Summed over samples and classes, and divided by `total` (default: the number of samples). logits (samples, classes);
     targets (samples,) integers in 0..classes-1, or (samples, classes) numbers t in 0..1, the answers: such a value
-    adds t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)). ValueError otherwise. It is PyTorch's
+    adds t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)). InputError otherwise, also for truth values. It is PyTorch's
     binary_cross_entropy_with_logits with reduction="sum", over `total`.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997, trains with it:
@@ -43,24 +41,21 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
     divided among ranks needs no exchange for it (`ops.logistic_loss` takes a slice of the classes).
     """
     targets = _array(targets)
-    if tuple(logits.shape) != targets.shape:
-        if tuple(logits.shape[:-1]) != targets.shape:
-            raise ValueError(f"logistic_loss: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
-        if targets.dtype.kind not in "iu":
-            raise ValueError(f"logistic_loss: targets without an axis of classes must be integers, not {targets.dtype}")
-        targets = one_hot(targets, logits.shape[-1])
-    elif targets.dtype.kind not in "biuf":
-        raise ValueError(f"logistic_loss: targets must be numbers in 0..1, not {targets.dtype}")
+    if targets.shape == tuple(logits.shape[:-1]):
+        targets = one_hot(targets, logits.shape[-1], logits.dtype, "logistic_loss")
     return ops.logistic_loss(logits, targets=targets, total=_total(total, math.prod(logits.shape[:-1])))
 
 
 def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:
     """(prediction - target)**2, summed over all values and divided by `total` (default: the number of values).
 
-    Both of one shape; ValueError otherwise. For the mean over a global batch, total = samples x values per sample.
+    Both of one shape, targets numbers and no truth values; InputError otherwise. For the mean over a global batch,
+    total = samples x values per sample.
     """
     if tuple(predictions.shape) != tuple(targets.shape):
-        raise ValueError(f"mse: predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ")
+        raise InputError(f"mse: predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ")
+    if targets.dtype.kind not in "iufc":
+        raise InputError(f"mse: targets must be numbers, not {targets.dtype}")
     difference = ops.subtract(predictions, targets)
     return ops.divide(ops.sum(ops.power(difference, 2)), _total(total, difference.size))
 

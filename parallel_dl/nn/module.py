@@ -11,6 +11,7 @@ import numpy as np
 
 from parallel_dl.autograd import Tensor
 from parallel_dl.errors import InputError
+from parallel_dl.nn.calls import Frames
 from parallel_dl.nn.initializers import Initializer
 from parallel_dl.nn.streams import Places, parameter_values
 
@@ -125,15 +126,31 @@ class Position:
     `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
     an array (samples,) with the place of each, where they are no neighbours. While `step` is None, every forward pass
     in training mode counts as a step of its own.
+
+    `calls` has how often each place has been passed since `Module.at`, or since the network's last forward pass began.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.first_sample: Places = 0
+        self.calls: dict[str, int] = {}
 
 
 def _is_named_by(named: tuple[weakref.ref[Module], str] | None, module: Module, name: str) -> bool:
     return named is not None and named[0]() is module and named[1] == name
+
+
+# the calls of modules that are under way: (who calls, which of its modules; None if it does not say)
+_frames = Frames()
+
+
+def _assigned(buffer: np.ndarray, value: Any) -> np.ndarray:
+    """What a buffer is once `value` is assigned: the same memory where it fits, which others may have, too."""
+    array = np.asarray(value)
+    if array.shape != buffer.shape or array.dtype != buffer.dtype:
+        return array
+    buffer[...] = array
+    return buffer
 
 
 ForwardPreHook = Callable[["Module", tuple[Any, ...]], tuple[Any, ...]]
@@ -141,7 +158,12 @@ ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
 
 
 class Module:
-    """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name."""
+    """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name.
+
+    What is assigned to a name in use takes the place of what was there, also in the order. A module may have several
+    names; its own, by which its weights are drawn, is then the first. An array assigned to a buffer is copied into it
+    where shape and type are the same.
+    """
 
     registrations: ClassVar[int] = 0
     """how often a parameter or a module became part of another module, or left it, in this process"""
@@ -150,7 +172,7 @@ class Module:
     _buffers: dict[str, np.ndarray]
     _initial_buffers: dict[str, np.ndarray]
     _modules: dict[str, Module]
-    _parent: tuple[weakref.ref[Module], str] | None  # our parent and our name in it
+    _parent: tuple[weakref.ref[Module], str] | None  # our parent and our name in it; "" where we are a part of it
     _seed: int | None
     _dtype: np.dtype | None
     _position: Position | None
@@ -172,12 +194,15 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
             raise AttributeError(f"call super().__init__() before assigning {type(self).__name__}.{name}")
-        self._parameters.pop(name, None)
-        self._modules.pop(name, None)
+        before = self._modules.get(name)
+        if not isinstance(value, Parameter):
+            self._parameters.pop(name, None)
+        if not isinstance(value, Module):
+            self._modules.pop(name, None)
         if isinstance(value, Parameter | Module):
             Module.registrations += 1
         if name in self._buffers:
-            self._buffers[name] = value = np.asarray(value)
+            value = self._buffers[name] = _assigned(self._buffers[name], value)
         if isinstance(value, Parameter):
             self._parameters[name] = value
             if value._owner is None:
@@ -187,21 +212,38 @@ class Module:
             if value._parent is None or value._parent[0]() is None:
                 value.__dict__["_parent"] = (weakref.ref(self), name)
         object.__setattr__(self, name, value)
+        if before is not None and before is not value:
+            self._has_left(before, name)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        for registered in (self._parameters, self._buffers, self._initial_buffers):
+            registered.pop(name, None)
+        before = self._modules.pop(name, None)
+        if before is not None:
+            self._has_left(before, name)
+
+    def _has_left(self, module: Module, name: str) -> None:
+        """A module that is no longer our `name` is called after another place in the network, if it has one."""
+        if module._parent is None or module._parent[0]() is not self or module._parent[1] != name:
+            return
+        _, root = self.path("")
+        places = (
+            (weakref.ref(parent), other)
+            for _, parent in root.named_modules()
+            for other, child in parent._modules.items()
+            if child is module
+        )
+        module.__dict__["_parent"] = next(places, None)
 
     def replace(self, name: str, value: Module | Parameter) -> None:
-        """Puts another module, or parameter, in the place of ours: under its name, and where it is in the order.
+        """Puts another module, or parameter, in the place of ours, as assigning it does.
 
-        (Assigning it would put it behind all others.)
+        But a module that has a name in a network already is called after this place from now on.
         """
-        Module.registrations += 1
-        if isinstance(value, Parameter):
-            self._parameters[name] = value
-            if value._owner is None:
-                value._owner = (weakref.ref(self), name)
-        else:
-            value.__dict__["_parent"] = (weakref.ref(self), name)
-            self._modules[name] = value
-        object.__setattr__(self, name, value)
+        if isinstance(value, Module):
+            value.__dict__["_parent"] = None
+        setattr(self, name, value)
 
     def register_buffer(self, name: str, array: Any) -> None:
         """Makes an array that is state but no parameter (no gradient, no update) our attribute `name`.
@@ -235,9 +277,26 @@ class Module:
         """The name of our attribute `name` in the whole network (like "fc1.weight"), and the whole network."""
         parts, module = [name], self
         while module._parent is not None and (parent := module._parent[0]()) is not None:
-            parts.append(module._parent[1])
+            if module._parent[1]:
+                parts.append(module._parent[1])
             module = parent
         return ".".join(reversed(parts)), module
+
+    def place(self, name: str) -> tuple[str, Module]:
+        """As `path`, but of the place in which this module is being called, where it has several in the network."""
+        parts, module = [name], self
+        for caller, called in reversed(_frames.open):
+            if caller is not module:
+                names = caller._modules if called is None else (called,)
+                found = next((one for one in names if caller._modules.get(one) is module), None)
+                if found is not None:
+                    parts.append(found)
+                    module = caller
+        return module.path(".".join(reversed(parts)))
+
+    def is_part_of(self, network: Module) -> None:
+        """From now on what is in this module is called as in `network`, which has the same modules by these names."""
+        self.__dict__["_parent"] = (weakref.ref(network), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(name, module) of this module ("") and everything below it, in order of registration."""
@@ -301,9 +360,13 @@ class Module:
                 parameter.data = values
                 # what an optimizer or an all-reduce had set up was for the other type: they will notice
                 parameter.grad = parameter.grad_buffer = parameter.flat_gradients = None
+        renewed: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by id: the array before, and after
         for _, module in self.named_modules():
             for name, initial in module._initial_buffers.items():
-                setattr(module, name, initial.astype(self.dtype if initial.dtype.kind == "f" else initial.dtype))
+                before = module._buffers[name]
+                values = initial.astype(self.dtype if initial.dtype.kind == "f" else initial.dtype)
+                setattr(module, name, renewed.get(id(before), (before, values))[1])  # one in two places stays one
+                renewed[id(before)] = before, module._buffers[name]
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -359,6 +422,7 @@ class Module:
         """
         position = self.position
         position.step, position.first_sample = step, first_sample
+        position.calls.clear()
         return self
 
     # -- computing -------------------------------------------------------------------------------------------------
@@ -366,6 +430,29 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward(x)")
 
     def __call__(self, *arguments: Any) -> Any:
+        frames = _frames.open
+        if not frames and self._position is not None:
+            self._position.calls.clear()
+        if not self._modules:
+            return self._compute(arguments)
+        frames.append((self, None))
+        try:
+            return self._compute(arguments)
+        finally:
+            frames.pop()
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Our module `name` of these arguments.
+
+        As calling the module itself, but one that has several places in the network knows which of them this is.
+        """
+        _frames.open.append((self, name))
+        try:
+            return self._modules[name](*arguments)
+        finally:
+            _frames.open.pop()
+
+    def _compute(self, arguments: tuple[Any, ...]) -> Any:
         for before in self._before_forward:
             arguments = before(self, arguments)
         result = self.forward(*arguments)

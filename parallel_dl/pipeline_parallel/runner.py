@@ -75,9 +75,9 @@ class StageRunner:
         self.last = len(stages) - 1
         self.losses: list[float] = []
         self.peak_live = 0
-        self._layers = {stage: [network._modules[name] for name in stages.layers(stage)] for stage in self.own}
         self._weights = {
-            stage: [p for layer in layers for p in layer.parameters()] for stage, layers in self._layers.items()
+            stage: [p for name in stages.layers(stage) for p in network._modules[name].parameters()]
+            for stage in self.own
         }
         # what is sent, as the ledger enters it
         self._out = {stage: comm.labelled(f"stage {stage}", "forward") for stage in self.own}
@@ -171,8 +171,8 @@ class StageRunner:
             x = Tensor(self._inputs.pop((stage, microbatch)), requires_grad=True)
         marker = x if stage else Tensor(np.empty(0, self.dtype))
         result = x
-        for layer in self._layers[stage]:
-            result = layer(result)
+        for layer in self.stages.layers(stage):
+            result = self.network.call(layer, result)
         if self.prepare is not None:
             result = self.prepare(result)
         if stage == self.last:
@@ -275,8 +275,8 @@ class StageRunner:
             else:
                 shape = (len(x), *self.boundaries[stage])
                 given = self.comm.receive(self.rank_of[stage - 1], shape, self.dtype)
-            for layer in self._layers[stage]:
-                given = layer(given)
+            for layer in self.stages.layers(stage):
+                given = self.network.call(layer, given)
             found = given.data if isinstance(given, Tensor) else given
             if stage < self.last and self.rank_of[stage + 1] != self.comm.rank:
                 assert found is not None

@@ -14,7 +14,8 @@ import numpy as np
 
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, primitive
-from parallel_dl.autograd.ops.classification import one_hot
+from parallel_dl.autograd.ops.classification import answers, class_numbers, one_hot
+from parallel_dl.errors import InputError
 from parallel_dl.reproducible.leaves import Leaves, Own, sum_of_rows
 
 Combine = Callable[[np.ndarray, str], np.ndarray]
@@ -35,11 +36,10 @@ def cross_entropy(
 ) -> Tensor:
     """`nn.cross_entropy` over leaves; logits (n, classes), or (n, those in `part` of `classes`)."""
     targets = _array(targets)
-    if targets.dtype.kind not in "iu":
-        raise ValueError(f"cross_entropy: targets must be integers, not {targets.dtype}")
     if len(logits.shape) != 2 or tuple(logits.shape[:1]) != targets.shape:
-        raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
+        raise InputError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
     count = logits.shape[1] if classes is None else classes
+    targets = class_numbers(targets, count, "cross_entropy")
     own, first = Leaves.even(count).within(part), 0 if part is None else part.start
     given = max(targets.size, 1) if total is None else total
     return _cross_entropy(logits, targets=targets, first=first, classes=count, own=own, combine=combine, total=given)
@@ -56,10 +56,9 @@ def logistic_loss(
     """`nn.logistic_loss` over leaves; logits (n, classes), or (n, those in `part` of `classes`), but whole targets."""
     targets = _array(targets)
     count = logits.shape[1] if classes is None else classes
-    if targets.ndim == 1 and targets.dtype.kind in "iu":
-        targets = one_hot(targets, count)
-    if targets.shape != (logits.shape[0], count):
-        raise ValueError(f"logistic_loss: logits {tuple(logits.shape)} do not fit targets {targets.shape}")
+    if targets.ndim == 1:
+        targets = one_hot(targets, count, logits.dtype, "logistic_loss")
+    targets = answers(targets, (logits.shape[0], count), "logistic_loss")  # whole: every rank refuses them, or none
     if part is not None:
         targets = targets[:, part]
     given = max(len(targets), 1) if total is None else total
@@ -93,8 +92,6 @@ def _over_classes(values: np.ndarray, own: Own, combine: Combine) -> np.ndarray:
 @primitive
 def _cross_entropy(logits, *, targets, first, classes, own, combine, total):
     """`ops.cross_entropy` of the logits (n, own) from class `first` on, for targets (n,) in 0..classes-1; a scalar."""
-    if targets.size and not 0 <= targets.min() <= targets.max() < classes:
-        raise ValueError(f"targets must be in 0..{classes - 1}, found {targets.min()}..{targets.max()}")
     logits = np.array(logits, order="C")
     rows = np.flatnonzero((first <= targets) & (targets < first + logits.shape[1]))  # samples whose class is here
     columns = targets[rows] - first
@@ -119,8 +116,6 @@ def _cross_entropy(logits, *, targets, first, classes, own, combine, total):
 @primitive
 def _logistic_loss(logits, *, targets, own, combine, total):
     """`ops.logistic_loss` of the logits (n, own) and as many targets; a scalar."""
-    if targets.size and not 0 <= targets.min() <= targets.max() <= 1:
-        raise ValueError(f"logistic_loss: targets must be in 0..1, found {targets.min()}..{targets.max()}")
     logits = np.array(logits, order="C")
     targets = targets.astype(logits.dtype)
     small = np.exp(-np.abs(logits))  # in 0..1: cannot overflow

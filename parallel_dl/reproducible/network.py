@@ -26,29 +26,37 @@ def cut_into_leaves(network: nn.Module, input_shape: Sequence[int]) -> None:
     Raises InputError, naming the layer, for one whose sums cannot be cut so.
     """
     shapes = {passed.name: passed for passed in nn.layer_shapes(network, input_shape)}
-    _walk(network, "", shapes, None)
+    _walk(network, "", shapes, None, {})
 
 
-def _walk(module: nn.Module, name: str, shapes: dict[str, nn.LayerShape], before: Leaves | None) -> Leaves | None:
+Cut = dict[int, tuple[str, LinearInLeaves | ConvolutionInLeaves]]
+"""id of a layer -> its first place, and how it computes there"""
+
+
+def _walk(
+    module: nn.Module, name: str, shapes: dict[str, nn.LayerShape], before: Leaves | None, cut: Cut
+) -> Leaves | None:
     """Cuts the module and what is in it; the leaves of its input and of its result, None where any will do."""
     children = [(layer, f"{name}.{child}" if name else child) for child, layer in module._modules.items()]
     if computes_as(module, nn.Sequential):
         for layer, below in children:
-            before = _walk(layer, below, shapes, before)
+            before = _walk(layer, below, shapes, before, cut)
         return before
     passed = shapes[name]
     if isinstance(module, nn.Branches) and computes_as(module, nn.Branches):
-        first, *others = [_walk(branch, below, shapes, before) for branch, below in children]
+        first, *others = [_walk(branch, below, shapes, before, cut) for branch, below in children]
         return first if module.join == "sum" and all(leaves == first for leaves in others) else None
     if isinstance(module, nn.Linear):
         after = Leaves.even(module.out_features)
         module.leaves = LinearInLeaves(before or Leaves.even(module.in_features), after)
+        _require_alike(module, name, cut)
         return after
     if isinstance(module, nn.Conv2d):
         after = Leaves.even(module.out_channels)
         settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         inputs = before or Leaves.even(module.in_channels)
         module.leaves = ConvolutionInLeaves(inputs, after, module.groups, settings)
+        _require_alike(module, name, cut)
         return after
     if isinstance(module, nn.Flatten):
         return before and before.times(math.prod(passed.input[1:]))
@@ -64,6 +72,16 @@ def _walk(module: nn.Module, name: str, shapes: dict[str, nn.LayerShape], before
         f"layer {name}: --reproducible cannot add up a {type(module).__name__}'s sums in the same order in every "
         "layout: they are over the microbatch, or not known"
     )
+
+
+def _require_alike(layer: nn.Linear | nn.Conv2d, name: str, cut: Cut) -> None:
+    """Raises InputError for a layer whose input has other leaves in another place: it can have one way to add up."""
+    first, known = cut.setdefault(id(layer), (name, layer.leaves))
+    if layer.leaves.inputs != known.inputs:
+        raise InputError(
+            f"{first} and {name} are one layer, but their inputs are cut into other leaves, "
+            f"{known.inputs.sizes} and {layer.leaves.inputs.sizes}: --reproducible takes two layers here"
+        )
 
 
 def leaf_of(part: Share, leaves: int, leaf: int) -> Share:

@@ -333,14 +333,22 @@ def _below(name: str, child: str) -> str:
 
 
 def _require_equal_ties(steps: list[Step]) -> None:
-    """A parameter that two layers share has to be cut in one way."""
+    """A parameter or buffer that two layers share, or two places of one, has to be cut in one way."""
     first: dict[int, tuple[str, Any]] = {}
     for step in steps:
-        for name, parameter, pieces in step.parameter_pieces():
-            cut = pieces, step.division.summed
-            other, known = first.setdefault(id(parameter), (name, cut))
+        shared: list[tuple[str, Any, str, Any]] = [
+            (name, parameter, "weight", (pieces, step.division.summed))
+            for name, parameter, pieces in step.parameter_pieces()
+        ]
+        if not isinstance(step.layer, nn.Branches):
+            shared += (
+                (f"{step.name}.{name}", buffer, "buffer", step.division.pieces.get(name))
+                for name, buffer in step.layer.named_buffers()
+            )
+        for name, values, kind, cut in shared:
+            other, known = first.setdefault(id(values), (name, cut))
             if known != cut:
-                raise InputError(f"{other} and {name} are one weight, but would be cut differently: split both alike")
+                raise InputError(f"{other} and {name} are one {kind}, but would be cut differently: split both alike")
 
 
 # -- what is sent --------------------------------------------------------------------------------------------------

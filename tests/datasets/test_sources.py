@@ -147,6 +147,8 @@ def test_idx_files_may_be_spelled_differently_and_hold_floats(tmp_path):
     folder = idx_folder(tmp_path)
     (folder / "t10k-images-idx3-ubyte").rename(folder / "t10k-images.idx3-ubyte")
     write_idx(folder / "train-images-idx3-ubyte", IMAGES["train"].astype(np.float32))
+    expect_error("t10k-images.idx3-ubyte: uint8, but", "train-images-idx3-ubyte is float32", name_or_path=folder)
+    write_idx(folder / "t10k-images.idx3-ubyte", IMAGES["t10k"].astype(np.float32))
     np.testing.assert_array_equal(load("idx", folder).x_train[:, 0], IMAGES["train"])
 
 
@@ -224,6 +226,46 @@ def test_npz_features_scales_and_layouts(npz):
     assert data.x_train.flags.c_contiguous
     np.testing.assert_array_equal(data.x_train, x[:6] / 255)
     np.testing.assert_array_equal(data.x_test, x[6:] / 255)
+
+
+IMAGE = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
+SCALES = {
+    "uint8": IMAGE,
+    "float32": IMAGE.astype(np.float32),
+    "int64": IMAGE.astype(np.int64),
+    "uint16": IMAGE.astype(np.uint16) * 257,
+    "scaled": IMAGE / 255,
+    "scaled float32": np.divide(IMAGE, 255, dtype=np.float32),
+    "by another": IMAGE / 16,
+    "centred": IMAGE / 255 - 0.5,
+    "half": (IMAGE / 510).astype(np.float32),
+}
+ALIKE = [{"uint8", "scaled", "scaled float32"}, {"float32", "int64"}]
+FRACTIONS, WHOLE = {"scaled", "scaled float32", "half"}, {"float32", "int64", "uint16"}
+
+
+@pytest.mark.parametrize("train", SCALES)
+def test_training_and_test_have_one_scale(npz, train):
+    """What cannot be told apart is taken as it is."""
+    for test in SCALES:
+        given = {"name_or_path": npz(**arrays(x_train=SCALES[train][:6], x_test=SCALES[test][6:]))}
+        if test == train or any({train, test} <= alike for alike in ALIKE):
+            load(**given)
+        elif "uint8" in (train, test):
+            expect_error("array 'x_test'", "of the two only uint8 would be divided by 255", **given)
+        elif {train, test} & FRACTIONS and {train, test} & WHOLE:
+            expect_error("array 'x_test': up to", "one of the two has fractions in 0..1", **given)
+        else:
+            load(**given)
+
+
+def test_a_scale_of_ones_own():
+    """Bytes up to 16 are divided by 16; what was divided by 255 before is another scale."""
+    x, y = RNG.integers(0, 17, (9, 7), dtype=np.uint8), np.arange(9) % 4
+    alike = Dataset.from_arrays("own", x, y, x / 16, y, scale=16)
+    np.testing.assert_array_equal(alike.x_train, alike.x_test)
+    with pytest.raises(InputError, match="would be divided by 16"):
+        Dataset.from_arrays("own", x, y, x / 255, y, scale=16)
 
 
 @pytest.mark.parametrize("dtype", [">f4", "f2", "i2", ">i4", "i8", "?", "f8"])

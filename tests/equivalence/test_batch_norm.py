@@ -40,6 +40,13 @@ def network(statistics="global"):
     )
 
 
+def one_in_two_places(statistics="global"):
+    """The same layer behind two others, and one without weights."""
+    norm, bare = nn.BatchNorm1d(12, statistics=statistics), nn.BatchNorm1d(12, affine=False, statistics=statistics)
+    layers = [nn.Linear(12, 12), norm, bare, nn.Tanh(), nn.Linear(12, 12), bare, norm, nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(12, 4))
+
+
 def experiment(batch_size, build=network, dtype="float64", seed=0, steps=5):
     random = np.random.default_rng(seed)
     x = (3 * random.normal(size=(211, 12)) + random.normal(size=12)).astype(dtype)
@@ -52,6 +59,11 @@ def runs(comm, what, microbatches=1, allreduce="auto"):
     serial = serial_run(comm, what, Layout(microbatches=microbatches))
     layout = Layout(dp=comm.size, microbatches=microbatches)
     return serial, record(what, layout, Mesh(comm, data=comm.size), allreduce)
+
+
+@pytest.mark.ranks(2)
+def test_one_layer_in_two_places(comm):
+    assert_same(*runs(comm, experiment(11, one_in_two_places), microbatches=2))
 
 
 @pytest.mark.ranks(2, 3, 8)

@@ -93,6 +93,11 @@ def norm(*behind):
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), *behind)
 
 
+def in_both_halves():
+    shared = nn.Linear(8, 8)
+    return nn.Sequential(nn.Sequential(shared, nn.Conv2d(1, 1, (8, 1))), nn.Flatten(), shared, nn.Linear(8, 3))
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
@@ -106,6 +111,7 @@ def norm(*behind):
             nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(72, 3)),
             "the first Flatten is inside of 1",
         ),
+        (in_both_halves(), "0.0.weight and 2.weight are one weight, before the first Flatten and behind it"),
     ],
 )
 def test_refused_networks(network, words):

@@ -53,6 +53,15 @@ def nested():
     )
 
 
+def one_dropout():
+    """The same layer before and behind the Flatten, where its masks are of parts of the batch."""
+    drop = nn.Dropout(0.4)
+    features = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), drop)
+    return nn.Sequential(
+        features, nn.Flatten(), nn.Linear(48, 9), drop, nn.Tanh(), nn.Linear(9, 8), drop, nn.Linear(8, CLASSES)
+    )
+
+
 def experiment(build=small, batch_size=13, steps=5, loss=nn.cross_entropy, make=None):
     random = np.random.default_rng(3)
     x, y = random.normal(size=(2 * batch_size + 3, *SHAPE)), random.integers(0, CLASSES, 2 * batch_size + 3)
@@ -78,6 +87,11 @@ def check(comm, what, schemes=SCHEMES, split=None, allreduce="auto"):
 def test_every_scheme(comm):
     """13 samples, then 13, then a batch of 3; with momentum and dropout."""
     check(comm, experiment())
+
+
+@pytest.mark.ranks(2)
+def test_one_dropout_in_both_halves(comm):
+    check(comm, experiment(one_dropout, steps=2))
 
 
 @pytest.mark.ranks(8)

@@ -87,6 +87,18 @@ def twice(layer):
     return {"a": layer, "b": tanh, "c": layer, "d": tanh}
 
 
+def often(layer, other):
+    """`layer` in two places, each behind a Linear of 7 features, and `other` in two."""
+    layers = {"fc1": nn.Linear(7, 7), "one": layer, "tanh": nn.Tanh(), "same": other, "fc2": nn.Linear(7, 7)}
+    return layers | {"two": layer, "act": layers["tanh"], "again": other, "fc3": nn.Linear(7, 3)}
+
+
+def towers_of(drop):
+    """Two branches with the same dropout, and behind them once more."""
+    branch = lambda: nn.Sequential(nn.Linear(5, 6), drop, nn.Tanh())  # noqa: E731
+    return {"first": nn.Linear(5, 5), "both": nn.Branches(branch(), branch()), "drop": drop, "fc": nn.Linear(6, 3)}
+
+
 FULLY = {
     "output": mlp("o o", 7, 5, 3),
     "input": mlp("i i", 7, 5, 3),
@@ -152,6 +164,18 @@ FULLY = {
         lambda: twice(nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.ReLU(), nn.Dropout(0.3)))),
     ),
     "one dropout twice": chain({"fc": "output"}, (5,), lambda: {**twice(nn.Dropout(0.3)), "fc": nn.Linear(5, 5)}),
+    "one dropout, split and whole": chain(
+        {"fc1": "output", "fc2": "output", "fc3": "input"}, (7,), lambda: often(nn.Dropout(0.3), nn.Dropout(0.2))
+    ),
+    "one batch norm twice": chain(
+        {"fc1": "output", "fc2": "output"}, (7,), lambda: often(nn.BatchNorm1d(7), nn.Identity())
+    ),
+    "one batch norm twice, not affine": chain(
+        {"fc1": "output", "fc2": "output", "fc3": "output"},
+        (7,),
+        lambda: often(nn.BatchNorm1d(7, affine=False), nn.Identity()),
+    ),
+    "one dropout in two towers": chain({"both": "towers"}, (5,), lambda: towers_of(nn.Dropout(0.4))),
 }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parallel_dl import nn, optim
+from parallel_dl import nn, optim, reproducible
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.datasets import Dataset
 from parallel_dl.errors import InputError
@@ -94,6 +94,13 @@ def test_no_samples(comm, loss):
         (nn.mse, np.zeros((9, CLASSES + 1))),
         (nn.mse, np.zeros((8, CLASSES))),
         (nn.mse, np.zeros(9)),
+        (nn.cross_entropy, np.ones(9, bool)),
+        (nn.cross_entropy, np.full(9, 255, np.uint8)),
+        (nn.cross_entropy, np.full(9, -1, np.int8)),
+        (nn.logistic_loss, np.ones(9, bool)),
+        (nn.logistic_loss, np.ones((9, CLASSES), bool)),
+        (nn.logistic_loss, 1.5 * np.eye(9, CLASSES)[[0] * 9]),  # beyond 1 in a class of one rank alone
+        (nn.mse, np.ones((9, CLASSES), bool)),
     ],
 )
 def test_targets_that_do_not_fit_are_refused_on_every_rank(comm, loss, targets):
@@ -104,6 +111,28 @@ def test_targets_that_do_not_fit_are_refused_on_every_rank(comm, loss, targets):
     own = Tensor(scores()[:, slices(sizes)[comm.rank]])
     with pytest.raises(ValueError):  # noqa: PT011
         split_loss(loss, sizes, comm)(own, targets)
+    if loss is not nn.mse:
+        sizes = reproducible.Leaves.even(CLASSES).of_ranks(comm.size)
+        own = Tensor(scores()[:, slices(sizes)[comm.rank]])
+        with pytest.raises(ValueError):  # noqa: PT011
+            split_loss(reproducible.in_leaves(loss), sizes, comm)(own, targets)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("loss", [nn.cross_entropy, nn.logistic_loss], ids=lambda loss: loss.__name__)
+def test_labels_of_any_integer_type(comm, loss):
+    """600 classes: the second rank's begin beyond what a byte can hold."""
+    z, labels = np.random.default_rng(0).standard_normal((5, 600)), np.array([3, 0, 127, 17, 100])
+    own = z[:, slices(even(600, comm.size))[comm.rank]]
+    cut = reproducible.Leaves.even(600).of_ranks(comm.size)
+    expected = loss(z, labels).item()
+    for dtype in ("int8", "uint8", "uint16", ">i2", ">u4", "uint64"):
+        part = split_loss(loss, even(600, comm.size), comm)(own, labels.astype(dtype)).data
+        total = part if loss is nn.cross_entropy else comm.all_reduce(part)
+        assert total == pytest.approx(expected, rel=1e-13)
+        in_leaves = split_loss(reproducible.in_leaves(loss), cut, comm)
+        own_leaves = z[:, slices(cut)[comm.rank]]
+        assert in_leaves(own_leaves, labels.astype(dtype)).item() == pytest.approx(expected, rel=1e-13)
 
 
 # -- in a network --------------------------------------------------------------------------------------------------

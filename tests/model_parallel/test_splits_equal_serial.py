@@ -79,6 +79,12 @@ def test_microbatches(comm, name):
     check(comm, name, batch_size=7, microbatches=3)
 
 
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", [name for name in FULLY if name.startswith("one ")])
+def test_one_layer_in_several_places(comm, name):
+    check(comm, name, batch_size=7, microbatches=2)
+
+
 @pytest.mark.ranks(4, 8)
 @pytest.mark.parametrize(
     ("name", "batch_size", "microbatches"),

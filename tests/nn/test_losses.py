@@ -6,6 +6,7 @@ import pytest
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.autograd.ops.classification import one_hot
+from parallel_dl.errors import InputError
 
 
 def random(*shape, seed=0):
@@ -36,7 +37,7 @@ def test_slices_of_classes_and_shares_of_samples_add_up():
     """What ranks compute that each have some of the classes, or some of the samples; some have none."""
     logits, labels = random(6, 7), np.array([0, 3, 6, 1, 2, 0])
     loss, gradient = loss_and_gradient(logits, labels)
-    answers = one_hot(labels, 7)
+    answers = one_hot(labels, 7, float, "loss")
     cuts = [slice(0, 3), slice(3, 3), slice(3, 7)]
     for places in ([(slice(None), cut) for cut in cuts], cuts):
         parts = [Tensor(logits[place], requires_grad=True) for place in places]
@@ -97,13 +98,15 @@ def test_nothing_to_add_up():
     [
         (np.array([0, 1, 3, 0]), r"targets must be in 0\.\.2, found 0\.\.3"),
         (np.array([0, -1, 2, 0]), r"targets must be in 0\.\.2, found -1\.\.2"),
-        (np.array([0.0, 1, 2, 0]), "targets without an axis of classes must be integers, not float64"),
+        (np.array([0.0, 1, 2, 0]), "targets must be integers, not float64"),
         (np.array([0, 1, 2]), r"logits \(4, 3\) do not fit targets \(3,\)"),
         (np.zeros((4, 1)), r"logits \(4, 3\) do not fit targets \(4, 1\)"),
         (np.full((4, 3), 1.01), r"targets must be in 0\.\.1, found 1\.01\.\.1\.01"),
         (np.full((4, 3), -1), r"targets must be in 0\.\.1, found -1\.\.-1"),
         (np.full((4, 3), np.nan), r"targets must be in 0\.\.1, found nan"),
         (np.full((4, 3), "1"), r"targets must be numbers in 0\.\.1, not <U1"),
+        (np.ones((4, 3), bool), r"targets must be numbers in 0\.\.1, not bool"),
+        (np.ones(4, bool), r"targets must be integers, not bool"),
     ],
 )
 def test_what_is_refused(targets, said):
@@ -114,3 +117,46 @@ def test_what_is_refused(targets, said):
 def test_the_operation_broadcasts_nothing():
     with pytest.raises(ValueError, match=r"^logistic_loss: logits \(4, 3\) do not fit targets \(3,\)"):
         ops.logistic_loss(random(4, 3), targets=np.zeros(3))
+
+
+TYPES = ["int8", "uint8", "int16", "uint16", ">i2", "<i4", ">u4", "int64", ">i8", "uint64"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("of_classes", [nn.cross_entropy, nn.logistic_loss])
+def test_labels_of_any_integer_type(of_classes, dtype):
+    """600 classes are more than a byte can count."""
+    logits, labels = random(5, 600), np.array([3, 0, 127, 17, 100])
+    expected = of_classes(logits, labels).item()
+    assert of_classes(logits, labels.astype(dtype)).item() == expected
+    assert of_classes(logits, Tensor(labels.astype(dtype))).item() == expected
+    z = Tensor(logits, requires_grad=True)
+    ops.cross_entropy(z, targets=labels.astype(dtype)).backward()
+    assert (z.grad < 0).nonzero()[1].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (np.array([True, True]), "must be integers, not bool"),
+        (np.array([0.0, 1.0]), "must be integers, not float64"),
+        (np.array(["0", "1"]), "must be integers, not <U1"),
+        (np.array([0, -1], np.int8), r"must be in 0\.\.2, found -1\.\.0"),
+        (np.array([0, 255], np.uint8), r"must be in 0\.\.2, found 0\.\.255"),
+        (np.array([0, 2**64 - 1], np.uint64), r"must be in 0\.\.2, found 0\.\.18446744073709551615"),
+        (np.array([0, 1, 2]), r"logits \(2, 3\) do not fit targets \(3,\)"),
+        (np.array([[0], [1]]), r"logits \(2, 3\) do not fit targets \(2, 1\)"),
+    ],
+)
+def test_class_numbers_that_are_none(targets, said):
+    """The operation itself, too: as an index, truth values are a mask, and -1 is the last class."""
+    for loss in (nn.cross_entropy, lambda z, y: ops.cross_entropy(z, targets=y)):
+        with pytest.raises(InputError, match=f"^cross_entropy: .*{said}"):
+            loss(random(2, 3), targets)
+
+
+def test_other_losses_refuse_truth_values():
+    with pytest.raises(InputError, match=r"^logistic_loss: targets must be numbers in 0\.\.1, not bool"):
+        ops.logistic_loss(random(2, 3), targets=np.ones((2, 3), bool))
+    with pytest.raises(InputError, match=r"^mse: targets must be numbers, not bool"):
+        nn.mse(random(2, 3), np.ones((2, 3), bool))

@@ -51,6 +51,14 @@ def towers():
     )
 
 
+def one_dropout():
+    """In stages of their own, and inside of a layer: every place has its mask, whichever stages a rank has."""
+    drop = nn.Dropout(0.4)
+    block = nn.Sequential(nn.Tanh(), drop)
+    layers = [nn.Flatten(), nn.Linear(64, 9), drop, block, nn.Linear(9, 8), block, nn.Linear(8, 8), drop]
+    return nn.Sequential(*layers, nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 5))
+
+
 SPLIT = [
     (deep, None),
     (deep, {"classifier": "input"}),
@@ -102,6 +110,16 @@ def require_same_bits(serial, parallel):
 def test_every_schedule(comm):
     """19 samples: microbatches of different sizes, with 16 of a sample or two."""
     check(comm, experiment(deep), SYNCHRONOUS, (1, 2, 3, 8, 16))
+
+
+@pytest.mark.ranks(2)
+def test_one_dropout_in_several_stages(comm):
+    check(comm, experiment(one_dropout, steps=2), ("1f1b", "interleaved", "zb-h1"), (2,))
+
+
+@pytest.mark.ranks(4)
+def test_one_dropout_in_several_stages_of_split_layers(comm):
+    check(comm, experiment(one_dropout, steps=2), ["1f1b"], (2,), mp=2, split={"1": "output", "8": "input"})
 
 
 @pytest.mark.ranks(3, 4, 8)

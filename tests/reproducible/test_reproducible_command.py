@@ -91,6 +91,11 @@ def test_layers_whose_sums_are_not_in_leaves():
     network = nn.Sequential(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2))
     with pytest.raises(InputError, match=r"layer norm: --reproducible cannot add up a BatchNorm2d's sums in the same"):
         cut_into_leaves(network, (1, 5, 5))
+    shared = nn.Linear(12, 12)
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), shared, nn.ReLU(), shared)  # channels in leaves, then 12
+    with pytest.raises(InputError, match=r"2 and 4 are one layer, but their inputs are cut into other leaves"):
+        cut_into_leaves(network, (3, 2, 2))
+    cut_into_leaves(nn.Sequential(nn.Linear(12, 12), shared, nn.ReLU(), shared), (12,))
 
 
 def test_branches_are_not_given_to_ranks():

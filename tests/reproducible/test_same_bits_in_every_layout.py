@@ -21,16 +21,18 @@ BATCHES = [(21, 1), (19, 3), (5, 1), (5, 3)]  # samples, microbatches: some leav
 
 
 def features():
-    """Widths that the leaves do not divide, and that are fewer than they are; dropout."""
+    """Widths that the leaves do not divide, and that are fewer than they are; one dropout in two places."""
+    dropout = nn.Dropout(0.3)
     return nn.Sequential(
         flatten=nn.Flatten(),
         fc1=nn.Linear(48, 19),
         relu=nn.ReLU(),
-        dropout=nn.Dropout(0.3),
+        dropout=dropout,
         fc2=nn.Linear(19, 6, bias=False),
         gelu=nn.GELU(),
         fc3=nn.Linear(6, 17),
         sigmoid=nn.Sigmoid(),
+        again=dropout,
         fc4=nn.Linear(17, 5),
     )
 

@@ -254,6 +254,19 @@ def test_tied_weights_are_cut_alike():
     assert ways(2, {"a": "output", "b": "output"}, tied, (4,))
 
 
+def test_one_layer_in_two_places_is_cut_alike():
+    """Also what has no weights: running statistics that are cut in one place, and whole in the other."""
+
+    def twice():
+        norm = nn.BatchNorm1d(4, affine=False)
+        return nn.Sequential(a=nn.Linear(4, 4), one=norm, b=nn.Linear(4, 4), two=norm)
+
+    text = refusal(2, {"a": "output"}, twice, (4,))
+    assert text.startswith("one.running_mean and two.running_mean are one buffer, but would be cut differently")
+    pieces = plan(twice(), (4,), 2, {"a": "output", "b": "output"}).pieces()
+    assert pieces["one.running_var"] == pieces["two.running_var"] == ((slice(0, 2),), (slice(2, 4),))
+
+
 # -- placements ----------------------------------------------------------------------------------------------------
 def placements(given, build=images, shape=SHAPE, ranks=2):
     return {step.name: step.after for step in plan(build(), shape, ranks, given).steps}

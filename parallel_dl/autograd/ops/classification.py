@@ -3,6 +3,7 @@
 import numpy as np
 
 from parallel_dl.autograd.tape import primitive
+from parallel_dl.errors import InputError
 
 
 def _shifted(logits, axis):
@@ -27,28 +28,49 @@ def softmax(logits, *, axis=-1):
     return value, (lambda g: value * (g - (g * value).sum(axis=axis, keepdims=True)),)
 
 
-def _require_labels(labels, classes):
-    """Raises ValueError for labels that are no classes."""
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"targets must be in 0..{classes - 1}, found {labels.min()}..{labels.max()}")
+def class_numbers(targets, classes, loss):
+    """Targets as indices: integers of any type in 0..classes-1; InputError for others, which names the `loss`.
+
+    Truth values are none: as an index they would be a mask.
+    """
+    targets = np.asarray(targets)
+    if targets.dtype.kind not in "iu":
+        raise InputError(f"{loss}: targets must be integers, not {targets.dtype}")
+    if targets.size and not 0 <= targets.min() <= targets.max() < classes:
+        raise InputError(f"{loss}: targets must be in 0..{classes - 1}, found {targets.min()}..{targets.max()}")
+    return targets.astype(np.intp, copy=False)  # a narrow type would overflow where classes are counted
 
 
-def one_hot(labels, classes):
-    """Integers (...) in 0..classes-1 as truth values (..., classes), True at the label; ValueError for other labels."""
-    _require_labels(labels, classes)
-    return labels[..., np.newaxis] == np.arange(classes)
+def answers(targets, shape, loss):
+    """Targets as numbers in 0..1, of this shape; InputError for others, which names the `loss`."""
+    targets = np.asarray(targets)
+    if targets.shape != shape:
+        raise InputError(f"{loss}: logits {shape} do not fit targets {targets.shape}")
+    if targets.dtype.kind not in "iuf":
+        raise InputError(f"{loss}: targets must be numbers in 0..1, not {targets.dtype}")
+    if targets.size and not 0 <= targets.min() <= targets.max() <= 1:  # also if one is not a number
+        raise InputError(f"{loss}: targets must be in 0..1, found {targets.min()}..{targets.max()}")
+    return targets
+
+
+def one_hot(targets, classes, dtype, loss):
+    """Class numbers (...) as (..., classes), 1 at the class and 0 elsewhere; InputError as `class_numbers`."""
+    return (class_numbers(targets, classes, loss)[..., np.newaxis] == np.arange(classes)).astype(dtype)
 
 
 @primitive
 def cross_entropy(logits, *, targets, total=1):
     """-sum(log_softmax(logits)[target]) / total for logits (..., classes) and integer targets (...); a scalar.
 
-    `total` is the number of samples in the *global* batch, which the shares of all ranks add up to.
+    `total` is the number of samples in the *global* batch, which the shares of all ranks add up to. InputError for
+    targets of another shape, that are no integers, or out of 0..classes-1.
     """
     classes = logits.shape[-1]
+    targets = class_numbers(targets, classes, "cross_entropy")
+    if logits.shape[:-1] != targets.shape:
+        raise InputError(f"cross_entropy: logits {logits.shape} do not fit targets {targets.shape}")
     scores = logits.reshape(targets.size, classes)
     labels = targets.reshape(-1)
-    _require_labels(labels, classes)
     rows = np.arange(labels.size)
     shifted = _shifted(scores, 1)
     exponentials = np.exp(shifted)
@@ -71,13 +93,10 @@ def logistic_loss(logits, *, targets, total=1):
 
     Each value is a yes/no question of its own: log(1 + exp(-z)) where the target is 1, log(1 + exp(z)) where it is 0.
     So the losses of slices of the classes, with the same slices of the targets, add up to the loss of all classes.
-    `total` is the number of samples in the *global* batch. ValueError for targets of another shape or out of 0..1.
+    `total` is the number of samples in the *global* batch. InputError for targets of another shape, that are no
+    numbers, or out of 0..1.
     """
-    if logits.shape != targets.shape:
-        raise ValueError(f"logistic_loss: logits {logits.shape} do not fit targets {targets.shape}")
-    if targets.size and not 0 <= targets.min() <= targets.max() <= 1:  # also if one is not a number
-        raise ValueError(f"logistic_loss: targets must be in 0..1, found {targets.min()}..{targets.max()}")
-    targets = targets.astype(logits.dtype, copy=False)
+    targets = answers(targets, logits.shape, "logistic_loss").astype(logits.dtype, copy=False)
     small = np.exp(-np.abs(logits))  # in 0..1: cannot overflow
     value = (np.maximum(logits, 0) - targets * logits + np.log1p(small)).sum() / total
 

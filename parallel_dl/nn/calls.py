@@ -1,0 +1,16 @@
+"""Calls of modules that are under way: they tell the place of a layer that has several in its network."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+
+class Frames(threading.local):
+    """`open`: (module that calls, the name by which it calls), the outermost first; each thread has its own.
+
+    The name is None while a module runs that does not say which of its modules it calls.
+    """
+
+    def __init__(self) -> None:
+        self.open: list[tuple[Any, str | None]] = []
