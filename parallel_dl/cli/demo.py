@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from parallel_dl.errors import InputError
 
 _LINES = 10  # of the losses
 _ENOUGH = 8  # digits
+_ENDING_SECONDS = 20.0
 BUG = "gradient all-reduce dropped"
 NEXT = {
     "verify lenet5_small --ranks 2": "every layout of two ranks against the serial run",
@@ -30,10 +32,19 @@ NEXT = {
 def _result_of(*arguments: str) -> dict[str, Any]:
     """What a command of ours says with --json. Its exit status ends the demo where it has nothing to say."""
     command = [sys.executable, "-m", "parallel_dl", *arguments, "--json"]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if not run.stdout:
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        said, _ = run.communicate()
+    except BaseException:  # Ctrl-C, SIGTERM: the command ends its ranks, for which it needs a moment
+        run.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            run.communicate(timeout=_ENDING_SECONDS)
+        run.kill()
+        run.wait()
+        raise
+    if not said:
         raise typer.Exit(run.returncode or 1)
-    return json.loads(run.stdout)
+    return json.loads(said)
 
 
 def agreeing_digits(ours: list[float], theirs: list[float]) -> float:
@@ -102,7 +113,7 @@ def demo(
         raise InputError(f"--ranks {ranks}: must be at least 1")
     if launch.inside_mpirun():
         raise InputError("demo: starts its ranks itself; call it outside mpirun")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends what it has started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what has been started, too
     if not as_json:
         print(f"One network, trained alone and on {ranks} data-parallel ranks (about five seconds):", flush=True)
     one, many = (

@@ -99,3 +99,27 @@ def test_what_it_names_is_there():
         options = [option for parameter in COMMANDS[name].params for option in parameter.opts]
         assert {word for word in arguments if word.startswith("-")} <= set(options)
         assert name != "verify" or arguments[0] in {*NETWORKS, "--mutants"}
+
+
+def test_ctrl_c_lets_the_command_end_its_ranks(monkeypatch):
+    """Killed at once it could not, and mpirun would tell of ranks that failed."""
+    asked = []
+
+    class Command:
+        def __init__(self, *_, **__):
+            pass
+
+        def communicate(self, timeout=None):
+            asked.append(timeout)
+            if timeout is None:
+                raise KeyboardInterrupt
+
+        def __getattr__(self, name):
+            return lambda: asked.append(name)
+
+    monkeypatch.setattr(demo.subprocess, "Popen", Command)
+    with pytest.raises(KeyboardInterrupt):
+        demo._result_of("train", "mlp")
+    assert asked[:2] == [None, "terminate"]
+    assert asked[2] >= 10
+    assert asked[3:] == ["kill", "wait"]
