@@ -8,14 +8,16 @@ STAMP = $(VENV)/.installed-$(MPI)
 .PHONY: demo test grid soak bench lint clean
 
 demo: $(STAMP)
-	$(BIN)/parallel-dl demo
+	@$(BIN)/parallel-dl demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	@echo "The suite, on 1 to 8 MPI ranks: about 4 minutes on 2 idle cores."
+	@$(BIN)/python -m pytest -q
 
 # the whole grids, of which `make test` takes a sample
 grid: $(STAMP)
-	$(BIN)/python -m pytest -q -m grid
+	@echo "The whole grids: about 20 minutes on 2 idle cores."
+	@$(BIN)/python -m pytest -q -m grid
 
 # long campaigns: arrays of more than 2^31 bytes, many seeds
 soak: $(STAMP)
@@ -31,10 +33,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 $(STAMP): setup.cfg pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[$(MPI),test]"
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	@echo "Installing into $(VENV), once (about a minute): NumPy, mpi4py, $(MPI) with its mpirun, pytest and the like ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable ".[$(MPI),test]"
+	@touch $@
 
 clean:
 	rm -rf .venv .venv-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

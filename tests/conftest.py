@@ -9,17 +9,22 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["pytester"]
 PLUGIN = [] if entry_points(group="pytest11", name="parallel_dl") else ["parallel_dl.testing"]
 pytest_plugins += PLUGIN
 
 ROOT = Path(__file__).parent.parent
+HANG = 300  # seconds, after which what has not ended is taken for a hang; it measures nothing, and busy machines fit in
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # A mount namespace with an empty /dev/shm: what a command leaves there is its own, whatever else runs on this machine.
 PRIVATE = """mount -t tmpfs -o size="$1" tmpfs /dev/shm || exit 99; left="$2"; shift 2
 "$@"; status=$?
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -z "$(ls /dev/shm)" ] && break; sleep 0.2; done
+for i in $(seq 50); do [ -z "$(ls /dev/shm)" ] && break; sleep 0.2; done
 ls /dev/shm > "$left"; exit $status"""
 
 
@@ -63,7 +68,7 @@ def python():
     return sys.executable
 
 
-def living(pids, seconds=5.0):
+def living(pids, seconds=30.0):
     """Those of the processes that still live after at most so many seconds; ended but not yet waited for is dead."""
     deadline = time.monotonic() + seconds
     while True:

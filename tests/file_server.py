@@ -6,6 +6,8 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from conftest import HANG
+
 
 class FileServer:
     """Serves `files` (name -> bytes), and keeps what was asked for and how many bytes were sent.
@@ -41,7 +43,7 @@ class FileServer:
     def __exit__(self, *_):
         self.http.shutdown()
         self.http.server_close()
-        self.thread.join(10)
+        self.thread.join(HANG)
 
     def answer(self, request):
         name, wanted = request.path.removeprefix("/data/"), request.headers.get("Range")
@@ -67,7 +69,7 @@ class FileServer:
         cut = len(body) if self.cut is None else self.cut
         self.send(request, body[:cut])
         if self.gate is not None:
-            self.gate.wait(30)
+            self.gate.wait(HANG)
             self.send(request, body[cut:])
 
     def send(self, request, content):

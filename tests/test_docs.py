@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import typer
-from conftest import ROOT
+from conftest import HANG, ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,7 +106,7 @@ def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
     assert examples
     for example in examples:
         run = subprocess.run(
-            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
         )
         assert run.returncode == 0, run.stderr
         assert printed in run.stdout

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PLUGIN, ROOT
+from conftest import HANG, PLUGIN, ROOT
 
 PAGE = (ROOT / "docs" / "testing.md").read_text()
 EXAMPLES = ROOT / "docs" / "examples"
@@ -26,7 +26,7 @@ def outcome():
     unset = ("PARALLEL_DL_JOB", "PYTEST_ADDOPTS")
     variables = {name: value for name, value in os.environ.items() if name not in unset}
     variables["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=HANG, check=False)
     return done.stdout
 
 

@@ -1,12 +1,16 @@
-"""`parallel-dl demo`: the same training on one rank and on two, side by side."""
+"""`parallel-dl demo`: the same training on one rank and on two, side by side; then a planted bug, caught and named."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,43 +18,120 @@ import typer
 from parallel_dl import launch
 from parallel_dl.errors import InputError
 
+_LINES = 10  # of the losses
+_ENOUGH = 8  # digits
+_ENDING_SECONDS = 20.0
+BUG = "gradient all-reduce dropped"
+NEXT = {
+    "verify lenet5_small --ranks 2": "every layout of two ranks against the serial run",
+    "verify --mutants": "all known bugs, planted one by one",
+    "schedule 1f1b --pp 4 --microbatches 8": "a pipeline drawn: who computes what when",
+}
 
-def _train(dp: int, epochs: int, seed: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "parallel_dl", "train", "mlp", "--dtype", "float64", "--json"]
-    command += ["--dp", str(dp), "--epochs", str(epochs), "--seed", str(seed)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if run.returncode:
-        raise typer.Exit(run.returncode)
-    return json.loads(run.stdout)
+
+def _result_of(*arguments: str) -> dict[str, Any]:
+    """What a command of ours says with --json. Its exit status ends the demo where it has nothing to say."""
+    command = [sys.executable, "-m", "parallel_dl", *arguments, "--json"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        said, _ = run.communicate()
+    except BaseException:  # Ctrl-C, SIGTERM: the command ends its ranks, for which it needs a moment
+        run.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            run.communicate(timeout=_ENDING_SECONDS)
+        run.kill()
+        run.wait()
+        raise
+    if not said:
+        raise typer.Exit(run.returncode or 1)
+    return json.loads(said)
 
 
 def agreeing_digits(ours: list[float], theirs: list[float]) -> float:
     """The number of decimal digits to which two lists of losses agree: -log10 of the largest relative difference."""
-    worst = max(abs(a - b) / max(abs(a), abs(b)) for a, b in zip(ours, theirs) if a != b) if ours != theirs else 0.0
+    worst = max((abs(a - b) / max(abs(a), abs(b)) for a, b in zip(ours, theirs) if a != b), default=0.0)
     return -math.log10(worst) if worst else 16.0
+
+
+def lines_shown(count: int, most: int = _LINES) -> list[int]:
+    """Which of `count` lines are shown: the first, the last, and those evenly between."""
+    shown = min(count, most)
+    return sorted({round(line * (count - 1) / max(shown - 1, 1)) for line in range(shown)})
+
+
+def _print_runs(one: dict[str, Any], many: dict[str, Any]) -> None:
+    print(f"{'update':>6}  {'loss on 1 rank':>20}  {'loss on ' + str(many['ranks']) + ' ranks':>20}")
+    for number in lines_shown(min(len(one["losses"]), len(many["losses"]))):
+        print(f"{number + 1:>6}  {one['losses'][number]:>20.15f}  {many['losses'][number]:>20.15f}")
+    print(f"test accuracy {one['test_accuracy']:>14.2%}  {many['test_accuracy']:>20.2%}")
+
+
+def _print_verdict(one: dict[str, Any], many: dict[str, Any], digits: float) -> None:
+    ours, theirs = len(one["losses"]), len(many["losses"])
+    if ours != theirs:
+        print(f"THE TWO RUNS DIFFER: {theirs} losses on {many['ranks']} ranks, {ours} on one.")
+        return
+    if digits < _ENOUGH:
+        print(f"THE TWO RUNS DIFFER: the losses agree to {digits:.1f} digits only.")
+        return
+    print(f"The two runs agree: all {ours} losses to {int(digits)} digits (float64).")
+    print("In float32, which train takes by default, rounding parts them earlier: docs/sharp-bits.md says how far.")
+
+
+def _print_bug(bug: dict[str, Any]) -> None:
+    where, _, cause = bug["diagnosis"].partition("; likely ")
+    print(f"\nNow a bug is planted, on two ranks of a small network: {bug['name']}.")
+    print(f"  caught: {where}" if bug["caught"] else "  NOT CAUGHT")
+    print(f"  named:  {cause}" if bug["named"] else "  NOT NAMED")
+
+
+def _command() -> str:
+    """What to type for this very installation."""
+    beside = Path(sys.executable).with_name("parallel-dl")
+    found = shutil.which("parallel-dl")
+    if found is not None and beside.exists() and os.path.samefile(found, beside):
+        return "parallel-dl"
+    if beside.exists():
+        near = os.path.relpath(beside)
+        return str(beside) if near.startswith("..") else near
+    return f"{sys.executable} -m parallel_dl"
 
 
 def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="Ranks of the data-parallel run.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
-    """Train the MLP on handwritten digits on one rank and on two data-parallel ranks; compare every loss."""
+    """Train the MLP on handwritten digits on one rank and on two data-parallel ranks; compare every loss.
+
+    Then plant a bug, and show how it is caught and named. Exit status 1 if the runs differ, or the bug is missed.
+    """
     if epochs < 1:
         raise InputError(f"--epochs {epochs}: must be at least 1")
     if ranks < 1:
         raise InputError(f"--ranks {ranks}: must be at least 1")
     if launch.inside_mpirun():
         raise InputError("demo: starts its ranks itself; call it outside mpirun")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends what it has started
-    one, many = _train(1, epochs, seed), _train(ranks, epochs, seed)
-    print(f"{'step':>5}  {'loss on 1 rank':>20}  {f'loss on {ranks} ranks':>20}")
-    for step, (a, b) in enumerate(zip(one["losses"], many["losses"]), start=1):
-        print(f"{step:>5}  {a:>20.15f}  {b:>20.15f}")
-    print(f"test accuracy  {one['test_accuracy']:>12.2%}  {many['test_accuracy']:>20.2%}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what has been started, too
+    if not as_json:
+        print(f"One network, trained alone and on {ranks} data-parallel ranks (about five seconds):", flush=True)
+    one, many = (
+        _result_of("train", "mlp", "--dtype", "float64", "--dp", str(dp), "--epochs", str(epochs), "--seed", str(seed))
+        for dp in (1, ranks)
+    )
     digits = agreeing_digits(one["losses"], many["losses"])
-    if len(one["losses"]) == len(many["losses"]) and digits >= 8:
-        print(f"The two runs agree: all {len(one['losses'])} losses to {int(digits)} digits (float64).")
-        return 0
-    print(f"THE TWO RUNS DIFFER: the losses agree to {digits:.1f} digits only.")
-    return 1
+    agree = len(one["losses"]) == len(many["losses"]) and digits >= _ENOUGH
+    if not as_json:
+        _print_runs(one, many)
+        _print_verdict(one, many, digits)
+        sys.stdout.flush()
+    (bug,) = _result_of("verify", "--mutant", BUG)["mutants"]
+    if as_json:
+        print(json.dumps({"agree": agree, "agreeing_digits": digits, "runs": [one, many], "bug": bug}))
+    else:
+        _print_bug(bug)
+        print("\nTry next:")
+        for arguments, what in NEXT.items():
+            print(f"  {_command()} {arguments:<38}  # {what}")
+    return 0 if agree and bug["caught"] and bug["named"] else 1

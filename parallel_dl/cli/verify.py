@@ -64,12 +64,17 @@ class Job:
     microbatches: int | None
     dataset: str | None
     data_dir: str | None
+    mutant: str | None = None
 
     def check(self) -> None:
         """Refuses (InputError) what can be known to be wrong before a rank is started."""
         from parallel_dl import networks
         from parallel_dl.schedule import ASYNCHRONOUS
 
+        if self.mutant is not None:
+            from parallel_dl.equivalence.mutants import mutants_of
+
+            mutants_of(self.mutant)
         for name in self.networks:
             networks.require_known(name)
         if self.optimizer not in OPTIMIZERS:
@@ -141,11 +146,12 @@ class Job:
     def run(self, comm: Communicator) -> dict[str, Any]:
         """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""
         from parallel_dl.equivalence import layouts_of, verify
-        from parallel_dl.equivalence.mutants import MUTANTS, noise_of_mutants, verdicts
+        from parallel_dl.equivalence.mutants import mutants_of, noise_of_mutants, verdicts
 
         if self.mutants:
-            with _progress(len(MUTANTS), "mutants", comm.rank) as advance:
-                found = [verdict for verdict in verdicts(comm) if advance() or verdict is not None]
+            planted = mutants_of(self.mutant)
+            with _progress(len(planted), "mutants", comm.rank) as advance:
+                found = [verdict for verdict in verdicts(comm, planted) if advance() or verdict is not None]
             return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
         experiments = {name: self.experiment(name) for name in self.networks}
         tasks = []
@@ -193,6 +199,9 @@ def verify(
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Plant known bugs: is each of them caught, and named?")
     ] = False,
+    mutant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Plant this one alone: a name that --mutants shows.")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Whole numbers: equal bit by bit.")] = False,
     steps: Annotated[int | None, typer.Option(help="Updates that are compared. [default: 5; with --exact 1]")] = None,
     batch_size: Annotated[
@@ -216,9 +225,11 @@ def verify(
     given = {"--dp": dp, "--mp": mp, "--split": split, "--schedule": schedule, "--stage": stage, "--chunks": chunks}
     given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp, "--layout": layout_file}
     one = [flag for flag, value in given.items() if value]
-    whole = "--all" if everything else "--mutants" if mutants else None
+    planted = "--mutants" if mutants else "--mutant" if mutant is not None else None
+    whole = "--all" if everything else planted
     if whole is not None:
-        for flag in [*(["NETWORK"] if network else []), *one, *(["--ranks"] if ranks else [])]:
+        also = [planted] if planted not in (None, whole) else []
+        for flag in [*also, *(["NETWORK"] if network else []), *one, *(["--ranks"] if ranks else [])]:
             raise InputError(f"{flag}: does not go with {whole}")
     elif network is None:
         raise InputError("NETWORK is missing; or --all, or --mutants")
@@ -252,9 +263,9 @@ def verify(
     job = Job(
         [network] if network else _small_networks(),
         layout,
-        list(RANKS) if everything else [2] if mutants else [layout.ranks if layout else int(ranks or 0)],
+        list(RANKS) if everything else [2] if planted else [layout.ranks if layout else int(ranks or 0)],
         exact,
-        mutants,
+        planted is not None,
         (16 if exact else 13) if batch_size is None else batch_size,
         5 if steps is None else steps,
         seed,
@@ -264,6 +275,7 @@ def verify(
         microbatches,
         dataset,
         data_dir,
+        mutant,
     )
     if everything and exact:
         job.networks = [name for name in job.networks if _is_exact(job, name)]

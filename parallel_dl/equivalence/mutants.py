@@ -23,6 +23,7 @@ from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.equivalence.trace import Trace, trace
 from parallel_dl.equivalence.verify import Reference, reference_of, synthetic_experiment, verify_one
+from parallel_dl.errors import unknown_name
 from parallel_dl.hybrid import Part, one_weird_trick
 from parallel_dl.hybrid.exchange import Reduction
 from parallel_dl.layout import Layout
@@ -520,6 +521,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("hybrid: a rank's own summand only", "images", _HYBRID, _only_own_summand, ("gradient of the output of",)),
     Mutant("hybrid: parts taken for others", "images", _HYBRID, _parts_out_of_place, ("loss",)),
 )
+
+
+def mutants_of(name: str | None) -> Sequence[Mutant]:
+    """The one of this name, or all. InputError for a name that none has."""
+    named = {mutant.name: mutant for mutant in MUTANTS}
+    if name is not None and name not in named:
+        raise unknown_name("--mutant", name, list(named))
+    return MUTANTS if name is None else [named[name]]
 
 
 def experiments() -> dict[str, Experiment]:

@@ -18,8 +18,8 @@ from parallel_dl.testing.marks import number_of_ranks
 from parallel_dl.testing.reports import failure, ranks_named
 from parallel_dl.testing.turn import Turn
 
-_START_SECONDS = 60.0  # for mpirun to start all ranks, and again for them to collect the tests
-_CLOSE_SECONDS = 5.0  # for fixtures of modules and of the session to be torn down, and MPI to be finalized
+_START_SECONDS = 180.0  # for mpirun to start all ranks, and again for them to collect the tests
+_CLOSE_SECONDS = 20.0  # for fixtures of modules and of the session to be torn down, and MPI to be finalized
 
 
 class _NoJob(Exception):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import HANG
 
 STEPS = """
 import resource
@@ -33,7 +34,7 @@ def least_faults(**environment):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG,
         env={**os.environ, **environment},
     )
     return int(run.stdout)

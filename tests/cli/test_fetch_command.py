@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import HANG
 from file_server import FileServer, closed_port
 
 from parallel_dl.cli import main
@@ -52,7 +53,7 @@ def start(*arguments, **options):
     return subprocess.Popen(command, start_new_session=True, **options)
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=HANG):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -116,7 +117,7 @@ def test_ctrl_c_keeps_what_has_come(server, tmp_path):
     try:
         wait_until(lambda: part.exists() and part.stat().st_size == 1_000_000)
         os.kill(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=HANG) == ("", "")
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -134,7 +135,7 @@ def test_a_bar_on_a_terminal_only(server, tmp_path):
     os.close(theirs)
     seen = b""
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG
         while b"10.0/26.4 MB" not in seen:
             assert select.select([ours], [], [], deadline - time.monotonic())[0], seen
             seen += os.read(ours, 10_000)
@@ -159,7 +160,7 @@ def test_a_second_fetch_says_that_it_waits(server, tmp_path):
     finally:
         for process in processes:
             os.kill(process.pid, signal.SIGKILL)
-            process.communicate(timeout=20)
+            process.communicate(timeout=HANG)
         server.gate.set()
     assert said == f"parallel-dl: another fetch is downloading {FIRST}: waiting for it\n"
 

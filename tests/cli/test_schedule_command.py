@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import HANG, ROOT
 
 from parallel_dl.cli import main
 from parallel_dl.cli.schedule import _MEANINGS, _STYLES
@@ -273,7 +273,7 @@ def test_it_needs_neither_mpi_nor_numpy(tmp_path, plan_file):
             env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG,
             check=False,
         )
         assert (run.returncode, run.stderr) == (0, "")

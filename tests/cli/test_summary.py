@@ -5,11 +5,10 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANG, ROOT
 
 from parallel_dl import networks
 from parallel_dl.cli import main
@@ -40,7 +39,7 @@ def run(*arguments, command="summary", before=(), **variables):
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=False,
     )
     return process.returncode, process.stdout, process.stderr
@@ -117,9 +116,7 @@ def test_a_full_network_accepts_data_of_its_shape(capfd, tmp_path):
 
 
 def test_the_table():
-    start = time.perf_counter()
     status, out, err = run("alexnet", "--batch-size", 2000)
-    assert time.perf_counter() - start < 5
     assert (status, err) == (0, "")
     assert "\x1b" not in out
     for words in (
@@ -226,9 +223,7 @@ def test_splits_of_ones_own(capfd):
 
 
 def test_the_table_of_ranks():
-    start = time.perf_counter()
     status, out, err = run("alexnet", "--mp", 2)
-    assert time.perf_counter() - start < 5
     assert (status, err) == (0, "")
     said = re.sub(r" +", " ", out)
     for words in (

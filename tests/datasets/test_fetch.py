@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import HANG
 from file_server import FileServer, closed_port
 
 from parallel_dl.datasets import fashion_mnist, load, places, write_idx
@@ -177,11 +178,9 @@ def test_a_connection_that_breaks_off_is_gone_on_with(server, contents, tmp_path
 
 def test_a_server_that_falls_silent_is_given_up(server, contents, tmp_path):
     server.cut, server.gate = 60_000, threading.Event()
-    start = time.monotonic()
     arguments = {"files": table(contents), "address": server.address, "folder": tmp_path}
     expect_error("broke off after 60000 of", "timed out", seconds=0.3, **arguments)
     server.gate.set()
-    assert time.monotonic() - start < 10
     assert in_folder(tmp_path) == {f"{FIRST}.part": contents[FIRST][:60_000]}
 
 
@@ -251,7 +250,7 @@ def test_a_disk_that_is_full(server, contents, tmp_path):
         "except ValueError as error: print(type(error).__name__, error)\n"
     )
     command = [sys.executable, "-c", code, json.dumps(table(contents)), server.address, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
     assert run.stdout.startswith(f"InputError {tmp_path}")
     assert "File too large" in run.stdout
     assert run.stdout.count("\n") == 1
@@ -264,7 +263,7 @@ def start_process(*arguments):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=HANG):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -279,7 +278,7 @@ def test_killed_half_way_and_gone_on_with(server, contents, tmp_path):
         wait_until(lambda: part.exists() and part.stat().st_size == 1_000)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(20)
+        process.wait(HANG)
     server.gate.set()
     assert in_folder(tmp_path) == {part.name: contents[FIRST][:1_000]}
     server.cut = server.gate = None
@@ -303,7 +302,7 @@ def test_two_at_once_download_each_file_once(server, contents, tmp_path):
     assert (waits, len(server.asked)) == ([FIRST], 1)
     server.gate.set()
     for thread in both:
-        thread.join(20)
+        thread.join(HANG)
         assert not thread.is_alive()
     assert in_folder(tmp_path) == contents
     assert sorted(name for new in results for name in new) == sorted(NAMES)
@@ -327,7 +326,7 @@ def test_one_that_waits_starts_fresh_when_the_first_was_sent_something_wrong(ser
     wait_until(lambda: (tmp_path / f"{FIRST}.part").exists() and (tmp_path / f"{FIRST}.part").stat().st_size)
     second.start()
     for thread in (first, second):
-        thread.join(20)
+        thread.join(HANG)
     assert (waits, results) == ([FIRST], [NAMES])
     assert in_folder(tmp_path) == contents
 
@@ -348,9 +347,9 @@ def test_one_that_waits_takes_over_from_one_that_is_killed(server, contents, tmp
         wait_until(lambda: waits)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(20)
+        process.wait(HANG)
     server.gate.set()
-    second.join(20)
+    second.join(HANG)
     assert results == [NAMES]
     assert in_folder(tmp_path) == contents
     assert server.asked[:2] == [(FIRST, None), (FIRST, "bytes=60000-")]

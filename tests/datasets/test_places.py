@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import HANG
 from refusals import expect_error
 
 from parallel_dl.datasets import cifar10, fashion_mnist, load, places, write_idx
@@ -217,5 +218,5 @@ def test_other_spellings_are_told_the_right_one(name, near, tmp_path, monkeypatc
 
 def test_importing_data_sets_does_not_import_the_network():
     code = "import sys, parallel_dl.datasets; print('urllib.request' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=True)
     assert run.stdout == "False\n"

@@ -22,8 +22,8 @@ def machine(monkeypatch):
 
 def test_what_the_user_has_set_stays(machine):
     machine(root=True, free=1 << 20)
-    for name in settings(2, "/job", {}):
-        assert name not in settings(2, "/job", {name: "mine"})
+    for name in settings(8, "/job", {}):
+        assert name not in settings(8, "/job", {name: "mine"})
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 64])
@@ -33,6 +33,7 @@ def test_more_ranks_than_cores_may_start_and_give_way(machine, ranks):
     assert made["PRTE_MCA_rmaps_default_mapping_policy"] == ":oversubscribe"
     assert made["PRTE_MCA_hwloc_default_binding_policy"] == "none"
     assert made["OMPI_MCA_mpi_yield_when_idle"] == "1"
+    assert ("MPIR_CVAR_ENABLE_HEAVY_YIELD" in made) == (ranks > 4)  # with a core for each it would only be slower
 
 
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(8, 1, "8"), (8, 2, "4"), (8, 3, "2"), (2, 5, "1")])

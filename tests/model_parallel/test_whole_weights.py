@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from conftest import HANG
 from split_cases import CASES, Case, chain, images, naming, tied
 
 from parallel_dl import nn, optim
@@ -206,7 +207,7 @@ def grown(width, way, tmp_path, python):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     command = [python, "-m", "parallel_dl", "run", "-n", "4", str(program), str(width), way]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
     assert run.returncode == 0, run.stderr
     return [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
 

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import HANG
 
 from parallel_dl.launch.environment import find_mpirun, settings
 
@@ -27,42 +27,39 @@ main(comm)
 
 @pytest.fixture
 def run(tmp_path):
-    """run(body, ranks): runs the lines as one script on several ranks; (exit status, all output, seconds)."""
+    """run(body, ranks): runs the lines as one script on several ranks; (exit status, all output), 124 for a hang."""
 
-    def run_script(body: str, ranks: int = 2, wrap: Sequence[str] = (), **variables: str) -> tuple[int, str, float]:
+    def run_script(body: str, ranks: int = 2, wrap: Sequence[str] = (), **variables: str) -> tuple[int, str]:
         script = tmp_path / "script.py"
         script.write_text(SCRIPT.format(body=body.strip().replace("\n", "\n    ")))
         known = {name: value for name, value in os.environ.items() if not name.startswith("PARALLEL_DL")}
         paths = [str(Path(__file__).parents[2]), known.get("PYTHONPATH", "")]
         environment = {**known, **settings(ranks, str(tmp_path)), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         environment.update(variables)
-        command = [*wrap, "timeout", "-k", "2", "20", str(find_mpirun()), "-n", str(ranks), sys.executable, str(script)]
-        start = time.monotonic()
+        mpirun = ["timeout", "-k", "2", str(HANG), str(find_mpirun()), "-n", str(ranks)]
+        command = [*wrap, *mpirun, sys.executable, str(script)]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-        return done.returncode, done.stdout.decode(errors="replace"), time.monotonic() - start
+        return done.returncode, done.stdout.decode(errors="replace")
 
     return run_script
 
 
 def test_an_exception_on_one_rank_ends_all(run):
-    status, output, seconds = run("if comm.rank == 1:\n    raise KeyError('lost key')\ncomm.barrier()")
+    status, output = run("if comm.rank == 1:\n    raise KeyError('lost key')\ncomm.barrier()")
     assert status == 1
-    assert seconds < 5
     assert "rank 1 of 2 raised:\nTraceback" in output
     assert "KeyError: 'lost key'" in output
 
 
 def test_sys_exit_on_one_rank_ends_all_with_its_status(run):
-    status, output, seconds = run("if comm.rank == 1:\n    sys.exit(7)\ncomm.barrier()")
+    status, output = run("if comm.rank == 1:\n    sys.exit(7)\ncomm.barrier()")
     assert status == 7
-    assert seconds < 5
     assert "rank 1 of 2 ended with status 7" in output
 
 
 def test_sys_exit_with_a_message(run):
-    status, output, seconds = run("if comm.rank == 0:\n    exit('no such thing')\ncomm.barrier()", 3)
+    status, output = run("if comm.rank == 0:\n    exit('no such thing')\ncomm.barrier()", 3)
     assert status == 1
-    assert seconds < 5
     assert "no such thing" in output
 
 
@@ -95,7 +92,7 @@ assert os.waitpid(child, 0)[1] >> 8 == 3""",
 @pytest.mark.parametrize("body", HARMLESS.values(), ids=HARMLESS)
 def test_exits_that_do_not_end_the_rank_do_nothing(run, body):
     lines = "\n    ".join(["if comm.rank == 1:", *body.strip().splitlines()])
-    status, output, _ = run(lines + "\ncomm.barrier()\nprint('past the barrier')\nsys.exit(0)")
+    status, output = run(lines + "\ncomm.barrier()\nprint('past the barrier')\nsys.exit(0)")
     assert status == 0
     assert output.count("past the barrier") == 2
     assert "Traceback" not in output
@@ -109,18 +106,15 @@ def test_nothing_is_installed_where_somebody_else_watches(run):
 
 
 def test_finish_lets_every_rank_end_in_order(run):
-    status, output, _ = run("finish()\nprint('finished')\nsys.exit(2)")
+    status, output = run("finish()\nprint('finished')\nsys.exit(2)")
     assert status == 2
     assert output.count("finished") == 2
     assert "rank 0 of 2 ended" not in output
 
 
 def test_a_rank_that_has_ended_is_reported_in_checked_mode(run):
-    status, output, seconds = run(
-        "comm = Communicator(comm.mpi, checked=True)\nif comm.rank != 1:\n    comm.barrier()", 3
-    )
-    assert status != 0
-    assert seconds < 5
+    status, output = run("comm = Communicator(comm.mpi, checked=True)\nif comm.rank != 1:\n    comm.barrier()", 3)
+    assert status not in (0, 124)
     assert "ranks 0 and 2 call barrier #1 but rank 1 has ended" in output
 
 
@@ -135,10 +129,9 @@ window = SharedWindow(comm, 1000)
 window.all_reduce()
 print("done")
 """
-    status, output, seconds = run(body, 3)
+    status, output = run(body, 3)
     assert status == 0, output
     assert output.count("done") == 3
-    assert seconds < 10
 
 
 @pytest.mark.parametrize("end", ["for window in windows:\n    window.free()", "", "comm.mpi.Abort(3)"])
@@ -147,7 +140,7 @@ def test_nothing_of_a_window_is_left_in_shared_memory(run, isolated, end):
     body = (
         "windows = [SharedWindow(comm, 100_000) for _ in range(3)]\nfor window in windows:\n    window.all_reduce()\n"
     )
-    status, output, _ = run(body + end, wrap=wrap)
+    status, output = run(body + end, wrap=wrap)
     assert status == (3 if "Abort" in end else 0), output
     if "Abort" not in end:
         assert left() == []

@@ -1,7 +1,6 @@
 """Checked mode: whatever ranks call differently is reported on all of them, and the communicator lives on."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -95,10 +94,20 @@ def test_who_is_checked(comm, monkeypatch):
 
 
 def test_a_rank_that_waits_long_says_where(comm, monkeypatch, capfd):
-    monkeypatch.setattr(checked, "PATIENCE", 0.05)
+    """Rank 1 comes when all others have said where they wait."""
+    meeting = comm.mpi.Dup()
+
+    def tell(*line, **how):
+        print(*line, **how)
+        meeting.Barrier()
+
     if comm.rank == 1:
-        time.sleep(0.5)
+        meeting.Barrier()
+    else:
+        monkeypatch.setattr(checked, "PATIENCE", 0.05)
+        monkeypatch.setattr(checked, "print", tell, raising=False)
     comm.all_gather(ONES)
+    meeting.Free()
     said = capfd.readouterr().err
     waits = (
         f"rank {comm.rank} calls all_gather #1 (axis 0, float32, shape (any,)) on communicator {comm.name!r} and has"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HANG
 
 from parallel_dl.errors import InputError
 from parallel_dl.launch.environment import check_launcher
@@ -20,7 +21,7 @@ def run(program: str, **variables: str) -> subprocess.CompletedProcess:
     paths = [str(Path(__file__).parents[2]), outside.get("PYTHONPATH", "")]
     environment = {**outside, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
     return subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=HANG, check=False
     )
 
 
@@ -54,7 +55,7 @@ window.all_reduce()
 window.free()
 """
     command, left = isolated([python, "-c", program])
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=HANG)
     assert left() == []
 
 

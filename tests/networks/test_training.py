@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANG, ROOT
 
 from parallel_dl import launch, networks
 from parallel_dl.cli import main
@@ -24,7 +24,7 @@ def train(*arguments):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
     assert (run.returncode, run.stderr) == (0, "")

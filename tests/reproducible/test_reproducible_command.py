@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import HANG, ROOT
 
 from parallel_dl.cli import main
 from parallel_dl.errors import InputError
@@ -21,7 +21,7 @@ LAYOUTS = [("--dp", "2"), ("--mp", "2")]
 
 def train(*arguments):
     command = [sys.executable, "-m", "parallel_dl", "train", *arguments, "--reproducible", "--json"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     facts = json.loads(run.stdout)
     assert facts["layout"]["reproducible"] is True

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import HANG
 from schedule_plans import plan
 
 from parallel_dl.schedule import Action, PlanError, execute
@@ -73,5 +74,5 @@ def test_the_package_needs_the_standard_library_only(environment):
         "print(s.simulate(s.with_messages(s.make('1f1b', 4, 8))).makespan)\n"
         "print(sorted(m for m in sys.modules if m.startswith('parallel_dl.') and 'schedule' not in m))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
     assert (run.stdout, run.stderr) == ("33.0\n[]\n", "")

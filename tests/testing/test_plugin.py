@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from conftest import PLUGIN, ROOT
+from conftest import HANG, PLUGIN, ROOT
 
 from parallel_dl.launch import find_mpirun
 from parallel_dl.launch.environment import settings
@@ -46,10 +46,10 @@ def run(project, pids, living, isolated, python):
     def run(source, *arguments, before=()):
         if source is not None:
             project.makepyfile(test_it="import os, sys, time, signal, pytest\n" + source)
-        command = [*before, python, "-m", "pytest", *LOAD, "-rA", "-o", "ranks_grace=1", *arguments]
+        command = [*before, python, "-m", "pytest", *LOAD, "-rA", "-o", "ranks_grace=60", *arguments]
         wrapped, left = isolated(command)
-        result = project.run(*wrapped, timeout=60)
-        assert living(pids(), 2) == []
+        result = project.run(*wrapped, timeout=HANG)
+        assert living(pids()) == []
         assert left() == []
         return result
 
@@ -161,7 +161,7 @@ def test_hang(run):
     """The time-out fails this test only, and says where each rank is."""
     result = run(
         """
-@pytest.mark.ranks(2, timeout=1)
+@pytest.mark.ranks(2, timeout=2)
 def test_hangs(world):
     if world.rank == 0: world.Barrier()
 
@@ -169,22 +169,21 @@ def test_hangs(world):
 def test_by_ini(world):
     world.Recv(bytearray(1), 1 - world.rank)
 
-@pytest.mark.ranks(2)
+@pytest.mark.ranks(2, timeout=300)
 def test_waits(world):
     if world.rank == 1: raise KeyError("first")
     world.Barrier()
 
-@pytest.mark.ranks(2)
+@pytest.mark.ranks(2, timeout=300)
 def test_next(world): world.Barrier()
 """,
-        "-o",
-        "ranks_timeout=2",
+        *("-o", "ranks_timeout=1", "-o", "ranks_grace=1"),
     )
     result.assert_outcomes(failed=3, passed=1)
     said = lines(result)
-    assert "rank 0 of 2 had not finished within 1 s" in said
+    assert "rank 0 of 2 had not finished within 2 s" in said
     assert re.search(r"rank 0 of 2 is here ---\n.*\n +File .*test_it.py\", line 5 in test_hangs", said)
-    assert "ranks 0, 1 of 2 had not finished within 2 s" in said
+    assert "ranks 0, 1 of 2 had not finished within 1 s" in said
     assert "in _watch" not in said
     waiting = "rank 0 of 2 had not finished within 1 s after another rank had failed"
     assert re.search("E +KeyError: 'first'", said).start() < said.index(waiting)
@@ -339,7 +338,7 @@ def test_no_mpirun(run, project, environment):
 def test_under_a_users_own_mpirun(run, project, environment, tmp_path):
     for name, value in settings(2, str(tmp_path)).items():
         environment.setenv(name, value)
-    before = ["timeout", "-k", "5", "40", str(find_mpirun()), "-n", "2"]
+    before = ["timeout", "-k", "5", str(HANG), str(find_mpirun()), "-n", "2"]
     source = "@pytest.mark.ranks(1, 2)\ndef test_a(comm): assert comm.size == 2\ndef test_b(): pass"
     result = run(source, "-p", "no:cacheprovider", before=before)
     assert len(re.findall("2 passed, 1 skipped", lines(result))) == 2
@@ -348,18 +347,25 @@ def test_under_a_users_own_mpirun(run, project, environment, tmp_path):
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.grid), signal.SIGKILL])
 def test_pytest_is_ended(project, pids, living, python, number):
-    project.makepyfile(test_it="import pytest, time\n@pytest.mark.ranks(2)\ndef test_a(world): time.sleep(60)")
+    project.makepyfile(
+        test_it="""
+import pytest, time
+@pytest.mark.ranks(2)
+def test_a(world):
+    open(f"in.{world.rank}", "w").close()
+    time.sleep(1000)
+"""
+    )
     process = subprocess.Popen(
         [python, "-m", "pytest", *LOAD], stdout=subprocess.DEVNULL, cwd=project.path, start_new_session=True
     )
-    deadline = time.monotonic() + 20
-    while len(pids()) < 3:
+    deadline = time.monotonic() + HANG
+    while len(list(project.path.glob("in.*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.7)  # into the test
     os.kill(process.pid, number)
-    assert process.wait(4) == (2 if number == signal.SIGINT else -number)
-    assert living(pids(), 5) == []
+    assert process.wait(60) == (2 if number == signal.SIGINT else -number)
+    assert living(pids()) == []
 
 
 def test_root_is_this_checkout():

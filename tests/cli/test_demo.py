@@ -1,0 +1,125 @@
+"""`parallel-dl demo`: ten lines of losses, the verdict, a planted bug caught and named, and commands to try next."""
+
+import copy
+import json
+import re
+import shlex
+
+import pytest
+import typer
+from test_commands import call
+
+from parallel_dl.cli import demo, main
+from parallel_dl.cli.main import app
+from parallel_dl.equivalence.mutants import MUTANTS
+from parallel_dl.networks import NETWORKS
+
+COMMANDS = typer.main.get_command(app).commands
+LOSSES = [2.0 / (step + 1) for step in range(230)]
+RUN = {"ranks": 1, "losses": LOSSES, "test_accuracy": 0.95}
+FOUND = {
+    "name": demo.BUG,
+    "caught": True,
+    "named": True,
+    "diagnosis": "first divergence: there; likely this",
+    "error": 1,
+}
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """said(many, bug, *arguments) -> (exit status, stdout), with these results instead of those of the commands."""
+
+    def run(many=RUN, bug=FOUND, *arguments):
+        results = iter([RUN, {**many, "ranks": 2}, {"mutants": [bug]}])
+        monkeypatch.setattr(demo, "_result_of", lambda *_: copy.deepcopy(next(results)))
+        return main(["demo", *arguments]), capsys.readouterr().out
+
+    return run
+
+
+def rows(out):
+    return [int(number) for number in re.findall(r"^ +(\d+)  +\d\.\d+ ", out, re.MULTILINE)]
+
+
+def test_all_of_it():
+    status, out, err = call("demo", "--epochs", 1)
+    assert (status, err) == (0, "")
+    assert len(rows(out)) == 10
+    assert re.search(r"The two runs agree: all 23 losses to 1\d digits", out)
+    assert f"a bug is planted, on two ranks of a small network: {demo.BUG}." in out
+    assert re.search("caught: first divergence: gradient of .*\n  named:  a missing reduction over the replicas", out)
+    assert len(out.splitlines()) < 30
+
+
+def test_ten_lines_with_both_ends(said):
+    status, out = said()
+    assert (status, len(rows(out))) == (0, 10)
+    assert (rows(out)[0], rows(out)[-1]) == (1, 230)
+    assert demo.lines_shown(3) == [0, 1, 2]
+    assert demo.lines_shown(1) == [0]
+    assert demo.lines_shown(0) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([*LOSSES[:-1], LOSSES[-1] * (1 + 1e-6)], "DIFFER: the losses agree to 6.0 digits"),
+        (LOSSES[:-1], "DIFFER: 229 losses on 2 ranks, 230 on one"),
+    ],
+)
+def test_runs_that_differ(said, losses, words):
+    status, out = said({**RUN, "losses": losses})
+    assert status == 1
+    assert words in out
+
+
+@pytest.mark.parametrize("key", ["caught", "named"])
+def test_a_bug_that_is_missed(said, key):
+    status, out = said(RUN, {**FOUND, key: False})
+    assert status == 1
+    assert f"NOT {key.upper()}" in out
+
+
+def test_the_json_object(said):
+    status, out = said(RUN, FOUND, "--json")
+    assert (status, out.count("\n")) == (0, 1)
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert set(found) == {"agree", "agreeing_digits", "runs", "bug"}
+    assert (found["agree"], found["bug"]) == (True, FOUND)
+    assert [run["ranks"] for run in found["runs"]] == [1, 2]
+    assert said({**RUN, "losses": LOSSES[:-1]}, FOUND, "--json")[0] == 1
+
+
+def test_what_it_names_is_there():
+    assert demo.BUG in {mutant.name for mutant in MUTANTS}
+    assert len(demo.NEXT) == 3
+    for line in demo.NEXT:
+        name, *arguments = shlex.split(line)
+        options = [option for parameter in COMMANDS[name].params for option in parameter.opts]
+        assert {word for word in arguments if word.startswith("-")} <= set(options)
+        assert name != "verify" or arguments[0] in {*NETWORKS, "--mutants"}
+
+
+def test_ctrl_c_lets_the_command_end_its_ranks(monkeypatch):
+    """Killed at once it could not, and mpirun would tell of ranks that failed."""
+    asked = []
+
+    class Command:
+        def __init__(self, *_, **__):
+            pass
+
+        def communicate(self, timeout=None):
+            asked.append(timeout)
+            if timeout is None:
+                raise KeyboardInterrupt
+
+        def __getattr__(self, name):
+            return lambda: asked.append(name)
+
+    monkeypatch.setattr(demo.subprocess, "Popen", Command)
+    with pytest.raises(KeyboardInterrupt):
+        demo._result_of("train", "mlp")
+    assert asked[:2] == [None, "terminate"]
+    assert asked[2] >= 10
+    assert asked[3:] == ["kill", "wait"]
