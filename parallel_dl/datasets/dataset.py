@@ -109,7 +109,7 @@ def _require_one_scale(train: np.ndarray, test: np.ndarray, train_where: str, te
 
 def _are_fractions(array: np.ndarray) -> bool:
     """Whether these are numbers in 0..1, and not only 0 and 1."""
-    within = array.dtype.kind == "f" and 0 <= array.min() and array.max() <= 1
+    within = array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1
     return bool(within and (array != np.floor(array)).any())
 
 
@@ -123,7 +123,7 @@ def _is_scaled(array: np.ndarray, scale: float) -> bool:
 
 def _are_whole(array: np.ndarray) -> bool:
     """Whether these are whole numbers beyond 1, as in images that are not scaled."""
-    return bool(array.dtype != np.uint8 and 0 <= array.min() and array.max() > 1 and (array == np.floor(array)).all())
+    return bool(array.dtype != np.uint8 and array.min() >= 0 and array.max() > 1 and (array == np.floor(array)).all())
 
 
 def _samples(array: np.ndarray, where: str, dtype: np.dtype, scale: float) -> np.ndarray:
