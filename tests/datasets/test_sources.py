@@ -232,7 +232,7 @@ SCALES = {
     "half": (IMAGE / 510).astype(np.float32),
 }
 ALIKE = [{"uint8", "scaled", "scaled float32"}, {"float32", "int64"}]
-FRACTIONS, WHOLE = {"scaled", "scaled float32", "half"}, {"float32", "int64", "uint16"}
+FRACTIONS, NOT_SCALED = {"scaled", "scaled float32", "half"}, {"float32", "int64", "uint16"}
 
 
 @pytest.mark.parametrize("train", SCALES)
@@ -244,7 +244,7 @@ def test_training_and_test_have_one_scale(npz, train):
             load(**given)
         elif "uint8" in (train, test):
             expect_error("array 'x_test'", "of the two only uint8 would be divided by 255", **given)
-        elif {train, test} & FRACTIONS and {train, test} & WHOLE:
+        elif {train, test} & FRACTIONS and {train, test} & NOT_SCALED:
             expect_error("array 'x_test': up to", "one of the two has fractions in 0..1", **given)
         else:
             load(**given)
