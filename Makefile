@@ -19,7 +19,7 @@ grid: $(STAMP)
 	@echo "The whole grids: about 20 minutes on 2 idle cores."
 	@$(BIN)/python -m pytest -q -m grid
 
-# long campaigns: arrays of more than 2^31 bytes, many seeds
+# long campaigns: arrays of more than 2^31 bytes, thousands of damaged files and of random flags
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak
 

@@ -21,7 +21,7 @@ from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
 from parallel_dl.cli.verify import verify
-from parallel_dl.errors import InputError, bounded, shown
+from parallel_dl.errors import MOST_OF_VALUE, InputError, bounded, named, shown
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
 
 _MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         status, message = getattr(error, "exit_code", 2), _refusal(error, arguments or [])
         if not message:  # no command given: typer has printed its help
             return status
-    line = None if message is None else f"parallel-dl: {bounded(message)}"
+    line = None if message is None else f"parallel-dl: {_short(message, arguments or [])}"
     if rank.connected():
         sys.stdout.flush()
         rank.complete(status, line)  # our launcher prints the line, once for all ranks
@@ -94,6 +94,15 @@ def main(arguments: list[str] | None = None) -> int:
     elif line is not None:
         print(line, file=sys.stderr)
     return status
+
+
+def _short(message: str, arguments: list[str]) -> str:
+    """One line, in which no argument is repeated at length."""
+    text = " ".join(message.split())
+    for argument in (" ".join(argument.split()) for argument in arguments):
+        if len(argument) > MOST_OF_VALUE:
+            text = text.replace(argument, named(argument))
+    return bounded(text)
 
 
 def _refusal(error: Any, arguments: list[str]) -> str:
