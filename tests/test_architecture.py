@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "parallel_dl"
-BASE = {"errors", "partition"}
+BASE = {"errors", "partition", "files"}
 MATHS = {"autograd", "nn", "networks", "optim"}
 PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel", "hybrid"}
 TRAINING = {
@@ -17,6 +17,7 @@ TRAINING = {
     "layout",
     "trainer",
     "checkpoint",
+    "metrics",
     "datasets",
     "mpi",
     "splits",
@@ -29,13 +30,14 @@ TRAINING = {
 OURS = {
     "errors": set(),
     "partition": set(),
+    "files": {"errors"},
     "convolution": {"errors"},
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
     "cost": {"nn", "convolution", "splits", "schedule", *BASE},
     "splits": {"nn", "convolution", *BASE},
-    "schedule": set(),
+    "schedule": {"errors", "files"},
     "optim": {"nn", *BASE},
     "datasets": BASE,
     "mpi": {"autograd", "launch", *BASE},
@@ -46,6 +48,7 @@ OURS = {
     "hybrid": {"mpi", "nn", "autograd", "optim", "cost", "splits", "datasets", "layout", "model_parallel", *BASE},
     "layout": {"schedule", *BASE},
     "checkpoint": {"nn", *BASE},
+    "metrics": {"autograd", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,
     "equivalence": TRAINING | BASE,
     "launch": {"errors"},
@@ -59,7 +62,7 @@ OURS = {
 THIRD_PARTY = {
     **{
         unit: {"numpy"}
-        for unit in (*MATHS, "convolution", "datasets", "reproducible", *PARALLEL, "equivalence", "trainer")
+        for unit in (*MATHS, "convolution", "datasets", "reproducible", *PARALLEL, "equivalence", "trainer", "metrics")
     },
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
     "checkpoint": {"numpy", "safetensors"},
