@@ -144,6 +144,25 @@ def test_gradients_outlive_the_shared_memory(comm):
     again.free()
 
 
+@pytest.mark.ranks(2)
+def test_what_was_not_summed_yet_can_be_summed_by_the_next(comm):
+    model, plain = network(), network()
+    backward(plain)
+    first = all_reduce(comm, model, "window")
+    backward(model, comm=comm)
+    own = [p.grad.copy() for p in model.parameters()]
+    first.free()
+    other = all_reduce(comm, network(), "window")  # in the memory that the first has left
+    for parameter, kept in zip(model.parameters(), own):
+        np.testing.assert_array_equal(parameter.grad, kept)
+    second = all_reduce(comm, model, "window")
+    second.all_reduce()
+    for parameter, expected in zip(model.parameters(), plain.parameters()):
+        np.testing.assert_allclose(parameter.grad, expected.grad, rtol=1e-12, atol=1e-15)
+    second.free()
+    other.free()
+
+
 # -- several backward passes ----------------------------------------------------------------------------------------
 @pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize(("method", "overlap"), ALL)
