@@ -332,12 +332,20 @@ def test_what_another_all_reduce_has_is_not_refused(comm):
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
-def test_other_arrays_must_be_equal_on_all_ranks(comm, method, overlap):
+@pytest.mark.parametrize("when", ["before the sum", "before the update"])
+def test_other_arrays_must_be_equal_on_all_ranks(comm, method, overlap, when):
     model = network()
     gradients = all_reduce(comm, model, method, overlap)
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    backward(model, comm=comm)
+    if when == "before the update":  # then the optimizer has them in an array of its own at the next sum
+        gradients.all_reduce()
     if comm.rank == 1:
         model[2].weight.data = model[2].weight.data + 1
-    backward(model, comm=comm)
+    if when == "before the update":
+        optimizer.step()
+        model.zero_grad()
+        backward(model, comm=comm)
     with pytest.raises(InputError, match="replicas differ: the weights of rank 1 are not those of rank 0"):
         gradients.all_reduce()
     gradients.free()
