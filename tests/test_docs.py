@@ -1,6 +1,8 @@
 """The documentation says what is there: examples run, the tree and the flags are complete, links lead somewhere."""
 
 import importlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -89,24 +91,47 @@ def test_command_line_page_has_every_command():
     assert set(APP.commands) == {title for title in titles if title.islower()}
 
 
-@pytest.mark.parametrize(
-    ("page", "printed"),
-    [
-        ("index", "equal: worst is"),
-        ("convolution", ""),
-        ("model-parallelism", ""),
-        ("pipelining", ""),
-        ("hybrids", ""),
-        ("verification", ""),
-        ("reproducibility", ""),
-    ],
-)
-def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
-    examples = python_blocks(ROOT / "docs" / f"{page}.md")
-    assert examples
-    for example in examples:
-        run = subprocess.run(
-            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
-        )
-        assert run.returncode == 0, run.stderr
-        assert printed in run.stdout
+RUN_ALL = """
+import contextlib, io, json, sys, traceback
+results = {}
+for page, examples in json.load(sys.stdin).items():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            for example in examples:
+                exec(compile(example, page, "exec"), {"__name__": "__main__"})
+            error = None
+        except BaseException:
+            error = traceback.format_exc()
+    results[page] = error, printed.getvalue()
+json.dump(results, sys.stdout)
+"""
+PRINTED = {
+    "index": "equal: worst is",
+    **dict.fromkeys(
+        ("convolution", "model-parallelism", "pipelining", "hybrids", "verification", "reproducibility"), ""
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def of_examples(tmp_path_factory):
+    """page -> (traceback or None, what was printed), of all examples of all pages, in one Python."""
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_ALL],
+        input=json.dumps({page: python_blocks(ROOT / "docs" / f"{page}.md") for page in PRINTED}),
+        cwd=tmp_path_factory.mktemp("pages"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("page", PRINTED)
+def test_examples_of_the_pages_run(of_examples, page):
+    assert python_blocks(ROOT / "docs" / f"{page}.md")
+    error, printed = of_examples[page]
+    assert error is None, error
+    assert PRINTED[page] in printed

@@ -11,7 +11,7 @@ import pytest
 
 from parallel_dl.launch import rank
 from parallel_dl.launch.environment import mpirun_rank
-from parallel_dl.testing.marks import RANKS_HERE
+from parallel_dl.testing.marks import IN_GROUP, RANKS_HERE
 
 # What the main process has decided already, or does itself with the reports.
 _NEUTRAL: dict[str, Any] = {
@@ -53,6 +53,7 @@ class RankSession:
         config.option.basetemp = f"{self.setup['basetemp']}-rank-{mpirun_rank()}"
         config.args[:] = self.setup["files"]
         config.stash[RANKS_HERE] = self.setup["ranks"]
+        config.stash[IN_GROUP] = True
         # the attribute by which pytest's parts that write files (cache, XML) know that another process does it
         config.workerinput = {"workerid": f"rank{mpirun_rank()}"}  # type: ignore[attr-defined]
 

@@ -15,12 +15,12 @@ def verify(*arguments, status=0, **options):
 
 
 def test_the_json_object():
-    found = verify("mlp", "--dp", 2, "--mp", 2, "--steps", 2)
+    found = verify("mlp", "--mp", 2, "--steps", 2)
     assert set(found) == {"equal", "cells", "noise_floor"}
     (cell,) = found["cells"]
     assert set(cell) == {"network", "layout", "ranks", "equal", "worst", "seconds", "noise", "divergence"}
-    assert (cell["network"], cell["ranks"], cell["equal"], cell["divergence"]) == ("mlp", 4, True, None)
-    assert cell["layout"] == {"dp": 2, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
+    assert (cell["network"], cell["ranks"], cell["equal"], cell["divergence"]) == ("mlp", 2, True, None)
+    assert cell["layout"] == {"dp": 1, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
     assert set(cell["worst"]) == {"quantity", "step", "error", "bound"}
     assert 0 < cell["worst"]["error"] < 1e-12 < cell["worst"]["bound"] == 1e-10
     assert 0 < cell["noise"] == found["noise_floor"] < 1e-12

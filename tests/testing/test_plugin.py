@@ -215,7 +215,10 @@ def test_next(world): world.Barrier()
 
 
 def test_one_mpirun_for_all_tests_of_a_number(run):
-    """Unmarked tests first, the main process without MPI, and a group's tests in the same processes."""
+    """Unmarked tests first, the main process without MPI, and a group's tests in the same processes.
+
+    A rank makes the tests for its own number only, and comm is a duplicate of the package's world.
+    """
     result = run(
         """
 def note(line): open("order", "a").write(f"{line} {os.getpid()}\\n")
@@ -225,10 +228,19 @@ def test_plain():
     note("plain")
     assert "mpi4py" not in sys.modules and "numpy" not in sys.modules
 @pytest.mark.ranks(1, 2)
-def test_b(world): world.rank or note(f"b{world.size}")
+def test_b(world, request):
+    world.rank or note(f"b{world.size}")
+    names = [item.name for item in request.session.items]
+    assert [name for name in names if name.startswith("test_b")] == [f"test_b[ranks={world.size}]"]
+@pytest.mark.ranks(2)
+def test_comm(comm):
+    from parallel_dl.mpi import world
+    from mpi4py import MPI
+    assert (comm.size, comm.rank) == (2, world().rank)
+    assert MPI.Comm.Compare(comm.mpi, world().mpi) == MPI.CONGRUENT
 """
     )
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=5)
     order = dict(line.split() for line in Path("order").read_text().splitlines())
     assert list(order) == ["plain", "b1", "a2", "b2"]
     assert order["a2"] == order["b2"]
@@ -297,20 +309,6 @@ class TestCase(unittest.TestCase):
     result.assert_outcomes(errors=1, failed=1)
     assert "fixture comm: mark the test with @pytest.mark.ranks(...)" in lines(result)
     assert "@pytest.mark.ranks works on test functions" in lines(result)
-
-
-def test_comm_is_a_duplicate_of_the_packages_world(run):
-    result = run(
-        """
-@pytest.mark.ranks(2)
-def test_a(comm):
-    from parallel_dl.mpi import world
-    from mpi4py import MPI
-    assert (comm.size, comm.rank) == (2, world().rank)
-    assert MPI.Comm.Compare(comm.mpi, world().mpi) == MPI.CONGRUENT
-"""
-    )
-    result.assert_outcomes(passed=1)
 
 
 def test_a_file_that_only_the_ranks_cannot_import(run):
