@@ -1,63 +1,84 @@
-"""Weights in a file: safetensors, with a word about where they come from."""
+"""Weights and optimizer states in a file: safetensors, with a word about where they come from.
+
+Arrays are tensors, named by their place ("state.0.momentum"); numbers, texts and the nesting itself are in the metadata.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, shown
+from parallel_dl.files import one_line, opened, replacing, require_regular
 
 if TYPE_CHECKING:
     from parallel_dl.nn import Module
 
+_EXPECTED = "a safetensors file"
+_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}  # of weights, by their names in the file
+_STORED = frozenset("?bBhHiIlLqQefdF")  # NumPy's types that the format has
+_FACTS, _STRUCTURE = "parallel_dl", "parallel_dl.structure"
+_RESERVED = "__metadata__"  # no name of a tensor
+_DEEPEST = 64
 
-def require_writable(path: str | os.PathLike) -> Path:
-    """Raises InputError, before any work is done, when a file cannot be written there."""
-    path = Path(path)
-    folder = path.parent
-    if path.is_dir():
-        raise InputError(f"--output {path}: is a folder; give the name of a file in it")
-    if path.exists() and not path.is_file():
-        raise InputError(f"--output {path}: is a device or the like; give the name of a file")
-    if not folder.is_dir():
-        raise InputError(f"--output {path}: there is no folder {folder}")
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
+    """Writes a state atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata.
+
+    `state` is what `state_dict()` of a network or an optimizer gives: arrays, NumPy's and Python's numbers, truth
+    values, None and texts, in dictionaries (with texts as keys), lists and tuples; `load` gives the same back. Raises
+    InputError for anything else in it, and for whatever keeps the file from being written; what was there stays.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    structure = _taken_apart(state, (), tensors)
     try:
-        handle, probe = tempfile.mkstemp(dir=folder, prefix=".parallel_dl-")
-    except OSError as error:
-        raise InputError(f"--output {path}: cannot write in {folder}: {error.strerror}") from None
-    os.close(handle)
-    os.unlink(probe)
-    return path
+        metadata = {_FACTS: json.dumps(dict(facts or {}))}
+        if not _is_flat(state, structure):
+            metadata[_STRUCTURE] = json.dumps(structure)
+        content = _serialized(tensors, metadata)
+    except MemoryError:
+        raise InputError(f"{path}: cannot be written (it does not fit into memory a second time)") from None
+    except Exception as error:  # safetensors has errors of its own
+        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
+    with replacing(path) as file:
+        file.write(content)
 
 
-def save(path: str | os.PathLike, state: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes the weights atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata."""
-    from safetensors.numpy import save_file
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save` was given; of another safetensors file its arrays by name.
 
-    path = require_writable(path).resolve()  # a link stays one: what it leads to is written
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".parallel_dl-")
-    os.close(handle)
+    InputError when the file is missing, damaged, or of types that NumPy lacks.
+    """
+    from safetensors import safe_open
+
+    with opened(path, _EXPECTED):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        except MemoryError:
+            raise
+        except (KeyError, TypeError, AttributeError) as error:  # a type of numbers that NumPy does not have
+            raise InputError(f"{path}: has values of a type that NumPy does not know, {one_line(error)}") from None
+        except Exception as error:  # safetensors has errors of its own
+            raise InputError(f"{path}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
+    if _STRUCTURE not in metadata:
+        return tensors
     try:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in state.items()}
-        save_file(contiguous, partial, metadata={"parallel_dl": json.dumps(dict(facts))})
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"--output {path}: {error.strerror or error}") from None
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
+        whole = _put_together(json.loads(metadata[_STRUCTURE]), tensors)
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        raise InputError(f"{path}: its structure is damaged ({one_line(error)}); valid is {_EXPECTED}") from None
+    if not isinstance(whole, dict):
+        raise InputError(f"{path}: its structure is damaged; valid is {_EXPECTED}")
+    return whole
 
 
-_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}  # those we read, by their names in the file
-
-
+# -- the weights of a network, in pieces ---------------------------------------------------------------------------
 class Stored:
     """A weight in a file: its `shape`, and of its values those that are asked for, which alone are read."""
 
@@ -74,18 +95,19 @@ class Stored:
         return self._file.get_slice(self._name)[piece] if piece else self._file.get_tensor(self._name)
 
 
-def read(path: str | os.PathLike) -> dict[str, Stored]:
+def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
     """The weights that `save` wrote, by name, still in the file; InputError when it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    require_regular(path, _EXPECTED)
     try:
         file = safe_open(path, framework="numpy")
         return {name: Stored(name, file) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"--weights {path}: {error}") from None
+    except Exception as error:  # safetensors has errors of its own
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
 
 
-def require_fits(path: str | os.PathLike, network: Module) -> None:
+def require_fits(path: str | os.PathLike[str], network: Module) -> None:
     """Raises InputError unless the file has the network's parameters and buffers, and no others."""
     weights = read(path)
     stored = {name: weight.shape for name, weight in weights.items()}
@@ -93,23 +115,80 @@ def require_fits(path: str | os.PathLike, network: Module) -> None:
     needed |= {name: buffer.shape for name, buffer in network.named_buffers()}
     for name in [*needed, *(other for other in stored if other not in needed)]:
         if name not in stored:
-            raise InputError(f"--weights {path}: has no {name} {needed[name]}; it is not of this network")
+            raise InputError(f"{path}: has no {name} {needed[name]}; it is not of this network")
         if name not in needed:
-            raise InputError(f"--weights {path}: has {name}, which this network has not")
+            raise InputError(f"{path}: has {shown(name)}, which this network has not")
         if stored[name] != needed[name]:
-            raise InputError(f"--weights {path}: {name} has shape {stored[name]}, this network needs {needed[name]}")
+            raise InputError(f"{path}: {name} has shape {shown(stored[name])}, this network needs {needed[name]}")
         if weights[name].kind not in _DTYPES:
-            raise InputError(f"--weights {path}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
+            raise InputError(f"{path}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
 
 
-def load(path: str | os.PathLike, flag: str = "--weights ") -> dict[str, np.ndarray]:
-    """The arrays of a file by name; InputError, after `flag`, when it is missing, damaged, or of types NumPy lacks."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+# -- any nesting, as arrays by name and the rest as JSON -----------------------------------------------------------
+def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> Any:
+    """What JSON says of the value: a list whose first item is its kind; its arrays are entered in `tensors`."""
+    if len(place) > _DEEPEST:
+        raise InputError(f"{shown('.'.join(place))}: is nested too deep; valid is at most {_DEEPEST} deep")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return ["array" if isinstance(value, np.ndarray) else "scalar", _entered(value, place, tensors)]
+    if value is None or type(value) in (bool, str):
+        return ["plain", value]
+    if type(value) is int:
+        return ["int", hex(value)]  # of any number of digits
+    if type(value) is float:
+        return ["plain", value] if math.isfinite(value) else ["float", repr(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) is not str:
+                raise InputError(f"{_said(place)} has the key {shown(key)}; valid are texts")
+        return ["dict", [[key, _taken_apart(item, (*place, key), tensors)] for key, item in value.items()]]
+    if type(value) in (list, tuple):
+        items = [_taken_apart(item, (*place, str(number)), tensors) for number, item in enumerate(value)]
+        return [type(value).__name__, items]
+    raise InputError(
+        f"{_said(place)} is of type {type(value).__name__}; valid are arrays, numbers, texts, "
+        "None, and dictionaries, lists and tuples of them"
+    )
 
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{flag}{path}: {error}") from None
-    except (KeyError, TypeError) as error:  # a type of numbers that NumPy does not have
-        raise InputError(f"{flag}{path}: has values of a type that NumPy does not know, {error}") from None
+
+def _entered(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> str:
+    """The name of the tensor that the array has become."""
+    if value.dtype.char not in _STORED:
+        raise InputError(f"{_said(place)} is of type {value.dtype}; valid are numbers of 8 to 64 bits")
+    name = ".".join(place).encode(errors="replace").decode()
+    if name in tensors or name == _RESERVED:  # {"a": {"b": x}, "a.b": y}
+        name = f"{name}#{len(tensors)}"
+    # with the bytes of this machine; ascontiguousarray would give a number an axis
+    tensors[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
+    return name
+
+
+def _said(place: tuple[str, ...]) -> str:
+    return shown(".".join(place)) if place else "the state"
+
+
+def _is_flat(state: Mapping[str, Any], structure: Any) -> bool:
+    """Whether its arrays by name say it all."""
+    return type(state) is dict and all(item == ["array", name] for name, item in structure[1])
+
+
+def _serialized(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    from safetensors.numpy import save as serialize
+
+    return serialize(dict(tensors), metadata)
+
+
+def _put_together(said: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    kind, value = said
+    if kind in ("array", "scalar"):
+        return tensors[value] if kind == "array" else tensors[value][()]
+    if kind == "dict":
+        return {key: _put_together(item, tensors) for key, item in value}
+    if kind in ("list", "tuple"):
+        items = [_put_together(item, tensors) for item in value]
+        return items if kind == "list" else tuple(items)
+    if kind in ("int", "float"):
+        return int(value, 16) if kind == "int" else float(value)
+    if kind != "plain":
+        raise ValueError(f"unknown kind {shown(kind)}")
+    return value

@@ -1,16 +1,70 @@
 """What a user got wrong, said in one line: what it is, which value was given, what would be valid."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+from typing import Any
+
+MOST_OF_VALUE = 80  # characters of one value that a line repeats
+MOST_OF_LINE = 1000
+_MOST_NAMES = 50  # valid names that are all listed
+
+# a value that a line repeats: in quotes, or without blanks in it
+_VALUE = re.compile(r"""(?<![^\s(\[{=,:])(['"])(?:(?!\1).){%d,}\1(?!\w)|\S{%d,}""" % (MOST_OF_VALUE, MOST_OF_VALUE + 1))
 
 
 class InputError(ValueError):
     """Bad input. The command line prints its one line on stderr and ends with exit status 2, without a traceback."""
 
+    def __init__(self, line: str) -> None:
+        super().__init__(bounded(line))
+
 
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a name that is none of `valid`, with the nearest valid one."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {name!r}: {hint}valid are {', '.join(valid)}")
+    near = difflib.get_close_matches(name[:MOST_OF_LINE], valid, n=1, cutoff=0.4)
+    hint = f"did you mean {shown(near[0])}? " if near else ""
+    more = f" and {len(valid) - _MOST_NAMES} more" if len(valid) > _MOST_NAMES else ""
+    return InputError(f"unknown {what} {shown(name)}: {hint}valid are {', '.join(valid[:_MOST_NAMES])}{more}")
+
+
+def shown(value: Any) -> str:
+    """How a line repeats a value: its repr, of a path the path itself; at most 80 characters of either."""
+    if isinstance(value, (str, bytes)):
+        return cut(repr(cut(value) if isinstance(value, str) else value[:MOST_OF_VALUE]))
+    if isinstance(value, os.PathLike):
+        return cut(os.fsdecode(value))
+    try:
+        return cut(repr(value))
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes; a list in a list in a list ...
+        return cut(hex(value)) if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def cut(text: str, most: int = MOST_OF_VALUE) -> str:
+    """The text, or so much of its beginning and its end."""
+    if len(text) <= most:
+        return text
+    head = (most - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (most - 3 - head) :]}"
+
+
+def bounded(text: str) -> str:
+    """A message as one line that a terminal can show: values in it cut to 80 characters, the whole to 1000."""
+    line = " ".join(text[: 100 * MOST_OF_LINE].split())
+    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+    return cut(_VALUE.sub(lambda value: _cut_value(value[0]), line), MOST_OF_LINE)
+
+
+def _cut_value(value: str) -> str:
+    """The value cut to 80 characters. Of a path these are 80 of what does not exist: the rest is a place, not a value."""
+    start = value.find(os.sep)
+    if 0 <= start <= MOST_OF_VALUE and len(value) <= MOST_OF_LINE:
+        place = value[start:]
+        while place != os.sep and not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if place != os.sep:
+            end = start + len(place)
+            return value[:end] + cut(value[end:])
+    return cut(value)

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "parallel_dl"
-BASE = {"errors", "partition"}
+BASE = {"errors", "partition", "files"}
 MATHS = {"autograd", "nn", "networks", "optim"}
 PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel", "hybrid"}
 TRAINING = {
@@ -29,13 +29,14 @@ TRAINING = {
 OURS = {
     "errors": set(),
     "partition": set(),
+    "files": {"errors"},
     "convolution": {"errors"},
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
     "cost": {"nn", "convolution", "splits", "schedule", *BASE},
     "splits": {"nn", "convolution", *BASE},
-    "schedule": set(),
+    "schedule": {"errors", "files"},
     "optim": {"nn", *BASE},
     "datasets": BASE,
     "mpi": {"autograd", "launch", *BASE},

@@ -2,7 +2,6 @@
 
 Read in the order of the data flow:
 
-    files.py           read a file or list a folder, or say in one line why not
     idx.py             the IDX format of MNIST
     dataset.py         four raw arrays, checked and scaled, are a Dataset
     places.py          in which folder a data set's files are: given, Debian's, the user's cache

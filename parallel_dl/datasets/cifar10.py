@@ -14,7 +14,7 @@ import numpy as np
 
 from parallel_dl.datasets import places
 from parallel_dl.datasets.dataset import Dataset
-from parallel_dl.datasets.files import opened
+from parallel_dl.files import opened
 from parallel_dl.errors import InputError
 
 NAME = "cifar-10"

@@ -1,5 +1,12 @@
-"""A data set is five things: training images and labels, test images and labels, and the number of classes."""
+"""A data set is five things: training samples and targets, test samples and targets, and the number of classes.
 
+Targets are class numbers, or floats of any shape: then there are no classes, and what is learned is a regression.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.files import require_memory
 
 DTYPES = ("float32", "float64")
 PARTS = ("x_train", "y_train", "x_test", "y_test")
@@ -15,10 +23,10 @@ MOST_CLASSES = 1_000_000  # a wild label would otherwise size a network's last l
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images or feature vectors with class labels, split into training and test.
+    """Images or feature vectors with targets, split into training and test.
 
     x_train, x_test: (n, channels, height, width), or (n, features); float32 or float64, images scaled to [0, 1].
-    y_train, y_test: (n,) int64 labels, 0 to classes - 1.
+    y_train, y_test: (n,) int64 labels, 0 to classes - 1; or without classes (n, ...) targets, of the type of x.
     """
 
     name: str
@@ -26,7 +34,19 @@ class Dataset:
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    classes: int
+    classes: int | None
+
+    @property
+    def outputs(self) -> int:
+        """How many values a network gives for a sample: one for each class, or for each value of a target."""
+        return math.prod(self.y_train.shape[1:]) if self.classes is None else self.classes
+
+    def with_flat_targets(self) -> Dataset:
+        """The same with targets (n, outputs), as networks with one fully connected layer at the end give them."""
+        if self.classes is not None:
+            return self
+        flat = {name: getattr(self, name).reshape(-1, self.outputs) for name in ("y_train", "y_test")}
+        return dataclasses.replace(self, **flat)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -46,32 +66,46 @@ class Dataset:
         scale: float = 255,
         classes: int | None = None,
         called: Sequence[str] = PARTS,
-    ) -> "Dataset":
+    ) -> Dataset:
         """Check and convert four raw arrays.
 
         x: (n, channels, height, width), (n, height, width), which becomes (n, 1, height, width), or (n, features).
-        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type. Where
-        the number of classes is not given it is the largest label plus one. `called` is how errors name the arrays.
+        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type, the
+        classes; but floats in both parts, without a number of classes, are targets (n, ...) of a regression. Where the
+        number of classes is not given it is the largest label plus one. `called` is how errors name the arrays.
 
         Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
-        where first), a label that is no whole number from 0 to 999999, or not below `classes`, lengths or sample
-        shapes that do not match, training and test of which one is scaled and the other is not.
+        where first), a label that is no whole number from 0 to 999999, or not below `classes`, lengths or shapes that
+        do not match, training and test of which one is scaled and the other is not, more than fits in memory.
         """
         dtype = checked_dtype(dtype)
-        most = MOST_CLASSES if classes is None else classes
         x = [_samples(np.asarray(array), where, dtype, scale) for array, where in zip((x_train, x_test), called[::2])]
         _require_one_scale(np.asarray(x_train), np.asarray(x_test), called[0], called[2], scale)
-        y = [_labels(np.asarray(array), where, most) for array, where in zip((y_train, y_test), called[1::2])]
-        for images, labels, x_where, y_where in zip(x, y, called[::2], called[1::2]):
-            if len(images) != len(labels):
+        given = [np.asarray(array) for array in (y_train, y_test)]
+        floats = classes is None and all(array.dtype.kind == "f" for array in given)
+        if floats:
+            y = [_targets(array, where, dtype) for array, where in zip(given, called[1::2])]
+        else:
+            most = MOST_CLASSES if classes is None else classes
+            y = [_labels(array, where, most) for array, where in zip(given, called[1::2])]
+        what = "targets" if floats else "labels"
+        for images, own, x_where, y_where in zip(x, y, called[::2], called[1::2]):
+            if len(images) != len(own):
                 raise InputError(
-                    f"{y_where}: {len(labels)} labels for the {len(images)} samples of {x_where}; valid is one each"
+                    f"{y_where}: {len(own)} {what} for the {len(images)} samples of {x_where}; valid is one each"
                 )
         if x[0].shape[1:] != x[1].shape[1:]:
             raise InputError(
                 f"{called[2]}: samples of shape {x[1].shape[1:]}, but {called[0]} has {x[0].shape[1:]}; "
                 "valid is one shape for training and test"
             )
+        if floats:
+            if y[0].shape[1:] != y[1].shape[1:]:
+                raise InputError(
+                    f"{called[3]}: targets of shape {y[1].shape[1:]}, but {called[1]} has {y[0].shape[1:]}; "
+                    "valid is one shape for training and test"
+                )
+            return cls(name, x[0], y[0], x[1], y[1], classes=None)
         found = 1 + int(max(y[0].max(), y[1].max()))
         return cls(name, x[0], y[0], x[1], y[1], classes=found if classes is None else classes)
 
@@ -137,33 +171,56 @@ def _samples(array: np.ndarray, where: str, dtype: np.dtype, scale: float) -> np
     if array.size == 0:
         what = "no samples" if len(array) == 0 else "samples without values"
         raise InputError(f"{where}: {what} (shape {array.shape}); valid is at least one in every dimension")
+    require_memory(f"{where}: shape {array.shape} as {dtype.name}", array.size * dtype.itemsize)
     if array.dtype == np.uint8:
         x = np.divide(array, scale, dtype=dtype, order="C")
     else:
-        with np.errstate(over="ignore"):  # a value beyond the range becomes infinity, and is reported just below
-            x = np.ascontiguousarray(array, dtype=dtype)
-        bad = ~np.isfinite(x)
-        if bad.any():
-            first = np.unravel_index(int(bad.argmax()), bad.shape)
-            raise InputError(
-                f"{where}: {np.count_nonzero(bad)} of {bad.size} values are not finite as {dtype.name}, the first is "
-                f"{array[first]} at {[int(i) for i in first]}; valid are finite numbers"
-            )
+        x = _finite(array, where, dtype)
     return x[:, np.newaxis] if x.ndim == 3 else x
+
+
+def _finite(array: np.ndarray, where: str, dtype: np.dtype) -> np.ndarray:
+    """The values as `dtype`, C-contiguous."""
+    with np.errstate(over="ignore"):  # a value beyond the range becomes infinity, and is reported just below
+        x = np.ascontiguousarray(array, dtype=dtype)
+    bad = ~np.isfinite(x)
+    if bad.any():
+        first = np.unravel_index(int(bad.argmax()), bad.shape)
+        raise InputError(
+            f"{where}: {np.count_nonzero(bad)} of {bad.size} values are not finite as {dtype.name}, the first is "
+            f"{array[first]} at {[int(i) for i in first]}; valid are finite numbers"
+        )
+    return x
+
+
+def _targets(array: np.ndarray, where: str, dtype: np.dtype) -> np.ndarray:
+    """Raw float targets (n, ...) as `dtype`."""
+    if array.ndim == 0:
+        raise InputError(f"{where}: targets of shape {array.shape}; valid is (n, ...), one target per sample")
+    if array.size == 0:
+        what = "no targets" if len(array) == 0 else "targets without values"
+        raise InputError(f"{where}: {what} (shape {array.shape}); valid is at least one in every dimension")
+    values = array.size // len(array)
+    if values > MOST_CLASSES:
+        raise InputError(f"{where}: targets of shape {array.shape[1:]}; valid are at most {MOST_CLASSES:,} values each")
+    return _finite(array, where, dtype)
 
 
 def _labels(array: np.ndarray, where: str, classes: int) -> np.ndarray:
     """Raw labels, all below `classes`, as an (n,) int64 array."""
     _require_real(array, where)
     if array.ndim != 1:
-        raise InputError(f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample")
+        raise InputError(
+            f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample, or floats (n, ...)"
+        )
     if len(array) == 0:
         raise InputError(f"{where}: no labels; valid is at least one")
     values = array.astype(np.float64) if array.dtype.kind == "f" else array  # float16 cannot hold MOST_CLASSES
     bad = np.flatnonzero(~((values >= 0) & (values < classes) & (values == np.floor(values))))
     if len(bad):
+        hint = ", or floats in both parts: a regression" if array.dtype.kind == "f" else ""
         raise InputError(
             f"{where}: {len(bad)} of {len(array)} labels are no class numbers, the first is {array[bad[0]]} at "
-            f"[{bad[0]}]; valid are whole numbers from 0 to {classes - 1}"
+            f"[{bad[0]}]; valid are whole numbers from 0 to {classes - 1}{hint}"
         )
     return array.astype(np.int64)

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from parallel_dl.datasets.files import one_line
+from parallel_dl.files import one_line
 from parallel_dl.errors import InputError
 
 CHUNK = 1 << 16

@@ -4,10 +4,12 @@ At every moment a file is there and right, or not there. A lock on each partial 
 system drops it when the process that holds it ends, however it ends.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallel_dl.datasets.download import DownloadError, download
-from parallel_dl.datasets.files import one_line
-from parallel_dl.errors import InputError
+from parallel_dl.files import one_line
+from parallel_dl.errors import InputError, shown
 
 SECONDS = 30.0  # without a byte, after which a server is given up
 
@@ -39,7 +41,7 @@ def fetch(
     the partial file is removed); else a folder that cannot be written. What came before a connection broke is kept.
     """
     if not re.match("https?://[^/]", address):
-        raise InputError(f"address (--from) {address!r}: valid begins with http:// or https:// and the server's name")
+        raise InputError(f"address (--from) {shown(address)}: valid begins with http:// or https:// and the server's name")
     folder, new = Path(folder), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,8 +65,10 @@ def fetch(
 
 
 def _is_right(path: Path, size: int, sha256: str) -> bool:
-    try:
-        with open(path, "rb") as file:
+    try:  # without waiting for the writer of a named pipe
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
             return os.fstat(file.fileno()).st_size == size and _sha256(file) == sha256
     except FileNotFoundError:
         return False

@@ -12,7 +12,6 @@ Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digit
 import gzip
 import math
 import os
-import secrets
 import struct
 import zlib
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from parallel_dl.datasets.files import one_line, opened
+from parallel_dl.files import one_line, opened, replacing, require_memory
 from parallel_dl.errors import InputError
 
 SHORT_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
@@ -28,6 +27,8 @@ TYPES = {code: np.dtype(f">{short}") for code, short in SHORT_TYPES.items()}
 VALID_TYPES = ", ".join(f"0x{code:02X} {dtype.name}" for code, dtype in TYPES.items())
 MOST_DIMENSIONS = 64  # NumPy's limit; the format's is 255
 CHUNK = 1 << 20
+SLACK = 1 << 16  # bytes of gzip's own headers
+MOST_PER_BYTE = 1040  # that come out of one byte of gzip
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
@@ -36,15 +37,15 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     Returns a new array of the shape and type that the header declares, in native byte order.
 
     Raises InputError, naming the file: missing, unreadable or a directory; wrong magic; unknown element type;
-    truncated or with trailing bytes (with the expected and the found number of bytes); broken gzip. Memory is taken
-    for the bytes that are there, never for a declared size.
+    truncated or with trailing bytes (with the expected and the found number of bytes); broken gzip; more than fits in
+    memory. Memory is taken for the bytes that are there, never for a declared size; nothing is decompressed beyond it.
     """
     with opened(path, "an IDX file, plain or gzipped") as file:
         compressed = file.read(2) == b"\x1f\x8b"
-        length = None if compressed else os.fstat(file.fileno()).st_size
+        length = os.fstat(file.fileno()).st_size
         file.seek(0)
         try:
-            return _read_array(gzip.GzipFile(fileobj=file) if compressed else file, path, length)
+            return _read_array(gzip.GzipFile(fileobj=file) if compressed else file, path, length, compressed)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: broken gzip ({one_line(error)}); valid is a whole gzipped IDX file") from error
 
@@ -64,30 +65,20 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
         raise InputError(f"{path}: an array of shape {array.shape} does not fit; IDX sizes are below 2**32")
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[0], array.ndim, *array.shape)
     elements = np.ascontiguousarray(array, dtype=TYPES[codes[0]]).data
-    partial = path.parent / f".{secrets.token_hex(8)}.partial"
-    try:
-        try:
-            with open(partial, "xb") as file:
-                if path.suffix == ".gz":
-                    with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # same bytes each time
-                        packed.write(header)
-                        packed.write(elements)
-                else:
-                    file.write(header)
-                    file.write(elements)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({one_line(error)}); valid is a file in a folder that exists and may be written"
-        ) from error
+    with replacing(path) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # the same bytes each time
+                packed.write(header)
+                packed.write(elements)
+        else:
+            file.write(header)
+            file.write(elements)
 
 
-def _read_array(stream: BinaryIO | gzip.GzipFile, path: str | os.PathLike[str], length: int | None) -> np.ndarray:
-    """Header, then elements. `length` in bytes is the whole stream's if that is known before reading it."""
+def _read_array(
+    stream: BinaryIO | gzip.GzipFile, path: str | os.PathLike[str], length: int, compressed: bool
+) -> np.ndarray:
+    """Header, then elements. `length` is that of the file in bytes."""
     magic = _read(stream, 4)
     if any(magic[:2]):
         raise InputError(f"{path}: wrong magic {magic.hex(' ')}; an IDX file begins with 00 00")
@@ -108,13 +99,18 @@ def _read_array(stream: BinaryIO | gzip.GzipFile, path: str | os.PathLike[str], 
 
     header, body = 4 + 4 * dimensions, math.prod(shape) * dtype.itemsize
     declared = f"expected {header + body} bytes for shape {shape} of {dtype.name}"
-    elements = bytearray()
-    if length is None or length == header + body:
+    if compressed and length > 2 * (header + body) + SLACK:  # even noise is hardly longer when it is compressed
+        raise InputError(f"{path}: {length} bytes of gzip: {declared}, uncompressed")
+    if compressed or length == header + body:
+        require_memory(f"{path}: shape {shape} of {dtype.name}", min(body, MOST_PER_BYTE * length))
         elements = _read(stream, body)
-        length = header + len(elements) + _count_rest(stream)  # reading to the end also checks the gzip checksum
+        length = header + len(elements) + len(stream.read(1))  # reading to the end also checks the gzip checksum
+    else:
+        elements = bytearray()
     if length != header + body:
-        what = "truncated" if length < header + body else f"{length - header - body} trailing bytes"
-        raise InputError(f"{path}: {what}: {declared}, found {length}")
+        more = length - header - body
+        what = "truncated" if more < 0 else f"{'at least 1' if compressed else more} trailing bytes"
+        raise InputError(f"{path}: {what}: {declared}, found {length}{' or more' if compressed and more > 0 else ''}")
     try:
         return np.frombuffer(elements, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
     except ValueError as error:  # no element, but sizes whose product is beyond NumPy
@@ -127,11 +123,3 @@ def _read(stream: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
     while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
         data += chunk
     return data
-
-
-def _count_rest(stream: BinaryIO | gzip.GzipFile) -> int:
-    """How many bytes follow; reads them without keeping them."""
-    count = 0
-    while chunk := stream.read(CHUNK):
-        count += len(chunk)
-    return count

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parallel_dl.datasets.files import listed
+from parallel_dl.files import listed
 from parallel_dl.datasets.idx import read_idx
 from parallel_dl.datasets.places import names_in
 from parallel_dl.errors import InputError

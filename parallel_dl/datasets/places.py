@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from parallel_dl.datasets.files import one_line
+from parallel_dl.files import one_line
 from parallel_dl.errors import InputError
 
 VARIABLE = "PARALLEL_DL_DATA"

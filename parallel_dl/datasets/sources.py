@@ -9,8 +9,8 @@ from numpy.typing import DTypeLike
 
 from parallel_dl.datasets import cifar10, fashion_mnist, mnist
 from parallel_dl.datasets.dataset import PARTS, Dataset, checked_dtype
-from parallel_dl.datasets.files import listed, one_line, opened
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, shown, unknown_name
+from parallel_dl.files import listed, one_line, opened, require_memory
 
 ON_THIS_MACHINE = {fashion_mnist.NAME: fashion_mnist.load, cifar10.NAME: cifar10.load}
 NAMES = ("digits", *ON_THIS_MACHINE, "idx", "npz")
@@ -35,8 +35,9 @@ def load(
     a path            of a .npz file or of a folder of IDX files, without `data_dir`
 
     x is (n, channels, height, width), or (n, features), of `dtype` (float32 or float64); uint8 images are scaled to
-    [0, 1], other types are taken as they are, and training and test have to be of one scale then. y is (n,) int64. A
-    name goes before a folder of that name: write "./digits" for the folder.
+    [0, 1], other types are taken as they are, and training and test have to be of one scale then. y is (n,) int64
+    class numbers, or where both parts have floats, targets (n, ...) of `dtype`. A name goes before a folder of that
+    name: write "./digits" for the folder.
 
     Raises InputError, one line that names the file, for everything that is missing, damaged or does not fit together.
     """
@@ -55,7 +56,7 @@ def load(
         )
     if data_dir is not None:
         raise InputError(
-            f"dataset {name!r} takes no data directory, but {os.fspath(data_dir)!r} was given; "
+            f"dataset {shown(name)} takes no data directory, but {shown(os.fspath(data_dir))} was given; "
             f"valid with one are {', '.join(NAMES[1:])}"
         )
     if name == "digits":
@@ -101,6 +102,8 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
                 f"{path}: has no array {', '.join(missing)}, only {one_line(', '.join(archive) or 'nothing')}; "
                 f"valid is {expected}"
             )
+        packed = archive.zip  # a few bytes of it can be any number of bytes
+        require_memory(f"{path}", sum(packed.getinfo(name).file_size for name in packed.namelist() if _key(name) in keys))
         for key in keys:
             try:  # damage shows as one of a dozen types: zip, zlib, header syntax, memory, object arrays, ...
                 array = archive[key]
@@ -112,3 +115,8 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
                 raise InputError(f"{path}: {key!r} is not an array; valid is {expected}")
             arrays.append(array)
         return arrays
+
+
+def _key(member: str) -> str:
+    """What NumPy calls a member of the archive."""
+    return member.removesuffix(".npy")

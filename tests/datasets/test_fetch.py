@@ -233,9 +233,12 @@ def test_a_folder_that_cannot_be_written(server, contents, tmp_path):
     arguments = {"error": InputError, "files": table(contents), "address": server.address}
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing", "a\0b"):
-        expect_error(str(folder), "cannot be written", folder=folder, **arguments)
+        expect_error(str(folder).replace("\0", "\\x00"), "cannot be written", folder=folder, **arguments)
     (tmp_path / FIRST).mkdir()
     expect_error(tmp_path / FIRST, "Is a directory", folder=tmp_path, **arguments)
+    (tmp_path / FIRST).rmdir()
+    os.mkfifo(tmp_path / FIRST)
+    expect_error(tmp_path / FIRST, "is not a regular file", folder=tmp_path, **arguments)
     assert server.asked == []
 
 

@@ -1,0 +1,27 @@
+"""Every file that a user names is read and written here; whatever is wrong with it is one line that names it.
+
+Read in this order:
+
+    reading.py   regular files only, not larger than allowed; bytes, text, the names in a folder
+    tables.py    TOML and JSON: numbers of 64 bits, not nested without end
+    memory.py    how much there is, and what does not fit
+    writing.py   a new file in place of an old one, at once
+"""
+
+from parallel_dl.files.memory import memory, require_memory
+from parallel_dl.files.reading import listed, one_line, opened, read_text, require_regular
+from parallel_dl.files.tables import read_table
+from parallel_dl.files.writing import replacing, require_writable
+
+__all__ = [
+    "listed",
+    "memory",
+    "one_line",
+    "opened",
+    "read_table",
+    "read_text",
+    "replacing",
+    "require_memory",
+    "require_regular",
+    "require_writable",
+]

@@ -1,0 +1,50 @@
+"""Settings in a file: a table in TOML or JSON, whose numbers have 64 bits and whose nesting has an end."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from typing import Any
+
+from parallel_dl.errors import InputError, shown
+from parallel_dl.files.reading import one_line, read_text
+
+DEEPEST = 32  # tables and lists inside each other
+
+
+def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
+    """The keys and values in a TOML file, or in a JSON one (.json).
+
+    InputError, which names the file, for one that `files.opened` refuses, that is none of this format, or no table; for
+    integers beyond 64 bits, and for lists and tables more than 32 deep.
+    """
+    text = read_text(path, expected)
+    kind = "JSON" if os.fspath(path).endswith(".json") else "TOML"
+    try:
+        table = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deep; valid is {expected}, at most {DEEPEST} deep") from None
+    except ValueError as error:  # bad syntax; or an integer of more digits than Python reads
+        raise InputError(f"{path}: is no {kind}: {one_line(error)}") from None
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: holds {shown(table)}; valid is {expected}")
+    _require_plain(path, table)
+    return table
+
+
+def _require_plain(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
+    """Level by level, without recursion."""
+    level: list[Any] = [table]
+    for _ in range(DEEPEST):
+        inside: list[Any] = []
+        for one in level:
+            inside += one.items() if isinstance(one, dict) else ((None, item) for item in one)
+        for name, value in inside:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                where = "" if name is None else f"{shown(name)} = "
+                raise InputError(f"{path}: {where}{shown(value)}: valid are whole numbers of 64 bits")
+        level = [value for _, value in inside if isinstance(value, (dict, list))]
+        if not level:
+            return
+    raise InputError(f"{path}: is nested too deep; valid is at most {DEEPEST} deep")
