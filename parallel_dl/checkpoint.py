@@ -1,6 +1,6 @@
 """Weights and optimizer states in a file: safetensors, with a word about where they come from.
 
-Arrays are tensors, named by their place ("state.0.momentum"); numbers, texts and the nesting itself are in the metadata.
+Arrays are tensors, named by their place ("state.0.momentum"); numbers, texts and the nesting are in the metadata.
 """
 
 from __future__ import annotations

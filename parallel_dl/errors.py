@@ -11,7 +11,7 @@ MOST_OF_LINE = 1000
 _MOST_NAMES = 50  # valid names that are all listed
 
 # a value that a line repeats: in quotes, or without blanks in it
-_VALUE = re.compile(r"""(?<![^\s(\[{=,:])(['"])(?:(?!\1).){%d,}\1(?!\w)|\S{%d,}""" % (MOST_OF_VALUE, MOST_OF_VALUE + 1))
+_VALUE = re.compile(rf"""(?<![^\s(\[{{=,:])(['"])(?:(?!\1).){{{MOST_OF_VALUE},}}\1(?!\w)|\S{{{MOST_OF_VALUE + 1},}}""")
 
 
 class InputError(ValueError):
@@ -58,7 +58,7 @@ def bounded(text: str) -> str:
 
 
 def _cut_value(value: str) -> str:
-    """The value cut to 80 characters. Of a path these are 80 of what does not exist: the rest is a place, not a value."""
+    """The value cut to 80 characters. Of a path these are 80 of what does not exist: the rest is a place, no value."""
     start = value.find(os.sep)
     if 0 <= start <= MOST_OF_VALUE and len(value) <= MOST_OF_LINE:
         place = value[start:]

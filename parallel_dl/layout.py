@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, cut, shown, unknown_name
+from parallel_dl.files import read_table
 from parallel_dl.partition import LEAVES
 from parallel_dl.schedule import ASYNCHRONOUS
 
@@ -178,6 +178,14 @@ class Layout:
             )
         return in_all
 
+    def require_microbatches(self, samples: int) -> None:
+        """Raises InputError for more microbatches than a batch of so many samples has, or a pipeline has ranks."""
+        most = max(samples, self.pp)
+        if self.microbatches > most:
+            raise InputError(
+                f"--microbatches {self.microbatches}: a batch has {samples:,} samples; valid are 1 to {most}"
+            )
+
     @property
     def splits_layers(self) -> bool:
         """Whether the network has to be divided; on one rank only if somebody asks for it."""
@@ -205,11 +213,9 @@ def read_keys(path: str | Path) -> dict[str, Any]:
     the nearest valid one), and for a value of another type.
     """
     try:
-        keys = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"layout file {path}: {(error.strerror or str(error)).lower()}") from None
-    except ValueError as error:  # of TOML, or of UTF-8
-        raise InputError(f"layout file {path}: is no TOML: {error}") from None
+        keys = read_table(path, "a layout in TOML")
+    except InputError as error:
+        raise InputError(f"layout file {error}") from None
     for key, value in keys.items():
         if key not in _KEYS:
             raise InputError(f"{path}: {unknown_name('key', key, _KEYS)}")
@@ -220,10 +226,10 @@ def read_keys(path: str | Path) -> dict[str, Any]:
         if _KEYS[key] is dict:
             for layer, way in value.items():
                 hint = '; names with dots are in quotes, like "tower.fc1"' if type(way) is dict else ""
-                _require_kind(f"{path}: {key}.{layer}", way, str, hint)
+                _require_kind(f"{path}: {key}.{cut(layer)}", way, str, hint)
     return keys
 
 
 def _require_kind(what: str, value: Any, kind: type, hint: str = "") -> None:
     if type(value) is not kind:  # True is no number
-        raise InputError(f"{what} {value!r}: must be {_KINDS[kind]}{hint}")
+        raise InputError(f"{what} {shown(value)}: must be {_KINDS[kind]}{hint}")

@@ -19,6 +19,7 @@ from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
+from parallel_dl.metrics import Evaluation, Tally
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
@@ -34,13 +35,17 @@ class Result:
 
     losses: list[float]
     """one per update: the mean over the global batch, before the update"""
-    test_accuracy: float
-    """share of the test images whose class is predicted"""
+    test_loss: float | None
+    """the mean over the test samples, after all updates; None where it cannot be computed"""
+    test_accuracy: float | None
+    """share of the test samples whose class is predicted; None where the targets are no classes"""
     seconds: float
     """wall-clock seconds of the updates, without start-up and test"""
     samples_per_second: float
     stream: Stream | None = None
     """with an input rate: what was measured of the samples that came in, on ranks with the network's first layers"""
+    note: str | None = None
+    """why there is no test loss"""
 
 
 def as_batches(batch: Batch) -> list[Share]:
@@ -342,9 +347,10 @@ class Trainer:
         self.arrivals = None if input_rate is None else Arrivals(input_rate)
         with self._counted():
             losses, samples, seconds = self._updates(dataset, batch_size, seed, epochs, steps, report)
-        accuracy = self.test(dataset.x_test, dataset.y_test)
+        found = self.test(dataset.x_test, dataset.y_test)
         stream = None if self.arrivals is None else self.arrivals.measured()
-        return Result(losses, accuracy, seconds, samples / seconds if seconds else 0.0, stream)
+        speed = samples / seconds if seconds else 0.0
+        return Result(losses, found.loss, found.accuracy, seconds, speed, stream, found.note)
 
     def _counted(self) -> AbstractContextManager[None]:
         """What is sent inside is entered in the ledger, if there is one."""
@@ -389,25 +395,54 @@ class Trainer:
             local = self.mesh.pipe.labelled("report").all_reduce(local)
         return self._data.labelled("report").all_reduce(local)
 
-    def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
-        """The share of samples (n, ...) whose class in y (n,) is predicted; the ranks divide the work."""
+    def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> Evaluation:
+        """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of classes that are predicted.
+
+        The ranks divide the work. Accuracy is for class numbers y (n,) and scores (n, classes) alone.
+        """
         self.network.eval()
         ranks, rank = self.mesh.data.size, self.mesh.data.rank
         each = 1 if self.leaves is None else self.leaves // ranks
         own = [share(len(x), ranks * each, rank * each + number) for number in range(each)]
         if self.hybrid is not None:  # all ranks go through all samples together
             own = [slice(0, len(x))]
-        right = 0
+        tallies = [Tally(self._loss, len(x)) for _ in own]
         with no_grad():
-            for piece in (piece for part in own for piece in _pieces(part, batch_size)):
-                scores = self._scores(x[piece])
-                if scores is not None:
-                    right += int((scores.argmax(axis=-1) == y[piece]).sum())
+            for tally, part in zip(tallies, own):
+                for piece in _pieces(part, batch_size):
+                    self._test_piece(tally, x[piece], y[piece])
+        return self._evaluation(tallies, len(x))
+
+    def _test_piece(self, tally: Tally, x: np.ndarray, y: np.ndarray) -> None:
+        try:
+            scores = self._scores(x)
+        except Exception as error:
+            if self._divided is not None:  # other ranks may wait for this one
+                raise
+            tally.failed(error)
+        else:
+            if scores is not None:
+                tally.add(scores, y)
+
+    def _evaluation(self, tallies: Sequence[Tally], samples: int) -> Evaluation:
+        """From the tallies of all ranks: losses in the order of samples, or in the tree of a reproducible layout."""
+        losses = TreeSum()
+        for tally in tallies:
+            losses.add([np.array([tally.sum_of_losses])])
+        loss = losses.total()[0]
+        failures = sum(tally.note is not None for tally in tallies)
+        counts = np.array([sum(t.right for t in tallies), sum(t.judged for t in tallies), failures])
         if self.pipeline is not None:
-            right = int(self.mesh.pipe.all_reduce(np.array([right]))[0])
+            loss, counts = (self.mesh.pipe.all_reduce(array) for array in (loss, counts))
         if self.hybrid is None:
-            right = int(self.mesh.data.all_reduce(np.array([right]))[0])
-        return float(right / max(1, len(x)))
+            loss, counts = self._data.all_reduce(loss), self.mesh.data.all_reduce(counts)
+        right, judged, failed = counts.tolist()
+        note = None if samples else "test loss: there are no samples"
+        if failed:
+            notes = self.mesh.world.all_gather_object(next((t.note for t in tallies if t.note is not None), None))
+            note = next(said for said in notes if said is not None)
+        accuracy = right / samples if samples and judged == samples else None
+        return Evaluation(None if note else float(loss[0]), accuracy, note)
 
     def _scores(self, x: np.ndarray) -> np.ndarray | None:
         """The network's whole output for samples x; None on the ranks of a pipeline that do not have it."""

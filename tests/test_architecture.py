@@ -17,6 +17,7 @@ TRAINING = {
     "layout",
     "trainer",
     "checkpoint",
+    "metrics",
     "datasets",
     "mpi",
     "splits",
@@ -47,6 +48,7 @@ OURS = {
     "hybrid": {"mpi", "nn", "autograd", "optim", "cost", "splits", "datasets", "layout", "model_parallel", *BASE},
     "layout": {"schedule", *BASE},
     "checkpoint": {"nn", *BASE},
+    "metrics": {"autograd", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,
     "equivalence": TRAINING | BASE,
     "launch": {"errors"},
@@ -60,7 +62,7 @@ OURS = {
 THIRD_PARTY = {
     **{
         unit: {"numpy"}
-        for unit in (*MATHS, "convolution", "datasets", "reproducible", *PARALLEL, "equivalence", "trainer")
+        for unit in (*MATHS, "convolution", "datasets", "reproducible", *PARALLEL, "equivalence", "trainer", "metrics")
     },
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
     "checkpoint": {"numpy", "safetensors"},

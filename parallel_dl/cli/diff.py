@@ -10,7 +10,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut
 
 if TYPE_CHECKING:
     from parallel_dl.equivalence.files import ArraysComparison, TensorDifference
@@ -70,10 +70,10 @@ def _print(found: ArraysComparison) -> None:
     screen = console()
     lines = [found.message]
     if found.different:
-        lines.append(f"first different, in the order of names: {found.different[0].name}")
+        lines.append(f"first different, in the order of names: {cut(found.different[0].name)}")
         shown = found.different[:_MOST_ROWS]
-        width = max(len(one.name) for one in shown)
-        lines += [f"  {one.name:{width}}  {_number(one.error)}  {one.cause}" for one in shown]
+        width = max(len(cut(one.name)) for one in shown)
+        lines += [f"  {cut(one.name):{width}}  {_number(one.error)}  {one.cause}" for one in shown]
         if len(found.different) > len(shown):
             lines.append(f"  ... and {len(found.different) - len(shown)} more")
     screen.print(*lines, sep="\n", soft_wrap=True, markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
 from parallel_dl.cli.verify import verify
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, bounded, shown
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
 
 _MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
@@ -74,13 +74,17 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except MemoryError:
+        if inside_mpirun():  # other ranks wait for this one: it has to fail
+            raise
+        status, message = 2, "the memory is not enough; a smaller --batch-size, or more ranks, take less of it on each"
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        status, message = getattr(error, "exit_code", 2), error.format_message()
+        status, message = getattr(error, "exit_code", 2), _refusal(error, arguments or [])
         if not message:  # no command given: typer has printed its help
             return status
-    line = None if message is None else "parallel-dl: " + " ".join(message.split())
+    line = None if message is None else f"parallel-dl: {bounded(message)}"
     if rank.connected():
         sys.stdout.flush()
         rank.complete(status, line)  # our launcher prints the line, once for all ranks
@@ -89,6 +93,31 @@ def main(arguments: list[str] | None = None) -> int:
     elif line is not None:
         print(line, file=sys.stderr)
     return status
+
+
+def _refusal(error: Any, arguments: list[str]) -> str:
+    """What typer refuses, with the value that it was given, which it leaves out."""
+    said = error.format_message()
+    parameter = getattr(error, "param", None)
+    flags = [*getattr(parameter, "opts", ()), *getattr(parameter, "secondary_opts", ())]
+    kind = {"integer": "a whole number", "float": "a number"}.get(getattr(getattr(parameter, "type", None), "name", ""))
+    if kind is None:
+        return said
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and (equals or place + 1 < len(arguments)):
+            value = value if equals else arguments[place + 1]
+            if not _is(kind, value):
+                return f"{flag} {shown(value)}: must be {kind}"
+    return said
+
+
+def _is(kind: str, text: str) -> bool:
+    try:
+        int(text) if kind == "a whole number" else float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _say_on_one_rank(line: str) -> None:

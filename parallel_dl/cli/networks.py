@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
-from parallel_dl.errors import InputError
+from parallel_dl.cli.limits import of_flag
+from parallel_dl.errors import InputError, shown
 
 if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
@@ -30,7 +32,11 @@ def network_for(name: str, dataset: Dataset, flag: str) -> Module:
     from parallel_dl import networks
 
     networks.require_known(name)
-    try:
-        return networks.create(name, dataset.input_shape, dataset.classes)
-    except InputError as error:
-        raise InputError(f"--dataset {flag}: {error}") from None
+    with of_flag(f"--dataset {shown(Path(flag))}:"):
+        outputs = networks.NETWORKS[name].classes
+        if dataset.classes is None and outputs is not None and outputs != dataset.outputs:
+            raise InputError(
+                f"network {name}: gives {outputs} values for a sample, but a target has {dataset.outputs}; "
+                f"try {networks.NETWORKS[name].small or 'mlp'}"
+            )
+        return networks.create(name, dataset.input_shape, dataset.outputs)

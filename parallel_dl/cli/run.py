@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.limits import of_flag, require_count
 from parallel_dl.errors import InputError
+from parallel_dl.files import MOST_TEXT, require_regular
+from parallel_dl.launch.run import MOST_RANKS
 
 
 def run(
@@ -17,10 +19,9 @@ def run(
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="How many ranks.")] = 2,
 ) -> int:
     """Run a Python file on N ranks: a rank that fails ends them all, is named, and leaves nothing behind."""
-    if ranks < 1:
-        raise InputError(f"--ranks {ranks}: must be at least 1")
-    if not Path(program).is_file():
-        raise InputError(f"program {program!r}: there is no such file")
+    require_count("ranks", ranks, most=MOST_RANKS)
+    with of_flag("program"):
+        require_regular(program, "a Python file", MOST_TEXT)
     if launch.inside_mpirun():
         raise InputError("run: starts the ranks itself; call it outside mpirun, or mpirun python PROGRAM without it")
     return launch.run(ranks, [program, *(arguments or [])])

@@ -12,6 +12,7 @@ from parallel_dl.cli import hybrid as of_hybrid
 from parallel_dl.cli import summary_of_pipeline as of_pipeline
 from parallel_dl.cli.hybrid import Hybrid, Ranks
 from parallel_dl.cli.layout import Chunks, Schedule, Stage
+from parallel_dl.cli.limits import require_count
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.summary_of_pipeline import CacheBytes, Microbatches, Pp
@@ -59,8 +60,7 @@ def summary(
     from parallel_dl import cost, datasets, networks
 
     networks.require_known(network)
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: must be at least 1")
+    require_count("batch-size", batch_size)
     of_hybrid.require_hybrid(hybrid, hybrid_ranks, {"mp": mp, "pp": pp})
     ranks, ways = require_mp(mp, None if hybrid else split), parse_splits(split)
     of_pipeline.require_pp(pp, ranks, schedule, stage, chunks, microbatches, cache_bytes)
@@ -70,7 +70,7 @@ def summary(
     if dataset is not None or shape is None or classes is None:
         data = datasets.load(dataset or "digits", data_dir)
         model = network_for(network, data, dataset or "digits")
-        shape, classes = shape or data.input_shape, classes or data.classes
+        shape, classes = shape or data.input_shape, classes or data.outputs
     else:
         model = networks.create(network)
     facts = cost.cost_of(model, shape, batch_size)

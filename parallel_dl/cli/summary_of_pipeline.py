@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from parallel_dl.cli.limits import require_count
 from parallel_dl.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def require_pp(
         if value is not None and pp is None:
             raise InputError(f"--{flag} {value}: belongs to --pp N")
     for flag, number, least in (("pp", pp, 1), ("microbatches", microbatches, 1), ("cache-bytes", cache_bytes, 0)):
-        if number is not None and number < least:
-            raise InputError(f"--{flag} {number}: must be at least {least}")
+        require_count(flag, number, least, 2**63 - 1)
     if pp is not None and ranks > 1:
         raise InputError(f"--pp {pp} and --mp {ranks}: summary tells of one of them at a time")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli import losses
 from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch
 from parallel_dl.cli.layout import (
     Chunks,
@@ -27,10 +28,12 @@ from parallel_dl.cli.layout import (
     layout_of,
     require_fits,
 )
+from parallel_dl.cli.limits import of_flag, require_count
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.files import require_writable
 
 if TYPE_CHECKING:
     from parallel_dl.cost import NetworkCost
@@ -44,9 +47,9 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 RATE_POLICIES = ("constant", "step", "cosine")
 DTYPES = ("float32", "float64")
-LOSSES = ("cross-entropy", "logistic")
 
 _RATE_OF_LARS = 1.0
+_BATCH_SIZE = 64  # unless given
 _WORK_FOR_THREADS = 1 << 25  # multiply-adds in a forward pass's products, below which one BLAS thread is best
 
 
@@ -86,8 +89,8 @@ class Job:
         from parallel_dl.nn import Parameter, initializers
 
         networks.require_known(self.network)
+        losses.require_known(self.loss)
         for flag, value, valid in (
-            ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("lr-policy", self.lr_policy or RATE_POLICIES[0], RATE_POLICIES),
             ("dtype", self.dtype, DTYPES),
@@ -96,24 +99,27 @@ class Job:
             if value not in valid:
                 raise unknown_name(f"--{flag}", value, valid)
         for flag, number in (("batch-size", self.batch_size), ("epochs", self.epochs), ("steps", self.steps)):
-            if number is not None and number < 1:
-                raise InputError(f"--{flag} {number}: must be at least 1")
+            require_count(flag, number)
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
         if self.input_rate is not None and not 1e-6 <= self.input_rate <= 1e12:
             raise InputError(f"--input-rate {self.input_rate}: must be in 1e-6..1e12 samples per second")
         self.check_rule()
         if self.output is not None:
-            checkpoint.require_writable(self.output)
+            with of_flag("--output"):
+                require_writable(self.output)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
-        data = datasets.load(self.dataset, self.data_dir, self.dtype)
+        data = datasets.load(self.dataset, self.data_dir, self.dtype).with_flat_targets()
+        losses.require_fits(self.loss, data)
+        self.layout.require_microbatches(min(self.batch_size, len(data.x_train)))
         network = network_for(self.network, data, self.dataset)
         if self.layout.reproducible:
             self.check_reproducible(network, data)
         require_fits(network, data.input_shape, self.layout)
         self.layout.updates(len(data.x_train), self.batch_size, self.epochs, self.steps)
         if self.weights is not None:
-            checkpoint.require_fits(self.weights, network)
+            with of_flag("--weights"):
+                checkpoint.require_fits(self.weights, network)
         return data
 
     def check_rule(self) -> None:
@@ -129,8 +135,7 @@ class Job:
             raise InputError("--nesterov: needs a --momentum above 0")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise InputError(f"--weight-decay {self.weight_decay}: must be a finite number, at least 0")
-        if self.warmup < 0:
-            raise InputError(f"--warmup {self.warmup}: must be at least 0")
+        require_count("warmup", self.warmup, 0)
         self.layout.require_clip_norm(self.clip_norm, "--clip-norm")
 
     def check_reproducible(self, network: Module, data: Dataset) -> None:
@@ -171,11 +176,14 @@ class Job:
             return optim.SGD(parameters, policy, momentum=momentum, nesterov=self.nesterov, **decay)
         return (optim.Adam if self.optimizer == "adam" else optim.AdamW)(parameters, policy, **decay)
 
-    def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str]:
-        """Trains on the ranks of `world`; returns the run's JSON object and how gradients were summed."""
+    def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+        """Trains on the ranks of `world`; the run's JSON object, how gradients were summed, and what --output holds.
+
+        The last on rank 0 alone, and only with --output.
+        """
         import numpy as np
 
-        from parallel_dl import checkpoint, nn
+        from parallel_dl import checkpoint
         from parallel_dl.cost import cost_of
         from parallel_dl.mpi import Mesh, gather_rows, one_blas_thread
         from parallel_dl.trainer import Trainer
@@ -194,12 +202,14 @@ class Job:
             self.layout,
             Mesh(world, pipe=self.layout.pp, data=self.layout.dp, model=self.layout.mp),
             "mpi" if unshared and not self.layout.reproducible else self.allreduce,
-            {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss}[self.loss],
+            losses.function_of(self.loss),
             dataset.input_shape,
             self.clip_norm,
         )
         if self.weights is not None:
-            trainer.load_state_dict(checkpoint.read(self.weights))
+            with of_flag("--weights"):
+                weights = checkpoint.read(self.weights)
+            trainer.load_state_dict(weights)
         note = trainer.gradients.note
         if unshared and self.allreduce != "mpi" and not self.layout.reproducible:
             note = "gradients are summed by MPI's all-reduce: /dev/shm is too small for MPICH's shared memory"
@@ -213,12 +223,28 @@ class Job:
             facts["stream"] = dataclasses.asdict(result.stream)
         if world.ledger is not None:
             facts["ledger"] = [dataclasses.asdict(row) for row in gather_rows(world, world.ledger)]
-        if self.output is not None:
-            state = trainer.gather_state()
-            if state is not None and world.rank == 0:
-                checkpoint.save(self.output, state, {**facts, "losses": None, "ledger": None, "stream": None})
+        for note in (result.note, _diverged(result.losses), self.covers_all(dataset)):
+            if note and world.rank == 0:
+                print(f"parallel-dl: {note}", file=sys.stderr)
+        state = None if self.output is None else trainer.gather_state()
         trainer.free()
-        return facts, trainer.gradients.method
+        return facts, trainer.gradients.method, state if world.rank == 0 else None
+
+    def save(self, state: dict[str, Any] | None, facts: dict[str, Any]) -> bool:
+        """Writes --output, where there is a state."""
+        from parallel_dl import checkpoint
+
+        if self.output is not None and state is not None:
+            with of_flag("--output"):
+                checkpoint.save(self.output, state, {**facts, "losses": None, "ledger": None, "stream": None})
+        return True
+
+    def covers_all(self, dataset: Dataset) -> str | None:
+        """A word about a --batch-size that was asked for, and that the data set does not have."""
+        samples = len(dataset.x_train)
+        if self.batch_size in (_BATCH_SIZE, samples) or self.batch_size < samples:
+            return None
+        return f"--batch-size {self.batch_size}: all {samples:,} training samples are one batch"
 
     def as_json(self, dataset: Dataset, result: Result, trainer: Trainer) -> dict[str, Any]:
         """One object, everything in it finite or null."""
@@ -230,6 +256,7 @@ class Job:
             "batch_size": self.batch_size,
             "steps": len(result.losses),
             "losses": [_finite(loss) for loss in result.losses],
+            "test_loss": _finite(result.test_loss),
             "test_accuracy": _finite(result.test_accuracy),
             "seconds": _finite(result.seconds),
             "samples_per_second": _finite(result.samples_per_second),
@@ -249,8 +276,14 @@ def _work_in_products(forward: NetworkCost) -> int:
     )
 
 
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _diverged(found: list[float]) -> str | None:
+    """A word about losses that are no numbers any more."""
+    first = next((update for update, loss in enumerate(found) if not math.isfinite(loss)), None)
+    return None if first is None else f"the loss is not finite from update {first} on; try a smaller --lr"
 
 
 @contextmanager
@@ -286,10 +319,10 @@ def train(
     variable_batch: VariableBatch = False,
     dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar-10, idx, npz or a path.")] = "digits",
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = _BATCH_SIZE,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None,
-    loss: Annotated[str, typer.Option(help="cross-entropy or logistic.")] = "cross-entropy",
+    loss: Annotated[str, typer.Option(help="cross-entropy, logistic or mse.")] = "cross-entropy",
     optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or lars.")] = "sgd",
     lr: Annotated[
         float | None, typer.Option(help="Learning rate. [default: sgd the network's, adam and adamw 0.001, lars 1]")
@@ -403,12 +436,16 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
         return job.check() if data is None else data
 
     dataset = agreed(comm, prepare)
-    facts, method = job.train(comm, dataset)
-    if comm.rank == 0:
-        if as_json:
-            print(json.dumps(facts))
-        else:
-            _print_table(facts, method)
+    facts, method, state = job.train(comm, dataset)
+    try:
+        if comm.rank == 0:
+            if as_json:
+                print(json.dumps(facts), flush=True)
+            else:
+                _print_table(facts, method)
+    finally:  # results first: they are there whatever becomes of the file, and the file whatever becomes of them
+        if job.output is not None:
+            agreed(comm, lambda: job.save(state, facts))
     return 0
 
 
@@ -448,7 +485,9 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
             table.add_row("steady state", f"{taken:,.0f} taken per second, {grew}")
         table.add_row("queue at the end", f"{stream['queue']:,} samples")
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in ends))
-    table.add_row("test accuracy", f"{facts['test_accuracy']:.2%}")
+    loss, accuracy = facts["test_loss"], facts["test_accuracy"]
+    table.add_row("test loss", "not finite, or not computed" if loss is None else f"{loss:.6f}")
+    table.add_row("test accuracy", "none: the targets are no classes" if accuracy is None else f"{accuracy:.2%}")
     if layout.get("reproducible"):
         table.add_row("reproducible: weights", facts["weights_sha256"])
     console().print(table)

@@ -29,8 +29,11 @@ from parallel_dl.cli.layout import (
     layout_of,
     require_fits,
 )
+from parallel_dl.cli.limits import require_count
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.files import require_memory
+from parallel_dl.launch.run import MOST_RANKS
 from parallel_dl.layout import Layout
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 RANKS = (1, 2, 3, 4, 6, 8)
 SHAPE, CLASSES = (2, 9, 8), 10  # of the synthetic data, for networks that take their input's: nothing is alike
+MOST_SAMPLES, MOST_STEPS = 1 << 16, 10_000  # the serial run goes through its samples one by one, and keeps every step
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -84,14 +88,15 @@ class Job:
         Layout().require_clip_norm(self.clip_norm, "--clip-norm")
         if self.exact and self.dtype != "float64":
             raise InputError(f"--exact --dtype {self.dtype}: whole numbers up to 2^53 need float64")
-        for flag in ("batch_size", "steps"):
-            if getattr(self, flag) < 1:
-                raise InputError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must be at least 1")
+        require_count("batch-size", self.batch_size, most=MOST_SAMPLES)
+        require_count("steps", self.steps, most=MOST_STEPS)
+        require_count(
+            "microbatches", self.microbatches, most=max(self.batch_size, self.layout.pp if self.layout else 1)
+        )
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
         for ranks in self.ranks:
-            if ranks < 1:
-                raise InputError(f"--ranks {ranks}: must be at least 1")
+            require_count("ranks", ranks, most=MOST_RANKS)
         for name in self.networks:
             what = self.experiment(name)
             if self.layout is None:
@@ -110,18 +115,23 @@ class Job:
         from parallel_dl import networks, optim
         from parallel_dl.cli.networks import network_for
         from parallel_dl.equivalence import exact_experiment, synthetic_experiment
+        from parallel_dl.nn import cross_entropy, mse
 
         shipped = networks.NETWORKS[name]
         shape, classes = shipped.input_shape or SHAPE, shipped.classes or CLASSES
         data = None
+        loss: Callable[..., Any] = cross_entropy
         build: Callable[[], Module] = lambda: networks.create(name, shape, classes)  # noqa: E731
         if self.dataset is not None:
             from parallel_dl import datasets
 
-            found = datasets.load(self.dataset, self.data_dir, self.dtype)
+            found = datasets.load(self.dataset, self.data_dir, self.dtype).with_flat_targets()
+            loss = cross_entropy if found.classes is not None else mse
             shape, data = found.input_shape, (found.x_train, found.y_train)
             build = lambda: network_for(name, found, self.dataset or "")  # noqa: E731
             build()
+        if data is None:  # twice as many, drawn in float64 and copied
+            require_memory(f"--batch-size {self.batch_size}", 32 * self.batch_size * math.prod(shape))
         if self.exact:
             return exact_experiment(build, shape, self.batch_size, self.seed)
         makers: dict[str, Callable[[Any], optim.Optimizer]] = {
@@ -139,7 +149,8 @@ class Job:
             self.seed,
             self.dtype,
             makers[self.optimizer],
-            data=data,
+            loss,
+            data,
             clip_norm=self.clip_norm,
         )
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from parallel_dl.datasets import places
 from parallel_dl.datasets.dataset import Dataset
-from parallel_dl.files import opened
 from parallel_dl.errors import InputError
+from parallel_dl.files import opened
 
 NAME = "cifar-10"
 CLASSES = 10

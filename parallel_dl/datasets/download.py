@@ -8,8 +8,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from parallel_dl.files import one_line
 from parallel_dl.errors import InputError
+from parallel_dl.files import one_line
 
 CHUNK = 1 << 16
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallel_dl.datasets.download import DownloadError, download
-from parallel_dl.files import one_line
 from parallel_dl.errors import InputError, shown
+from parallel_dl.files import one_line
 
 SECONDS = 30.0  # without a byte, after which a server is given up
 
@@ -41,7 +41,9 @@ def fetch(
     the partial file is removed); else a folder that cannot be written. What came before a connection broke is kept.
     """
     if not re.match("https?://[^/]", address):
-        raise InputError(f"address (--from) {shown(address)}: valid begins with http:// or https:// and the server's name")
+        raise InputError(
+            f"address (--from) {shown(address)}: valid begins with http:// or https:// and the server's name"
+        )
     folder, new = Path(folder), []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from parallel_dl.files import one_line, opened, replacing, require_memory
 from parallel_dl.errors import InputError
+from parallel_dl.files import one_line, opened, replacing, require_memory
 
 SHORT_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
 TYPES = {code: np.dtype(f">{short}") for code, short in SHORT_TYPES.items()}

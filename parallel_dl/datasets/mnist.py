@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from parallel_dl.files import listed
 from parallel_dl.datasets.idx import read_idx
 from parallel_dl.datasets.places import names_in
 from parallel_dl.errors import InputError
+from parallel_dl.files import listed
 
 STEMS = (("train-images", "idx3"), ("train-labels", "idx1"), ("t10k-images", "idx3"), ("t10k-labels", "idx1"))
 

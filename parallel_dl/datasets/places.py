@@ -4,8 +4,8 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from parallel_dl.files import one_line
 from parallel_dl.errors import InputError
+from parallel_dl.files import one_line
 
 VARIABLE = "PARALLEL_DL_DATA"
 DEBIAN = Path("/usr/share/datasets")  # where Debian's packages dataset-... put a folder each

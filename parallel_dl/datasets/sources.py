@@ -102,8 +102,9 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
                 f"{path}: has no array {', '.join(missing)}, only {one_line(', '.join(archive) or 'nothing')}; "
                 f"valid is {expected}"
             )
-        packed = archive.zip  # a few bytes of it can be any number of bytes
-        require_memory(f"{path}", sum(packed.getinfo(name).file_size for name in packed.namelist() if _key(name) in keys))
+        assert archive.zip is not None
+        members = [one for one in archive.zip.infolist() if one.filename.removesuffix(".npy") in keys]
+        require_memory(f"{path}", sum(one.file_size for one in members))  # a few bytes can be any number, unpacked
         for key in keys:
             try:  # damage shows as one of a dozen types: zip, zlib, header syntax, memory, object arrays, ...
                 array = archive[key]
@@ -115,8 +116,3 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
                 raise InputError(f"{path}: {key!r} is not an array; valid is {expected}")
             arrays.append(array)
         return arrays
-
-
-def _key(member: str) -> str:
-    """What NumPy calls a member of the archive."""
-    return member.removesuffix(".npy")

@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import itertools
-import json
 import math
+import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import checkpoint
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, cut, shown, unknown_name
+from parallel_dl.files import read_table, require_regular
 
 Arrays = dict[str, np.ndarray]
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2}
+_MOST_AXES = 64  # of an array of NumPy
 _MOST_SLICES = 64  # ranks that slices out of place are looked for
 
 
@@ -71,7 +72,7 @@ class ArraysComparison:
         worst = self.worst
         if worst is None:
             return "equal: there are no tensors"
-        of_worst = f"worst is {worst.name}, {worst.error:.2e} (bound {worst.bound:.0e})"
+        of_worst = f"worst is {cut(worst.name)}, {worst.error:.2e} (bound {worst.bound:.0e})"
         if self.equal:
             return f"equal: {len(self.tensors)} tensors; {of_worst}"
         return f"DIFFERENT: {len(self.different)} of {len(self.tensors)} tensors; {of_worst}"
@@ -92,8 +93,9 @@ def compare_arrays(
 
 def by_number(name: str) -> list[Any]:
     """The key that sorts "2.weight" before "10.weight"."""
-    parts = re.split(r"([0-9]+)", name)  # every other one is a number
-    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
+    parts = re.split(r"([0-9]+)", name)  # every other one is a number, of any number of digits
+    numbers = [part.lstrip("0") for part in parts]
+    return [(0, len(number), number) if place % 2 else (1, 0, parts[place]) for place, number in enumerate(numbers)]
 
 
 def _compare(
@@ -214,18 +216,17 @@ def read_placement(path: str) -> Placement:
     InputError for a file that is missing or malformed, and for other values. Nested tables are names with dots.
     """
     try:
-        text = Path(path).read_text()
-        said = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"--placement {path}: {error.strerror}") from None
-    except ValueError as error:  # of either format, and of bytes that are no text
-        raise InputError(f"--placement {path}: {error}") from None
-    if not isinstance(said, dict):
-        raise InputError(f"--placement {path}: valid is an object, name to axis")
+        said = read_table(path, "a placement, name to axis, in TOML or JSON")
+    except InputError as error:
+        raise InputError(f"--placement {error}") from None
     placement = dict(_flat(said))
     for name, how in placement.items():
         if isinstance(how, bool) or not (isinstance(how, int) or how in ("sum", "replicated")):
-            raise InputError(f"--placement {path}: {name} = {how!r}; valid are an axis, 'sum' and 'replicated'")
+            raise InputError(
+                f"--placement {path}: {cut(name)} = {shown(how)}; valid are an axis, 'sum' and 'replicated'"
+            )
+        if isinstance(how, int) and not -_MOST_AXES <= how < _MOST_AXES:
+            raise InputError(f"--placement {path}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")
     return placement
 
 
@@ -239,19 +240,17 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def files_of(text: str) -> list[Path]:
     """The files that a side names: a file, several with commas between, or a folder of safetensors files."""
-    whole = Path(text)
-    paths = [whole] if whole.exists() else [Path(part) for part in text.split(",")]
+    paths = [Path(text)] if os.path.exists(text) else [Path(part) for part in text.split(",")]
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             inside = sorted(path.glob("*.safetensors"), key=lambda file: by_number(file.name))
             if not inside:
                 raise InputError(f"{path}: has no files *.safetensors")
             found += inside
-        elif path.is_file():
-            found.append(path)
         else:
-            raise InputError(f"{path}: there is no such file")
+            require_regular(path, "a safetensors file, or a folder of them")
+            found.append(path)
     return found
 
 
@@ -264,10 +263,10 @@ def read_side(text: str, placement: Placement | None = None) -> tuple[Arrays, di
     """
     files = files_of(text)
     if len(files) == 1:
-        return checkpoint.load(files[0], ""), {}
+        return checkpoint.load(files[0]), {}
     shards: dict[str, list[np.ndarray]] = {}
     for path in files:
-        for name, array in checkpoint.load(path, "").items():
+        for name, array in checkpoint.load(path).items():
             shards.setdefault(name, []).append(array)
     whole, faults = {}, {}
     for name, pieces in shards.items():
@@ -275,7 +274,8 @@ def read_side(text: str, placement: Placement | None = None) -> tuple[Arrays, di
         alike = all(np.array_equal(pieces[0], piece) for piece in pieces[1:])
         if how is None and not alike:
             raise InputError(
-                f"{text}: {name} is not the same in {len(pieces)} files; say its axis, or 'sum', in --placement"
+                f"{shown(Path(text))}: {cut(name)} is not the same in {len(pieces)} files; "
+                "say its axis, or 'sum', in --placement"
             )
         if how == "replicated" and not alike:
             number = next(n for n, piece in enumerate(pieces) if not np.array_equal(pieces[0], piece))
@@ -299,7 +299,8 @@ def _together(name: str, pieces: Sequence[np.ndarray], how: int | str | None) ->
             return np.sum(pieces, axis=0, dtype=pieces[0].dtype)
     except ValueError as error:
         shapes = ", ".join(str(piece.shape) for piece in pieces)
-        raise InputError(f"--placement: {name} = {how!r} does not fit the shapes {shapes}: {error}") from None
+        said = f"{cut(name)} = {shown(how)} does not fit the shapes {cut(shapes)}: {error}"
+        raise InputError(f"--placement: {said}") from None
     return pieces[0]
 
 

@@ -9,11 +9,12 @@ Read in this order:
 """
 
 from parallel_dl.files.memory import memory, require_memory
-from parallel_dl.files.reading import listed, one_line, opened, read_text, require_regular
+from parallel_dl.files.reading import MOST_TEXT, listed, one_line, opened, read_text, require_regular
 from parallel_dl.files.tables import read_table
 from parallel_dl.files.writing import replacing, require_writable
 
 __all__ = [
+    "MOST_TEXT",
     "listed",
     "memory",
     "one_line",

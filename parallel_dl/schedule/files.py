@@ -7,7 +7,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from parallel_dl.errors import InputError
+from parallel_dl.files import read_text
 from parallel_dl.schedule.actions import Action, Plan, PlanError
+
+MOST_BYTES = 4 << 20  # of a plan
 
 # of sharded data parallelism, in PyTorch's files: they move no microbatch between stages
 _SKIPPED = re.compile(r"[0-9]+(UNSHARD|RESHARD|REDUCE_GRAD)[0-9]*")
@@ -45,11 +49,9 @@ def parse(text: str, name: str = "plan") -> Plan:
 def read(path: str | Path) -> Plan:
     """The plan in a file, see `parse`; PlanError also when it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise PlanError(f"{path}: is no text") from None
+        text = read_text(path, "a plan in text or CSV", MOST_BYTES)
+    except InputError as error:
+        raise PlanError(str(error)) from None
     return parse(text, str(path))
 
 

@@ -9,9 +9,11 @@ for a reduce-scatter those it gives them, which is (P-1)/P of the whole, as in a
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from parallel_dl.splits.placement import COLUMNS, ROWS, Grid, Placement, Shape, Sliced, Tiled, even, slices
@@ -120,16 +122,27 @@ class Exchange(Along):
         wanted = self.wanted[self.grid.index(rank, self.over)]
         return self.with_length(x, wanted.stop - wanted.start)
 
+    @cached_property
+    def rows_sent(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """By rank: (messages, rows in them), forward and backward. Each row that is wanted is looked up once."""
+        owned = slices(self.sizes)
+        starts = [own.start for own in owned]
+        forward, backward = ([(0, 0)] * len(owned) for _ in range(2))
+        for rank, want in enumerate(self.wanted):
+            owner = max(0, bisect.bisect_right(starts, want.start) - 1)
+            while owner < len(owned) and starts[owner] < want.stop:
+                rows = _common(owned[owner], want)
+                if rows and owner != rank:
+                    forward[owner] = (forward[owner][0] + 1, forward[owner][1] + rows)
+                    backward[rank] = (backward[rank][0] + 1, backward[rank][1] + rows)
+                owner += 1
+        return list(zip(forward, backward))
+
     def messages(self, rank: int, x: Shape) -> Iterator[Message]:
-        own, owned = self.grid.index(rank, self.over), slices(self.sizes)
-        others = [other for other in range(self.ranks) if other != own]
-        for direction, pairs in (
-            ("forward", [(owned[own], self.wanted[other]) for other in others]),
-            ("backward", [(owned[other], self.wanted[own]) for other in others]),
-        ):
-            lengths = [length for have, want in pairs if (length := _common(have, want))]
-            if lengths:
-                yield Message(direction, "isend", len(lengths), sum(lengths) * self.row(x))
+        sent = self.rows_sent[self.grid.index(rank, self.over)]
+        for direction, (count, rows) in zip(("forward", "backward"), sent):
+            if count:
+                yield Message(direction, "isend", count, rows * self.row(x))
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def mpirun(ranks):
 def test_json_has_the_keys_of_the_documentation():
     run = train("--epochs", 2, "--dp", 2)
     assert set(run) == {
-        *("network", "dataset", "layout", "ranks", "batch_size", "steps", "losses", "test_accuracy", "seconds"),
-        *("samples_per_second", "weights_sha256"),
+        *("network", "dataset", "layout", "ranks", "batch_size", "steps", "losses", "test_loss", "test_accuracy"),
+        *("seconds", "samples_per_second", "weights_sha256"),
     }
     layout = {"dp": 2, "mp": 1, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
     assert run["layout"] == layout
@@ -112,8 +112,10 @@ def test_inside_a_users_own_mpirun():
 
 def test_what_is_not_finite_is_null():
     status, out, err = call("train", "mlp", "--lr", 1e30, "--epochs", 1, "--json")
-    assert (status, err) == (0, "")
-    assert None in json.loads(out, parse_constant=pytest.fail)["losses"]
+    assert (status, err) == (0, "parallel-dl: the loss is not finite from update 1 on; try a smaller --lr\n")
+    run = json.loads(out, parse_constant=pytest.fail)
+    assert None in run["losses"]
+    assert run["test_loss"] is None
 
 
 def test_output_holds_the_weights(tmp_path):
@@ -186,7 +188,7 @@ BAD = [
     (["train", "mlp", "--output", "/no/such/folder/w"], "there is no folder /no/such/folder"),
     (["train", "mlp", "--output", "/proc/w"], "--output /proc/w: cannot write"),
     (["train", "mlp", "--output", "/tmp"], "is a folder"),
-    (["run", "nothing.py"], "there is no such file"),
+    (["run", "nothing.py"], "program nothing.py: no such file; valid is a Python file"),
     (["run", "-n", "0", "nothing.py"], "--ranks 0: must be at least 1"),
     (["demo", "--epochs", "0"], "--epochs 0: must be at least 1"),
 ]

@@ -220,7 +220,7 @@ def test_bad_input(shards, diff, write, tmp_path):
         assert (out, err.count("\n")) == ("", 1)
         return err
 
-    assert "no.safetensors: there is no such file" in refused(whole, "no.safetensors")
+    assert "no.safetensors: no such file" in refused(whole, "no.safetensors")
     assert "--exact and --bound: only one of them" in refused(whole, whole, "--exact", "--bound", 1)
     assert "--bound nan: must be a finite number" in refused(whole, whole, "--bound", "nan")
     assert "is not the same in 2 files; say its axis, or 'sum', in --placement" in refused(whole, both)
@@ -231,7 +231,7 @@ def test_bad_input(shards, diff, write, tmp_path):
     assert "damaged.safetensors: " in refused(whole, damaged)
     for text, said in (
         ("{", "Expecting property name"),
-        ("[1]", "valid is an object, name to axis"),
+        ("[1]", "valid is a placement, name to axis"),
         ('{"norm": "mean"}', "norm = 'mean'; valid are an axis, 'sum' and 'replicated'"),
         ('{"norm": true}', "norm = True; valid are"),
         (json.dumps({**PLACEMENT, "fc1.weight": 2}), "fc1.weight = 2 does not fit the shapes (4, 4), (2, 4): "),
@@ -239,7 +239,7 @@ def test_bad_input(shards, diff, write, tmp_path):
     ):
         placement.write_text(text)
         assert said in refused(whole, both, "--placement", placement)
-    assert "--placement no.toml: No such file" in refused(whole, both, "--placement", "no.toml")
+    assert "--placement no.toml: no such file" in refused(whole, both, "--placement", "no.toml")
 
 
 def test_gradients_of_a_torch_network(write, diff, tmp_path):

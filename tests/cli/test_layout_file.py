@@ -1,6 +1,7 @@
 """--layout FILE: it says what the flags say, and what is wrong in it is told before a rank is started."""
 
 import json
+import os
 
 import pytest
 from test_commands import PARALLEL_DL, ROOT, call, mpirun
@@ -73,7 +74,9 @@ def test_inside_a_users_own_mpirun(written):
     ("texts", "said"),
     [
         (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 reads another layout there than rank 0"),
-        pytest.param(("dp = 2", None), "layout file layout.toml: no such file or directory", marks=pytest.mark.grid),
+        pytest.param(
+            ("dp = 2", None), "layout file layout.toml: no such file; valid is a layout in TOML", marks=pytest.mark.grid
+        ),
     ],
 )
 def test_nodes_with_different_files(tmp_path, texts, said):
@@ -150,10 +153,17 @@ def test_what_cannot_be_beside_a_file(capfd, monkeypatch, written, text, flags, 
 
 def test_files_that_cannot_be_read(capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert refused(capfd, monkeypatch, "--layout", "no.toml") == "layout file no.toml: no such file or directory"
-    assert refused(capfd, monkeypatch, "--layout", ".") == "layout file .: is a directory"
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    assert refused(capfd, monkeypatch, "--layout", "bytes.toml").startswith("layout file bytes.toml: is no TOML: ")
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (
+        ("no.toml", "no such file"),
+        (".", "is a directory"),
+        ("pipe", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
+        ("bytes.toml", "is no text in UTF-8 (byte 0)"),
+    ):
+        line = refused(capfd, monkeypatch, "--layout", name)
+        assert line == f"layout file {name}: {said}; valid is a layout in TOML"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The flag --loss, and whether a loss fits the targets: classes, or values of a regression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from parallel_dl.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from parallel_dl.datasets import Dataset
+
+LOSSES = ("cross-entropy", "logistic", "mse")
+
+
+def require_known(loss: str) -> None:
+    """Raises InputError for another loss than ours, with the nearest name."""
+    if loss not in LOSSES:
+        raise unknown_name("--loss", loss, LOSSES)
+
+
+def function_of(loss: str) -> Callable[..., Any]:
+    """The loss of that name."""
+    from parallel_dl import nn
+
+    return {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss, "mse": nn.mse}[loss]
+
+
+def require_fits(loss: str, data: Dataset) -> None:
+    """Raises InputError for a loss that cannot be computed with the targets of the data."""
+    what = f"--loss {loss}: the targets of {data.name} are"
+    if data.classes is not None:
+        if loss == "mse":
+            raise InputError(f"{what} class numbers; valid are cross-entropy and logistic, or targets that are floats")
+        return
+    floats = f"floats of shape {data.y_train.shape[1:]}, no class numbers"
+    if loss == "cross-entropy":
+        raise InputError(f"{what} {floats}; valid is mse, or targets that are integers")
+    if loss == "logistic" and not all(y.min() >= 0 and y.max() <= 1 for y in (data.y_train, data.y_test)):
+        raise InputError(f"{what} {floats}, and not all in 0..1; valid is mse")
