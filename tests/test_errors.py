@@ -1,0 +1,87 @@
+"""A line of an error repeats at most 80 characters of a value, and is one line that a terminal can show."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_dl.errors import MOST_OF_LINE, MOST_OF_VALUE, InputError, bounded, shown, unknown_name
+
+
+def longest_run(line, letter):
+    return max((len(run) for run in "".join(c if c == letter else " " for c in line).split()), default=0)
+
+
+def nested(depth):
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, "x" * 81, "'" * 200 + "x" * 90, b"x" * 500, ["x" * 500], 10**400])
+def test_shown_is_short(value):
+    assert len(shown(value)) <= MOST_OF_VALUE
+
+
+def test_shown_of_what_python_does_not_write():
+    for value in (10**5000, [16**6000], nested(100_000), {"a": nested(50_000)}):
+        assert len(shown(value)) <= MOST_OF_VALUE
+
+
+def test_shown_of_short_values():
+    assert (shown("a b"), shown(12), shown(["a"]), shown(None)) == ("'a b'", "12", "['a']", "None")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"--loss {'x' * 5000}: unknown",
+        f"unknown --loss {'x' * 5000!r}: valid are mse",
+        f"unknown --loss {'x y ' * 500!r}: valid are mse",
+        f"{'/tmp/' + 'x' * 5000}: no such file",
+        f"{'x/' * 3000}: no such file",
+        f"--output={'x' * 300}, {'x' * 300}: twice",
+    ],
+)
+def test_values_in_a_line_are_cut(line):
+    found = str(InputError(line))
+    assert longest_run(found, "x") < MOST_OF_VALUE
+    assert found.count("x") <= 2 * MOST_OF_VALUE
+    assert "..." in found
+    assert found[:6] == line[:6]
+    assert found[-4:] == line[-4:]
+
+
+def test_a_path_is_told_as_far_as_it_exists(tmp_path):
+    folder = tmp_path / ("a" * 100) / ("b" * 100)
+    folder.mkdir(parents=True)
+    assert bounded(f"{folder / 'file'}: no such file") == f"{folder / 'file'}: no such file"
+    line = bounded(f"{folder / ('c' * 300)}: no such file")
+    assert line.startswith(str(folder))
+    assert longest_run(line, "c") < MOST_OF_VALUE
+
+
+@pytest.mark.parametrize("text", ["a\nb\r\n\tc", "a\x1b[31m b", "a\0 b", "a \u202e b", "a\ud800 b"])
+def test_no_line_breaks_no_control_characters(text):
+    line = str(InputError(text))
+    assert line.isprintable()
+    line.encode()
+
+
+def test_apostrophes_are_no_quotes():
+    text = "it is the network's " + "word " * 40 + "and all ranks' things"
+    assert bounded(text) == text
+
+
+def test_many_valid_names_are_not_all_listed():
+    line = str(unknown_name("tensor", "layer7", [f"layer{number}" for number in range(100_000)]))
+    assert len(line) < MOST_OF_LINE
+    assert "did you mean" in line
+    assert line.endswith("and 99950 more")
+
+
+@given(st.text(max_size=4000))
+def test_bounded_is_bounded_and_says_the_same_twice(text):
+    line = bounded(text)
+    assert len(line) <= MOST_OF_LINE
+    assert bounded(line) == line
