@@ -97,6 +97,9 @@ class Communicator:
         """Itself: the copy of what holds a communicator talks to the same ranks."""
         return self
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a communicator cannot be pickled: what holds one lives in this process; save a state_dict()")
+
     def announce(self, call: str, *facts: Any) -> None:
         """To be called before a collective that is written with raw MPI calls: the checked communicator compares it."""
 

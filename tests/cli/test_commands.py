@@ -158,6 +158,16 @@ def test_hello_runs_alone_and_on_ranks():
     np.testing.assert_allclose(losses[2], losses[0], rtol=2e-3)
 
 
+def test_fine_tuning_runs_alone_and_on_ranks():
+    example = HELLO.with_name("fine_tuning.py")
+    alone, ours = call(example, command=[sys.executable]), call("run", "-n", 2, example)
+    assert alone[0] == ours[0] == 0
+    assert "updates of the body 46, of the head 92" in ours[1]
+    numbers = [[float(word.rstrip("%")) for word in re.findall(r"[\d.]+", out)] for _, out, _ in (alone, ours)]
+    assert len(numbers[0]) == 4 * 2 + 3
+    np.testing.assert_allclose(numbers[1], numbers[0], rtol=2e-3)
+
+
 BAD = [
     (["train", "mpl"], "unknown network 'mpl': did you mean 'mlp'?"),
     (["train"], "Missing argument"),
