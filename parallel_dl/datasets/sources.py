@@ -35,9 +35,9 @@ def load(
     a path            of a .npz file or of a folder of IDX files, without `data_dir`
 
     x is (n, channels, height, width), or (n, features), of `dtype` (float32 or float64); uint8 images are scaled to
-    [0, 1], other types are taken as they are, and training and test have to be of one scale then. y is (n,) int64 class
-    numbers, or where the file has floats, targets (n, ...) of `dtype`. A name goes before a folder of that name: write
-    "./digits" for the folder.
+    [0, 1], other types are taken as they are, and training and test have to be of one scale then. y is (n,) int64
+    class numbers, or where both parts have floats, targets (n, ...) of `dtype`. A name goes before a folder of that
+    name: write "./digits" for the folder.
 
     Raises InputError, one line that names the file, for everything that is missing, damaged or does not fit together.
     """

@@ -8,15 +8,15 @@ Read in this order:
     writing.py   a new file in place of an old one, at once
 """
 
-from parallel_dl.files.memory import memory, require_memory
+from parallel_dl.files.memory import bytes_of_memory, require_memory
 from parallel_dl.files.reading import MOST_TEXT, listed, one_line, opened, read_text, require_regular
 from parallel_dl.files.tables import read_table
 from parallel_dl.files.writing import replacing, require_writable
 
 __all__ = [
     "MOST_TEXT",
+    "bytes_of_memory",
     "listed",
-    "memory",
     "one_line",
     "opened",
     "read_table",

@@ -14,7 +14,7 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 @functools.cache
-def memory() -> int:
+def bytes_of_memory() -> int:
     """Bytes of memory: the least of what the machine has, and what its container and `ulimit -v` allow."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -30,7 +30,7 @@ def memory() -> int:
 
 def require_memory(what: str, needed: int) -> None:
     """Raises InputError, which begins with `what`, for more bytes than half of the memory."""
-    most = memory() // 2
+    most = bytes_of_memory() // 2
     if needed > most:
         raise InputError(f"{what}: would take {_short(needed)} of memory; valid here is at most {_short(most)}")
 

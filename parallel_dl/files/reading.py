@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from parallel_dl.errors import InputError
-from parallel_dl.files.memory import memory
+from parallel_dl.files.memory import bytes_of_memory
 
 MOST_TEXT = 1 << 20  # bytes of a text that a person writes: settings, a program
 
@@ -71,7 +71,7 @@ def _require_readable(
         raise InputError(f"{path}: is a directory; valid is {expected}")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: is not a regular file; valid is {expected}")
-    most = memory() // 4 if most is None else most
+    most = bytes_of_memory() // 4 if most is None else most
     if status.st_size > most:
         raise InputError(f"{path}: has {status.st_size:,} bytes; valid is {expected}, of at most {most:,}")
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from parallel_dl.errors import InputError
-from parallel_dl.files import listed, memory, opened, read_table, read_text, require_memory, require_regular
+from parallel_dl.files import bytes_of_memory, listed, opened, read_table, read_text, require_memory, require_regular
 
 
 def refused(call, *arguments):
@@ -105,8 +105,8 @@ def test_tables_that_are_right(tmp_path):
 
 
 def test_memory():
-    require_memory("a", memory() // 2)
-    assert "a: would take" in refused(require_memory, "a", memory() // 2 + 1)
+    require_memory("a", bytes_of_memory() // 2)
+    assert "a: would take" in refused(require_memory, "a", bytes_of_memory() // 2 + 1)
     assert "more than 1000 EB of memory" in refused(require_memory, "a", 10**400)
 
 
