@@ -41,10 +41,12 @@ def test_every_layout_of_two_ranks():
     assert exact["noise_floor"] is None
 
 
-def test_mutants():
-    found = verify("--mutants")
+@pytest.mark.parametrize("flags", [("--mutant", "sign of an adjoint"), pytest.param((), marks=pytest.mark.grid)])
+def test_mutants(flags):
+    """tests/equivalence/test_mutants.py has that each of them is caught, and what is said of it."""
+    found = verify(*(flags or ["--mutants"]))
     assert set(found) == {"mutants", "noise_floor", "smallest_mutant", "distance"}
-    assert len(found["mutants"]) >= 20
+    assert len(found["mutants"]) == 1 if flags else len(found["mutants"]) >= 20
     assert all(mutant["caught"] and mutant["named"] for mutant in found["mutants"])
     assert set(found["mutants"][0]) == {"name", "caught", "named", "diagnosis", "error"}
     assert found["distance"] >= 1e4
