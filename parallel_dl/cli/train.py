@@ -409,7 +409,17 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
             print(json.dumps(facts))
         else:
             _print_table(facts, method)
+            if rounds_by_layout(job):
+                line = (
+                    "In float32 rounding parts the losses of another layout from these: compare with --dtype float64."
+                )
+                console().print(line, soft_wrap=True)
     return 0
+
+
+def rounds_by_layout(job: Job) -> bool:
+    """Whether rounding may part this run from one in another layout, visibly. Stages alone change no sum."""
+    return job.dtype == "float32" and max(job.layout.dp, job.layout.mp) > 1 and not job.layout.reproducible
 
 
 def _divisors(ranks: int) -> str:

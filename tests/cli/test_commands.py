@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from conftest import HANG
 
 from parallel_dl import checkpoint, datasets, launch, networks
 from parallel_dl.cli import main
+from parallel_dl.cli.train import rounds_by_layout
 from parallel_dl.launch import find_mpirun
+from parallel_dl.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 PARALLEL_DL = [sys.executable, "-m", "parallel_dl"]
@@ -139,6 +142,23 @@ def test_the_table_is_plain_text_when_piped():
     assert (status, err) == (0, "")
     assert "test accuracy" in out
     assert "\x1b" not in out
+    assert out.splitlines()[-1].startswith("In float32 rounding parts the losses of another layout")
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "said"),
+    [
+        (Layout(dp=2), "float32", True),
+        (Layout(mp=2), "float32", True),
+        (Layout(dp=2, hybrid="owt"), "float32", True),
+        (Layout(dp=2), "float64", False),
+        (Layout(), "float32", False),
+        (Layout(pp=2), "float32", False),
+        (Layout(dp=2, reproducible=True), "float32", False),
+    ],
+)
+def test_rounding_is_told_where_layouts_differ_by_it(layout, dtype, said):
+    assert rounds_by_layout(SimpleNamespace(layout=layout, dtype=dtype)) == said
 
 
 @pytest.mark.grid

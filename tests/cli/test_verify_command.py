@@ -81,7 +81,7 @@ def test_real_data_and_one_rank():
 
 @pytest.mark.grid
 def test_all():
-    found = verify("--all")
+    found = verify("--all", seconds=3600)  # two minutes and more on two idle cores
     assert found["equal"]
     assert len(found["cells"]) > 400
     assert found["distance"] >= 1e4
