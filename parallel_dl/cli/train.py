@@ -443,10 +443,18 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
                 print(json.dumps(facts), flush=True)
             else:
                 _print_table(facts, method)
+                if rounds_by_layout(job):
+                    line = "In float32 rounding parts the losses of another layout from these: compare with --dtype float64."
+                    console().print(line, soft_wrap=True)
     finally:  # results first: they are there whatever becomes of the file, and the file whatever becomes of them
         if job.output is not None:
             agreed(comm, lambda: job.save(state, facts))
     return 0
+
+
+def rounds_by_layout(job: Job) -> bool:
+    """Whether rounding may part this run from one in another layout, visibly. Stages alone change no sum."""
+    return job.dtype == "float32" and max(job.layout.dp, job.layout.mp) > 1 and not job.layout.reproducible
 
 
 def _divisors(ranks: int) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from conftest import HANG
 
 from parallel_dl import checkpoint, datasets, launch, networks
 from parallel_dl.cli import main
+from parallel_dl.cli.train import rounds_by_layout
 from parallel_dl.launch import find_mpirun
+from parallel_dl.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 PARALLEL_DL = [sys.executable, "-m", "parallel_dl"]
@@ -59,8 +62,15 @@ def mpirun(ranks):
     return [str(find_mpirun()), "-n", str(ranks), *PARALLEL_DL]
 
 
-def test_json_has_the_keys_of_the_documentation():
-    run = train("--epochs", 2, "--dp", 2)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(the JSON object, the file of the weights) of two epochs on two ranks."""
+    file = tmp_path_factory.mktemp("trained") / "w.safetensors"
+    return train("--epochs", 2, "--dp", 2, "--output", file), file
+
+
+def test_json_has_the_keys_of_the_documentation(trained):
+    run, _ = trained
     assert set(run) == {
         *("network", "dataset", "layout", "ranks", "batch_size", "steps", "losses", "test_loss", "test_accuracy"),
         *("seconds", "samples_per_second", "weights_sha256"),
@@ -119,14 +129,14 @@ def test_what_is_not_finite_is_null():
     assert run["test_loss"] is None
 
 
-def test_output_holds_the_weights(tmp_path):
-    run = train("--dp", 2, "--epochs", 3, "--output", tmp_path / "w.safetensors")
+def test_output_holds_the_weights(trained):
+    run, file = trained
     data = datasets.load("digits")
     network = networks.create("mlp", data.input_shape, data.classes)
-    network.load_state_dict(checkpoint.load(tmp_path / "w.safetensors"))
+    network.load_state_dict(checkpoint.load(file))
     accuracy = (network(data.x_test).data.argmax(1) == data.y_test).mean()
     assert accuracy == pytest.approx(run["test_accuracy"], abs=1e-9)
-    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_the_table_is_plain_text_when_piped():
@@ -134,6 +144,23 @@ def test_the_table_is_plain_text_when_piped():
     assert (status, err) == (0, "")
     assert "test accuracy" in out
     assert "\x1b" not in out
+    assert out.splitlines()[-1].startswith("In float32 rounding parts the losses of another layout")
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "said"),
+    [
+        (Layout(dp=2), "float32", True),
+        (Layout(mp=2), "float32", True),
+        (Layout(dp=2, hybrid="owt"), "float32", True),
+        (Layout(dp=2), "float64", False),
+        (Layout(), "float32", False),
+        (Layout(pp=2), "float32", False),
+        (Layout(dp=2, reproducible=True), "float32", False),
+    ],
+)
+def test_rounding_is_told_where_layouts_differ_by_it(layout, dtype, said):
+    assert rounds_by_layout(SimpleNamespace(layout=layout, dtype=dtype)) == said
 
 
 @pytest.mark.grid
