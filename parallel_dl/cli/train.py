@@ -444,12 +444,14 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
             else:
                 _print_table(facts, method)
                 if rounds_by_layout(job):
-                    line = "In float32 rounding parts the losses of another layout from these: compare with --dtype float64."
-                    console().print(line, soft_wrap=True)
+                    console().print(_ROUNDING, soft_wrap=True)
     finally:  # results first: they are there whatever becomes of the file, and the file whatever becomes of them
         if job.output is not None:
             agreed(comm, lambda: job.save(state, facts))
     return 0
+
+
+_ROUNDING = "In float32 rounding parts the losses of another layout from these: compare with --dtype float64."
 
 
 def rounds_by_layout(job: Job) -> bool:
