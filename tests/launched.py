@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from conftest import HANG
 
 DRIVER = "import sys; from parallel_dl.launch import run; sys.exit(run(int(sys.argv[1]), sys.argv[2:]))"
 MPI = "from mpi4py import MPI\ncomm = MPI.COMM_WORLD\nrank = comm.Get_rank()\n"
@@ -46,26 +47,24 @@ def pids(tmp_path):
 def run(start, temporary, pids, living):
     """Runs a program to its end; nothing of it may be left."""
 
-    def run(program, *arguments, ranks=2, size="4g", seconds=60):
-        began = time.monotonic()
+    def run(program, *arguments, ranks=2, size="4g"):
         started = start(program, *arguments, ranks=ranks, size=size)
         try:
-            out, err = started.process.communicate(timeout=seconds)
+            out, err = started.process.communicate(timeout=HANG)
         except subprocess.TimeoutExpired:
             os.killpg(started.process.pid, signal.SIGKILL)
-            pytest.fail(f"still running after {seconds} s")
-        took = time.monotonic() - began
-        assert living(pids(), 0.5) == []
+            pytest.fail(f"still running after {HANG} s")
+        assert living(pids(), 10) == []
         assert started.left() == []
         assert list(temporary.iterdir()) == []
-        return SimpleNamespace(status=started.process.returncode, out=out, err=err, seconds=took)
+        return SimpleNamespace(status=started.process.returncode, out=out, err=err)
 
     return run
 
 
-def emptied(folder, seconds=60):
-    """Whether nothing is in the folder after at most so many seconds."""
-    deadline = time.monotonic() + seconds
+def emptied(folder):
+    """Whether the folder is empty, after a while."""
+    deadline = time.monotonic() + HANG
     while any(folder.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not any(folder.iterdir())

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.rank import INTERRUPTED
-from parallel_dl.launch.tracebacks import MISMATCH
+from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH
 
 _ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
 _PASSING_SECONDS = 0.2  # for mpirun to pass on what ranks have printed
+_MOST_TEXTS = 3
 _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
 
@@ -25,12 +26,11 @@ _ERROR = re.compile(rb"Fatal error in (?:internal_)?(\w+): ([^\n]*)")
 
 
 class End(NamedTuple):
-    """One line, without a full stop, what the rank has left to be shown, and the exit status."""
+    """One line, without a full stop, the exit status, and what ranks have left to be shown, line by line."""
 
     line: str
     status: int
     text: Sequence[str] = ()
-    rank: int | None = None
 
 
 def signal_name(number: int) -> str:
@@ -43,13 +43,22 @@ def signal_name(number: int) -> str:
 
 def failed(job: Job, rank: int, what: str, text: str, status: int) -> End:
     """A rank has told how it failed; an interruption may have been one of several ranks."""
+    others: dict[int, tuple] = {}
     deadline = time.monotonic() + _PASSING_SECONDS  # mpirun also passes on what the ranks have printed
-    others = set()
     while (left := deadline - time.monotonic()) > 0:
-        others |= {event.rank for event in job.events(left) if event.kind == "failed" and event.content[0] == what}
-    if what == INTERRUPTED and others:
-        return End(f"ranks {', '.join(map(str, sorted({rank, *others})))} were interrupted (SIGINT)", status)
-    return End(f"rank {rank} {what}", status or 1, text.splitlines(), rank)
+        others.update({event.rank: event.content for event in job.events(left) if event.kind == "failed"})
+    if what == INTERRUPTED and any(other == what for other, _, _ in others.values()):
+        interrupted = sorted([rank, *(r for r, (other, _, _) in others.items() if other == what)])
+        return End(f"ranks {', '.join(map(str, interrupted))} were interrupted (SIGINT)", status)
+    lines = _of_rank(rank, text.splitlines())
+    if MISMATCH in what:  # each of them has called something else
+        for other, (_, its_text, _) in sorted(others.items())[:_MOST_TEXTS]:
+            lines += _of_rank(other, its_text.splitlines())
+    return End(f"rank {rank} {what}", status or 1, lines)
+
+
+def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:
+    return [f"rank {rank}: {line}" for line in lines]
 
 
 def lost(job: Job, rank: int, ended: Iterable[int], said: bytes) -> End:
@@ -65,7 +74,7 @@ def lost(job: Job, rank: int, ended: Iterable[int], said: bytes) -> End:
     if rank in job.exits and not job.exits[rank].told:
         code = job.exits[rank].code
         if code < 0:
-            return End(f"rank {rank} was killed by {signal_name(-code)}", 128 - code, job.crash(rank), rank)
+            return End(f"rank {rank} was killed by {signal_name(-code)}", 128 - code, _of_rank(rank, job.crash(rank)))
         if (aborted := _aborted(said)) is not None:
             return aborted._replace(status=code or 1)
         return End(f"rank {rank} ended with status {code} without completing (os._exit or a crash)", code or 1)
@@ -85,7 +94,7 @@ def ended_by_mpirun(job: Job, rank: int, said: bytes) -> End:
     number = (code or 0) - 128 if (code or 0) > 128 else (code or 0) if job.is_hydra else 0
     told = [-end.code for end in job.exits.values() if end.told and end.code < 0]
     if number in _DEADLY and rank not in job.exits and number not in told:
-        return End(f"rank {rank} was killed by {signal_name(number)}", 128 + number, job.crash(rank), rank)
+        return End(f"rank {rank} was killed by {signal_name(number)}", 128 + number, _of_rank(rank, job.crash(rank)))
     if told:
         return End(f"mpirun ended the ranks by {signal_name(told[0])}: it was told to end", 128 + told[0])
     known = f" with status {code}" if code else ""
@@ -100,8 +109,8 @@ def _aborted(said: bytes) -> End | None:
     rank = int(found[1] or found[2])
     error = _ERROR.search(said, found.start())
     if error is None:
-        return End(f"rank {rank} called MPI_Abort", 1, rank=rank)
+        return End(f"rank {rank} called MPI_Abort", 1)
     call = error[1].decode().removesuffix("_c")
     if b" truncated" in said[found.start() :]:
-        return End(f"rank {rank} received more than it asked for in {call}: {MISMATCH}", 1, rank=rank)
-    return End(f"rank {rank} was ended by MPI after an error in {call}", 1, rank=rank)
+        return End(f"rank {rank} received more than it asked for in {call}: {CALLS_DIFFER}", 1)
+    return End(f"rank {rank} was ended by MPI after an error in {call}", 1)

@@ -82,7 +82,7 @@ class _Run:
         if isinstance(end, End):
             say(f"parallel-dl: {end.line}{consequence}")
             for line in end.text:
-                say(f"rank {end.rank}: {line}")
+                say(line)
         if isinstance(self.stdout.error, BrokenPipeError):
             return status or 1  # whoever read it has ended: they know
         if self.stdout.error is not None:

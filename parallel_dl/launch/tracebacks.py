@@ -17,11 +17,16 @@ _RUNPY = ("runpy.py", "<frozen runpy>")
 _FRAME = re.compile(r'  File "(?P<file>[^"]*)", line (?P<line>\d+) in ')
 FULL_VARIABLE = "PARALLEL_DL_FULL_TRACEBACK"
 
+MISMATCH = "CollectiveMismatch"  # of parallel_dl.mpi.checked
+
 # what a message that was too long comes from; the rank that got it may be as innocent as the one that sent it
-MISMATCH = "the ranks' calls do not match; with PARALLEL_DL_CHECKED=1 communicators of parallel_dl compare them first"
+CALLS_DIFFER = (
+    "the ranks' calls do not match; with PARALLEL_DL_CHECKED=1 communicators of parallel_dl compare them first"
+)
 
 
-def _is_ours(file: str) -> bool:
+def is_ours(file: str) -> bool:
+    """Whether it is a file of this package."""
     return os.path.abspath(file).startswith(_PACKAGE + os.sep)
 
 
@@ -34,7 +39,7 @@ def own(frames: TracebackType | None) -> TracebackType | None:
     first = frames
     while first is not None:
         code, name = first.tb_frame.f_code, first.tb_frame.f_globals.get("__name__")
-        if name == "__main__" and not _is_ours(code.co_filename):
+        if name == "__main__" and not is_ours(code.co_filename):
             return first
         first = first.tb_next
     while frames is not None and _starts_ranks(frames.tb_frame.f_code.co_filename):
@@ -42,9 +47,20 @@ def own(frames: TracebackType | None) -> TracebackType | None:
     return frames
 
 
+def end_at_the_call(error: BaseException) -> None:
+    """Of an error about calls that do not match the last frame is the one that called: below is how it was noticed."""
+    frames, last = error.__traceback__, None
+    while type(error).__name__ == MISMATCH and frames is not None:
+        last = frames if not is_ours(frames.tb_frame.f_code.co_filename) else last
+        frames = frames.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
 def text_of(error: BaseException) -> str:
     """The traceback, and those of the errors that led to it."""
     if FULL_VARIABLE not in os.environ:
+        end_at_the_call(error)
         chained: BaseException | None = error
         seen: set[int] = set()
         while chained is not None and id(chained) not in seen:
@@ -58,7 +74,7 @@ def summary_of(error: BaseException) -> str:
     """What a rank did, for one line: the error, and where in the user's program it was raised."""
     if _is_truncation(error):
         call = f" in {call}" if (call := _call_of(error.__traceback__)) else ""
-        return f"received more than it asked for{call}{_place(error)}: {MISMATCH}"
+        return f"received more than it asked for{call}{_place(error)}: {CALLS_DIFFER}"
     lines = traceback.format_exception_only(error)
     head = next((line for line in lines[-1].strip().splitlines() if line.strip()), type(error).__name__)
     head = head.removesuffix(", error stack:").rstrip(": ")  # MPICH's
@@ -98,7 +114,7 @@ def _place(error: BaseException) -> str:
         place = f" ({os.path.basename(error.filename)}:{error.lineno})"
     while frames is not None:
         file = frames.tb_frame.f_code.co_filename
-        if not _is_ours(file) and not _is_library(file):
+        if not is_ours(file) and not _is_library(file):
             place = f" ({os.path.basename(file)}:{frames.tb_lineno})"
         frames = frames.tb_next
     return place

@@ -6,12 +6,13 @@ import subprocess
 import time
 
 import pytest
+from conftest import HANG
 from launched import MPI, emptied, launcher_of
 
 from parallel_dl.launch import tracebacks
 
 WAITING = "comm.Barrier()\nopen(f'at.{rank}', 'w').write(str(os.getpid()))\n"
-IN_PYTHON, IN_MPI = "time.sleep(60)", "comm.recv(source=(rank + 1) % 2)"
+IN_PYTHON, IN_MPI = "time.sleep(1000)", "comm.recv(source=(rank + 1) % 2)"
 
 
 def summary(ended):
@@ -28,7 +29,7 @@ def waiting(start, tmp_path):
 
     def wait(where):
         started = start(MPI + WAITING + where)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         files = [tmp_path / f"at.{rank}" for rank in range(2)]
         while not all(file.exists() and file.read_text() for file in files):
             assert time.monotonic() < deadline, "the ranks did not start"
@@ -44,7 +45,7 @@ def end_of(temporary, pids, living):
     """The end of what `waiting` has started: its status and its lines on stderr; nothing is left."""
 
     def end(started):
-        _, err = started.process.communicate(timeout=60)
+        _, err = started.process.communicate(timeout=HANG)
         assert living(pids(), 10) == []
         assert started.left() == []
         assert emptied(temporary)
@@ -97,21 +98,21 @@ def test_a_signal_to_mpirun_is_none_to_a_rank(waiting, end_of, number, can_unsha
 
 
 def test_a_rank_that_handles_its_interrupts_has_them(run):
-    wait = "os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)"
+    wait = "os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(1000)"
     ended = run(f"try:\n    {wait}\nexcept KeyboardInterrupt:\n    print('mine')", ranks=1)
     assert (ended.status, ended.out, ended.err) == (0, "mine\n", "")
 
 
 @pytest.mark.parametrize("delay", [0, 0.05, 0.4, pytest.param(1, marks=pytest.mark.grid)])
 def test_a_launcher_killed_while_it_starts_ranks(start, temporary, pids, living, can_unshare, delay):
-    started = start(MPI + "time.sleep(60)")
-    deadline = time.monotonic() + 60
+    started = start(MPI + "time.sleep(1000)")
+    deadline = time.monotonic() + HANG
     while not any(temporary.iterdir()):
         assert time.monotonic() < deadline, "no folder"
         time.sleep(0.001)
     time.sleep(delay)
     os.kill(launcher_of(started.process.pid, can_unshare), signal.SIGKILL)
-    _, err = started.process.communicate(timeout=60)
+    _, err = started.process.communicate(timeout=HANG)
     assert emptied(temporary)
     assert living(pids(), 10) == []
     assert started.left() == []
@@ -193,6 +194,24 @@ def test_a_message_that_is_too_long(run, call, named):
     assert said.startswith(f"parallel-dl: rank 1 received more than it asked for in {named} (program.py:")
     assert "PARALLEL_DL_CHECKED=1" in said
     assert ended.status == 1
+
+
+def test_calls_that_do_not_match_are_shown_with_every_ranks_line(run, environment):
+    environment.setenv("PARALLEL_DL_CHECKED", "1")
+    program = """
+import numpy as np
+from parallel_dl.mpi import world
+if rank == 0:
+    world().all_reduce(np.ones(3))
+else:
+    world().barrier()
+"""
+    ended = run(MPI + program)
+    (said,) = summary(ended)
+    assert "CollectiveMismatch: on communicator 'world': rank 0 calls all_reduce #1" in said
+    assert "world().all_reduce(np.ones(3))" in "".join(lines_of(ended, 0))
+    assert "world().barrier()" in "".join(lines_of(ended, 1))
+    assert "checked.py" not in ended.err
 
 
 @pytest.mark.parametrize(

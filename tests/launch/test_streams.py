@@ -9,6 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from conftest import HANG
 from safetensors.numpy import save_file
 
 from parallel_dl.cli import main
@@ -29,7 +30,7 @@ def shell(tmp_path, environment, python):
         quoted = " ".join(f"'{word}'" for word in [python, *arguments])
         line = f"{before} {quoted} {redirections}"
         command = inside(["sh", "-c", line])
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
 
     return run
 
@@ -193,5 +194,5 @@ def test_an_outlet_that_would_block_waits_for_its_reader():
     os.close(reading)
     outlet.write(b"x" * 300_000)
     os.close(writing)
-    assert int(reader.communicate(timeout=60)[0]) == 300_000
+    assert int(reader.communicate(timeout=HANG)[0]) == 300_000
     assert outlet.error is None
