@@ -12,6 +12,7 @@ an element-wise layer, an input split takes what it finds, and the pair has one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,7 +108,11 @@ class RowParallelLinear(nn.Linear):
         y = summed((self.leaves or ops.linear)(x, self.weight), comm, features_last=True)
         if self.bias is None:
             return y
-        return (ops.add if self.leaves is None else add_bias)(y, self.bias)
+        if self.leaves is None:
+            return ops.add(y, self.bias)
+        shape = tuple(y.shape)
+        rows = ops.reshape(y, shape=(math.prod(shape[:-1]), shape[-1]))
+        return ops.reshape(add_bias(rows, self.bias), shape=shape)
 
     def describe(self) -> str:
         return f"{super().describe()}, input {self.weight.shape[1]} of {self.in_features}"
