@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parallel_dl.errors import InputError, shown
+from parallel_dl.errors import InputError, named, shown
 from parallel_dl.files import one_line, opened, replacing, require_regular
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
             metadata[_STRUCTURE] = json.dumps(structure)
         content = _serialized(tensors, metadata)
     except MemoryError:
-        raise InputError(f"{path}: cannot be written (it does not fit into memory a second time)") from None
+        raise InputError(f"{named(path)}: cannot be written (it does not fit into memory a second time)") from None
     except Exception as error:  # safetensors has errors of its own
-        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
+        raise InputError(f"{named(path)}: cannot be written ({one_line(error)})") from error
     with replacing(path) as file:
         file.write(content)
 
@@ -64,17 +64,19 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         except MemoryError:
             raise
         except (KeyError, TypeError, AttributeError) as error:  # a type of numbers that NumPy does not have
-            raise InputError(f"{path}: has values of a type that NumPy does not know, {one_line(error)}") from None
+            raise InputError(
+                f"{named(path)}: has values of a type that NumPy does not know, {one_line(error)}"
+            ) from None
         except Exception as error:  # safetensors has errors of its own
-            raise InputError(f"{path}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
+            raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
     if _STRUCTURE not in metadata:
         return tensors
     try:
         whole = _put_together(json.loads(metadata[_STRUCTURE]), tensors)
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-        raise InputError(f"{path}: its structure is damaged ({one_line(error)}); valid is {_EXPECTED}") from None
+        raise InputError(f"{named(path)}: its structure is damaged ({one_line(error)}); valid is {_EXPECTED}") from None
     if not isinstance(whole, dict):
-        raise InputError(f"{path}: its structure is damaged; valid is {_EXPECTED}")
+        raise InputError(f"{named(path)}: its structure is damaged; valid is {_EXPECTED}")
     return whole
 
 
@@ -104,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
         file = safe_open(path, framework="numpy")
         return {name: Stored(name, file) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except Exception as error:  # safetensors has errors of its own
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
+        raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
 
 
 def require_fits(path: str | os.PathLike[str], network: Module) -> None:
@@ -115,13 +117,15 @@ def require_fits(path: str | os.PathLike[str], network: Module) -> None:
     needed |= {name: buffer.shape for name, buffer in network.named_buffers()}
     for name in [*needed, *(other for other in stored if other not in needed)]:
         if name not in stored:
-            raise InputError(f"{path}: has no {name} {needed[name]}; it is not of this network")
+            raise InputError(f"{named(path)}: has no {name} {needed[name]}; it is not of this network")
         if name not in needed:
-            raise InputError(f"{path}: has {shown(name)}, which this network has not")
+            raise InputError(f"{named(path)}: has {shown(name)}, which this network has not")
         if stored[name] != needed[name]:
-            raise InputError(f"{path}: {name} has shape {shown(stored[name])}, this network needs {needed[name]}")
+            raise InputError(
+                f"{named(path)}: {name} has shape {shown(stored[name])}, this network needs {needed[name]}"
+            )
         if weights[name].kind not in _DTYPES:
-            raise InputError(f"{path}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
+            raise InputError(f"{named(path)}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
 
 
 # -- any nesting, as arrays by name and the rest as JSON -----------------------------------------------------------

@@ -31,15 +31,18 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
 
 
 def shown(value: Any) -> str:
-    """How a line repeats a value: its repr, of a path the path itself; at most 80 characters of either."""
+    """How a line repeats a value: its repr; at most 80 characters of it."""
     if isinstance(value, (str, bytes)):
         return cut(repr(cut(value) if isinstance(value, str) else value[:MOST_OF_VALUE]))
-    if isinstance(value, os.PathLike):
-        return cut(os.fsdecode(value))
     try:
         return cut(repr(value))
     except (ValueError, RecursionError):  # an integer of more digits than Python writes; a list in a list in a list ...
         return cut(hex(value)) if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def named(path: str | os.PathLike[str]) -> str:
+    """How a line repeats a path: as far as it exists, and at most 80 characters of the rest."""
+    return _cut_value(os.fsdecode(path))
 
 
 def cut(text: str, most: int = MOST_OF_VALUE) -> str:
@@ -60,7 +63,7 @@ def bounded(text: str) -> str:
 def _cut_value(value: str) -> str:
     """The value cut to 80 characters. Of a path these are 80 of what does not exist: the rest is a place, no value."""
     start = value.find(os.sep)
-    if 0 <= start <= MOST_OF_VALUE and len(value) <= MOST_OF_LINE:
+    if len(value) > MOST_OF_VALUE and 0 <= start <= MOST_OF_VALUE and len(value) <= MOST_OF_LINE:
         place = value[start:]
         while place != os.sep and not os.path.lexists(place):
             place = os.path.dirname(place)

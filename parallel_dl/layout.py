@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parallel_dl.errors import InputError, cut, shown, unknown_name
+from parallel_dl.errors import InputError, cut, named, shown, unknown_name
 from parallel_dl.files import read_table
 from parallel_dl.partition import LEAVES
 from parallel_dl.schedule import ASYNCHRONOUS
@@ -86,10 +86,12 @@ class Layout:
         try:
             layout = cls(**{"microbatches": max(1, keys.get("pp", 1)), **keys})
         except InputError as error:
-            raise InputError(f"{path}: {str(error).removeprefix('--')}") from None
+            raise InputError(f"{named(path)}: {str(error).removeprefix('--')}") from None
         for key in ("stages", "chunks"):
             if key in keys and not layout.is_pipelined:
-                raise InputError(f"{path}: {key}: belongs to a pipeline; valid with pp above 1, or with a schedule")
+                raise InputError(
+                    f"{named(path)}: {key}: belongs to a pipeline; valid with pp above 1, or with a schedule"
+                )
         return layout
 
     def _require_hybrid(self, name: str) -> None:
@@ -218,15 +220,15 @@ def read_keys(path: str | Path) -> dict[str, Any]:
         raise InputError(f"layout file {error}") from None
     for key, value in keys.items():
         if key not in _KEYS:
-            raise InputError(f"{path}: {unknown_name('key', key, _KEYS)}")
-        _require_kind(f"{path}: {key}", value, _KEYS[key])
+            raise InputError(f"{named(path)}: {unknown_name('key', key, _KEYS)}")
+        _require_kind(f"{named(path)}: {key}", value, _KEYS[key])
         if _KEYS[key] is list:
             for name in value:
-                _require_kind(f"{path}: {key}, a list with", name, str)
+                _require_kind(f"{named(path)}: {key}, a list with", name, str)
         if _KEYS[key] is dict:
             for layer, way in value.items():
                 hint = '; names with dots are in quotes, like "tower.fc1"' if type(way) is dict else ""
-                _require_kind(f"{path}: {key}.{cut(layer)}", way, str, hint)
+                _require_kind(f"{named(path)}: {key}.{cut(layer)}", way, str, hint)
     return keys
 
 

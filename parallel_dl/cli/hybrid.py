@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, cut, unknown_name
 from parallel_dl.launch.run import MOST_RANKS
 from parallel_dl.layout import HYBRIDS, Layout
 
@@ -42,7 +42,7 @@ def require_hybrid(
         for flag, value in (("ranks", ranks), ("scheme", scheme), ("variable-batch", variable_batch or None)):
             if value is not None:
                 text = "" if value is True else f" {value}"
-                raise InputError(f"--{flag}{text}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
+                raise InputError(f"--{flag}{cut(text)}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
         return
     if hybrid not in HYBRIDS:
         raise unknown_name("--hybrid", hybrid, HYBRIDS)

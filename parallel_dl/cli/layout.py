@@ -12,7 +12,7 @@ import typer
 from parallel_dl import launch
 from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_halves, require_hybrid
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut, named
 from parallel_dl.layout import Layout, read_keys
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def layout_of(
     def equal() -> Layout:
         for rank, other in enumerate(layouts):
             if other != layouts[0]:
-                raise InputError(f"--layout {layout_file}: rank {rank} reads another layout there than rank 0")
+                raise InputError(f"--layout {named(layout_file)}: rank {rank} reads another layout there than rank 0")
         return layout
 
     return agreed(world(), equal)
@@ -126,7 +126,9 @@ def _from(layout_file: str | None, flags: dict[str, Any]) -> Layout:
     in_file = {} if layout_file is None else _as_flags(layout_file, "hybrid" in flags)
     for name in flags:
         if name in in_file:
-            raise InputError(f"--{_dashed(name)}: is in {layout_file}, too, as {_key(name)}; give it in one place")
+            raise InputError(
+                f"--{_dashed(name)}: is in {named(layout_file or '')}, too, as {_key(name)}; give it in one place"
+            )
     with in_words_of(layout_file):
         return _layout(**{**in_file, **flags})
 
@@ -157,7 +159,9 @@ def _layout(
     if stages == 1 and schedule is None:
         for flag, value in (("stage", stage and stage[0]), ("chunks", chunks)):
             if value is not None:
-                raise InputError(f"--{flag} {value}: belongs to a pipeline: --pp N, or --schedule NAME on one rank")
+                raise InputError(
+                    f"--{flag} {cut(str(value))}: belongs to a pipeline: --pp N, or --schedule NAME on one rank"
+                )
     return Layout(
         dp=dp,
         mp=model_ranks,
@@ -190,11 +194,13 @@ def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) ->
         try:
             stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
         except PlanError as error:
-            raise InputError(f"--schedule {layout.schedule_name}: {error}") from None
+            raise InputError(f"--schedule {cut(layout.schedule_name)}: {error}") from None
         try:
             cut_stages(network, input_shape, stages, layout.stages)
         except InputError as error:
-            flags = f"--pp {layout.pp}" if layout.stages is None else f"--stage {' --stage '.join(layout.stages)}"
+            flags = (
+                f"--pp {layout.pp}" if layout.stages is None else f"--stage {' --stage '.join(map(cut, layout.stages))}"
+            )
             raise InputError(f"{flags}: {error}") from None
 
 
@@ -210,7 +216,7 @@ def in_words_of(layout_file: str | None) -> Iterator[None]:
         names = "|".join(_dashed(name) for name in _as_flags(layout_file))
         spoken = re.sub(rf"--({names})\b(?!-)", lambda flag: _key(flag[1]), line) if names else line
         about_file = names and re.match(rf"(unknown )?--({names})\b", line)
-        raise InputError(f"{layout_file}: {spoken}" if about_file else line) from None
+        raise InputError(f"{named(layout_file)}: {spoken}" if about_file else line) from None
 
 
 def _as_flags(layout_file: str, hybrid: bool = False) -> dict[str, Any]:

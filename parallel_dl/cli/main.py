@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from typing import Annotated, Any
@@ -100,8 +101,8 @@ def _refusal(error: Any, arguments: list[str]) -> str:
     said = error.format_message()
     parameter = getattr(error, "param", None)
     flags = [*getattr(parameter, "opts", ()), *getattr(parameter, "secondary_opts", ())]
-    kind = {"integer": "a whole number", "float": "a number"}.get(getattr(getattr(parameter, "type", None), "name", ""))
-    if kind is None:
+    kind = "a whole number" if "integer" in said else "a number" if re.search("number|float", said) else ""
+    if not kind:
         return said
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
 from parallel_dl.cli.limits import of_flag
-from parallel_dl.errors import InputError, shown
+from parallel_dl.errors import InputError, named
 
 if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
@@ -32,7 +31,7 @@ def network_for(name: str, dataset: Dataset, flag: str) -> Module:
     from parallel_dl import networks
 
     networks.require_known(name)
-    with of_flag(f"--dataset {shown(Path(flag))}:"):
+    with of_flag(f"--dataset {named(flag)}:"):
         outputs = networks.NETWORKS[name].classes
         if dataset.classes is None and outputs is not None and outputs != dataset.outputs:
             raise InputError(

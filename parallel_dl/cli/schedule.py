@@ -10,7 +10,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,7 +89,9 @@ def schedule(
         ):
             count = given.count(",") + 1
             if count not in (1, plan.stages):
-                raise InputError(f"--{flag} {given}: has {count} times; valid are one, or {plan.stages}, the stages")
+                raise InputError(
+                    f"--{flag} {cut(given)}: has {count} times; valid are one, or {plan.stages}, the stages"
+                )
         per_byte = 0.0 if bytes_per_second is None else 1 / bytes_per_second
         wire = Wire(latency, per_byte, message_bytes, eager_limit)
         try:
@@ -150,7 +152,7 @@ def _plan(
 
     numbers = {"--pp": pp, "--microbatches": microbatches, "--chunks": chunks}
     if file is not None:
-        given = [f"{flag} {value}" for flag, value in {"NAME": name, **numbers}.items() if value is not None]
+        given = [f"{flag} {cut(str(value))}" for flag, value in {"NAME": name, **numbers}.items() if value is not None]
         if given:
             raise InputError(f"{given[0]}: not with --check, where the plan is in the file")
         return with_messages(read(file), blocking)
@@ -167,10 +169,10 @@ def _times(flag: str, text: str) -> float | list[float]:
     try:
         times = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--{flag} {text}: valid is a number, or one for each stage, like 1,2,1") from None
+        raise InputError(f"--{flag} {cut(text)}: valid is a number, or one for each stage, like 1,2,1") from None
     for time in times:
         if not 0 <= time <= 1e100:
-            raise InputError(f"--{flag} {text}: must be finite and at least 0")
+            raise InputError(f"--{flag} {cut(text)}: must be finite and at least 0")
     return times if "," in text else times[0]
 
 

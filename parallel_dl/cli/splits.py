@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut
 from parallel_dl.launch.run import MOST_RANKS
 
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ def parse_splits(split: Sequence[str] | None) -> dict[str, str] | None:
     for text in split or ():
         layer, *how = (part.strip() for part in text.split("="))
         if len(how) != 1 or not layer or not how[0]:
-            raise InputError(f"--split {text}: valid is LAYER=HOW, like fc1=output")
+            raise InputError(f"--split {cut(text)}: valid is LAYER=HOW, like fc1=output")
         if layer in found:
-            raise InputError(f"--split {text}: {layer} is given twice, as {layer}={found[layer]} before")
+            raise InputError(
+                f"--split {cut(text)}: {cut(layer)} is given twice, as {cut(layer)}={cut(found[layer])} before"
+            )
         found[layer] = how[0]
     return found or None
 
@@ -45,7 +47,7 @@ def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
     if ranks > MOST_RANKS:
         raise InputError(f"--mp {ranks}: at most {MOST_RANKS}")
     if split and ranks == 1:
-        raise InputError(f"--split {split[0]}: belongs to --mp N with N above 1")
+        raise InputError(f"--split {cut(split[0])}: belongs to --mp N with N above 1")
     return ranks
 
 

@@ -17,7 +17,7 @@ from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.summary_of_pipeline import CacheBytes, Microbatches, Pp
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -66,7 +66,7 @@ def summary(
     of_pipeline.require_pp(pp, ranks, schedule, stage, chunks, microbatches, cache_bytes)
     shape, classes = networks.NETWORKS[network].input_shape, networks.NETWORKS[network].classes
     if dataset is None and data_dir is not None and shape is not None:
-        raise InputError(f"--data-dir {data_dir}: belongs to --dataset, which is not given")
+        raise InputError(f"--data-dir {named(data_dir)}: belongs to --dataset, which is not given")
     if dataset is not None or shape is None or classes is None:
         data = datasets.load(dataset or "digits", data_dir)
         model = network_for(network, data, dataset or "digits")

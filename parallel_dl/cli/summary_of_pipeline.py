@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl.cli.limits import require_count
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ def require_pp(
     }
     for flag, value in of_pipeline.items():
         if value is not None and pp is None:
-            raise InputError(f"--{flag} {value}: belongs to --pp N")
+            raise InputError(f"--{flag} {cut(str(value))}: belongs to --pp N")
     for flag, number, least in (("pp", pp, 1), ("microbatches", microbatches, 1), ("cache-bytes", cache_bytes, 0)):
         require_count(flag, number, least, 2**63 - 1)
     if pp is not None and ranks > 1:
@@ -75,7 +75,7 @@ def pipeline_for(
         plan = make(name, pp, pp if microbatches is None else microbatches, chunks)
     except PlanError as error:
         word = str(error).split()[0]
-        flag = f"--{error}" if word in ("pp", "microbatches", "chunks") else f"--schedule {name}: {error}"
+        flag = f"--{error}" if word in ("pp", "microbatches", "chunks") else f"--schedule {cut(name)}: {error}"
         raise InputError(flag) from None
     try:
         stages = cost.cut_stages(network, shape, plan.stages, stage)
@@ -87,9 +87,9 @@ def pipeline_for(
 def _with_flag(line: str, pp: int, stage: Sequence[str]) -> str:
     """What `cut_stages` refuses, beginning with the flag."""
     for layer in stage:
-        if line.startswith(f"stage at {layer}: "):
+        if line.startswith(f"stage at {cut(layer)}: "):
             return f"--{line.replace(' at ', ' ', 1)}"
-    flag = " ".join(f"--stage {layer}" for layer in stage) if line.startswith("stage") else f"--pp {pp}"
+    flag = " ".join(f"--stage {cut(layer)}" for layer in stage) if line.startswith("stage") else f"--pp {pp}"
     return f"{flag}: {line}"
 
 

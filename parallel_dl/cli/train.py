@@ -110,7 +110,7 @@ class Job:
                 require_writable(self.output)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
         data = datasets.load(self.dataset, self.data_dir, self.dtype).with_flat_targets()
-        losses.require_fits(self.loss, data)
+        data = losses.fitted(self.loss, data)
         self.layout.require_microbatches(min(self.batch_size, len(data.x_train)))
         network = network_for(self.network, data, self.dataset)
         if self.layout.reproducible:

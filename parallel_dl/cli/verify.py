@@ -31,7 +31,7 @@ from parallel_dl.cli.layout import (
 )
 from parallel_dl.cli.limits import require_count
 from parallel_dl.cli.terminal import console, for_ranks
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, cut, unknown_name
 from parallel_dl.files import require_memory
 from parallel_dl.launch.run import MOST_RANKS
 from parallel_dl.layout import Layout
@@ -270,7 +270,9 @@ def verify(
         replaced = {"--steps": steps, "--optimizer": optimizer, "--clip-norm": clip_norm, "--dataset": dataset}
         for flag, value in replaced.items():
             if value is not None:
-                raise InputError(f"{flag} {value}: does not go with --exact, one step of SGD on whole numbers")
+                raise InputError(
+                    f"{flag} {cut(str(value))}: does not go with --exact, one step of SGD on whole numbers"
+                )
     job = Job(
         [network] if network else _small_networks(),
         layout,

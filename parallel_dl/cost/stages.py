@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut
 from parallel_dl.nn.shapes import computes_as
 
 Shape = tuple[int, ...]
@@ -95,7 +95,7 @@ def _by_hand(names: Sequence[str], stages: int, starts: Sequence[str]) -> tuple[
     for name in starts:
         if name not in names[cuts[-1] + 1 :]:
             valid = ", ".join(names[cuts[-1] + 1 :]) or "none"
-            raise InputError(f"stage at {name}: valid here are {valid}")
+            raise InputError(f"stage at {cut(name)}: valid here are {valid}")
         cuts.append(names.index(name))
     return (*cuts, len(names))
 

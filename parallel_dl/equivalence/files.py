@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import checkpoint
-from parallel_dl.errors import InputError, cut, shown, unknown_name
+from parallel_dl.errors import InputError, cut, named, shown, unknown_name
 from parallel_dl.files import read_table, require_regular
 
 Arrays = dict[str, np.ndarray]
@@ -226,10 +226,10 @@ def read_placement(path: str) -> Placement:
     for name, how in placement.items():
         if isinstance(how, bool) or not (isinstance(how, int) or how in ("sum", "replicated")):
             raise InputError(
-                f"--placement {path}: {cut(name)} = {shown(how)}; valid are an axis, 'sum' and 'replicated'"
+                f"--placement {named(path)}: {cut(name)} = {shown(how)}; valid are an axis, 'sum' and 'replicated'"
             )
         if isinstance(how, int) and not -_MOST_AXES <= how < _MOST_AXES:
-            raise InputError(f"--placement {path}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")
+            raise InputError(f"--placement {named(path)}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")
     return placement
 
 
@@ -249,7 +249,7 @@ def files_of(text: str) -> list[Path]:
         if os.path.isdir(path):
             inside = sorted(path.glob("*.safetensors"), key=lambda file: by_number(file.name))
             if not inside:
-                raise InputError(f"{path}: has no files *.safetensors")
+                raise InputError(f"{named(path)}: has no files *.safetensors")
             found += inside
         else:
             require_regular(path, "a safetensors file, or a folder of them")
@@ -277,7 +277,7 @@ def read_side(text: str, placement: Placement | None = None) -> tuple[Arrays, di
         alike = all(np.array_equal(pieces[0], piece) for piece in pieces[1:])
         if how is None and not alike:
             raise InputError(
-                f"{shown(Path(text))}: {cut(name)} is not the same in {len(pieces)} files; "
+                f"{named(text)}: {cut(name)} is not the same in {len(pieces)} files; "
                 "say its axis, or 'sum', in --placement"
             )
         if how == "replicated" and not alike:

@@ -7,7 +7,7 @@ import os
 import tomllib
 from typing import Any
 
-from parallel_dl.errors import InputError, shown
+from parallel_dl.errors import InputError, named, shown
 from parallel_dl.files.reading import one_line, read_text
 
 DEEPEST = 32  # tables and lists inside each other
@@ -24,11 +24,11 @@ def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
     try:
         table = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except RecursionError:
-        raise InputError(f"{path}: is nested too deep; valid is {expected}, at most {DEEPEST} deep") from None
+        raise InputError(f"{named(path)}: is nested too deep; valid is {expected}, at most {DEEPEST} deep") from None
     except ValueError as error:  # bad syntax; or an integer of more digits than Python reads
-        raise InputError(f"{path}: is no {kind}: {one_line(error)}") from None
+        raise InputError(f"{named(path)}: is no {kind}: {one_line(error)}") from None
     if not isinstance(table, dict):
-        raise InputError(f"{path}: holds {shown(table)}; valid is {expected}")
+        raise InputError(f"{named(path)}: holds {shown(table)}; valid is {expected}")
     _require_plain(path, table)
     return table
 
@@ -43,8 +43,8 @@ def _require_plain(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
         for name, value in inside:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 where = "" if name is None else f"{shown(name)} = "
-                raise InputError(f"{path}: {where}{shown(value)}: valid are whole numbers of 64 bits")
+                raise InputError(f"{named(path)}: {where}{shown(value)}: valid are whole numbers of 64 bits")
         level = [value for _, value in inside if isinstance(value, (dict, list))]
         if not level:
             return
-    raise InputError(f"{path}: is nested too deep; valid is at most {DEEPEST} deep")
+    raise InputError(f"{named(path)}: is nested too deep; valid is at most {DEEPEST} deep")

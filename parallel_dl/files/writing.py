@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, named
 from parallel_dl.files.reading import one_line
 
 _PARTIAL = re.compile(r"\.parallel_dl-[0-9a-f]{16}\.partial")
@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
+        raise InputError(f"{named(path)}: cannot be written ({one_line(error)})") from error
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
@@ -61,7 +61,7 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         file.close()
         partial.unlink()
     except OSError as error:
-        raise InputError(f"{path}: cannot write in {place.parent}: {one_line(error)}") from None
+        raise InputError(f"{named(path)}: cannot write in {named(place.parent)}: {one_line(error)}") from None
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
@@ -69,16 +69,16 @@ def _place(path: str | os.PathLike[str]) -> Path:
     try:
         place = Path(path).resolve()
         if place.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file in it")
+            raise InputError(f"{named(path)}: is a folder; give the name of a file in it")
         if place.exists() and not place.is_file():
-            raise InputError(f"{path}: is a device or the like; give the name of a file")
+            raise InputError(f"{named(path)}: is a device or the like; give the name of a file")
         if not place.parent.is_dir():
-            raise InputError(f"{path}: there is no folder {place.parent}")
+            raise InputError(f"{named(path)}: there is no folder {named(place.parent)}")
         return place
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a zero byte
-        raise InputError(f"{path}: is no path that can be written ({one_line(error)})") from None
+        raise InputError(f"{named(path)}: is no path that can be written ({one_line(error)})") from None
 
 
 def _create(folder: Path, mode: int) -> tuple[Path, BinaryIO]:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 
 from parallel_dl import nn
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, cut, shown
 from parallel_dl.splits.ways import Way, can, nearest, ways_of
 
 GROUPS = ("features", "classifier")  # the layers before the first Flatten, and the others, where no layer is so named
@@ -20,7 +20,7 @@ def resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], rank
     own: dict[str, Way] = {}
     for name, text in sorted(splits.items(), key=lambda split: str(split[0]).count(".")):  # inner groups count more
         if not isinstance(name, str):
-            raise InputError(f"split {name!r}={text}: the name of a layer is a string, like '0' or 'fc1'")
+            raise InputError(f"split {shown(name)}={cut(text)}: the name of a layer is a string, like '0' or 'fc1'")
         way, members = Way.parse(text), _members(name, layers)
         if name in layers and (not members or (way is not None and can(layers[name], way))):
             own[name] = _own_way(name, text, layers, ranks)
@@ -39,7 +39,7 @@ def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: i
     if not able or way is None:
         valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
         choice = f"valid are {', '.join(valid)}" if valid else "none of its layers can"
-        raise InputError(f"split {name}={text}: {name} has no layer that can be split so; {choice}")
+        raise InputError(f"split {name}={cut(text)}: {name} has no layer that can be split so; {choice}")
     _require_grid(name, way, ranks)
     return dict.fromkeys(able, way)
 
@@ -50,11 +50,11 @@ def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) 
     if not valid:
         before = [other for other in itertools.takewhile(lambda other: other != name, layers) if ways_of(layers[other])]
         near = f"; nearest is {before[-1]}={nearest(text, ways_of(layers[before[-1]]))}" if before else ""
-        raise InputError(f"split {name}={text}: {_a(kind)} is not split, it goes along with its input{near}")
+        raise InputError(f"split {name}={cut(text)}: {_a(kind)} is not split, it goes along with its input{near}")
     if way is None or not can(layer, way):
         kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
         raise InputError(
-            f"split {name}={text}: {_a(kind)} cannot be split so; nearest is {name}={nearest(text, valid)}, "
+            f"split {name}={cut(text)}: {_a(kind)} cannot be split so; nearest is {name}={nearest(text, valid)}, "
             f"valid are {', '.join(valid)}"
         )
     _require_grid(name, way, ranks)
@@ -91,4 +91,4 @@ def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
     able += [group for group in GROUPS if any(ways_of(layers[layer]) for layer in _members(group, layers))]
     close = difflib.get_close_matches(name, able, 1)
     suggestion = f"did you mean {close[0]}? " if close else ""
-    return f"split {name}={text}: there is no layer {name}; {suggestion}valid are {', '.join(able)}"
+    return f"split {cut(name)}={cut(text)}: there is no layer {cut(name)}; {suggestion}valid are {', '.join(able)}"
