@@ -25,10 +25,10 @@ def temporary(tmp_path_factory):
 def start(tmp_path, temporary, environment, isolated, python):
     """Starts a program on two ranks through `launch.run`; the process, not waited for."""
 
-    def start(program, *arguments, ranks=2, size="4g"):
+    def start(program, *arguments, ranks=2, size="4g", tmpdir=temporary):
         path = tmp_path / "program.py"
         path.write_text(START + textwrap.dedent(program))
-        environment.setenv("TMPDIR", str(temporary))
+        environment.setenv("TMPDIR", str(tmpdir))
         command, left = isolated([python, "-c", DRIVER, str(ranks), str(path), *arguments], size)
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -47,8 +47,8 @@ def pids(tmp_path):
 def run(start, temporary, pids, living):
     """Runs a program to its end; nothing of it may be left."""
 
-    def run(program, *arguments, ranks=2, size="4g"):
-        started = start(program, *arguments, ranks=ranks, size=size)
+    def run(program, *arguments, ranks=2, size="4g", tmpdir=temporary):
+        started = start(program, *arguments, ranks=ranks, size=size, tmpdir=tmpdir)
         try:
             out, err = started.process.communicate(timeout=HANG)
         except subprocess.TimeoutExpired:
@@ -56,7 +56,7 @@ def run(start, temporary, pids, living):
             pytest.fail(f"still running after {HANG} s")
         assert living(pids(), 10) == []
         assert started.left() == []
-        assert list(temporary.iterdir()) == []
+        assert list(tmpdir.iterdir()) == []
         return SimpleNamespace(status=started.process.returncode, out=out, err=err)
 
     return run

@@ -17,7 +17,7 @@ _FILE = 16 << 20  # bytes
 _HYDRA_SHARED_MEMORY = 64 << 10  # bytes per rank; below 48 KiB it is SIGBUS
 
 
-def require_open_files(ranks: int = 0) -> None:
+def _require_open_files(ranks: int = 0) -> None:
     """Raises this process's limit of open files where it is too low; InputError where it may not: MPI would crash."""
     needed = _FILES + _FILES_PER_RANK * ranks
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -40,13 +40,14 @@ def require_room(ranks: int) -> None:
             f"{ranks} ranks on {cores()} cores: valid are at most {_MOST_RANKS_PER_CORE} per core, "
             f"{_MOST_RANKS_PER_CORE * cores()} here"
         )
+    _require_open_files(ranks)  # mpirun's
     require_mpi(ranks)
 
 
 def require_mpi(ranks: int) -> None:
     """Refuses (InputError) limits with which MPI ends in crashes, or in pages of its own words."""
     hydra = is_hydra()
-    require_open_files(ranks if ranks > 1 else 0)
+    _require_open_files()
     _require_address_space()
     if hydra or ranks > 1:
         _require_file_size()
@@ -63,7 +64,7 @@ def _require_address_space() -> None:
 def _require_file_size() -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft != resource.RLIM_INFINITY and soft < _FILE:
-        raise InputError(f"ulimit -f {soft >> 10}: MPI shares memory in files, which need at least {_FILE >> 10} KiB")
+        raise InputError(f"ulimit -f: {soft >> 10} KiB; MPI shares memory in files, which need {_FILE >> 10} KiB")
 
 
 def _require_shared_memory(ranks: int) -> None:
