@@ -12,7 +12,7 @@ import pytest
 
 from parallel_dl.launch.environment import inside_mpirun
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "launched"]
 PLUGIN = [] if entry_points(group="pytest11", name="parallel_dl") else ["parallel_dl.testing"]
 pytest_plugins += PLUGIN
 

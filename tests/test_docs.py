@@ -4,12 +4,16 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import typer
 from conftest import HANG, ROOT
+
+from parallel_dl.launch import find_mpirun
+from parallel_dl.launch.environment import is_hydra
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,6 +93,38 @@ def test_command_line_page_has_every_flag(name):
 def test_command_line_page_has_every_command():
     titles = re.findall(r"^## (.*)$", (ROOT / "docs" / "command-line.md").read_text(), re.MULTILINE)
     assert set(APP.commands) == {title for title in titles if title.islower()}
+
+
+def shell_lines(page, program):
+    """The lines in a page's shell blocks that call this program, as words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [words for words in lines if words[:1] == [program]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_can_be_typed(page):
+    """Each names a command that is there, with flags that it has and a value for each."""
+    for _, name, *arguments in shell_lines(page, "parallel-dl"):
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_flags_of_the_readmes_mpirun_are_known_to_open_mpi(environment, tmp_path):
+    """As root or not, with more ranks than cores; what the ranks run here is nothing."""
+    if is_hydra(find_mpirun()):
+        pytest.skip("the page has Open MPI's flags, and this is MPICH")
+    for name in [name for name in os.environ if name.startswith(("OMPI_", "PRTE_", "PMIX_"))]:
+        environment.delenv(name)
+    (tmp_path / "hosts").write_text("localhost slots=4\n")
+    lines = shell_lines(README, "mpirun")
+    assert any("--hostfile" in words for words in lines)
+    environment.setenv("OMPI_MCA_btl", "self,sm")
+    for words in lines:
+        flags = words[1 : words.index("python")]
+        command = [str(find_mpirun()), *flags, sys.executable, "-c", "print('here')"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("here") == int(flags[flags.index("-n") + 1])
 
 
 RUN_ALL = """

@@ -369,3 +369,33 @@ def test_a(world):
 def test_root_is_this_checkout():
     """The tests above run this checkout's plugin, not one that is installed elsewhere."""
     assert sys.modules["parallel_dl.testing"].__file__.startswith(str(ROOT))
+
+
+def test_calls_that_do_not_match_are_said_first_and_without_our_source(run):
+    result = run(
+        """
+import numpy as np
+@pytest.mark.ranks(2)
+def test_shapes(comm): comm.all_reduce(np.ones(3 + comm.rank))
+@pytest.mark.ranks(2)
+def test_calls(comm):
+    if comm.rank: comm.barrier()
+    else: comm.all_reduce(np.ones(3))
+"""
+    )
+    result.assert_outcomes(failed=2)
+    said = result.stdout.lines
+    for test in ("test_shapes", "test_calls"):
+        heading = next(i for i, line in enumerate(said) if re.match(f"_+ {test}", line))
+        assert said[heading + 1].startswith("CollectiveMismatch: on communicator 'comm': rank 0 calls all_reduce #1")
+        assert said[heading + 2].startswith("--- rank")
+    assert "checked.py" not in lines(result)
+    assert "array([" not in lines(result)
+
+
+def test_a_crash_shows_the_tests_line(run):
+    result = run("import ctypes\n@pytest.mark.ranks(2)\ndef test_a(world):\n    if world.rank: ctypes.string_at(0)")
+    result.assert_outcomes(failed=1)
+    assert "rank 1 was killed by SIGSEGV" in lines(result)
+    assert re.search(r"test_it.py\", line \d+ in test_a", lines(result))
+    assert "_pytest" not in lines(result).partition("Fatal Python error")[2].partition("short test summary")[0]
