@@ -20,7 +20,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.metrics import Evaluation, Tally
-from parallel_dl.model_parallel import ModelParallel, parallelize
+from parallel_dl.model_parallel import ModelParallel, parallelize, require_serial
 from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import LARS, Optimizer, gradient_squares
@@ -74,8 +74,9 @@ class Trainer:
     the network computes in leaves from then on. With `clip_norm` gradients whose norm, over the whole network, is
     larger are made so short.
 
-    Raises InputError for splits that cannot be, for ranks that do not have the same weights, for a `clip_norm` that is
-    not above 0, and for one with updates of a part of the weights alone (asynchronous schedules, variable batch).
+    Raises InputError for a network that is split already, for splits that cannot be, for ranks that do not have the
+    same weights, for an optimizer of other parameters, for a `clip_norm` that is not above 0, and for one with updates
+    of a part of the weights alone (asynchronous schedules, variable batch).
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Trainer:
         clip_norm: float | None = None,
     ) -> None:
         layout.require_clip_norm(clip_norm)
+        require_serial(network)
         self.clip_norm = clip_norm
         self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
         self.parallel: ModelParallel | None = None

@@ -9,17 +9,21 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["pytester"]
+from parallel_dl.launch.environment import inside_mpirun
+
+pytest_plugins = ["pytester", "launched"]
 PLUGIN = [] if entry_points(group="pytest11", name="parallel_dl") else ["parallel_dl.testing"]
 pytest_plugins += PLUGIN
 
 ROOT = Path(__file__).parent.parent
 HANG = 300  # seconds, after which what has not ended is taken for a hang; it measures nothing, and busy machines fit in
 
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("suite")
+if not inside_mpirun():  # ranks try no properties, and start sooner without it
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
 
 # A mount namespace with an empty /dev/shm: what a command leaves there is its own, whatever else runs on this machine.
 PRIVATE = """mount -t tmpfs -o size="$1" tmpfs /dev/shm || exit 99; left="$2"; shift 2

@@ -171,10 +171,15 @@ for package in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("unit", [unit for unit in UNITS if (PACKAGE / unit).is_dir() and unit != "testing"])
-def test_public_names_exist_and_are_documented(unit, environment):
+PACKAGES = [f"parallel_dl.{unit}" for unit in UNITS if (PACKAGE / unit).is_dir() and unit != "testing"]
+
+
+@pytest.mark.parametrize(
+    "packages",
+    [PACKAGES, *(pytest.param([package], marks=pytest.mark.grid) for package in PACKAGES)],
+    ids=lambda packages: packages[0] if len(packages) == 1 else "all",
+)
+def test_public_names_exist_and_are_documented(packages, environment):
     """In a process of its own: this one never imports MPI. (A dataclass's own docstring is only its signature.)"""
-    run = subprocess.run(
-        [sys.executable, "-c", PUBLIC_NAMES, f"parallel_dl.{unit}"], capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", PUBLIC_NAMES, *packages], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -1,13 +1,19 @@
 """The documentation says what is there: examples run, the tree and the flags are complete, links lead somewhere."""
 
 import importlib
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import typer
 from conftest import HANG, ROOT
+
+from parallel_dl.launch import find_mpirun
+from parallel_dl.launch.environment import is_hydra
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,24 +95,79 @@ def test_command_line_page_has_every_command():
     assert set(APP.commands) == {title for title in titles if title.islower()}
 
 
-@pytest.mark.parametrize(
-    ("page", "printed"),
-    [
-        ("index", "equal: worst is"),
-        ("convolution", ""),
-        ("model-parallelism", ""),
-        ("pipelining", ""),
-        ("hybrids", ""),
-        ("verification", ""),
-        ("reproducibility", ""),
-    ],
-)
-def test_examples_of_the_pages_run(environment, tmp_path, page, printed):
-    examples = python_blocks(ROOT / "docs" / f"{page}.md")
-    assert examples
-    for example in examples:
-        run = subprocess.run(
-            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
-        )
+def shell_lines(page, program):
+    """The lines in a page's shell blocks that call this program, as words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [words for words in lines if words[:1] == [program]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_can_be_typed(page):
+    """Each names a command that is there, with flags that it has and a value for each."""
+    for _, name, *arguments in shell_lines(page, "parallel-dl"):
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_flags_of_the_readmes_mpirun_are_known_to_open_mpi(environment, tmp_path):
+    """As root or not, with more ranks than cores; what the ranks run here is nothing."""
+    if is_hydra(find_mpirun()):
+        pytest.skip("the page has Open MPI's flags, and this is MPICH")
+    for name in [name for name in os.environ if name.startswith(("OMPI_", "PRTE_", "PMIX_"))]:
+        environment.delenv(name)
+    (tmp_path / "hosts").write_text("localhost slots=4\n")
+    lines = shell_lines(README, "mpirun")
+    assert any("--hostfile" in words for words in lines)
+    environment.setenv("OMPI_MCA_btl", "self,sm")
+    for words in lines:
+        flags = words[1 : words.index("python")]
+        command = [str(find_mpirun()), *flags, sys.executable, "-c", "print('here')"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
         assert run.returncode == 0, run.stderr
-        assert printed in run.stdout
+        assert run.stdout.count("here") == int(flags[flags.index("-n") + 1])
+
+
+RUN_ALL = """
+import contextlib, io, json, sys, traceback
+results = {}
+for page, examples in json.load(sys.stdin).items():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            for example in examples:
+                exec(compile(example, page, "exec"), {"__name__": "__main__"})
+            error = None
+        except BaseException:
+            error = traceback.format_exc()
+    results[page] = error, printed.getvalue()
+json.dump(results, sys.stdout)
+"""
+PRINTED = {
+    "index": "equal: worst is",
+    **dict.fromkeys(
+        ("convolution", "model-parallelism", "pipelining", "hybrids", "verification", "reproducibility"), ""
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def of_examples(tmp_path_factory):
+    """page -> (traceback or None, what was printed), of all examples of all pages, in one Python."""
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_ALL],
+        input=json.dumps({page: python_blocks(ROOT / "docs" / f"{page}.md") for page in PRINTED}),
+        cwd=tmp_path_factory.mktemp("pages"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("page", PRINTED)
+def test_examples_of_the_pages_run(of_examples, page):
+    assert python_blocks(ROOT / "docs" / f"{page}.md")
+    error, printed = of_examples[page]
+    assert error is None, error
+    assert PRINTED[page] in printed

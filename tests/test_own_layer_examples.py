@@ -21,7 +21,7 @@ def blocks(section, language="python"):
 @pytest.fixture(scope="module")
 def outcome():
     """What pytest prints for all examples."""
-    files = [EXAMPLES / "test_own_layer.py", EXAMPLES / "broken_layer.py"]
+    files = [EXAMPLES / name for name in ("test_own_layer.py", "test_attention.py", "broken_layer.py")]
     command = [sys.executable, "-m", "pytest", *LOAD, "-v", "-p", "no:cacheprovider", *map(str, files)]
     unset = ("PARALLEL_DL_JOB", "PYTEST_ADDOPTS")
     variables = {name: value for name, value in os.environ.items() if name not in unset}
@@ -49,6 +49,14 @@ def test_the_examples_pass(outcome):
     tests = ("data_parallel", "in_stages", "between_split_layers")
     assert [result for name, result in results if name.removeprefix("test_") in tests] == ["PASSED"] * 3, outcome
     assert ("test_differences", "PASSED") in results  # and the broken one of this name fails: below
+
+
+def test_attention_of_ones_own_is_the_serial_run(outcome):
+    assert re.findall(r"::test_attention\[(.*)-ranks=2\] (\w+)", outcome) == [
+        ("replicas", "PASSED"),
+        ("stages", "PASSED"),
+        ("beside split layers", "PASSED"),
+    ], outcome
 
 
 def test_the_broken_example_says_what_the_page_shows(outcome):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from parallel_dl import autograd, datasets, networks, nn, optim
+from parallel_dl.cli import losses
 from parallel_dl.datasets import Dataset
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
@@ -189,6 +190,25 @@ def test_targets_that_are_none(train, test, said):
     with pytest.raises(InputError) as caught:
         Dataset.from_arrays("own", np.ones((4, 3)), train, np.ones((2, 3)), test, called=("x", "a", "u", "b"))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_classes_written_as_floats_are_classes_where_a_loss_wants_them(shape):
+    x, y = np.zeros((6, 4)), np.array([0.0, 1, 2, 0, 1, 2]).reshape(shape)
+    found = Dataset.from_arrays("own", x, y, x, y).with_flat_targets()
+    assert found.classes is None
+    as_classes = losses.fitted("cross-entropy", found)
+    assert (as_classes.classes, as_classes.y_train.dtype, as_classes.y_train.shape) == (3, np.int64, (6,))
+    assert as_classes.with_classes() is as_classes
+    assert losses.fitted("mse", found) is found
+
+
+@pytest.mark.parametrize("values", [[0, 1.5], [-1, 0], [0, 2e6], [[0, 1], [1, 0]]])
+def test_floats_that_are_no_classes(values):
+    x, y = np.zeros((2, 4)), np.array(values, float)
+    found = Dataset.from_arrays("own", x, y, x, y)
+    with pytest.raises(InputError, match="no class numbers; valid is mse, or targets that are whole numbers"):
+        losses.fitted("cross-entropy", found)
 
 
 @pytest.mark.ranks(2)

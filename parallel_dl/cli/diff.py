@@ -76,6 +76,12 @@ def _print(found: ArraysComparison) -> None:
         lines += [f"  {cut(one.name):{width}}  {_number(one.error)}  {one.cause}" for one in shown]
         if len(found.different) > len(shown):
             lines.append(f"  ... and {len(found.different) - len(shown)} more")
+        rounds = next((one.rounds for one in found.different if one.rounds is not None), None)
+        if rounds is not None:
+            lines.append(
+                f"After some training in {rounds}, two layouts that are right may differ like this: a rounded maximum "
+                "falls the other way, and the runs part. The same two runs in float64 tell."
+            )
     screen.print(*lines, sep="\n", soft_wrap=True, markup=False)
 
 

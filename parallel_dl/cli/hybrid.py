@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl.errors import InputError, cut, unknown_name
-from parallel_dl.launch.run import MOST_RANKS
+from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.layout import HYBRIDS, Layout
 
 if TYPE_CHECKING:

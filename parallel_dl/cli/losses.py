@@ -26,15 +26,21 @@ def function_of(loss: str) -> Callable[..., Any]:
     return {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss, "mse": nn.mse}[loss]
 
 
-def require_fits(loss: str, data: Dataset) -> None:
-    """Raises InputError for a loss that cannot be computed with the targets of the data."""
+def fitted(loss: str, data: Dataset) -> Dataset:
+    """The data with the targets that the loss takes: for cross-entropy, classes also where they are written as floats.
+
+    Raises InputError for a loss that cannot be computed with them.
+    """
+    if loss == "cross-entropy":
+        data = data.with_classes()
     what = f"--loss {loss}: the targets of {data.name} are"
     if data.classes is not None:
         if loss == "mse":
             raise InputError(f"{what} class numbers; valid are cross-entropy and logistic, or targets that are floats")
-        return
+        return data
     floats = f"floats of shape {data.y_train.shape[1:]}, no class numbers"
     if loss == "cross-entropy":
-        raise InputError(f"{what} {floats}; valid is mse, or targets that are integers")
+        raise InputError(f"{what} {floats}; valid is mse, or targets that are whole numbers")
     if loss == "logistic" and not all(y.min() >= 0 and y.max() <= 1 for y in (data.y_train, data.y_test)):
         raise InputError(f"{what} {floats}, and not all in 0..1; valid is mse")
+    return data

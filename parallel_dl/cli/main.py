@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ from parallel_dl.cli.train import train
 from parallel_dl.cli.verify import verify
 from parallel_dl.errors import MOST_OF_VALUE, InputError, bounded, named, shown
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
+from parallel_dl.launch.streams import Printed, lost_output, occupy_closed
 
 _MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
 
@@ -62,38 +64,73 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for a failure, 2 for bad input."""
-    status, message = 0, None
+    """Runs one command; returns the exit status: 0, 1 for a failure, 2 for bad input, or output that is lost."""
+    occupy_closed()
+    given, given_errors = sys.stdout, sys.stderr
+    encoding = getattr(given, "encoding", None) or "utf-8"
+    output: Any = io.TextIOWrapper(rank.Result(), encoding, write_through=True) if rank.connected() else given
+    sys.stderr = Printed(given_errors)
+    sys.stdout = printed = Printed(output, sys.stderr)
+    try:
+        status, message = _run(sys.argv[1:] if arguments is None else arguments)
+        with contextlib.suppress(BrokenPipeError):
+            printed.flush()
+        lines = [] if message is None else [message]
+        if isinstance(printed.error, BrokenPipeError):
+            status = status or 1
+        elif printed.error is not None:
+            status = status or 2
+            lines.append(lost_output(printed.error))
+            _leave_mpi()
+        _say([f"parallel-dl: {bounded(line)}" for line in lines], status)
+        return status
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            printed.flush()
+        sys.stdout, sys.stderr = given, given_errors
+
+
+def _leave_mpi() -> None:
+    """Another status than the other ranks' ends them, but for this: everything has been computed."""
+    if "parallel_dl.mpi" in sys.modules:
+        from parallel_dl.mpi.abort import leave
+
+        leave()
+
+
+def _say(lines: list[str], status: int) -> None:
+    """The last lines, on stderr; under our launcher it prints them, once for all ranks."""
+    text = "\n".join(lines)
+    if rank.connected():
+        rank.complete(status, text or None)
+    elif lines and inside_mpirun():
+        _say_on_one_rank(text)
+    elif lines:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _run(arguments: list[str]) -> tuple[int, str | None]:
+    """The exit status, and what is to be said about it."""
     try:
         # typer without its own ending: what it refuses comes back as an exception with one line
-        arguments = sys.argv[1:] if arguments is None else arguments
-        status = app(args=arguments, obj=arguments, prog_name="parallel-dl", standalone_mode=False) or 0
+        return app(args=arguments, obj=arguments, prog_name="parallel-dl", standalone_mode=False) or 0, None
     except InputError as error:
-        status, message = 2, str(error)
+        return 2, str(error)
     except KeyboardInterrupt:
-        status = 130
+        if rank.connected():  # the launcher is told who was interrupted
+            raise
+        return 130, "stopped by SIGINT"
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        return 1, None
     except MemoryError:
         if inside_mpirun():  # other ranks wait for this one: it has to fail
             raise
-        status, message = 2, "the memory is not enough; a smaller --batch-size, or more ranks, take less of it on each"
+        return 2, "the memory is not enough; a smaller --batch-size, or more ranks, take less of it on each"
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        status, message = getattr(error, "exit_code", 2), _refusal(error, arguments or [])
-        if not message:  # no command given: typer has printed its help
-            return status
-    line = None if message is None else f"parallel-dl: {_short(message, arguments or [])}"
-    if rank.connected():
-        sys.stdout.flush()
-        rank.complete(status, line)  # our launcher prints the line, once for all ranks
-    elif line is not None and inside_mpirun():
-        _say_on_one_rank(line)
-    elif line is not None:
-        print(line, file=sys.stderr)
-    return status
+        # no command given: typer has printed its help, and there is no message
+        return getattr(error, "exit_code", 2), _short(_refusal(error, arguments), arguments) or None
 
 
 def _short(message: str, arguments: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parallel_dl.errors import InputError, cut
-from parallel_dl.launch.run import MOST_RANKS
+from parallel_dl.launch.limits import MOST_RANKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,7 +20,8 @@ def for_ranks() -> dict[str, str]:
     """What the ranks are told: how wide the terminal is, 0 for an output that is none."""
     columns = shutil.get_terminal_size().columns
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
-    return {f"{_VARIABLE}_{name}": str(columns if stream.isatty() else 0) for name, stream in streams.items()}
+    terminals = {name for name, stream in streams.items() if stream is not None and stream.isatty()}
+    return {f"{_VARIABLE}_{name}": str(columns if name in terminals else 0) for name in streams}
 
 
 def console(stderr: bool = False) -> Console:

@@ -110,7 +110,7 @@ class Job:
                 require_writable(self.output)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
         data = datasets.load(self.dataset, self.data_dir, self.dtype).with_flat_targets()
-        losses.require_fits(self.loss, data)
+        data = losses.fitted(self.loss, data)
         self.layout.require_microbatches(min(self.batch_size, len(data.x_train)))
         network = network_for(self.network, data, self.dataset)
         if self.layout.reproducible:
@@ -443,10 +443,20 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
                 print(json.dumps(facts), flush=True)
             else:
                 _print_table(facts, method)
+                if rounds_by_layout(job):
+                    console().print(_ROUNDING, soft_wrap=True)
     finally:  # results first: they are there whatever becomes of the file, and the file whatever becomes of them
         if job.output is not None:
             agreed(comm, lambda: job.save(state, facts))
     return 0
+
+
+_ROUNDING = "In float32 rounding parts the losses of another layout from these: compare with --dtype float64."
+
+
+def rounds_by_layout(job: Job) -> bool:
+    """Whether rounding may part this run from one in another layout, visibly. Stages alone change no sum."""
+    return job.dtype == "float32" and max(job.layout.dp, job.layout.mp) > 1 and not job.layout.reproducible
 
 
 def _divisors(ranks: int) -> str:

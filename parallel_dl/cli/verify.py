@@ -33,7 +33,7 @@ from parallel_dl.cli.limits import require_count
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.errors import InputError, cut, unknown_name
 from parallel_dl.files import require_memory
-from parallel_dl.launch.run import MOST_RANKS
+from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.layout import Layout
 
 if TYPE_CHECKING:

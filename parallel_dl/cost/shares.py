@@ -116,7 +116,8 @@ def part_shapes(step: Step, rank: int) -> tuple[Shape, Shape]:
     if isinstance(layer, nn.Linear | nn.Conv2d):
         if step.way is not None and step.way.name in ("input", "channels"):  # weight (out, own, ...)
             own = part.pieces["weight"][rank][1]
-            return (own.stop - own.start, *step.input[1:]), y
+            width = own.stop - own.start
+            return ((*step.input[:-1], width) if isinstance(layer, nn.Linear) else (width, *step.input[1:])), y
         return step.input, y
     if isinstance(part.detail, Tiling):  # pooling
         tiling = part.detail

@@ -48,6 +48,17 @@ class Dataset:
         flat = {name: getattr(self, name).reshape(-1, self.outputs) for name in ("y_train", "y_test")}
         return dataclasses.replace(self, **flat)
 
+    def with_classes(self) -> Dataset:
+        """The same with floats that are class numbers, one per sample, as classes; other targets stay what they are."""
+        targets = [self.y_train, self.y_test]
+        if self.classes is not None or any(y.size != len(y) for y in targets):
+            return self
+        if any(((y < 0) | (y >= MOST_CLASSES) | (y != np.floor(y))).any() for y in targets):
+            return self
+        y_train, y_test = (y.reshape(-1).astype(np.int64) for y in targets)
+        classes = int(max(y_train.max(), y_test.max())) + 1
+        return dataclasses.replace(self, y_train=y_train, y_test=y_test, classes=classes)
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample: (channels, height, width), or (features,)."""

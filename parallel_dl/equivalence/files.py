@@ -43,6 +43,8 @@ class TensorDifference:
     """b / a, where it is the same for all values"""
     cause: str = ""
     """in words; empty for tensors that are equal"""
+    rounds: str | None = None
+    """the type below float64 in which rounding that training has made grow may be all there is to it, else None"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,8 @@ def _compare(
     tolerance = max(limit, 1e-6)
     factor = ratio_of(x, y, tolerance)
     cause = _of_factor(factor) if factor is not None else _out_of_place(x, y, tolerance) or ""
-    return TensorDifference(name, False, error, limit, factor, cause or "values")
+    rounds = str(a.dtype) if a.dtype.itemsize < 8 and floats and (not cause or cause.startswith("values")) else None
+    return TensorDifference(name, False, error, limit, factor, cause or "values", rounds)
 
 
 def _error(a: np.ndarray, b: np.ndarray) -> float:

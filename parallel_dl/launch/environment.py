@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,6 +91,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def home() -> str:
+    """A home for MPI where the environment names none (cron, systemd): Open MPI does not start without."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:  # a user whom the system does not know
+        return tempfile.gettempdir()
+
+
 def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment for `ranks` ranks on this machine; whatever the user has set is left as it is.
 
@@ -102,6 +112,9 @@ def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> 
         "PRTE_MCA_prte_tmpdir_base": folder,
         # ucx is tried first for shared-memory windows, and warns
         "OMPI_MCA_osc": "^ucx",
+        # no native stack of a crash: faulthandler's Python lines say more
+        "OMPI_MCA_opal_signal": "",
+        "HOME": home(),
     }
     if not any(
         name in given for name in ("OMPI_MCA_btl", "OMPI_MCA_pml", "OMPI_MCA_mtl", "PRTE_MCA_prte_default_hostfile")
@@ -116,9 +129,15 @@ def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> 
     if shared_memory_free() < _MPI_NEEDS:
         wanted["OMPI_MCA_btl_sm_backing_directory"] = folder
         wanted["OMPI_MCA_osc_sm_backing_directory"] = folder
-        wanted["MPIR_CVAR_NOLOCAL"] = "1"
-        wanted["MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS"] = "2"
+        wanted.update(little_shared_memory())
     return {name: value for name, value in wanted.items() if name not in given}
+
+
+def little_shared_memory() -> dict[str, str]:
+    """MPICH's settings for a small /dev/shm; nothing for a large one."""
+    if shared_memory_free() >= _MPI_NEEDS:
+        return {}
+    return {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS": "2"}
 
 
 def without_shared_memory() -> bool:
@@ -126,8 +145,13 @@ def without_shared_memory() -> bool:
     return os.environ.get("MPIR_CVAR_NOLOCAL", "0") not in ("0", "")
 
 
-def is_hydra(mpirun: Path) -> bool:
-    """Whether this mpirun is MPICH's."""
+def is_hydra(mpirun: Path | None = None) -> bool:
+    """Whether this mpirun, by default the one that is found, is MPICH's."""
+    if mpirun is None:
+        try:
+            mpirun = find_mpirun()
+        except InputError:
+            return False
     return any((mpirun.resolve().parent / name).exists() for name in ("hydra_pmi_proxy", "mpiexec.hydra"))
 
 

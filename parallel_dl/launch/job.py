@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from parallel_dl.launch.environment import (
-    MPI_FILES,
-    SHARED_MEMORY,
-    find_mpirun,
-    is_hydra,
-    mapped_shared_memory,
-    settings,
-)
-from parallel_dl.launch.rank import ATTENDED, JOB_VARIABLE
+from parallel_dl.launch import tracebacks
+from parallel_dl.launch.attendant import ATTENDED
+from parallel_dl.launch.environment import find_mpirun, is_hydra, settings
+from parallel_dl.launch.folder import Folder
+from parallel_dl.launch.processes import clear_shared_memory, session, shared_memory_files, started
+from parallel_dl.launch.rank import JOB_VARIABLE
 
 
 class Event(NamedTuple):
@@ -33,6 +27,14 @@ class Event(NamedTuple):
     rank: int
     kind: str
     content: tuple
+
+
+class Exit(NamedTuple):
+    """How a rank's process has ended, as its attendant has said."""
+
+    code: int  # -N for signal N
+    told: bool  # by mpirun
+    heard: float  # when
 
 
 class Job:
@@ -54,15 +56,14 @@ class Job:
         self.is_hydra = is_hydra(mpirun)
         self.ranks = ranks
         self.pids: dict[int, int] = {}
-        self.exits: dict[int, tuple[int, float]] = {}  # rank -> its exit code, -N for signal N; when we heard of it
+        self.exits: dict[int, Exit] = {}
         self._born: dict[int, str] = {}  # pid -> when it started: a pid may be given to another process later
         self._links: dict[int, Connection] = {}
         self._strangers: list[Connection] = []  # connected, but their rank is not known yet
-        self._shared_before = set(_list(SHARED_MEMORY))
-        self.folder = tempfile.mkdtemp(prefix="pdl-")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(os.path.join(self.folder, "socket"))
-        self._listener.listen(ranks)
+        self._shared_before = shared_memory_files()
+        self._folder = Folder(backlog=ranks)
+        self.folder = self._folder.path
+        self._listener = self._folder.listener
         variables = {**os.environ, **(environment or {})}
         variables.update(settings(ranks, self.folder, variables))
         variables[JOB_VARIABLE] = self.folder
@@ -73,9 +74,9 @@ class Job:
                 command, env=variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
             )
         except BaseException:
-            self._listener.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._folder.remove()
             raise
+        self._folder.guard(self.mpirun.pid)
 
     def __enter__(self) -> Job:
         return self
@@ -107,13 +108,13 @@ class Job:
                 rank, pid, attendant = content
                 self._strangers.remove(ready)
                 self._links[rank], self.pids[rank] = ready, pid
-                self._born.update((p, _started(p)) for p in (pid, attendant) if p is not None)
+                self._born.update((p, started(p)) for p in (pid, attendant) if p is not None)
                 yield Event(rank, "hello", (pid,))
             elif kind == "ended":
-                rank, code = content
+                rank, code, told = content
                 self._strangers.remove(ready)
                 ready.close()
-                self.exits[rank] = code, time.monotonic()
+                self.exits[rank] = Exit(code, told, time.monotonic())
             else:
                 yield Event(links[ready], kind, tuple(content))
 
@@ -135,74 +136,32 @@ class Job:
         time.sleep(0.1)  # for the last lines
         return {rank: file.read_text() for rank, file in files.items() if file.exists()}
 
+    def crash(self, rank: int) -> list[str]:
+        """The Python lines of a crash (SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL) of a rank."""
+        try:
+            text = Path(self.folder, f"crash.{rank}").read_text()
+        except OSError:
+            return []
+        return tracebacks.of_crash(text) if text else []
+
     # -- the end ---------------------------------------------------------------------------------------------------
     def _living(self, of: Iterable[int]) -> list[int]:
-        return [pid for pid in of if _started(pid) == self._born[pid] != ""]
+        return [pid for pid in of if started(pid) == self._born[pid] != ""]
 
     def end(self, grace: float = 0.0) -> None:
         """Ends every process of the job by its id and removes what it left; waits `grace` s for a normal end first."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.mpirun.wait(grace)
         # mpirun first: it would have much to say about ranks that die
-        for pid in [*_session(self.mpirun.pid), *self._living(self._born)]:
+        for pid in [*session(self.mpirun.pid), *self._living(self._born)]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self.mpirun.wait()
         for link in [*self._links.values(), *self._strangers]:
             link.close()
         self._links, self._strangers = {}, []
-        self._listener.close()
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline and self._living(self._born):
             time.sleep(0.01)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._clear_shared_memory()
-
-    def _clear_shared_memory(self) -> None:
-        """Removes what MPI left in /dev/shm: ours, new since we started, and in no living process."""
-        left = [n for n in _list(SHARED_MEMORY) if n not in self._shared_before and n.startswith(MPI_FILES)]
-        if not left:
-            return
-        used = set().union(*(mapped_shared_memory(pid) for pid in _list("/proc") if pid.isdigit()))
-        for name in left:
-            path = os.path.join(SHARED_MEMORY, name)
-            with contextlib.suppress(OSError):
-                if os.stat(path).st_uid == os.geteuid() and path not in used:
-                    os.unlink(path)
-
-
-def _list(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name: state, parent, group, session, ..."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        return text[text.rindex(")") + 2 :].split()
-    except (OSError, ValueError):
-        return []
-
-
-def _started(pid: int) -> str:
-    """When a process started, in the system's own words; empty when it does not live (any more)."""
-    if os.path.isdir("/proc/self"):
-        fields = _stat(pid)
-        return fields[19] if fields and fields[0] != "Z" else ""
-    run = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return run.stdout.strip()
-
-
-def _session(leader: int) -> list[int]:
-    """The processes of the session that this process began, itself first."""
-    if os.path.isdir("/proc/self"):
-        pids = [int(name) for name in _list("/proc") if name.isdigit()]
-        members = [pid for pid in pids if (fields := _stat(pid)) and fields[3] == str(leader) and fields[0] != "Z"]
-    else:
-        run = subprocess.run(["ps", "-axo", "pid=,sess="], capture_output=True, text=True, check=False)
-        rows = [line.split() for line in run.stdout.splitlines()]
-        members = [int(pid) for pid, session in rows if session == str(leader)]
-    return sorted(members, key=lambda pid: pid != leader)
+        self._folder.remove()
+        clear_shared_memory(self._shared_before)

@@ -1,39 +1,39 @@
 """The side of a rank: connects to the launcher, runs the program and reports how it ended.
 
 The connection stays open. Its end, seen from the launcher, is the death of the rank; seen from the rank, it is the
-death of the launcher, and the rank ends itself. How a rank has died its attendant knows, if it has one: the
-process that mpirun started, which forks the rank and waits for it.
+death of the launcher, and the rank ends itself. How a rank has died its attendant knows, if it has one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
+import io
 import os
 import queue
 import runpy
-import shutil
 import signal
-import socket
 import sys
 import threading
 import time
-import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+from parallel_dl.launch import tracebacks
+from parallel_dl.launch.attendant import ATTENDED, ENDED_BY_LAUNCHER_SECONDS, attend
 from parallel_dl.launch.environment import MPI_FILES, mapped_shared_memory, mpirun_rank
+from parallel_dl.launch.folder import connection_to
 
 JOB_VARIABLE = "PARALLEL_DL_JOB"
-ATTENDED = "--attended"
+
+INTERRUPTED = "was interrupted (SIGINT)"
+_INTERRUPT_SECONDS = 0.5  # in which Python hears of a SIGINT, unless it waits inside MPI
 
 _connection: Connection | None = None
 _sending = threading.Lock()
 _commands: queue.SimpleQueue = queue.SimpleQueue()
 _completed = False
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
-_ENDED_BY_LAUNCHER_SECONDS = 5.0
+_interrupted = threading.Event()
 
 
 def connected() -> bool:
@@ -42,7 +42,7 @@ def connected() -> bool:
 
 
 def send(message: tuple) -> None:
-    """Sends a message to the launcher."""
+    """Sends a message to the launcher; ("result", bytes) is for its stdout."""
     assert _connection is not None
     with _sending, contextlib.suppress(OSError):
         _connection.send(message)
@@ -58,35 +58,59 @@ def complete(status: int = 0, message: str | None = None) -> None:
     global _completed
     if connected() and not _completed:
         _completed = True
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         send(("done", status, message))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+class Result(io.BytesIO):
+    """The bytes under a text stream whose lines, at every flush, go to the launcher's stdout."""
+
+    def flush(self) -> None:
+        if data := self.getvalue():
+            send(("result", data))
+            self.seek(0)
+            self.truncate()
 
 
 def connect(attendant: int | None = None) -> None:
     """Connects to the launcher that the environment names, and watches it from a thread.
 
-    `attendant` is the process id of this rank's, if it has one.
+    `attendant` is the process id of this rank's, if it has one. Ends the process, without a word, when there is no
+    launcher any more.
     """
     global _connection
     folder = os.environ[JOB_VARIABLE]
-    link = socket.socket(socket.AF_UNIX)
-    link.connect(os.path.join(folder, "socket"))
-    _connection = Connection(link.detach())
+    try:
+        _connection = connection_to(folder)
+    except OSError:
+        os._exit(1)
     # a stack is written even while the rank waits inside MPI
-    stack = open(os.path.join(folder, f"stack.{mpirun_rank()}"), "w")  # noqa: SIM115  (open as long as we live)
-    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file=_open(folder, "stack"), all_threads=True)
+    faulthandler.enable(_open(folder, "crash"))
     send(("hello", mpirun_rank(), os.getpid(), attendant))
-    threading.Thread(target=_watch, args=(folder,), name="launcher watch", daemon=True).start()
+    threading.Thread(target=_watch, name="launcher watch", daemon=True).start()
 
 
-def _watch(folder: str) -> None:
+def _open(folder: str, name: str) -> Any:
+    """This rank's file in the job's folder, open as long as we live; what it cannot hold is lost."""
+    try:
+        return open(os.path.join(folder, f"{name}.{mpirun_rank()}"), "w")
+    except OSError:
+        return open(os.devnull, "w")
+
+
+def _watch() -> None:
     assert _connection is not None
     try:
         while True:
             _commands.put(_connection.recv())
-    except (EOFError, OSError):  # the launcher has died
-        shutil.rmtree(folder, ignore_errors=True)
+    except (EOFError, OSError):  # the launcher has died; its folder has a guard
         for path in mapped_shared_memory("self"):
             if os.path.basename(path).startswith(MPI_FILES):
                 with contextlib.suppress(OSError):
@@ -94,29 +118,31 @@ def _watch(folder: str) -> None:
         os._exit(1)
 
 
-def _attend() -> None:
-    """Forks: the child returns and goes on as the rank; this process waits, and tells the launcher how the rank ended.
+def _report_interrupts() -> None:
+    """A SIGINT to this rank is an interruption at once, also while it waits inside MPI, where Python does not hear it.
 
-    mpirun's own word is not enough: MPICH gives the end of any rank, often of one that it has killed itself.
+    A program that has its own handler gets it as ever.
     """
-    attendant = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != attendant:
-            os._exit(1)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # mpirun ends the others so, but has SIGKILL for us
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with contextlib.suppress(OSError):  # the launcher may have gone
-        link = socket.socket(socket.AF_UNIX)
-        link.connect(os.path.join(os.environ[JOB_VARIABLE], "socket"))
-        with Connection(link.detach()) as connection:
-            connection.send(("ended", mpirun_rank(), code))
-        if code:  # the launcher ends the job at once; mpirun would have much to say about us
-            time.sleep(_ENDED_BY_LAUNCHER_SECONDS)
-    os._exit(code if code >= 0 else 128 - code)
+
+    def interrupt(*_: object) -> None:
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    def listen() -> None:
+        while number := os.read(reading, 1):
+            if signal.SIGINT not in number or signal.getsignal(signal.SIGINT) is not interrupt:
+                continue
+            if not _interrupted.wait(_INTERRUPT_SECONDS):
+                send(("failed", INTERRUPTED, "", 128 + signal.SIGINT))
+            _interrupted.clear()
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=listen, name="interrupt watch", daemon=True).start()
 
 
 def main() -> None:
@@ -125,8 +151,10 @@ def main() -> None:
     attended = arguments[:1] == [ATTENDED]
     if attended:
         arguments = arguments[1:]
-        _attend()
+        attend(os.environ[JOB_VARIABLE])
     connect(os.getppid() if attended else None)
+    if attended:
+        _report_interrupts()
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
@@ -137,23 +165,22 @@ def main() -> None:
             runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as ended:
         if not _completed and ended.code in (None, 0):
-            sys.stdout.flush()
+            _flush()
             send(("exited",))
         elif not _completed:
             text = "" if isinstance(ended.code, int) else f"{ended.code}\n"
             _fail(f"called sys.exit({ended.code!r})", text, ended.code if isinstance(ended.code, int) else 1)
         return
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, "", 128 + signal.SIGINT)
     except BaseException as error:
-        head = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
-        _fail(f"raised {head}", "".join(traceback.format_exception(error)), 1)
+        _fail(tracebacks.summary_of(error), tracebacks.text_of(error), 1)
     complete()
 
 
 def _fail(what: str, text: str, status: int) -> None:
     """Reports a failure and waits to be ended: the other ranks may be waiting for us."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    _flush()
     send(("failed", what, text, status))
-    time.sleep(_ENDED_BY_LAUNCHER_SECONDS)
+    time.sleep(ENDED_BY_LAUNCHER_SECONDS)
     os._exit(1)

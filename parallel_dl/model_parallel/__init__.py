@@ -15,7 +15,7 @@ distributed layer is the serial layer on a piece of the weights, between two mov
 
 from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel_dl.model_parallel.losses import TAKE_SLICES, split_cross_entropy, split_loss
-from parallel_dl.model_parallel.network import ModelParallel, parallelize
+from parallel_dl.model_parallel.network import ModelParallel, parallelize, require_serial
 
 __all__ = [
     "TAKE_SLICES",
@@ -23,6 +23,7 @@ __all__ = [
     "ModelParallel",
     "RowParallelLinear",
     "parallelize",
+    "require_serial",
     "split_cross_entropy",
     "split_loss",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,25 +46,32 @@ class ModelAxis:
             self._lines[grid] = {"rows": rows, "columns": columns}
         return self._lines[grid][over]
 
-    def make(self, moves: Moves, x: Any, layer: str) -> Any:
+    def make(self, moves: Moves, x: Any, layer: str, features_last: bool = False) -> Any:
         """Makes the moves one after the other with x, this rank's (samples, ...); all ranks together.
 
-        The ledger enters them under the name of the layer.
+        The ledger enters them under the name of the layer. With `features_last` x is (..., features), and what moves
+        along axis 1 goes along the last.
         """
         for move in moves:
             comm = self.over(move.grid, move.over).labelled(layer)
-            x = _make(move, x, comm)
+            x = _make(move, x, comm, features_last)
         return x
 
-    def move_around(self, layer: Module, arrive: Moves, depart: Moves, name: str | None = None) -> None:
+    def move_around(
+        self, layer: Module, arrive: Moves, depart: Moves, name: str | None = None, features_last: bool = False
+    ) -> None:
         """Lets x make the moves `arrive` before each forward of the layer, and its result `depart` behind it.
 
-        `name` is the layer's in the whole network, by default as it is then.
+        `name` is the layer's in the whole network, by default as it is then; `features_last` as of `make`.
         """
+
+        def made(moves: Moves, x: Any, module: Module) -> Any:
+            return self.make(moves, x, name or name_of(module), features_last)
+
         if arrive:
-            layer.register_forward_pre_hook(lambda module, x: (self.make(arrive, x[0], name or name_of(module)),))
+            layer.register_forward_pre_hook(lambda module, x: (made(arrive, x[0], module),))
         if depart:
-            layer.register_forward_hook(lambda module, x, y: self.make(depart, y, name or name_of(module)))
+            layer.register_forward_hook(lambda module, x, y: made(depart, y, module))
 
     def free(self) -> None:
         """Gives the grids' communicators back (collective)."""
@@ -78,9 +86,9 @@ def name_of(module: Module) -> str:
     return module.path("")[0].rstrip(".")
 
 
-def summed(x: Tensor, comm: Communicator) -> Tensor:
+def summed(x: Tensor, comm: Communicator, features_last: bool = False) -> Tensor:
     """The sum of the ranks' x, on all of them."""
-    return _make(AllReduce(Grid(comm.size, 1), "model"), x, comm)
+    return _make(AllReduce(Grid(comm.size, 1), "model"), x, comm, features_last)
 
 
 # -- one move ------------------------------------------------------------------------------------------------------
@@ -90,7 +98,12 @@ _MEMORY_ORDER = (2, 1, 3, 0)
 _BACK = (3, 1, 0, 2)
 
 
-def _make(move: Move, x: Any, comm: Communicator) -> Any:
+def _make(move: Move, x: Any, comm: Communicator, features_last: bool = False) -> Any:
+    if features_last and len(x.shape) != 2:  # as many rows of features
+        rows = x.reshape(_rows(x.shape)) if isinstance(x, np.ndarray) else ops.reshape(x, shape=_rows(x.shape))
+        moved = _make(move, rows, comm)
+        shape = (*x.shape[:-1], moved.shape[-1])
+        return moved.reshape(shape) if isinstance(moved, np.ndarray) else ops.reshape(moved, shape=shape)
     if not isinstance(x, Tensor):
         if isinstance(move, Take | Pick | Replicate):  # the network's input: no gradient comes back
             return _of_constant(move, x, comm)
@@ -101,6 +114,11 @@ def _make(move: Move, x: Any, comm: Communicator) -> Any:
         return _collective(move, x, comm, lambda axis: axis)
     in_memory = ops.transpose(x, axes=_MEMORY_ORDER)
     return ops.transpose(_collective(move, in_memory, comm, _MEMORY_ORDER.index), axes=_BACK)
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(..., features) as a matrix; said without -1, which empty arrays cannot tell."""
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def _of_constant(move: Move, x: np.ndarray, comm: Communicator) -> np.ndarray:

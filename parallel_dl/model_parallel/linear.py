@@ -1,6 +1,6 @@
 """Sharded matmul: a fully connected layer y = x W^T + b by several ranks at the same time.
 
-With x (n, in) and W (out, in), rank r of P has
+With x (..., in) and W (out, in), rank r of P has
 
     output, or column:  the rows W_r of W:     y_r = x W_r^T + b_r    a slice of y; x is whole on every rank
     input, or row:      the columns W_r of W:  y = sum_r x_r W_r^T + b; x_r is a slice of x, and b is added once
@@ -12,6 +12,7 @@ an element-wise layer, an input split takes what it finds, and the pair has one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +30,13 @@ STATES = ("whole", "split")
 
 
 class ColumnParallelLinear(nn.Linear):
-    """A Linear whose output features are divided among the ranks of `comm`: (n, in_features) -> (n, out_features).
+    """A Linear whose output features are divided among the ranks of `comm`, else as nn.Linear.
 
-    Shares are those of `partition.shares`: they may differ by one, and be empty. `input` says whether x is "whole", the
-    same on every rank, or "split", a slice of features by rank, of `input_sizes` if they are not even. With `output`
-    "split" each rank keeps its slice for the next layer; with "whole" they are gathered. weight and bias are this
-    rank's rows, (share of out_features, in_features). All ranks call it together. Raises InputError for another input
-    width.
+    x is (..., in_features), the result (..., out_features), and slices are of the last axis. Shares are those of
+    `partition.shares`: they may differ by one, and be empty. `input` says whether x is "whole", the same on every rank,
+    or "split", a slice of features by rank, of `input_sizes` if they are not even. With `output` "split" each rank
+    keeps its slice for the next layer; with "whole" they are gathered. weight and bias are this rank's rows, (share of
+    out_features, in_features). All ranks call it together. Raises InputError for another input width.
     """
 
     def __init__(
@@ -58,19 +59,20 @@ class ColumnParallelLinear(nn.Linear):
         _placement("output", output, out_features, comm, None)
         arrive = to_whole(before, comm.size, replicated=False)
         depart = to_whole(Sliced(sizes), comm.size, replicated=True) if output == "whole" else ()
-        ModelAxis(comm).move_around(self, arrive, depart)
+        ModelAxis(comm).move_around(self, arrive, depart, features_last=True)
 
     def describe(self) -> str:
         return f"{super().describe()}, output {self.weight.shape[0]} of {self.out_features}"
 
 
 class RowParallelLinear(nn.Linear):
-    """A Linear whose input features are divided among the ranks of `comm`: (n, in_features) -> (n, out_features).
+    """A Linear whose input features are divided among the ranks of `comm`, else as nn.Linear.
 
-    `input` says whether x comes "split", a slice of features by rank, or "whole"; slices are of `sizes`, by default
-    those of `partition.shares`. The result is whole on every rank. weight is this rank's columns, (out_features, size
-    of the slice); bias is on every rank, and added once, behind the sum. All ranks call it together. Raises InputError
-    for another input width.
+    x is (..., in_features), the result (..., out_features), and slices are of the last axis. `input` says whether x
+    comes "split", a slice of features by rank, or "whole"; slices are of `sizes`, by default those of
+    `partition.shares`. The result is whole on every rank. weight is this rank's columns, (out_features, size of the
+    slice); bias is on every rank, and added once, behind the sum. All ranks call it together. Raises InputError for
+    another input width.
     """
 
     comm: Communicator
@@ -91,7 +93,7 @@ class RowParallelLinear(nn.Linear):
         given = even(in_features, comm.size) if sizes is None else tuple(sizes)
         before = _placement("input", input, in_features, comm, given)
         self.replace("weight", cut(self.weight, (slice(0, out_features), slices(given)[comm.rank])))
-        ModelAxis(comm).move_around(self, to_split(before, given), ())
+        ModelAxis(comm).move_around(self, to_split(before, given), (), features_last=True)
 
     def require(self, x: Any) -> None:
         """Raises InputError for an x of another width than this rank's slice."""
@@ -102,10 +104,15 @@ class RowParallelLinear(nn.Linear):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        y = summed((self.leaves or ops.linear)(x, self.weight), self.comm.labelled(self.label or name_of(self)))
+        comm = self.comm.labelled(self.label or name_of(self))
+        y = summed((self.leaves or ops.linear)(x, self.weight), comm, features_last=True)
         if self.bias is None:
             return y
-        return (ops.add if self.leaves is None else add_bias)(y, self.bias)
+        if self.leaves is None:
+            return ops.add(y, self.bias)
+        shape = tuple(y.shape)
+        rows = ops.reshape(y, shape=(math.prod(shape[:-1]), shape[-1]))
+        return ops.reshape(add_bias(rows, self.bias), shape=shape)
 
     def describe(self) -> str:
         return f"{super().describe()}, input {self.weight.shape[1]} of {self.in_features}"

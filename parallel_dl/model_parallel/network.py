@@ -277,11 +277,16 @@ def parallelize(
     return result
 
 
-def _require_untouched(network: nn.Module) -> None:
-    """Raises InputError for a network that is split already, or whose weights somebody holds."""
+def require_serial(network: nn.Module) -> None:
+    """Raises InputError for a network that is split already."""
     hooks = [hook for _, module in network.named_modules() for hook in module._before_forward]
     if any(isinstance(getattr(hook, "__self__", None), ModelParallel) for hook in hooks):
-        raise InputError("this network is split already: parallelize a serial one")
+        raise InputError("this network is split already: give a serial one")
+
+
+def _require_untouched(network: nn.Module) -> None:
+    """Raises InputError for a network that is split already, or whose weights somebody holds."""
+    require_serial(network)
     for name, parameter in network.named_parameters():
         if parameter.flat is not None or parameter.flat_gradients is not None:
             raise InputError(

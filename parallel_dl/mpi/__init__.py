@@ -1,13 +1,13 @@
 """Movement between ranks; the one package that imports mpi4py.
 
-To read in this order: startup (how MPI is imported), buffers and communicator (arrays), checked (the same with checks),
-mesh (communicators along axes), collectives (tensors), window (sums in shared memory), ledger (what is sent, counted),
-abort (one rank's failure ends all).
+To read in this order: startup (how MPI is imported), buffers and communicator (arrays), notes and checked (the same
+with checks), mesh (communicators along axes), collectives (tensors), window (sums in shared memory), ledger (what is
+sent, counted), abort (one rank's failure ends all).
 """
 
 from parallel_dl.mpi import abort, collectives
 from parallel_dl.mpi.abort import finish
-from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch
+from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch, MessageMismatch
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
 from parallel_dl.mpi.ledger import Ledger, LedgerRow, gather_rows
 from parallel_dl.mpi.mesh import Mesh
@@ -22,6 +22,7 @@ __all__ = [
     "Ledger",
     "LedgerRow",
     "Mesh",
+    "MessageMismatch",
     "NotEnoughSharedMemory",
     "Pending",
     "SharedWindow",

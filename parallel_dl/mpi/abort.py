@@ -9,6 +9,7 @@ status. Not covered: `raise SystemExit` without `sys.exit`, `os._exit`, and sign
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import sys
 import threading
@@ -34,12 +35,16 @@ def install() -> None:
     sys.excepthook = report_and_abort
 
 
-def finish() -> None:
-    """All ranks together: ends MPI, so that each can leave with a status of its own, and none is aborted for it."""
+def leave() -> None:
+    """This rank may end with a status of its own, without an end of the others: all of its work is done."""
     global _installed_in
     _installed_in = None
-    sys.stdout.flush()
-    sys.stderr.flush()
+
+
+def finish() -> None:
+    """All ranks together: ends MPI, so that each can leave with a status of its own, and none is aborted for it."""
+    leave()
+    _flush()
     if not MPI.Is_finalized():
         MPI.COMM_WORLD.Barrier()
         MPI.Finalize()
@@ -93,10 +98,12 @@ def _ended_by_exit(code: Any) -> None:
     _abort(status or 1)
 
 
-def _abort(status: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):  # closed, full, or none at all
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue
+
+
+def _abort(status: int) -> None:
+    _flush()
     MPI.COMM_WORLD.Abort(status)

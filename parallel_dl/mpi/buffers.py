@@ -28,7 +28,20 @@ def contiguous(array: Any) -> Array:
     array = np.asarray(array, order="C")
     if array.dtype.hasobject:
         raise TypeError(f"arrays of Python objects ({array.dtype}) cannot be sent; use all_gather_object")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return array if array.dtype.isnative else array.astype(native(array.dtype))
+
+
+def native(dtype: Any) -> np.dtype:
+    """The same type in this machine's byte order, the one in which everything travels."""
+    return np.dtype(dtype).newbyteorder("=")
+
+
+def put(out: Array, result: Array) -> Array:
+    """`out`, which now has the result, in whatever byte and memory order; ValueError if it is not made for that."""
+    if out.shape != result.shape or native(out.dtype) != result.dtype:
+        raise ValueError(f"out is {out.dtype} {out.shape}, the result is {result.dtype} {result.shape}")
+    out[...] = result
+    return out
 
 
 def can_receive(out: Array, array: Array) -> bool:

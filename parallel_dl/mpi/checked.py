@@ -5,8 +5,12 @@ wrong, else the program waits for ever. Here every rank first sends one line of 
 over a private communicator, and all raise `CollectiveMismatch` unless the lines are equal. A rank whose program ends
 sends "has ended": the others, if they are still calling something, hear of it instead of waiting.
 
-The checks use non-blocking calls only: a rank posts the one for its end on all its communicators at once, so that ranks
-which share several communicators cannot wait for each other in a circle.
+A message from one rank to another is preceded by a note over the same private communicator, of its dtype and its number
+of values: bytes alone do not tell 4 float64 from 8 float32. The receiver compares, receives the message in any case,
+and raises `MessageMismatch`. Both ends have to be calls of this communicator, then, and not of mpi4py's beneath it.
+
+The checks of collectives use non-blocking calls only: a rank posts the one for its end on all its communicators at
+once, so that ranks which share several communicators cannot wait for each other in a circle.
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.buffers import Array, native
 from parallel_dl.mpi.communicator import Communicator, Pending, Sizes
 from parallel_dl.mpi.ledger import Ledger
+from parallel_dl.mpi.notes import Note, Noted
 from parallel_dl.mpi.startup import MPI
 
 _LINE = 256  # bytes of a fingerprint
@@ -37,6 +42,10 @@ _open: list[_Checks] = []
 
 class CollectiveMismatch(RuntimeError):
     """The ranks did not call the same collective; raised on all of them, and nothing was communicated."""
+
+
+class MessageMismatch(CollectiveMismatch, ValueError):
+    """A receive names another dtype or number of values than was sent; raised where it is received."""
 
 
 class _Checks:
@@ -150,11 +159,12 @@ class CheckedCommunicator(Communicator):
 
     # -- reductions ------------------------------------------------------------------------------------------------
     def all_reduce(self, array: Array, op: str = "sum", out: Array | None = None) -> Array:
-        self.announce("all_reduce", op, *_kind(array))
+        self.announce("all_reduce", op, *_kind(array), *_misfit(out, array))
         return super().all_reduce(array, op, out)
 
     def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
-        self.announce("start_all_reduce", op, *_kind(array))
+        usable = array.flags.c_contiguous and array.flags.writeable
+        self.announce("start_all_reduce", op, *_kind(array), *([] if usable else ["not writable and C-contiguous"]))
         return super().start_all_reduce(array, op)
 
     def reduce(self, array: Array, root: int = 0, op: str = "sum") -> Array | None:
@@ -171,11 +181,13 @@ class CheckedCommunicator(Communicator):
         return super().shard_sizes(size)
 
     def all_gather(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
-        self.announce("all_gather", f"axis {axis}", *_given(sizes=sizes), *_kind(array, axis))
+        facts = (*_given(sizes=sizes), *_kind(array, axis), *self._own_size(array, axis, sizes))
+        self.announce("all_gather", f"axis {axis}", *facts)
         return super().all_gather(array, axis, sizes)
 
     def gather(self, array: Array, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array | None:
-        self.announce("gather", f"root {root}", f"axis {axis}", *_given(sizes=sizes), *_kind(array, axis))
+        facts = (*_given(sizes=sizes), *_kind(array, axis), *self._own_size(array, axis, sizes))
+        self.announce("gather", f"root {root}", f"axis {axis}", *facts)
         return super().gather(array, root, axis, sizes)
 
     def scatter(self, array: Array | None, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array:
@@ -187,7 +199,7 @@ class CheckedCommunicator(Communicator):
     ) -> Array:
         given = _given(split_sizes=split_sizes, concat_sizes=concat_sizes)
         facts = (f"split axis {split_axis}", f"concat axis {concat_axis}", *given, *_kind(array, concat_axis))
-        self.announce("all_to_all", *facts)
+        self.announce("all_to_all", *facts, *self._own_size(array, concat_axis, concat_sizes))
         return super().all_to_all(array, split_axis, concat_axis, split_sizes, concat_sizes)
 
     def exchange_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
@@ -202,13 +214,69 @@ class CheckedCommunicator(Communicator):
     def broadcast(
         self, array: Array | None, root: int = 0, shape: tuple[int, ...] | None = None, dtype: Any = None
     ) -> Array:
-        self.announce("broadcast", f"root {root}", *_given(shape=shape, dtype=dtype and np.dtype(dtype)))
+        self.announce("broadcast", f"root {root}", *_given(shape=shape, dtype=None if dtype is None else native(dtype)))
         return super().broadcast(array, root, shape, dtype)
+
+    # -- from one rank to another ----------------------------------------------------------------------------------
+    def send(self, array: Array, destination: int, tag: int = 0) -> None:
+        if self.size == 1:
+            return super().send(array, destination, tag)
+        note = Note.of(array)
+        told = self._checks.private.Isend(note.line, destination, tag)
+        super().send(array, destination, tag)
+        told.Wait()
+        return None
+
+    def isend(self, array: Array, destination: int, tag: int = 0) -> Pending:
+        if self.size == 1:
+            return super().isend(array, destination, tag)
+        note = Note.of(array)
+        told = self._checks.private.Isend(note.line, destination, tag)
+        return Noted(super().isend(array, destination, tag), told, note)
+
+    def receive(self, source: int, shape: tuple[int, ...] = (), dtype: Any = np.float32, tag: int = 0) -> Array:
+        if self.size == 1:
+            return super().receive(source, shape, dtype, tag)
+        note, status = Note(), MPI.Status()
+        self._checks.private.Recv(note.line, source, tag, status)
+        source, tag = status.Get_source(), status.Get_tag()  # also where any would do
+        mismatch = self._mismatch(note, np.empty(shape, dtype), source, tag)
+        if mismatch is not None:
+            super().receive(source, (note.count,), note.travels_as, tag)
+            raise mismatch
+        return super().receive(source, shape, dtype, tag)
+
+    def ireceive(self, array: Array, source: int, tag: int = 0) -> Pending:
+        pending = super().ireceive(array, source, tag)
+        if self.size == 1 or source == MPI.ANY_SOURCE or tag == MPI.ANY_TAG:  # whose note it is nobody could tell
+            return pending
+        note = Note()
+        told = self._checks.private.Irecv(note.line, source, tag)
+        return Noted(pending, told, note, lambda: self._mismatch(note, array, source, tag))
+
+    def _mismatch(self, note: Note, array: Array, source: int, tag: int) -> MessageMismatch | None:
+        """What is wrong when that is sent and this is to be received."""
+        expected = Note.of(array)
+        if source == MPI.PROC_NULL or (note.values, note.kind) == (expected.values, expected.kind):
+            return None
+        return MessageMismatch(
+            f"expected {array.nbytes} bytes from rank {source}, {expected.values} {expected.kind}, but it sends "
+            f"{note.bytes} bytes, {note.values} {note.kind} (to rank {self.rank} on {self.name!r}, tag {tag})"
+        )
 
     def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:
         told = "shapes exchanged" if shape is None else "shapes known"
-        self.announce("shift", f"offset {offset}", "cyclic" if cyclic else "not cyclic", told, np.asarray(array).dtype)
+        dtype = native(np.asarray(array).dtype)
+        self.announce("shift", f"offset {offset}", "cyclic" if cyclic else "not cyclic", told, dtype)
         return super().shift(array, offset, cyclic, shape)
+
+    def _own_size(self, array: Any, axis: int, sizes: Sizes) -> list[str]:
+        """A fact of this rank alone, where its array is not as long as `sizes` says: all then refuse the call."""
+        shape = np.shape(array)
+        if sizes is None or not -len(shape) <= axis < len(shape):
+            return []
+        own = sizes[self.rank] if self.rank < len(sizes) else None
+        return [] if shape[axis] == own else [f"length {shape[axis]}"]
 
     def all_gather_object(self, thing: Any) -> list[Any]:
         self.announce("all_gather_object")
@@ -226,12 +294,24 @@ def _kind(array: Any, free_axis: int | None = None) -> tuple[str, str]:
     if free_axis is not None and -len(lengths) <= free_axis < len(lengths):
         lengths[free_axis] = "any"
     inner = ", ".join(str(length) for length in lengths) + ("," if len(lengths) == 1 else "")
-    return str(array.dtype), f"shape ({inner})"
+    return _type_name(array.dtype), f"shape ({inner})"
 
 
 def _given(**facts: Any) -> list[str]:
     shown = {name: list(fact) if isinstance(fact, (list, tuple)) else fact for name, fact in facts.items()}
     return [f"{name} {fact}" for name, fact in shown.items() if fact is not None]
+
+
+def _misfit(out: Array | None, array: Any) -> list[str]:
+    """A fact of this rank alone, where its `out` is not made for the result: all then refuse the call."""
+    array = np.asarray(array)
+    fits = out is None or (out.shape == array.shape and native(out.dtype) == native(array.dtype))
+    return [] if fits or out is None else [f"out {out.dtype} {out.shape}"]
+
+
+def _type_name(dtype: np.dtype) -> str:
+    """A type by name, whatever its byte order: all travel in the same."""
+    return str(native(dtype))
 
 
 def _slice_facts(array: Any, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> list[str]:

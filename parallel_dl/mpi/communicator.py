@@ -1,15 +1,16 @@
 """A communicator: the ranks that work together, and the movements of NumPy arrays between them.
 
-Every movement takes arrays of any dtype (except Python objects) and memory order, also empty ones, and returns
-C-contiguous arrays. MPI counts with C ints. all_reduce, reduce, broadcast, send, receive and shift cut larger arrays
-into parts; the others raise one OverflowError, on every rank, before anything is sent.
+Every movement takes arrays of any dtype (except Python objects), byte and memory order, also empty ones, and returns
+C-contiguous arrays in native byte order. MPI counts with C ints. all_reduce, reduce, broadcast, send, receive and shift
+cut larger arrays into parts; the others raise one OverflowError, on every rank, before anything is sent. What only the
+root can see to be wrong it tells the others: all ranks raise.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -96,6 +97,9 @@ class Communicator:
     def __deepcopy__(self, memo: Any) -> Self:
         """Itself: the copy of what holds a communicator talks to the same ranks."""
         return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a communicator cannot be pickled: what holds one lives in this process; save a state_dict()")
 
     def announce(self, call: str, *facts: Any) -> None:
         """To be called before a collective that is written with raw MPI calls: the checked communicator compares it."""
@@ -191,10 +195,7 @@ class Communicator:
         """
         if self.sums_in_tree and op == "sum":
             total = self._sum_in_tree(buffers.contiguous(array))
-            if out is None:
-                return total
-            out[...] = total
-            return out
+            return total if out is None else buffers.put(out, total)
         if type(array) is np.ndarray and array.flags.c_contiguous and array.size <= buffers.MAX_COUNT:
             operation = buffers.OPERATIONS.get(op, {}).get(array.dtype)
             if operation is not None:
@@ -213,15 +214,13 @@ class Communicator:
     def _all_reduce(self, array: Any, op: str, out: Array | None) -> Array:
         array = buffers.contiguous(array)
         operation, compute = buffers.operation_for(op, array.dtype)
-        if out is not None and (out.shape != array.shape or out.dtype != array.dtype):
-            raise ValueError(f"out is {out.dtype} {out.shape}, the result is {array.dtype} {array.shape}")
         total = array.astype(compute)
         for piece in buffers.pieces(total.reshape(-1)):
             self.mpi.Allreduce(MPI.IN_PLACE, piece, operation)
-        if out is None:
-            return total.astype(array.dtype, copy=False)
-        out[...] = total
-        return out
+        total = total.astype(array.dtype, copy=False)
+        return (
+            total if out is None else buffers.put(out, total)
+        )  # refused only now: the other ranks are not kept waiting
 
     def _sum_in_tree(self, array: Array) -> Array:
         """The sum of the ranks' contiguous arrays, see `in_tree`; a new array."""
@@ -242,11 +241,14 @@ class Communicator:
 
         All ranks start them in the same order, and none of them calls a blocking all_reduce instead.
         """
-        operation, compute = buffers.operation_for(op, array.dtype)
-        if not array.flags.c_contiguous or not array.flags.writeable or compute != array.dtype:
+        dtype = buffers.native(array.dtype)
+        operation, compute = buffers.operation_for(op, dtype)
+        if not array.flags.c_contiguous or not array.flags.writeable or compute != dtype:
             raise ValueError(f"start_all_reduce needs a writable C-contiguous array and not {array.dtype.name}")
-        flat = buffers.pieces(array.reshape(-1))
-        return Pending(array, flat, [self.mpi.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in flat])
+        total = array if array.dtype.isnative else array.astype(dtype)
+        flat = buffers.pieces(total.reshape(-1))
+        requests = [self.mpi.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in flat]
+        return Pending(total, flat, requests, into=array)
 
     def reduce(self, array: Array, root: int = 0, op: str = "sum") -> Array | None:
         """As `all_reduce`, but only `root` gets the result; the others get None."""
@@ -278,7 +280,7 @@ class Communicator:
             block[...] = part
         own = np.empty(shapes[self.rank], compute)
         self.mpi.Reduce_scatter(packed, own.reshape(-1), [block.size for block in blocks], operation)
-        return own.astype(array.dtype.newbyteorder("="), copy=False)
+        return own.astype(buffers.native(array.dtype), copy=False)
 
     # -- slices along one axis -------------------------------------------------------------------------------------
     def shard_sizes(self, size: int) -> list[int]:
@@ -319,20 +321,31 @@ class Communicator:
         return buffers.axis_back(whole, axis)
 
     def scatter(self, array: Array | None, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array:
-        """`root`'s array cut along `axis`: rank r gets `sizes[r]` rows (partition.shares). Others may give None."""
-        array = np.asarray(array) if self.rank == root else None
-        shape, dtype = self.mpi.bcast(None if array is None else (array.shape, array.dtype.newbyteorder("=")), root)
-        axis = buffers.normal_axis(axis, len(shape))
-        sizes = self._shares(shape[axis], sizes)
-        own = np.empty((sizes[self.rank], *shape[:axis], *shape[axis + 1 :]), dtype)
-        buffers.check_count("scatter", sum(sizes) * _row(own))
-        counts, starts = buffers.counts_and_starts(sizes, _row(own))
-        if array is None:
+        """`root`'s array cut along `axis`: rank r gets `sizes[r]` rows (partition.shares). Others may give None.
+
+        `axis` and `sizes` are the root's. ValueError or TypeError on every rank for an array or sizes that cannot be.
+        """
+        whole = None
+
+        def described() -> tuple[Any, ...]:
+            nonlocal whole
+            whole = buffers.contiguous(array)
+            cut = self._shares(whole.shape[buffers.normal_axis(axis, whole.ndim)], sizes)
+            return (whole.shape, whole.dtype) if sizes is None and axis == 0 else (whole.shape, whole.dtype, axis, cut)
+
+        shape, dtype, *cut = self._told_by(root, described)
+        whole_axis, cut_sizes = cut or (0, None)
+        whole_axis = buffers.normal_axis(whole_axis, len(shape))
+        cut_sizes = self._shares(shape[whole_axis], cut_sizes)
+        own = np.empty((cut_sizes[self.rank], *shape[:whole_axis], *shape[whole_axis + 1 :]), dtype)
+        buffers.check_count("scatter", sum(cut_sizes) * _row(own))
+        counts, starts = buffers.counts_and_starts(cut_sizes, _row(own))
+        if whole is None:
             self.mpi.Scatterv(None, buffers.on_the_wire(own), root)
         else:
-            whole = buffers.on_the_wire(buffers.axis_first(array, axis))
-            self.mpi.Scatterv([whole, counts, starts, None], buffers.on_the_wire(own), root)
-        return buffers.axis_back(own, axis)
+            flat = buffers.on_the_wire(buffers.axis_first(whole, whole_axis))
+            self.mpi.Scatterv([flat, counts, starts, None], buffers.on_the_wire(own), root)
+        return buffers.axis_back(own, whole_axis)
 
     def all_to_all(
         self, array: Array, split_axis: int, concat_axis: int, split_sizes: Sizes = None, concat_sizes: Sizes = None
@@ -379,18 +392,54 @@ class Communicator:
     ) -> Array:
         """`root`'s array on every rank (on `root` itself not a copy). What the others give is not looked at.
 
-        `shape` and `dtype`, if all ranks know them, save the message that tells them.
+        `shape` and `dtype`, if all ranks know both of them, save the message that tells them. ValueError or TypeError
+        on every rank for an array of another shape or type, or that cannot be sent.
         """
-        own = buffers.contiguous(array) if self.rank == root else None
+        own = None
+
+        def described() -> tuple[tuple[int, ...], np.dtype]:
+            nonlocal own
+            own = buffers.contiguous(array)
+            as_dtype = own.dtype if dtype is None else buffers.native(dtype)
+            as_shape = own.shape if shape is None else tuple(shape)
+            if (own.dtype, own.shape) != (as_dtype, as_shape):
+                raise ValueError(f"broadcast of {own.dtype} {own.shape}, announced as {as_dtype} {as_shape}")
+            return own.shape, own.dtype
+
         if shape is None or dtype is None:
-            shape, dtype = self.mpi.bcast(None if own is None else (own.shape, own.dtype), root)
+            shape, dtype = self._told_by(root, described)
+        else:
+            self._agreed_by(root, described)
         if own is None:
-            own = np.empty(shape, dtype)
-        elif own.shape != tuple(shape) or own.dtype != dtype:
-            raise ValueError(f"broadcast of {own.dtype} {own.shape}, announced as {np.dtype(dtype)} {tuple(shape)}")
+            own = np.empty(shape, buffers.native(dtype))
         for piece in buffers.pieces(buffers.on_the_wire(own)):
             self.mpi.Bcast(piece, root)
         return own
+
+    def _told_by(self, root: int, say: Callable[[], Any]) -> Any:
+        """What `say()` gives on `root`, on every rank; or on all of them the error that it raises there."""
+        told: Any = None
+        if self.rank == root:
+            try:
+                told = say()
+            except (TypeError, ValueError) as error:
+                told = error
+        told = self.mpi.bcast(told, root)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def _agreed_by(self, root: int, say: Callable[[], Any]) -> None:
+        """Raises on every rank what `say()` raises on `root`; where it raises nothing, that costs one byte."""
+        wrong, error = np.zeros(1, np.uint8), None
+        if self.rank == root:
+            try:
+                say()
+            except (TypeError, ValueError) as found:
+                wrong[0], error = 1, found
+        MPI.Intracomm.Bcast(self.mpi, wrong, root)  # no ledger enters it
+        if wrong[0]:
+            raise self.mpi.bcast(error, root)
 
     def send(self, array: Array, destination: int, tag: int = 0) -> None:
         """Sends the values; the receiver has to know shape and dtype. May wait until the receive is posted."""
@@ -398,8 +447,11 @@ class Communicator:
             self.mpi.Send(piece, destination, tag)
 
     def receive(self, source: int, shape: tuple[int, ...] = (), dtype: Any = np.float32, tag: int = 0) -> Array:
-        """The array of that shape and dtype that `source` has sent; ValueError if it has sent less."""
-        array = np.empty(shape, dtype)
+        """The array of that shape and dtype that `source` has sent; ValueError if it has sent less.
+
+        The checked mode compares dtype and number of values with those that were sent.
+        """
+        array = np.empty(shape, buffers.native(dtype))
         status = MPI.Status()
         for piece in buffers.pieces(buffers.on_the_wire(array)):
             self.mpi.Recv(piece, source, tag, status)
@@ -416,8 +468,10 @@ class Communicator:
         """Starts a receive into `array` (C-contiguous), which is complete when `wait()` returns it."""
         if not array.flags.c_contiguous or not array.flags.writeable:
             raise ValueError("ireceive needs a writable C-contiguous array to receive into")
-        flat = buffers.pieces(buffers.on_the_wire(array))
-        return Pending(array, flat, [self.mpi.Irecv(piece, source, tag) for piece in flat], source)
+        arriving = array if array.dtype.isnative else np.empty(array.shape, buffers.native(array.dtype))
+        flat = buffers.pieces(buffers.on_the_wire(arriving))
+        requests = [self.mpi.Irecv(piece, source, tag) for piece in flat]
+        return Pending(arriving, flat, requests, source, into=array)
 
     def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:
         """Sends to rank + offset and returns what rank - offset has sent; the shapes may differ between ranks.
@@ -437,8 +491,7 @@ class Communicator:
             shape = told if has_source else array.shape
         result = np.empty(shape, array.dtype) if has_source else np.zeros(shape, array.dtype)
         receives = self.ireceive(result, source, TAG_SHIFT) if has_source else None
-        for piece in buffers.pieces(buffers.on_the_wire(array)):
-            self.mpi.Send(piece, to, TAG_SHIFT)
+        self.send(array, to, TAG_SHIFT)
         if receives is not None:
             receives.wait()
         return result
@@ -453,7 +506,7 @@ class Communicator:
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         have, want = owned[self.rank], wanted[self.rank]
-        result = np.empty(_with_length(array.shape, axis, want.stop - want.start), array.dtype.newbyteorder("="))
+        result = np.empty(_with_length(array.shape, axis, want.stop - want.start), buffers.native(array.dtype))
         receives = []
         for rank in range(self.size):
             part = _overlap(owned[rank], want)
@@ -482,7 +535,7 @@ class Communicator:
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         have, want = owned[self.rank], wanted[self.rank]
-        total = np.zeros(_with_length(array.shape, axis, have.stop - have.start), array.dtype.newbyteorder("="))
+        total = np.zeros(_with_length(array.shape, axis, have.stop - have.start), buffers.native(array.dtype))
         receives = {}
         for rank in range(self.size):
             part = _overlap(have, wanted[rank])
@@ -507,12 +560,32 @@ class Communicator:
 
     # -- Python objects --------------------------------------------------------------------------------------------
     def all_gather_object(self, thing: Any) -> list[Any]:
-        """Every rank's object (pickled), by rank."""
-        return self.mpi.allgather(thing)
+        """Every rank's object (pickled), by rank; TypeError on every rank when one of them cannot be pickled."""
+        things = self._with_pickle(self.mpi.allgather, thing)
+        for rank, found in enumerate(things):
+            if isinstance(found, _NoPickle):
+                raise TypeError(f"all_gather_object: rank {rank} has {found.text}")
+        return things
 
     def broadcast_object(self, thing: Any, root: int = 0) -> Any:
-        """`root`'s object (pickled) on every rank."""
-        return self.mpi.bcast(thing, root)
+        """`root`'s object (pickled) on every rank; TypeError on every rank when it cannot be pickled."""
+        thing = self._with_pickle(functools.partial(self.mpi.bcast, root=root), thing)
+        if isinstance(thing, _NoPickle):
+            raise TypeError(f"broadcast_object: rank {root} has {thing.text}")
+        return thing
+
+    def _with_pickle(self, exchange: Callable[[Any], Any], thing: Any) -> Any:
+        """`exchange(thing)`; with a `_NoPickle` in its place if it cannot be pickled, since the others wait for it."""
+        try:
+            return exchange(thing)
+        except MPI.Exception:
+            raise
+        except Exception:
+            try:
+                MPI.pickle.dumps(thing)
+            except Exception as error:
+                return exchange(_NoPickle(f"{_article(type(thing).__name__)}, which cannot be pickled ({error})"))
+            raise
 
     # -- who has how much ------------------------------------------------------------------------------------------
     def _shares(self, length: int, sizes: Sizes) -> Sequence[int]:
@@ -530,14 +603,33 @@ class Communicator:
         return sizes
 
 
-class Pending:
-    """A send or receive under way; keeps its array alive."""
+class _NoPickle:
+    """In the place of an object that cannot be sent: which it is."""
 
-    def __init__(self, array: Array, flat: list[Array], requests: list[Any], source: int | None = None) -> None:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+class Pending:
+    """A send or receive under way; keeps its array alive. What arrives there is put into `into`, if that is another."""
+
+    def __init__(
+        self,
+        array: Array,
+        flat: list[Array],
+        requests: list[Any],
+        source: int | None = None,
+        into: Array | None = None,
+    ) -> None:
         self._array = array
         self._flat = flat
         self._requests = requests
         self._source = source
+        self._into = array if into is None else into
 
     def wait(self) -> Array:
         """Returns the array when it may be used again; ValueError if less was received than it holds."""
@@ -546,8 +638,10 @@ class Pending:
             request.Wait(status)
             if self._source is not None:
                 _check_length(status, piece, self._source)
+        if self._requests and self._into is not self._array:
+            self._into[...] = self._array
         self._requests = []
-        return self._array
+        return self._into
 
     def test(self) -> bool:
         """Whether `wait` would return at once."""

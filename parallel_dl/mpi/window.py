@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import partition
-from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.buffers import Array, native
 from parallel_dl.mpi.communicator import Communicator
 from parallel_dl.mpi.ledger import enter_shared_memory
 from parallel_dl.mpi.startup import MPI
@@ -32,8 +32,9 @@ class NotEnoughSharedMemory(MemoryError):
 class SharedWindow:
     """Per rank one array `local` of `size` elements of `dtype`, and `all_reduce()` into `total`, which all can read.
 
-    The ranks of `comm` are on one node (ValueError otherwise). Making, `all_reduce` and `free` are collective. Raises
-    NotEnoughSharedMemory, on every rank, before anything is allocated. Both arrays are invalid after `free`.
+    The ranks of `comm` are on one node, and give one size and one dtype (ValueError on all of them otherwise). Making,
+    `all_reduce` and `free` are collective. Raises NotEnoughSharedMemory, on every rank, before anything is allocated.
+    Both arrays are invalid after `free`.
     """
 
     local: Array  # (size,): what this rank contributes; not changed by all_reduce
@@ -43,8 +44,9 @@ class SharedWindow:
         if not comm.is_one_node:
             raise ValueError(f"a shared window needs all ranks on one node, those of {comm.name!r} are not")
         self.comm = comm
-        dtype = np.dtype(dtype)
+        dtype = native(dtype)
         comm.announce("SharedWindow", f"size {size}", dtype)
+        _require_alike(comm, size, dtype)
         segment = _whole_pages(size * dtype.itemsize)
         require_shared_memory(comm, (comm.size + 1) * segment)
         own = segment * (2 if comm.rank == 0 else 1)
@@ -108,6 +110,19 @@ class SharedWindow:
         self._window.Unlock_all()
         self._window.Free()
         self._info.Free()
+
+
+def _require_alike(comm: Communicator, size: int, dtype: np.dtype) -> None:
+    """Raises ValueError on every rank unless all have the same: they read each other's memory."""
+    given = MPI.Intracomm.allgather(comm.mpi, (size, str(dtype)))
+    if dtype.hasobject or size < 0:
+        raise ValueError(f"a shared window of {size} {dtype}: needs a length from 0 on, and plain numbers")
+    for rank, of_rank in enumerate(given):
+        if of_rank != given[0]:
+            raise ValueError(
+                f"a shared window is alike on all ranks, but rank 0 wants {given[0][0]} {given[0][1]} and rank {rank} "
+                f"{of_rank[0]} {of_rank[1]}"
+            )
 
 
 def require_shared_memory(comm: Communicator, needed: int) -> None:

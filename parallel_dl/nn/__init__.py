@@ -1,6 +1,6 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, streams, initializers, layers, branches, convolution, normalization, losses, flat,
+To read in this order: module, calls, streams, initializers, layers, branches, convolution, normalization, losses, flat,
 newcomers, shapes.
 """
 

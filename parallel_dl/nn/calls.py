@@ -14,3 +14,6 @@ class Frames(threading.local):
 
     def __init__(self) -> None:
         self.open: list[tuple[Any, str | None]] = []
+
+
+frames = Frames()

@@ -11,7 +11,7 @@ import numpy as np
 
 from parallel_dl.autograd import Tensor
 from parallel_dl.errors import InputError
-from parallel_dl.nn.calls import Frames
+from parallel_dl.nn.calls import frames
 from parallel_dl.nn.initializers import Initializer
 from parallel_dl.nn.streams import Places, parameter_values
 
@@ -138,10 +138,6 @@ class Position:
 
 def _is_named_by(named: tuple[weakref.ref[Module], str] | None, module: Module, name: str) -> bool:
     return named is not None and named[0]() is module and named[1] == name
-
-
-# the calls of modules that are under way: (who calls, which of its modules; None if it does not say)
-_frames = Frames()
 
 
 def _assigned(buffer: np.ndarray, value: Any) -> np.ndarray:
@@ -285,7 +281,7 @@ class Module:
     def place(self, name: str) -> tuple[str, Module]:
         """As `path`, but of the place in which this module is being called, where it has several in the network."""
         parts, module = [name], self
-        for caller, called in reversed(_frames.open):
+        for caller, called in reversed(frames.open):
             if caller is not module:
                 names = caller._modules if called is None else (called,)
                 found = next((one for one in names if caller._modules.get(one) is module), None)
@@ -430,35 +426,32 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward(x)")
 
     def __call__(self, *arguments: Any) -> Any:
-        frames = _frames.open
-        if not frames and self._position is not None:
+        if self._position is not None and not frames.open:  # the whole network
             self._position.calls.clear()
-        if not self._modules:
-            return self._compute(arguments)
-        frames.append((self, None))
+        within = bool(self._modules)
+        if within:
+            frames.open.append((self, None))
         try:
-            return self._compute(arguments)
+            for before in self._before_forward:
+                arguments = before(self, arguments)
+            result = self.forward(*arguments)
+            for after in self._after_forward:
+                result = after(self, arguments, result)
+            return result
         finally:
-            frames.pop()
+            if within:
+                frames.open.pop()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Our module `name` of these arguments.
 
         As calling the module itself, but one that has several places in the network knows which of them this is.
         """
-        _frames.open.append((self, name))
+        frames.open.append((self, name))
         try:
             return self._modules[name](*arguments)
         finally:
-            _frames.open.pop()
-
-    def _compute(self, arguments: tuple[Any, ...]) -> Any:
-        for before in self._before_forward:
-            arguments = before(self, arguments)
-        result = self.forward(*arguments)
-        for after in self._after_forward:
-            result = after(self, arguments, result)
-        return result
+            frames.open.pop()
 
     def register_forward_pre_hook(self, hook: ForwardPreHook) -> None:
         """Calls `hook(self, arguments)` before each forward, which gets the tuple of arguments that it returns."""

@@ -1,8 +1,13 @@
-"""Update rules and learning-rate policies. To read in this order: rates, optimizers, norms, lars."""
+"""Update rules and learning-rate policies.
+
+To read in this order: rates, options, state, optimizer, sgd, adam, norms, lars.
+"""
 
 from parallel_dl.optim import rates
+from parallel_dl.optim.adam import Adam, AdamW
 from parallel_dl.optim.lars import LARS
 from parallel_dl.optim.norms import gradient_squares, sum_of_squares
-from parallel_dl.optim.optimizers import SGD, Adam, AdamW, Optimizer
+from parallel_dl.optim.optimizer import Optimizer
+from parallel_dl.optim.sgd import SGD
 
 __all__ = ["LARS", "SGD", "Adam", "AdamW", "Optimizer", "gradient_squares", "rates", "sum_of_squares"]

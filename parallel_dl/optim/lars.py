@@ -8,15 +8,8 @@ import numpy as np
 
 from parallel_dl.nn.flat import BLOCK, in_blocks
 from parallel_dl.optim.norms import gradient_squares, sum_of_squares
-from parallel_dl.optim.optimizers import (
-    Optimizer,
-    Option,
-    Options,
-    Parameters,
-    require,
-    require_momentum,
-    require_weight_decay,
-)
+from parallel_dl.optim.optimizer import Optimizer, Parameters
+from parallel_dl.optim.options import Option, Options, require, require_momentum, require_weight_decay
 from parallel_dl.optim.rates import RatePolicy
 
 

@@ -51,7 +51,10 @@ def linear(x, weight, bias=None, *, inputs, outputs):
 
 @primitive
 def add_bias(y, bias):
-    """y (n, features) or (n, channels, h, w) + bias (features or channels,), its gradient added up as in the layers."""
+    """y (n, features) or (n, channels, h, w) + bias (features or channels,), its gradient added up as in the layers.
+
+    (..., features) is reshaped to rows before.
+    """
     wide = bias.reshape(len(bias), *(1,) * (y.ndim - 2))
     return y + wide, (lambda g: g, lambda g: sum_over_samples(np.asarray(g, y.dtype)))
 

@@ -47,10 +47,12 @@ def _walk(
         first, *others = [_walk(branch, below, shapes, before, cut) for branch, below in children]
         return first if module.join == "sum" and all(leaves == first for leaves in others) else None
     if isinstance(module, nn.Linear):
+        if len(passed.input) > 1:  # (..., features): leaves of the last axis, which are whole before and behind it
+            before = None
         after = Leaves.even(module.out_features)
         module.leaves = LinearInLeaves(before or Leaves.even(module.in_features), after)
         _require_alike(module, name, cut)
-        return after
+        return after if len(passed.input) == 1 else None
     if isinstance(module, nn.Conv2d):
         after = Leaves.even(module.out_channels)
         settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}

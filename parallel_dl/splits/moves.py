@@ -201,7 +201,7 @@ def to_whole(before: Placement, ranks: int, replicated: bool) -> Moves:
     """To all of it on every rank: used by all in the same way (`replicated`), or by each in its own."""
     kind = Unshard if replicated else Gather
     if isinstance(before, Sliced):
-        return (kind(Grid(ranks, 1), "model", 1, before.sizes),)
+        return (kind(Grid(ranks, 1), "model", before.axis, before.sizes),)
     if isinstance(before, Tiled):
         grid = before.grid
         over_columns = (kind(grid, "columns", COLUMNS, before.columns),) if grid.columns > 1 else ()

@@ -26,13 +26,18 @@ class Whole:
 
 @dataclass(frozen=True)
 class Sliced:
-    """Each rank has a slice along axis 1, the features or channels; `sizes` by rank."""
+    """Each rank has a slice of the features or channels; `sizes` by rank.
+
+    They are axis 1, but inside of a fully connected layer of more axes, (samples, ..., features), where they are the
+    last.
+    """
 
     sizes: tuple[int, ...]
+    axis: int = 1
 
     def shape(self, rank: int, whole: Shape) -> Shape:
         """What `rank` has of one sample of shape `whole`."""
-        return (self.sizes[rank], *whole[1:])
+        return (*whole[: self.axis - 1], self.sizes[rank], *whole[self.axis :])
 
 
 @dataclass(frozen=True)

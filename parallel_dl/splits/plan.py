@@ -201,20 +201,22 @@ class _Walk:
         following = self._next[name]
         next_way = self.ways[following].name if following is not None and following in self.ways else None
         site = Site(layer, way, before, passed.input, passed.output, self.ranks, next_way, self.in_leaves)
-        if way is not None and isinstance(layer, nn.Linear) and len(passed.input) != 1:
+        several_axes = len(passed.input) > 1
+        if way is not None and isinstance(layer, nn.Linear) and several_axes and way.ending == "split":
             raise InputError(
-                f"split {name}={way}: its input {passed.input} has several axes; only (samples, features) can be split"
+                f"split {name}={way}: its input {passed.input} has several axes, and slices of the last are not left "
+                f"split; valid is {name}={way.name}"
             )
         division = divide(site, name)
         if self._may_be_partial and (division.arrive or layer._parameters):
-            if isinstance(layer, nn.Linear) and way is not None:
+            if isinstance(layer, nn.Linear) and way is not None and not several_axes:
                 division = dataclasses.replace(division, arrive=_on_the_spot(division.arrive))
                 self.partial_input = True
             self._may_be_partial = False
         self._take_left_split(name, division.arrive)
         if division.after != before:
             self.left_split = None
-        if way is not None and way.ending == "whole":
+        if way is not None and way.ending == "whole" and division.after != Whole():
             moves = to_whole(division.after, self.ranks, replicated=True)
             division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)
         self._add(Step(name, layer, way, passed.input, passed.output, before, division, constant))

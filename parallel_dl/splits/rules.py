@@ -11,7 +11,7 @@ from typing import Any
 
 from parallel_dl import nn
 from parallel_dl.nn.shapes import kind_among
-from parallel_dl.splits.moves import AllReduce, Message, Moves, Pick, to_channels, to_split, to_whole
+from parallel_dl.splits.moves import AllReduce, Message, Moves, Pick, Take, to_channels, to_split, to_whole
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
 from parallel_dl.splits.tiles import Tiling
 from parallel_dl.splits.ways import Way
@@ -111,6 +111,8 @@ def _linear(site: Site) -> Division:
     layer, way = site.layer, site.way
     if way is None:
         return _gathered(site)
+    if len(site.x) > 1:
+        return _linear_of_rows(site, way)
     if way.name == "output":
         sizes = site.even("outputs")
         return Division(site.whole(replicated=False), Sliced(sizes), pieces=site.along(sizes, "weight", "bias"))
@@ -118,6 +120,21 @@ def _linear(site: Site) -> Division:
     rows = slice(0, layer.out_features)
     pieces = {"weight": tuple((rows, columns) for columns in slices(sizes))}
     return Division(to_split(site.before, sizes), Whole(), (AllReduce(Grid(site.ranks, 1), "model"),), pieces=pieces)
+
+
+def _linear_of_rows(site: Site, way: Way) -> Division:
+    """Of (samples, ..., features): slices of the last axis, which no other layer takes; all is whole around it."""
+    last, all_ranks = len(site.x), Grid(site.ranks, 1)
+    if way.name == "output":
+        made = Sliced(site.even("outputs"), last)
+        depart = to_whole(made, site.ranks, replicated=True)
+        pieces = site.along(made.sizes, "weight", "bias")
+        return Division(site.whole(replicated=False), Whole(), depart, made, pieces)
+    sizes = site.even("inputs")
+    arrive = (*site.whole(), Take(all_ranks, "model", last, sizes, slices(sizes)))
+    rows = slice(0, site.layer.out_features)
+    weight = tuple((rows, columns) for columns in slices(sizes))
+    return Division(arrive, Whole(), (AllReduce(all_ranks, "model"),), pieces={"weight": weight})
 
 
 def _convolution(site: Site) -> Division:

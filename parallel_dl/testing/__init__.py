@@ -12,7 +12,7 @@ import pytest
 
 from parallel_dl.launch.environment import inside_mpirun, mpirun_size
 from parallel_dl.testing.group import Group
-from parallel_dl.testing.marks import PARAMETER, RANKS_HERE, marked, number_of_ranks, numbers_of
+from parallel_dl.testing.marks import IN_GROUP, PARAMETER, RANKS_HERE, marked, number_of_ranks, numbers_of
 from parallel_dl.testing.reports import failure
 
 _GROUP = pytest.StashKey["Group | None"]()
@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("ranks") is not None:
         numbers = numbers_of(metafunc.definition)
+        if metafunc.config.stash.get(IN_GROUP, False):  # makes none of the other items, which may be thousands
+            numbers = [number for number in numbers if number == metafunc.config.stash[RANKS_HERE]] or numbers[:1]
         metafunc.fixturenames.append(PARAMETER)
         metafunc.parametrize(PARAMETER, numbers, ids=[f"ranks={number}" for number in numbers])
 

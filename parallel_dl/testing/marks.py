@@ -8,6 +8,8 @@ PARAMETER = "_ranks"  # the parameter that stands for the number of ranks in an 
 
 # The number of ranks around this very process: in a rank, or under a user's own mpirun; None in the main process.
 RANKS_HERE = pytest.StashKey["int | None"]()
+# Whether this process is a rank of a group's job, which runs only the items for its own number of ranks.
+IN_GROUP = pytest.StashKey[bool]()
 
 
 def marked(item: pytest.Item) -> bool:

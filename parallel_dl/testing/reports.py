@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from parallel_dl.launch.tracebacks import MISMATCH
+
 
 class Crash:
     """What pytest's summary line and its XML file take from a failure: one message."""
@@ -105,8 +107,16 @@ def _worst(reports: dict[int, pytest.TestReport], size: int) -> pytest.TestRepor
     if size > 1:
         report.sections = _sections({**chosen, **reports})
         if failed:
-            report.longrepr = Tracebacks(message_of(report), failing_parts(failed, size))  # type: ignore[assignment]
+            parts = failing_parts(failed, size)
+            report.longrepr = Tracebacks(message_of(report), [*_mismatches(failed), *parts])  # type: ignore[assignment]
     return report
+
+
+def _mismatches(failed: dict[int, pytest.TestReport]) -> list[tuple[str | None, Any]]:
+    """What the ranks called that does not match, once and first: all of them say it."""
+    messages = dict.fromkeys(message_of(report) for report in failed.values())
+    found = [message for message in messages if message.partition(":")[0].rpartition(".")[2] == MISMATCH]
+    return [(None, message[message.index(MISMATCH) :]) for message in found]
 
 
 def _sections(reports: dict[int, pytest.TestReport]) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ import pytest
 
 from parallel_dl.launch import rank
 from parallel_dl.launch.environment import mpirun_rank
-from parallel_dl.testing.marks import RANKS_HERE
+from parallel_dl.launch.tracebacks import end_at_the_call
+from parallel_dl.testing.marks import IN_GROUP, RANKS_HERE
 
 # What the main process has decided already, or does itself with the reports.
 _NEUTRAL: dict[str, Any] = {
@@ -53,6 +54,7 @@ class RankSession:
         config.option.basetemp = f"{self.setup['basetemp']}-rank-{mpirun_rank()}"
         config.args[:] = self.setup["files"]
         config.stash[RANKS_HERE] = self.setup["ranks"]
+        config.stash[IN_GROUP] = True
         # the attribute by which pytest's parts that write files (cache, XML) know that another process does it
         config.workerinput = {"workerid": f"rank{mpirun_rank()}"}  # type: ignore[attr-defined]
 
@@ -78,6 +80,11 @@ class RankSession:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             rank.send(("finished", item.nodeid))
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> None:
+        if call.excinfo is not None and not item.config.getoption("fulltrace", False):
+            end_at_the_call(call.excinfo.value)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         try:
@@ -101,7 +108,8 @@ def main() -> None:
         os.environ["PYTHONPATH"] = setup["pythonpath"]
     os.chdir(setup["folder"])
     # the plugin is imported before this session exists; a warning about that would be an error under -W error
-    arguments = [*setup["arguments"], "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    # what a crash leaves is in the job's folder, which pytest's own faulthandler would not write to
+    arguments = [*setup["arguments"], "-p", "no:faulthandler", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     status = pytest.main(arguments, plugins=[RankSession(setup)])
     rank.send(("closed", int(status)))
     rank.complete()

@@ -71,7 +71,7 @@ class Turn:
             headline = message_of(next(iter(failed.values())))
         if self.dead is not None:
             line = how_it_died(self.dead)
-            parts.append((f"rank {self.dead} of {size}", line))
+            parts.append((f"rank {self.dead} of {size}", "\n".join([line, *_up_to_pytest(self.job.crash(self.dead))])))
             headline = headline or line
         else:
             waiting = [rank for rank in range(size) if rank not in self.finished]
@@ -92,9 +92,10 @@ class Turn:
 def _own_frames(stack: str) -> str:
     """A stack without the thread that waits for the launcher and without the frames of pytest that lead to the test."""
     threads = [thread for thread in stack.strip().split("\n\n") if " in _watch" not in thread]
-    cut = []
-    for thread in threads:
-        lines = thread.splitlines()
-        end = next((i for i, line in enumerate(lines) if "/_pytest/" in line), len(lines))
-        cut.append("\n".join(lines[: max(end, 2)]))
-    return "\n\n".join(cut)
+    return "\n\n".join("\n".join(_up_to_pytest(thread.splitlines())) for thread in threads)
+
+
+def _up_to_pytest(lines: list[str]) -> list[str]:
+    """A stack's lines, innermost first, up to pytest's; at least its heading and one frame."""
+    end = next((i for i, line in enumerate(lines) if "/_pytest/" in line), len(lines))
+    return lines[: max(end, 2)]

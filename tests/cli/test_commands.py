@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from conftest import HANG
 
 from parallel_dl import checkpoint, datasets, launch, networks
 from parallel_dl.cli import main
+from parallel_dl.cli.train import rounds_by_layout
 from parallel_dl.launch import find_mpirun
+from parallel_dl.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 PARALLEL_DL = [sys.executable, "-m", "parallel_dl"]
@@ -28,6 +31,8 @@ def call(*arguments, command=PARALLEL_DL, seconds=HANG, **variables):
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
+    if Path(command[0]).name in ("mpirun", "mpiexec"):
+        settings["OMPI_MCA_btl"] = "self,sm"  # as our launcher has it; otherwise Open MPI needs a second more to start
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings, **variables}
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
@@ -57,8 +62,15 @@ def mpirun(ranks):
     return [str(find_mpirun()), "-n", str(ranks), *PARALLEL_DL]
 
 
-def test_json_has_the_keys_of_the_documentation():
-    run = train("--epochs", 2, "--dp", 2)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(the JSON object, the file of the weights) of two epochs on two ranks."""
+    file = tmp_path_factory.mktemp("trained") / "w.safetensors"
+    return train("--epochs", 2, "--dp", 2, "--output", file), file
+
+
+def test_json_has_the_keys_of_the_documentation(trained):
+    run, _ = trained
     assert set(run) == {
         *("network", "dataset", "layout", "ranks", "batch_size", "steps", "losses", "test_loss", "test_accuracy"),
         *("seconds", "samples_per_second", "weights_sha256"),
@@ -94,10 +106,9 @@ def test_losses_do_not_depend_on_the_ranks(dp, batch, more):
 
 def test_the_command_of_the_readme():
     flags = "--dp 2 --epochs 5 --lr 0.1 --momentum 0.9 --batch-size 128 --dtype float64 --seed 7"
-    first, again = train(*flags.split()), train(*flags.split())
-    assert first["steps"] == 5 * 12
-    assert first["weights_sha256"] == again["weights_sha256"]
-    assert train(*flags.split(), "--allreduce", "mpi")["weights_sha256"] == first["weights_sha256"]
+    run = train(*flags.split())
+    assert run["steps"] == 5 * 12
+    assert train(*flags.split(), "--allreduce", "mpi")["weights_sha256"] == run["weights_sha256"]
 
 
 @pytest.mark.grid
@@ -118,14 +129,14 @@ def test_what_is_not_finite_is_null():
     assert run["test_loss"] is None
 
 
-def test_output_holds_the_weights(tmp_path):
-    run = train("--dp", 2, "--epochs", 3, "--output", tmp_path / "w.safetensors")
+def test_output_holds_the_weights(trained):
+    run, file = trained
     data = datasets.load("digits")
     network = networks.create("mlp", data.input_shape, data.classes)
-    network.load_state_dict(checkpoint.load(tmp_path / "w.safetensors"))
+    network.load_state_dict(checkpoint.load(file))
     accuracy = (network(data.x_test).data.argmax(1) == data.y_test).mean()
     assert accuracy == pytest.approx(run["test_accuracy"], abs=1e-9)
-    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_the_table_is_plain_text_when_piped():
@@ -133,6 +144,23 @@ def test_the_table_is_plain_text_when_piped():
     assert (status, err) == (0, "")
     assert "test accuracy" in out
     assert "\x1b" not in out
+    assert out.splitlines()[-1].startswith("In float32 rounding parts the losses of another layout")
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "said"),
+    [
+        (Layout(dp=2), "float32", True),
+        (Layout(mp=2), "float32", True),
+        (Layout(dp=2, hybrid="owt"), "float32", True),
+        (Layout(dp=2), "float64", False),
+        (Layout(), "float32", False),
+        (Layout(pp=2), "float32", False),
+        (Layout(dp=2, reproducible=True), "float32", False),
+    ],
+)
+def test_rounding_is_told_where_layouts_differ_by_it(layout, dtype, said):
+    assert rounds_by_layout(SimpleNamespace(layout=layout, dtype=dtype)) == said
 
 
 @pytest.mark.grid
@@ -155,6 +183,16 @@ def test_hello_runs_alone_and_on_ranks():
     assert len(losses[0]) == 10
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
     np.testing.assert_allclose(losses[2], losses[0], rtol=2e-3)
+
+
+def test_fine_tuning_runs_alone_and_on_ranks():
+    example = HELLO.with_name("fine_tuning.py")
+    alone, ours = call(example, command=[sys.executable]), call("run", "-n", 2, example)
+    assert alone[0] == ours[0] == 0
+    assert "updates of the body 46, of the head 92" in ours[1]
+    numbers = [[float(word.rstrip("%")) for word in re.findall(r"[\d.]+", out)] for _, out, _ in (alone, ours)]
+    assert len(numbers[0]) == 4 * 2 + 3
+    np.testing.assert_allclose(numbers[1], numbers[0], rtol=2e-3)
 
 
 BAD = [

@@ -35,12 +35,13 @@ def written(tmp_path, monkeypatch):
 
 
 def test_the_example_is_what_its_flags_say():
-    flags = ("--dp", 2, "--mp", 2, "--microbatches", 2, "--split", "fc1=output", "--split", "fc2=input")
-    from_file, by_flags = train("--layout", EXAMPLE), train(*flags)
-    assert from_file["layout"] == by_flags["layout"]
-    assert from_file["weights_sha256"] == by_flags["weights_sha256"]
     ways = {"fc1": "output", "fc2": "input"}
-    assert Layout.read(EXAMPLE) == Layout(dp=2, mp=2, microbatches=2, split=ways)
+    layout = Layout(dp=2, mp=2, microbatches=2, split=ways)
+    assert Layout.read(EXAMPLE) == layout
+    assert layout_of(dp=2, mp=2, microbatches=2, split=[f"{name}={way}" for name, way in ways.items()]) == layout
+    run = train("--layout", EXAMPLE)
+    assert run["layout"] == {"dp": 2, "mp": 2, "pp": 1, "schedule": None, "microbatches": 2, "split": ways}
+    assert run["ranks"] == 4
 
 
 def test_flags_beside_the_file_say_what_it_does_not(written):

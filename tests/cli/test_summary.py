@@ -222,9 +222,10 @@ def test_splits_of_ones_own(capfd):
     assert parse_splits(None) is parse_splits([]) is None
 
 
-def test_the_table_of_ranks():
-    status, out, err = run("alexnet", "--mp", 2)
-    assert (status, err) == (0, "")
+def test_the_table_of_ranks(capfd):
+    assert main(["summary", "alexnet", "--mp", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
     said = re.sub(r" +", " ", out)
     for words in (
         "alexnet divided among 2 ranks",

@@ -144,6 +144,25 @@ def test_gradients_outlive_the_shared_memory(comm):
     again.free()
 
 
+@pytest.mark.ranks(2)
+def test_what_was_not_summed_yet_can_be_summed_by_the_next(comm):
+    model, plain = network(), network()
+    backward(plain)
+    first = all_reduce(comm, model, "window")
+    backward(model, comm=comm)
+    own = [p.grad.copy() for p in model.parameters()]
+    first.free()
+    other = all_reduce(comm, network(), "window")  # in the memory that the first has left
+    for parameter, kept in zip(model.parameters(), own):
+        np.testing.assert_array_equal(parameter.grad, kept)
+    second = all_reduce(comm, model, "window")
+    second.all_reduce()
+    for parameter, expected in zip(model.parameters(), plain.parameters()):
+        np.testing.assert_allclose(parameter.grad, expected.grad, rtol=1e-12, atol=1e-15)
+    second.free()
+    other.free()
+
+
 # -- several backward passes ----------------------------------------------------------------------------------------
 @pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize(("method", "overlap"), ALL)
@@ -313,12 +332,20 @@ def test_what_another_all_reduce_has_is_not_refused(comm):
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
-def test_other_arrays_must_be_equal_on_all_ranks(comm, method, overlap):
+@pytest.mark.parametrize("when", ["before the sum", "before the update"])
+def test_other_arrays_must_be_equal_on_all_ranks(comm, method, overlap, when):
     model = network()
     gradients = all_reduce(comm, model, method, overlap)
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    backward(model, comm=comm)
+    if when == "before the update":  # then the optimizer has them in an array of its own at the next sum
+        gradients.all_reduce()
     if comm.rank == 1:
         model[2].weight.data = model[2].weight.data + 1
-    backward(model, comm=comm)
+    if when == "before the update":
+        optimizer.step()
+        model.zero_grad()
+        backward(model, comm=comm)
     with pytest.raises(InputError, match="replicas differ: the weights of rank 1 are not those of rank 0"):
         gradients.all_reduce()
     gradients.free()

@@ -11,6 +11,7 @@ from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.equivalence import assert_equivalent
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
+from parallel_dl.model_parallel import parallelize
 from parallel_dl.mpi import Mesh
 from parallel_dl.trainer import Trainer
 
@@ -152,3 +153,11 @@ def test_a_stage_without_the_chosen_parameters_is_refused_on_every_rank(comm):
             mesh,
             input_shape=(4,),
         )
+
+
+@pytest.mark.ranks(2)
+def test_a_network_that_is_split_already_is_refused(comm):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).initialize(0, "float64")
+    parallelize(model, comm, (4,), {"0": "output"})
+    with pytest.raises(AssertionError, match="the serial run ends with InputError: this network is split already"):
+        assert_equivalent(model, Layout(dp=2), (X, Y), comm=comm)

@@ -87,6 +87,32 @@ def twice(layer):
     return {"a": layer, "b": tanh, "c": layer, "d": tanh}
 
 
+def sequences():
+    """Samples (4, 6), then (4, 7): more axes than features, with layers between that look at all of them."""
+    return {
+        "a": nn.Linear(6, 7),
+        "tanh": nn.Tanh(),
+        "drop": nn.Dropout(0.3),
+        "b": nn.Linear(7, 5),
+        "norm": nn.LayerNorm((4, 5)),
+        "c": nn.Linear(5, 1, bias=False),
+        "same": nn.BatchNorm1d(4),
+        "flatten": nn.Flatten(),
+        "fc": nn.Linear(4, 3),
+    }
+
+
+def of_images():
+    """Linear on the columns of an image that is divided by rows before, and by channels behind it."""
+    return {
+        "conv": nn.Conv2d(2, 3, 3, padding=1),
+        "a": nn.Linear(5, 6),
+        "act": nn.Tanh(),
+        "b": nn.Linear(6, 4),
+        "next": nn.Conv2d(3, 4, 2),
+    }
+
+
 def often(layer, other):
     """`layer` in two places, each behind a Linear of 7 features, and `other` in two."""
     layers = {"fc1": nn.Linear(7, 7), "one": layer, "tanh": nn.Tanh(), "same": other, "fc2": nn.Linear(7, 7)}
@@ -175,6 +201,13 @@ FULLY = {
         (7,),
         lambda: often(nn.BatchNorm1d(7, affine=False), nn.Identity()),
     ),
+    "sequences": chain({"a": "output", "b": "input", "c": "output", "fc": "output"}, (4, 6), sequences),
+    "sequences, the other way": chain(
+        {"a": "input", "b": "output:whole", "c": "input", "fc": "input"}, (4, 6), sequences
+    ),
+    "sequences to the end": chain(
+        {"a": "output", "b": "output"}, (4, 6), lambda: {"a": nn.Linear(6, 7), "b": nn.Linear(7, 3)}
+    ),
     "one dropout in two towers": chain({"both": "towers"}, (5,), lambda: towers_of(nn.Dropout(0.4))),
 }
 
@@ -213,6 +246,7 @@ def both(way, shape, *arguments, **options):
 
 
 CONVOLUTIONS = {
+    "linear on columns": images({"conv": "rows", "a": "output", "b": "input", "next": "filters"}, (2, 5, 5), of_images),
     "filters": both("filters", (2, 5, 4), 3, padding=1, channels=(5, 7)),
     "filters, few": both("filters", (3, 4, 5), 2, channels=(1, 2)),
     "filters, 2 groups": both("filters", (2, 5, 4), 3, padding=1, groups=2, channels=(6, 10)),

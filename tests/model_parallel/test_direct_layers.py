@@ -12,6 +12,10 @@ from parallel_dl.splits.placement import even, slices
 
 SAMPLES = 4
 WIDTHS = [(7, 10), (8, 8), (2, 5), (5, 1), (1, 3)]
+# in front of the features: sequences as long as a rank's share, or not, images, one sample, nothing
+LEADING = [(SAMPLES,), (2, 5), (3, 2, 1), (2, 4, 3, 2), (), (2, 0)]
+CASES = [(leading, *WIDTHS[0]) for leading in LEADING] + [((SAMPLES,), *widths) for widths in WIDTHS[1:]]
+CASES += [((2, 4), 8, 8), ((3, 1), 2, 5), ((2, 3), 5, 1)]
 
 
 class Holder(nn.Module):
@@ -34,7 +38,7 @@ def run(network, x, weights, own=slice(None)):
     network.initialize(5, "float64")
     x = Tensor(x, requires_grad=True)
     y = network(x)
-    ops.sum(ops.multiply(y, weights[:, own])).backward()
+    ops.sum(ops.multiply(y, weights[..., own])).backward()
     return y.data, x.grad, {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
@@ -53,8 +57,8 @@ def uneven(width, ranks):
 @pytest.mark.parametrize("output", ["whole", "split"])
 @pytest.mark.parametrize("input", ["whole", "split"])
 def test_column_parallel(comm, input, output, bias):
-    for before, after in WIDTHS:
-        x, weights = draw(SAMPLES, before), draw(SAMPLES, after)
+    for leading, before, after in CASES:
+        x, weights = draw(*leading, before), draw(*leading, after)
         y, x_gradient, gradients = run(Holder(nn.Linear(before, after, bias)), x, weights)
         rows = slices(even(after, comm.size))[comm.rank]
         for given in (None, uneven(before, comm.size)) if input == "split" else (None,):
@@ -63,9 +67,9 @@ def test_column_parallel(comm, input, output, bias):
                 own = slices(even(before, comm.size) if given is None else given)[comm.rank]
             layer = ColumnParallelLinear(before, after, comm, bias, input, output, given)
             seen = rows if output == "split" else slice(None)
-            our_y, our_x_gradient, our_gradients = run(Holder(layer), x[:, own], weights, seen)
-            close(our_y, y[:, seen])
-            close(our_x_gradient, x_gradient[:, own])
+            our_y, our_x_gradient, our_gradients = run(Holder(layer), x[..., own], weights, seen)
+            close(our_y, y[..., seen])
+            close(our_x_gradient, x_gradient[..., own])
             assert our_gradients.keys() == gradients.keys()
             for name, gradient in our_gradients.items():
                 close(gradient, gradients[name][rows])
@@ -75,16 +79,16 @@ def test_column_parallel(comm, input, output, bias):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("input", ["whole", "split"])
 def test_row_parallel(comm, input, bias):
-    for before, after in WIDTHS:
-        x, weights = draw(SAMPLES, before), draw(SAMPLES, after)
+    for leading, before, after in CASES:
+        x, weights = draw(*leading, before), draw(*leading, after)
         y, x_gradient, gradients = run(Holder(nn.Linear(before, after, bias)), x, weights)
         for given in (None, uneven(before, comm.size)):
             columns = slices(even(before, comm.size) if given is None else given)[comm.rank]
             layer = RowParallelLinear(before, after, comm, bias, input, given)
             own = columns if input == "split" else slice(None)
-            our_y, our_x_gradient, our_gradients = run(Holder(layer), x[:, own], weights)
+            our_y, our_x_gradient, our_gradients = run(Holder(layer), x[..., own], weights)
             close(our_y, y)
-            close(our_x_gradient, x_gradient[:, own])
+            close(our_x_gradient, x_gradient[..., own])
             close(our_gradients["fc.weight"], gradients["fc.weight"][:, columns])
             assert our_gradients.keys() == gradients.keys()
             if bias:

@@ -85,6 +85,13 @@ def test_one_layer_in_several_places(comm, name):
     check(comm, name, batch_size=7, microbatches=2)
 
 
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("sequences", "linear on"))])
+def test_sequences(comm, name):
+    """Fully connected layers on (samples, ..., features); on three ranks some shares are empty."""
+    check(comm, name)
+
+
 @pytest.mark.ranks(4, 8)
 @pytest.mark.parametrize(
     ("name", "batch_size", "microbatches"),

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from parallel_dl.mpi import CheckedCommunicator, CollectiveMismatch, Communicator, checked
+from parallel_dl.mpi import MPI, CheckedCommunicator, CollectiveMismatch, Communicator, MessageMismatch, checked
 
 pytestmark = pytest.mark.ranks(2, 3, 4)
 
@@ -113,3 +113,83 @@ def test_a_rank_that_waits_long_says_where(comm, monkeypatch, capfd):
         f"rank {comm.rank} calls all_gather #1 (axis 0, float32, shape (any,)) on communicator {comm.name!r} and has"
     )
     assert (waits in said) == (comm.rank != 1)
+
+
+# -- what one rank alone sees --------------------------------------------------------------------------------------
+ALONE = {
+    "out of another type": lambda c, odd: c.all_reduce(ONES, out=np.empty(4, np.float64 if odd else np.float32)),
+    "out of another shape": lambda c, odd: c.all_reduce(ONES, out=np.empty(5 if odd else 4, np.float32)),
+    "an array that is no whole one": lambda c, odd: c.start_all_reduce(np.ones((4, 2))[:, 0] if odd else np.ones(4)),
+    "another length than sizes": lambda c, odd: c.all_gather(np.ones(3 if odd else 4), 0, [4] * c.size),
+    "another length in gather": lambda c, odd: c.gather(np.ones(3 if odd else 4), 0, 0, [4] * c.size),
+    "another length in all_to_all": lambda c, odd: c.all_to_all(
+        np.ones((3 if odd else 4, 4)), 1, 0, None, [4] * c.size
+    ),
+    "too few sizes": lambda c, odd: c.all_gather(ONES, 0, [4] * (c.size - odd)),
+    "an axis that is none": lambda c, odd: c.all_gather(ONES, int(odd)),
+    "objects": lambda c, odd: c.all_gather(np.array([None] * 4) if odd else ONES),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_wrong_argument_on_one_rank_is_refused_on_all(comm, name):
+    with pytest.raises(CollectiveMismatch):
+        ALONE[name](comm, comm.rank == comm.size - 1)
+    comm.barrier()
+
+
+def test_byte_order_is_no_difference(comm):
+    x = np.arange(4, dtype=">f4" if comm.rank == 0 else "f4")
+    assert comm.all_reduce(x).tolist() == [0, comm.size, 2 * comm.size, 3 * comm.size]
+    assert comm.broadcast(x, 0, (4,), x.dtype).tolist() == [0, 1, 2, 3]
+    assert comm.shift(x, 1).tolist() == [0, 1, 2, 3]
+
+
+# -- messages from one rank to another -----------------------------------------------------------------------------
+DOUBLES = np.arange(4.0)
+RECEIVED = {
+    "bytes agree": (DOUBLES, (8,), np.float32),
+    "type of the same size": (DOUBLES, (4,), np.int64),
+    "another byte order and type": (DOUBLES, (4,), ">i8"),
+    "more": (DOUBLES, (5,), np.float64),
+    "less": (DOUBLES, (3,), np.float64),
+    "nothing": (DOUBLES, (0,), np.float64),
+    "something of nothing": (DOUBLES[:0], (1,), np.float64),
+    "half as bytes": (np.ones(4, np.float16), (4,), np.uint16),
+    "truth values as bytes": (np.ones(4, bool), (4,), np.uint8),
+    "records": (np.zeros(2, [("a", "i4"), ("b", "f4")]), (2,), np.int64),
+    "large": (np.zeros(100_000), (200_000,), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", RECEIVED)
+def test_a_receive_of_something_else_is_refused(comm, name):
+    sent, shape, dtype = RECEIVED[name]
+    said = rf"expected \d+ bytes from rank 0, .* but it sends {sent.nbytes} bytes, {sent.size} .* \(to rank 1 on"
+    for start in (False, True):
+        if comm.rank == 0:
+            comm.isend(sent, 1, 7).wait() if start else comm.send(sent, 1, 7)
+        elif comm.rank == 1:
+            with pytest.raises(MessageMismatch, match=said):
+                comm.ireceive(np.empty(shape, dtype), 0, 7).wait() if start else comm.receive(0, shape, dtype, 7)
+    comm.barrier()
+    if comm.rank == 0:  # what was refused is gone: the next message is the next
+        comm.send(DOUBLES, 1, 7)
+    elif comm.rank == 1:
+        assert comm.receive(0, (2, 2), np.float64, 7).tolist() == [[0, 1], [2, 3]]
+
+
+def test_messages_of_other_ranks_and_tags_are_told_apart(comm):
+    last = comm.size - 1
+    if comm.rank == 0:
+        sends = [comm.isend(np.full(2, tag, dtype), last, tag) for tag, dtype in ((1, "f4"), (2, "f8"), (3, "i8"))]
+        for pending in sends:
+            pending.wait()
+            assert pending.test()
+    if comm.rank == last:
+        assert comm.receive(0, (2,), "i8", 3).tolist() == [3, 3]
+        first = comm.ireceive(np.empty(2, "f4"), 0, 1)
+        assert comm.receive(MPI.ANY_SOURCE, (2,), "f8", 2).tolist() == [2, 2]
+        assert first.wait().tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"expected .* but it sends"):
+        comm.shift(DOUBLES, 1, shape=(3,))

@@ -329,3 +329,111 @@ def test_one_rank_alone_is_a_communicator_too(comm):
     for result in (me.all_reduce(x), me.all_gather(x), me.shift(x, 1), me.broadcast(x), me.reduce_scatter(x)):
         equal(result, x)
     assert (me.size, me.rank, me.checked) == (1, 0, False)
+
+
+# -- byte order ----------------------------------------------------------------------------------------------------
+FOREIGN = [">f4", ">f8", ">i2", ">u8", ">c8", ">f2"]
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_foreign_byte_order_between_two_ranks(comm, checked):
+    """Named by the sender, the receiver, both or neither: the values arrive, into the array that is given."""
+    comm = comm if checked else Communicator(comm.mpi, checked=False)
+    to, source = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    for dtype in FOREIGN:
+        values, native = draw(source, (3, 5), dtype), np.dtype(dtype).newbyteorder("=")
+        for sent in (draw(comm.rank, (3, 5), dtype), draw(comm.rank, (3, 5), native)):
+            for received in (dtype, native):
+                sends = [comm.isend(sent, to), comm.isend(sent[:, ::2], to)]
+                own = np.empty((3, 5), received)
+                pending = comm.ireceive(own, source)
+                equal(comm.receive(source, (3, 3), received), values[:, ::2])
+                assert pending.wait() is own
+                assert pending.wait() is own
+                assert own.dtype == received
+                np.testing.assert_array_equal(own, values)
+                for one in sends:
+                    one.wait()
+            equal(comm.shift(sent, 1), values)
+            equal(comm.shift(sent, 1, shape=(3, 5)), values)
+
+
+def test_foreign_byte_order_in_collectives(comm):
+    """Also on one rank alone: it is no other type."""
+    for dtype in FOREIGN[:-1]:
+        native = np.dtype(dtype).newbyteorder("=")
+        arrays = [draw(rank, (4, 6), native) for rank in range(comm.size)]
+        own = arrays[comm.rank].astype(dtype if comm.rank == 0 else native)
+        for root in range(comm.size):
+            given = own if comm.rank == root else None
+            for known in (dtype, native):
+                equal(comm.broadcast(given, root, (4, 6), np.dtype(known)), arrays[root])
+            sizes = [4] + [0] * (comm.size - 1)
+            equal(comm.scatter(given, root, 0, sizes), arrays[root][: sizes[comm.rank]])
+        out = np.empty((4, 6), dtype)
+        assert comm.all_reduce(own, out=out) is out
+        np.testing.assert_array_equal(out, sum(arrays))
+        started = own.copy()
+        assert comm.start_all_reduce(started).wait() is started
+        np.testing.assert_array_equal(started, sum(arrays))
+        equal(comm.all_gather(own), np.concatenate(arrays))
+        equal(comm.all_gather(own, 0, [4] * comm.size), np.concatenate(arrays))
+        owned = [slice(4 * rank, 4 * rank + 4) for rank in range(comm.size)]
+        equal(comm.exchange_slices(own, 0, owned, owned[::-1]), arrays[comm.size - 1 - comm.rank])
+        equal(comm.return_slices(own, 0, owned, owned), arrays[comm.rank])
+
+
+# -- what only one rank can see to be wrong ------------------------------------------------------------------------
+def wrong_at_root(comm, root):
+    """Name -> (call, error, words): the root's arguments are wrong, the others' are not."""
+    mine = comm.rank == root
+    x = np.ones((4, 3), np.float32)
+    return {
+        "another shape": (
+            lambda: comm.broadcast(x if mine else None, root, (4, 2), np.float32),
+            ValueError,
+            "as float32",
+        ),
+        "another dtype": (lambda: comm.broadcast(x if mine else None, root, (4, 3), np.int32), ValueError, "as int32"),
+        "a shape alone": (lambda: comm.broadcast(x if mine else None, root, (3, 4)), ValueError, r"\(3, 4\)"),
+        "a dtype alone": (lambda: comm.broadcast(x if mine else None, root, None, ">f8"), ValueError, "as float64"),
+        "nothing to broadcast": (lambda: comm.broadcast(None, root), TypeError, "Python objects"),
+        "nothing of a shape": (lambda: comm.broadcast(None, root, (4, 3), "f4"), TypeError, "Python objects"),
+        "objects": (lambda: comm.scatter(np.array([None] * 4) if mine else None, root), TypeError, "Python objects"),
+        "nothing to scatter": (lambda: comm.scatter(None, root), TypeError, "Python objects"),
+        "a number": (lambda: comm.scatter(np.array(3.0) if mine else None, root), ValueError, "axis 0 of an array"),
+        "no pickle": (lambda: comm.broadcast_object((lambda: 1) if mine else 1, root), TypeError, f"rank {root} has a"),
+        "no pickles": (lambda: comm.all_gather_object((lambda: 1) if mine else 1), TypeError, f"rank {root} has a"),
+    }
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_what_is_wrong_at_the_root_fails_on_every_rank(comm, checked):
+    comm = comm if checked else Communicator(comm.mpi, checked=False)
+    root = comm.size - 1
+    for name, (call, error, words) in wrong_at_root(comm, root).items():
+        with pytest.raises(error, match=words):
+            call()
+        assert comm.all_gather_object(name) == [name] * comm.size  # nobody is left behind
+
+
+def test_the_sizes_of_a_scatter_are_the_roots(comm):
+    comm = Communicator(comm.mpi, checked=False)
+    x, sizes = draw(0, (5, 3)), [0] * (comm.size - 1) + [5]
+    part = comm.scatter(x if comm.rank == 0 else None, 0, 0, sizes if comm.rank == 0 else None)
+    equal(part, x[: sizes[comm.rank]])
+    with pytest.raises(ValueError, match="do not cut a length of 5"):
+        comm.scatter(x if comm.rank == 0 else None, 0, 0, [1] * comm.size if comm.rank == 0 else None)
+
+
+def test_a_result_that_does_not_fit_keeps_nobody_waiting(comm):
+    comm = Communicator(comm.mpi, checked=False)
+    x = draw(comm.rank, (4, 6))
+    total = sum(draw(rank, (4, 6)) for rank in range(comm.size))
+    for one in (comm, comm.in_tree()) if comm.size != 3 else (comm,):
+        for out in (np.empty((4, 6), np.float32), np.empty((2, 4, 6))):
+            if comm.rank == 0:
+                with pytest.raises(ValueError, match="out is float"):
+                    one.all_reduce(x, out=out)
+            else:
+                equal(one.all_reduce(x), total)

@@ -31,13 +31,44 @@ def last_line(done: subprocess.CompletedProcess) -> str:
 
 
 def test_a_singleton_gets_the_fast_transport_unless_the_user_chose():
-    environment: dict[str, str] = {}
-    assert startup.prepare_environment(environment) == ["OMPI_MCA_btl"]
-    assert environment["OMPI_MCA_btl"] == "self"
-    for given in ({"OMPI_MCA_btl": "self,tcp"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_RANK": "0"}):
-        environment = dict(given)
-        assert startup.prepare_environment(environment) == []
-        assert environment.get("OMPI_MCA_btl") == given.get("OMPI_MCA_btl")
+    wanted = startup.settings_for_start({}, "/somewhere")
+    assert wanted["OMPI_MCA_btl"] == "self"
+    assert wanted["TMPDIR"] == "/somewhere"
+    assert "OMPI_MCA_btl" not in startup.settings_for_start({"OMPI_MCA_btl": "self,tcp"}, "/somewhere")
+    for launched in ({"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_RANK": "0"}):
+        assert not {"OMPI_MCA_btl", "TMPDIR"} & set(startup.settings_for_start(launched, ""))
+
+
+@pytest.mark.parametrize("home", [None, "", "/nowhere"])
+def test_no_home_is_needed(home, monkeypatch):
+    monkeypatch.delenv("HOME")
+    done = run("import os, parallel_dl.mpi; print(os.environ.get('HOME'))", **({} if home is None else {"HOME": home}))
+    assert (done.returncode, done.stdout.rstrip("\n"), done.stderr) == (0, str(home), "")
+
+
+@pytest.mark.parametrize("folder", ["", "x" * 130, "/proc"])
+def test_a_singleton_leaves_nothing_in_tmpdir(tmp_path, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    done = run("import os, parallel_dl.mpi; print(os.environ['TMPDIR'])", TMPDIR=str(tmp_path / folder))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / folder}\n", "")
+    assert [path for path in tmp_path.rglob("*") if path != tmp_path / folder] == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("NOFILE, (12, 12)", "ulimit -n 12: MPI needs at least 32 open files"),
+        ("AS, (250 << 20, 250 << 20)", "ulimit -v 256000: a rank needs at least 512000 KiB of address space"),
+    ],
+)
+def test_limits_in_which_mpi_crashes_are_refused(limit, said):
+    done = run(f"import resource; resource.setrlimit(resource.RLIMIT_{limit}); import parallel_dl.mpi")
+    assert last_line(done) == f"parallel_dl.errors.InputError: {said}"
+
+
+def test_a_low_limit_of_open_files_is_raised():
+    done = run("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 999)); import parallel_dl.mpi")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_the_singleton_starts_does_not_inherit_its_transport():

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from parallel_dl.mpi import CollectiveMismatch, NotEnoughSharedMemory, SharedWindow, window
+from parallel_dl.mpi import CollectiveMismatch, Communicator, NotEnoughSharedMemory, SharedWindow, window
 
 pytestmark = pytest.mark.ranks(1, 2, 3, 4)
 
@@ -82,3 +82,18 @@ def test_ranks_that_do_something_else(comm):
     with pytest.raises(CollectiveMismatch, match="SharedWindow #"):
         SharedWindow(comm, 10 if comm.rank == 0 else 11)
     shared.free()
+
+
+def test_foreign_byte_order_and_windows_that_differ(comm):
+    shared = SharedWindow(comm, 5, ">f4")
+    shared.local[:] = np.arange(5)
+    assert shared.all_reduce().tolist() == [comm.size * k for k in range(5)]
+    shared.free()
+    bare = Communicator(comm.mpi, checked=False)
+    if comm.size > 1:
+        for size, dtype in ((10 + comm.rank, "f4"), (10, "f8" if comm.rank else "f4")):
+            with pytest.raises(ValueError, match=r"but rank 0 wants 10 float32 and rank 1 1[01] float"):
+                SharedWindow(bare, size, dtype)
+    with pytest.raises(ValueError, match="needs a length from 0 on, and plain numbers"):
+        SharedWindow(bare, 3, object)
+    bare.barrier()

@@ -91,8 +91,23 @@ def blocks():
     )
 
 
-BUILDS = {"features": features, "images": images, "towers": towers, "blocks": blocks}
+def sequences():
+    """Fully connected layers on the last axis of images, with all widths uneven, and a bias that is added to rows."""
+    return nn.Sequential(
+        fc1=nn.Linear(4, 9),
+        gelu=nn.GELU(),
+        fc2=nn.Linear(9, 5),
+        norm=nn.LayerNorm(5),
+        conv=nn.Conv2d(3, 5, 2),
+        fc3=nn.Linear(4, 3),
+        flatten=nn.Flatten(),
+        fc4=nn.Linear(45, 5),
+    )
+
+
+BUILDS = {"features": features, "images": images, "towers": towers, "blocks": blocks, "sequences": sequences}
 SPLITS = {  # beside the default
+    "sequences": [{"fc1": "output", "fc2": "input", "conv": "filters", "fc3": "input", "fc4": "output"}],
     "features": [{"fc1": "input", "fc2": "output", "fc3": "output", "fc4": "input"}],
     "images": [{"conv1": "channels", "conv2": "filters", "conv3": "channels", "fc1": "input"}, {"conv3": "filters"}],
     "blocks": [{"conv1": "filters", "residual.1.0": "channels", "side_by_side.1": "filters", "conv2": "filters"}],

@@ -213,8 +213,11 @@ def test_refusals_of_other_networks():
     assert inside == (
         "split both.a=rows: it is in a branch that one rank has, since both=towers; valid is one of the two"
     )
-    text = refusal(2, {"fc": "output"}, lambda: nn.Sequential(fc=nn.Linear(3, 3)), (5, 3))
-    assert text == "split fc=output: its input (5, 3) has several axes; only (samples, features) can be split"
+    text = refusal(2, {"fc": "output:split"}, lambda: nn.Sequential(fc=nn.Linear(3, 3)), (5, 3))
+    assert text == (
+        "split fc=output:split: its input (5, 3) has several axes, and slices of the last are not left split; "
+        "valid is fc=output"
+    )
     assert "there is no layer features" in refusal(2, {"features": "output"}, relu, (3,))
     assert refusal(2, None, lambda: nn.Linear(3, 3), (3,)) == "a Linear alone cannot be split: put it into a Sequential"
     assert refusal(2, None, images, 8).startswith("input_shape 8: is the shape of one sample")

@@ -215,7 +215,10 @@ def test_next(world): world.Barrier()
 
 
 def test_one_mpirun_for_all_tests_of_a_number(run):
-    """Unmarked tests first, the main process without MPI, and a group's tests in the same processes."""
+    """Unmarked tests first, the main process without MPI, and a group's tests in the same processes.
+
+    A rank makes the tests for its own number only, and comm is a duplicate of the package's world.
+    """
     result = run(
         """
 def note(line): open("order", "a").write(f"{line} {os.getpid()}\\n")
@@ -225,10 +228,19 @@ def test_plain():
     note("plain")
     assert "mpi4py" not in sys.modules and "numpy" not in sys.modules
 @pytest.mark.ranks(1, 2)
-def test_b(world): world.rank or note(f"b{world.size}")
+def test_b(world, request):
+    world.rank or note(f"b{world.size}")
+    names = [item.name for item in request.session.items]
+    assert [name for name in names if name.startswith("test_b")] == [f"test_b[ranks={world.size}]"]
+@pytest.mark.ranks(2)
+def test_comm(comm):
+    from parallel_dl.mpi import world
+    from mpi4py import MPI
+    assert (comm.size, comm.rank) == (2, world().rank)
+    assert MPI.Comm.Compare(comm.mpi, world().mpi) == MPI.CONGRUENT
 """
     )
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=5)
     order = dict(line.split() for line in Path("order").read_text().splitlines())
     assert list(order) == ["plain", "b1", "a2", "b2"]
     assert order["a2"] == order["b2"]
@@ -299,20 +311,6 @@ class TestCase(unittest.TestCase):
     assert "@pytest.mark.ranks works on test functions" in lines(result)
 
 
-def test_comm_is_a_duplicate_of_the_packages_world(run):
-    result = run(
-        """
-@pytest.mark.ranks(2)
-def test_a(comm):
-    from parallel_dl.mpi import world
-    from mpi4py import MPI
-    assert (comm.size, comm.rank) == (2, world().rank)
-    assert MPI.Comm.Compare(comm.mpi, world().mpi) == MPI.CONGRUENT
-"""
-    )
-    result.assert_outcomes(passed=1)
-
-
 def test_a_file_that_only_the_ranks_cannot_import(run):
     result = run(
         """
@@ -371,3 +369,33 @@ def test_a(world):
 def test_root_is_this_checkout():
     """The tests above run this checkout's plugin, not one that is installed elsewhere."""
     assert sys.modules["parallel_dl.testing"].__file__.startswith(str(ROOT))
+
+
+def test_calls_that_do_not_match_are_said_first_and_without_our_source(run):
+    result = run(
+        """
+import numpy as np
+@pytest.mark.ranks(2)
+def test_shapes(comm): comm.all_reduce(np.ones(3 + comm.rank))
+@pytest.mark.ranks(2)
+def test_calls(comm):
+    if comm.rank: comm.barrier()
+    else: comm.all_reduce(np.ones(3))
+"""
+    )
+    result.assert_outcomes(failed=2)
+    said = result.stdout.lines
+    for test in ("test_shapes", "test_calls"):
+        heading = next(i for i, line in enumerate(said) if re.match(f"_+ {test}", line))
+        assert said[heading + 1].startswith("CollectiveMismatch: on communicator 'comm': rank 0 calls all_reduce #1")
+        assert said[heading + 2].startswith("--- rank")
+    assert "checked.py" not in lines(result)
+    assert "array([" not in lines(result)
+
+
+def test_a_crash_shows_the_tests_line(run):
+    result = run("import ctypes\n@pytest.mark.ranks(2)\ndef test_a(world):\n    if world.rank: ctypes.string_at(0)")
+    result.assert_outcomes(failed=1)
+    assert "rank 1 was killed by SIGSEGV" in lines(result)
+    assert re.search(r"test_it.py\", line \d+ in test_a", lines(result))
+    assert "_pytest" not in lines(result).partition("Fatal Python error")[2].partition("short test summary")[0]

@@ -1,103 +1,27 @@
-"""The update rules SGD, Adam and AdamW, each applied to all weights at once in flat arrays."""
+"""What all update rules share: parameters in groups, one update of all weights at once, state by parameter."""
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from parallel_dl.errors import InputError
 from parallel_dl.nn import Newcomers, Parameter, ordered
-from parallel_dl.nn.flat import BLOCK, Piece, Stretch, aligned_zeros, in_blocks, laid_out, stretches, views
+from parallel_dl.nn.flat import BLOCK, Piece, Stretch, in_blocks
+from parallel_dl.optim.options import Option, Options, require
 from parallel_dl.optim.rates import RatePolicy
+from parallel_dl.optim.state import Part
 
-Options = Mapping[str, Any]
 Parameters = Iterable[Parameter] | Iterable[Mapping[str, Any]]
-
-
-def require(name: str, value: float, valid: bool, expected: str) -> float:
-    """The value, if it is valid; InputError with its name and what would be expected if not."""
-    if not valid:
-        raise InputError(f"{name} {value}: must be {expected}")
-    return value
-
-
-def require_momentum(options: Options) -> None:
-    """InputError for a momentum outside 0..1."""
-    require("momentum", options["momentum"], 0 <= options["momentum"] < 1, "at least 0 and below 1")
-
-
-def require_weight_decay(options: Options) -> None:
-    """InputError for a weight decay that is negative or not finite."""
-    require("weight decay", options["weight_decay"], 0 <= options["weight_decay"] < math.inf, "at least 0")
 
 
 def as_they_are(squares: np.ndarray) -> np.ndarray:
     """Sums of squares where every rank has whole weights."""
     return squares
-
-
-class Option:
-    """An option of an update rule as an attribute: what all groups of parameters have, and sets it for all.
-
-    ValueError where groups have different ones: they are in `param_groups`.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
-        if optimizer is None:
-            return self
-        first, *others = (group[self.name] for group in optimizer.param_groups)
-        if any(other != first for other in others):
-            raise ValueError(f"groups have a {self.name} of their own: param_groups[i][{self.name!r}] has it")
-        return first
-
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
-        self.__get__(optimizer, type(optimizer))
-        for group in optimizer.param_groups:
-            group[self.name] = value
-
-
-class _Part:
-    """The parameters of a group that have one dtype, and their state: flat arrays (size,), by name."""
-
-    def __init__(self, group: Options, parameters: Sequence[Parameter], state_names: Iterable[str]) -> None:
-        self.group = group
-        self.parameters = list(parameters)
-        self.dtype = parameters[0].data.dtype
-        self.slices, self.size = laid_out([parameter.size for parameter in parameters], self.dtype.itemsize)
-        self.state: dict[str, np.ndarray] = {}
-        self.require_state(state_names)
-        self.counts = [0] * len(self.parameters)  # of updates, until there are stretches, which have them then
-        self.stretches: list[Stretch] = []
-
-    def require_state(self, names: Iterable[str]) -> None:
-        """Makes the state of these names, zeros, where there is none: an option may have been changed."""
-        for name in names:
-            if name not in self.state:
-                self.state[name] = aligned_zeros(self.size, self.dtype)
-
-    def arrange(self) -> None:
-        """Finds out again where weights and gradients are."""
-        self.stretches = stretches(self.parameters, self.slices, self.updates())
-
-    def updates(self) -> list[int]:
-        """Of each parameter."""
-        return [n for stretch in self.stretches for n in stretch.counts] if self.stretches else self.counts
-
-    def set_updates(self, counts: list[int]) -> None:
-        self.counts, self.stretches = counts, []
-        self.arrange()
-
-    def views(self) -> list[dict[str, np.ndarray]]:
-        """The state of each parameter, by name, without a copy."""
-        by_name = {name: views(flat, self.slices, self.parameters) for name, flat in self.state.items()}
-        return [{name: arrays[place] for name, arrays in by_name.items()} for place in range(len(self.parameters))]
 
 
 class Optimizer:
@@ -132,7 +56,7 @@ class Optimizer:
         self.whole_squares: Callable[[np.ndarray], np.ndarray] = as_they_are
         self.param_groups: list[dict[str, Any]] = []
         self.parameters: list[Parameter] = []
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         self._checked: list[dict[str, Any]] = []  # the options of each group when they were looked at last
         given: Any = parameters if isinstance(parameters, Parameter | set | frozenset) else list(parameters)
         if isinstance(given, list) and given and isinstance(given[0], Mapping):
@@ -165,11 +89,11 @@ class Optimizer:
         self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
         self._arrange()
 
-    def _parts_of(self, group: Options) -> list[_Part]:
+    def _parts_of(self, group: Options) -> list[Part]:
         by_dtype: dict[np.dtype, list[Parameter]] = {}
         for parameter in group["params"]:
             by_dtype.setdefault(parameter.data.dtype, []).append(parameter)
-        return [_Part(group, members, self.state_of(group)) for members in by_dtype.values()]
+        return [Part(group, members, self.state_of(group)) for members in by_dtype.values()]
 
     def _is_given_to_another(self, parameter: Parameter) -> bool:
         others = [other for other in Optimizer._living if other is not self]
@@ -235,7 +159,7 @@ class Optimizer:
                 stretch.count(piece)
         self.updates += 1
 
-    def _work(self) -> list[tuple[_Part, Stretch, list[Piece]]]:
+    def _work(self) -> list[tuple[Part, Stretch, list[Piece]]]:
         """What is to be updated. Before anything is: sees to it that all that was set up still holds."""
         for parameter in self._newcomers.found():
             raise InputError(
@@ -375,144 +299,3 @@ class Optimizer:
         self._arrange()
         self.load_state_dict(saved)
         Optimizer._living.add(self)
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent with PyTorch's momentum: v = momentum v + g; w -= lr v.
-
-    `weight_decay` adds weight_decay w to g; `nesterov` uses g + momentum v in place of v (Sutskever et al. 2013).
-    """
-
-    rule = "sgd"
-    momentum, weight_decay, nesterov = Option(), Option(), Option()
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float | RatePolicy = 0.1,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-    ) -> None:
-        super().__init__(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
-
-    def require_options(self, options: Options) -> None:
-        """Beside the rate: momentum and weight decay; nesterov needs a momentum."""
-        super().require_options(options)
-        require_momentum(options)
-        require_weight_decay(options)
-        if options["nesterov"] and not options["momentum"]:
-            raise InputError("nesterov needs a momentum above 0")
-
-    def state_of(self, options: Options) -> tuple[str, ...]:
-        """The momentum, if there is one."""
-        return ("momentum",) if options["momentum"] else ()
-
-    def _update(
-        self,
-        options: Options,
-        rate: float,
-        updates: int,
-        weights: np.ndarray,
-        gradient: np.ndarray,
-        *state: np.ndarray,
-    ) -> None:
-        momentum, decay, nesterov = options["momentum"], options["weight_decay"], options["nesterov"]
-        scratch = np.empty(min(len(weights), BLOCK), weights.dtype)
-
-        def block(w: np.ndarray, g: np.ndarray, *velocity: np.ndarray) -> None:
-            spare = scratch[: len(w)]
-            if decay:
-                g = np.add(g, np.multiply(w, decay, out=spare))
-            if velocity:
-                v = velocity[0]
-                np.multiply(v, momentum, out=v)
-                np.add(v, g, out=v)
-                g = np.add(g, np.multiply(v, momentum, out=spare)) if nesterov else v
-            np.subtract(w, np.multiply(g, rate, out=spare), out=w)
-
-        in_blocks(block, (weights, gradient, *state))
-
-
-class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); `weight_decay` adds weight_decay w to the gradient.
-
-    The corrections of the moments count the updates of each parameter: those in which it had a gradient.
-    """
-
-    rule = "adam"
-    decoupled = False
-    betas, eps, weight_decay = Option(), Option(), Option()
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float | RatePolicy = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)
-
-    def require_options(self, options: Options) -> None:
-        """Beside the rate: two betas, eps, weight decay."""
-        super().require_options(options)
-        for beta in options["betas"]:
-            require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")
-        require("eps", options["eps"], options["eps"] > 0, "above 0")
-        require_weight_decay(options)
-
-    def state_of(self, options: Options) -> tuple[str, ...]:
-        """Both moments."""
-        return ("first_moment", "second_moment")
-
-    def _update(
-        self,
-        options: Options,
-        rate: float,
-        updates: int,
-        weights: np.ndarray,
-        gradient: np.ndarray,
-        *state: np.ndarray,
-    ) -> None:
-        (beta1, beta2), eps, decay = options["betas"], options["eps"], options["weight_decay"]
-        decoupled, count = self.decoupled, updates + 1
-        # m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), with the corrections as scalars
-        size = rate / (1 - beta1**count)
-        correction = 1 / math.sqrt(1 - beta2**count)
-        scratch = np.empty((2, min(len(weights), BLOCK)), weights.dtype)
-
-        def block(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
-            spare, other = scratch[0, : len(w)], scratch[1, : len(w)]
-            if decay and decoupled:
-                np.multiply(w, 1 - rate * decay, out=w)
-            elif decay:
-                g = np.add(g, np.multiply(w, decay, out=spare))
-            np.multiply(m, beta1, out=m)
-            np.add(m, np.multiply(g, 1 - beta1, out=spare), out=m)
-            np.multiply(v, beta2, out=v)
-            np.multiply(g, g, out=spare)
-            np.add(v, np.multiply(spare, 1 - beta2, out=spare), out=v)
-            np.sqrt(v, out=spare)
-            np.add(np.multiply(spare, correction, out=spare), eps, out=spare)
-            np.divide(np.multiply(m, size, out=other), spare, out=spare)
-            np.subtract(w, spare, out=w)
-
-        in_blocks(block, (weights, gradient, *state))
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay: w -= lr weight_decay w (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
-
-    rule = "adamw"
-    decoupled = True
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float | RatePolicy = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-    ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay)

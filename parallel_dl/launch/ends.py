@@ -1,0 +1,116 @@
+"""How a job that did not come to its end has ended: which rank began, and what is known of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from parallel_dl.launch.job import Job
+from parallel_dl.launch.rank import INTERRUPTED
+from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH
+
+_ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
+_PASSING_SECONDS = 0.2  # for mpirun to pass on what ranks have printed
+_MOST_TEXTS = 3
+_MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
+_DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
+
+# what the libraries write when a rank calls MPI_Abort, or when MPI does so after an error: MPICH, Open MPI
+_ABORTED = re.compile(rb"^Abort\(-?\d+\) on node (\d+) \(rank |MPI_ABORT was invoked on rank (\d+) ", re.MULTILINE)
+_ERROR = re.compile(rb"Fatal error in (?:internal_)?(\w+): ([^\n]*)")
+
+
+class End(NamedTuple):
+    """One line, without a full stop, the exit status, and what ranks have left to be shown, line by line."""
+
+    line: str
+    status: int
+    text: Sequence[str] = ()
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM, or the number where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have numbers only
+        return f"signal {number}"
+
+
+def failed(job: Job, rank: int, what: str, text: str, status: int) -> End:
+    """A rank has told how it failed; an interruption may have been one of several ranks."""
+    others: dict[int, tuple] = {}
+    deadline = time.monotonic() + _PASSING_SECONDS  # mpirun also passes on what the ranks have printed
+    while (left := deadline - time.monotonic()) > 0:
+        others.update({event.rank: event.content for event in job.events(left) if event.kind == "failed"})
+    if what == INTERRUPTED and any(other == what for other, _, _ in others.values()):
+        interrupted = sorted([rank, *(r for r, (other, _, _) in others.items() if other == what)])
+        return End(f"ranks {', '.join(map(str, interrupted))} were interrupted (SIGINT)", status)
+    lines = _of_rank(rank, text.splitlines())
+    if MISMATCH in what:  # each of them has called something else
+        for other, (_, its_text, _) in sorted(others.items())[:_MOST_TEXTS]:
+            lines += _of_rank(other, its_text.splitlines())
+    return End(f"rank {rank} {what}", status or 1, lines)
+
+
+def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:
+    return [f"rank {rank}: {line}" for line in lines]
+
+
+def lost(job: Job, rank: int, ended: Iterable[int], said: bytes) -> End:
+    """A rank has gone without a record: its attendant knows how, or else mpirun may. `said` is what MPI has written."""
+    deadline = time.monotonic() + _ATTENDANT_SECONDS
+    while rank not in job.exits and time.monotonic() < deadline and job.mpirun.poll() is None:
+        list(job.events(0.02))
+    list(job.events(0.1))
+    if rank not in job.exits or job.exits[rank].told:  # mpirun's answer to another's end, or its own
+        by_itself = [r for r, end in job.exits.items() if r not in ended and not end.told]
+        unknown = [r for r in range(job.ranks) if r not in job.exits and r not in ended]  # died with its attendant
+        rank = (by_itself or unknown or [rank])[0]
+    if rank in job.exits and not job.exits[rank].told:
+        code = job.exits[rank].code
+        if code < 0:
+            return End(f"rank {rank} was killed by {signal_name(-code)}", 128 - code, _of_rank(rank, job.crash(rank)))
+        if (aborted := _aborted(said)) is not None:
+            return aborted._replace(status=code or 1)
+        return End(f"rank {rank} ended with status {code} without completing (os._exit or a crash)", code or 1)
+    return ended_by_mpirun(job, rank, said)
+
+
+def ended_by_mpirun(job: Job, rank: int, said: bytes) -> End:
+    """The ranks were ended by mpirun, or with it: was it killed, told to end, or asked to by a rank?"""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        job.mpirun.wait(_MPIRUN_SECONDS)
+    code = job.mpirun.returncode
+    if code is not None and code < 0:
+        return End(f"mpirun was killed by {signal_name(-code)}, and the ranks ended with it", 128 - code)
+    if (aborted := _aborted(said)) is not None:
+        return aborted._replace(status=code or 1)
+    # Open MPI gives 128 + the signal, MPICH the signal itself
+    number = (code or 0) - 128 if (code or 0) > 128 else (code or 0) if job.is_hydra else 0
+    told = [-end.code for end in job.exits.values() if end.told and end.code < 0]
+    if number in _DEADLY and rank not in job.exits and number not in told:
+        return End(f"rank {rank} was killed by {signal_name(number)}", 128 + number, _of_rank(rank, job.crash(rank)))
+    if told:
+        return End(f"mpirun ended the ranks by {signal_name(told[0])}: it was told to end", 128 + told[0])
+    known = f" with status {code}" if code else ""
+    before = f"rank {rank} had completed (MPI_Abort or a crash)" if job.pids else "any rank had started"
+    return End(f"mpirun ended{known} before {before}", code or 1)
+
+
+def _aborted(said: bytes) -> End | None:
+    found = _ABORTED.search(said)
+    if found is None:
+        return None
+    rank = int(found[1] or found[2])
+    error = _ERROR.search(said, found.start())
+    if error is None:
+        return End(f"rank {rank} called MPI_Abort", 1)
+    call = error[1].decode().removesuffix("_c")
+    if b" truncated" in said[found.start() :]:
+        return End(f"rank {rank} received more than it asked for in {call}: {CALLS_DIFFER}", 1)
+    return End(f"rank {rank} was ended by MPI after an error in {call}", 1)

@@ -1,0 +1,100 @@
+"""A job's folder, with its socket and what MPI and the ranks write: gone after the job, or a killed launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from multiprocessing.connection import Connection
+
+from parallel_dl.errors import InputError
+
+_SOCKET = "socket"
+_LONGEST = 100  # bytes of a socket's path: macOS takes 103, Linux 107
+
+# A shell that waits for its input to end, as it does however the launcher ends: mpirun must end then, the folder go.
+# Where all goes well it is killed before. A zombie counts as a process: so it does not wait for ever.
+_GUARD = """read mpirun; read end
+if [ -n "$mpirun" ]; then
+    kill "$mpirun" 2>/dev/null
+    for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        kill -0 "$mpirun" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill -9 "$mpirun" 2>/dev/null
+fi
+rm -rf "$1"
+"""
+
+
+class Folder:
+    """The folder, at `path`, and the socket in it on which the ranks connect."""
+
+    def __init__(self, backlog: int) -> None:
+        """InputError when none can be made."""
+        self.path = _path()
+        guard = ["/bin/sh", "-c", _GUARD, "sh", self.path]
+        try:
+            self._guard = subprocess.Popen(
+                guard,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InputError(f"no process can be started: {error.strerror}") from error
+        try:
+            os.mkdir(self.path, 0o700)
+            self.listener = socket.socket(socket.AF_UNIX)
+            self.listener.bind(os.path.join(self.path, _SOCKET))
+            self.listener.listen(backlog)
+        except OSError as error:
+            self._end()
+            raise InputError(f"TMPDIR: {self.path} cannot be used: {error.strerror or error}") from error
+
+    def guard(self, mpirun: int) -> None:
+        """Has that process ended, too, when this one is killed."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.write(b"%d\n" % mpirun)
+
+    def remove(self) -> None:
+        """The end of it all."""
+        self.listener.close()
+        self._end()
+
+    def _end(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._guard.kill()
+        self._guard.wait()
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.close()
+
+
+def _path() -> str:
+    """A new name in the folder for temporary files, or in /tmp where that makes a socket's path too long."""
+    name = f"pdl-{secrets.token_hex(6)}"
+    try:
+        path = os.path.join(tempfile.gettempdir(), name)
+    except OSError as error:
+        raise InputError(f"TMPDIR: {error.strerror or error}") from error
+    too_long = len(os.fsencode(os.path.join(path, _SOCKET))) > _LONGEST
+    return os.path.join("/tmp", name) if too_long else path
+
+
+def connection_to(folder: str) -> Connection:
+    """A rank's connection to its launcher; OSError when that has gone."""
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(os.path.join(folder, _SOCKET))
+    except OSError:
+        link.close()
+        raise
+    return Connection(link.detach())

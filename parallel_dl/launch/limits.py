@@ -1,0 +1,89 @@
+"""What ranks need of this machine: refused in one line where it is known before any is started."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from parallel_dl.errors import InputError
+from parallel_dl.launch.environment import SHARED_MEMORY, cores, is_hydra, shared_memory_free
+
+MOST_RANKS = 1024
+_MOST_RANKS_PER_CORE = 64  # each takes about half a second of a core to start
+_SLOW_RANKS_PER_CORE = 8
+_FILES, _FILES_PER_RANK = 32, 8  # that mpirun opens
+_ADDRESSES = 500 << 20  # bytes: the address space of a rank, of which most is never used
+_FILE = 16 << 20  # bytes
+_HYDRA_SHARED_MEMORY = 64 << 10  # bytes per rank; below 48 KiB it is SIGBUS
+
+
+def _require_open_files(ranks: int = 0) -> None:
+    """Raises this process's limit of open files where it is too low; InputError where it may not: MPI would crash."""
+    needed = _FILES + _FILES_PER_RANK * ranks
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        what = f"{ranks} ranks need" if ranks > 1 else "MPI needs"
+        raise InputError(f"ulimit -n {hard}: {what} at least {needed} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def require_room(ranks: int) -> None:
+    """Refuses (InputError) more ranks than this machine can hold."""
+    if ranks > MOST_RANKS:
+        raise InputError(
+            f"{ranks} ranks: valid are at most {MOST_RANKS} on one machine; for more, use mpirun on several"
+        )
+    if ranks > _MOST_RANKS_PER_CORE * cores():
+        raise InputError(
+            f"{ranks} ranks on {cores()} cores: valid are at most {_MOST_RANKS_PER_CORE} per core, "
+            f"{_MOST_RANKS_PER_CORE * cores()} here"
+        )
+    _require_open_files(ranks)  # mpirun's
+    require_mpi(ranks)
+
+
+def require_mpi(ranks: int) -> None:
+    """Refuses (InputError) limits with which MPI ends in crashes, or in pages of its own words."""
+    hydra = is_hydra()
+    _require_open_files()
+    _require_address_space()
+    if hydra or ranks > 1:
+        _require_file_size()
+    if hydra:
+        _require_shared_memory(ranks)
+
+
+def _require_address_space() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < _ADDRESSES:
+        raise InputError(f"ulimit -v {soft >> 10}: a rank needs at least {_ADDRESSES >> 10} KiB of address space")
+
+
+def _require_file_size() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft != resource.RLIM_INFINITY and soft < _FILE:
+        raise InputError(f"ulimit -f: {soft >> 10} KiB; MPI shares memory in files, which need {_FILE >> 10} KiB")
+
+
+def _require_shared_memory(ranks: int) -> None:
+    if not os.path.isdir(SHARED_MEMORY):  # another system, which keeps it elsewhere
+        return
+    needed = ranks * _HYDRA_SHARED_MEMORY
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        raise InputError(f"{SHARED_MEMORY} cannot be written to: MPICH needs it; Open MPI does not")
+    if shared_memory_free() < needed:
+        what = f"{ranks} ranks" if ranks > 1 else "one rank"
+        free = shared_memory_free() >> 10
+        raise InputError(
+            f"{SHARED_MEMORY} has {free} KiB free, but MPICH needs {needed >> 10} KiB for {what}; "
+            "make it larger (docker run --shm-size=1g), or use Open MPI"
+        )
+
+
+def slow_start(ranks: int) -> str | None:
+    """What to say before so many ranks are started that nothing will be heard for a while."""
+    if ranks < _SLOW_RANKS_PER_CORE * cores():
+        return None
+    return f"{ranks} ranks on {cores()} cores: they take a while to start, and are slower together than a few"

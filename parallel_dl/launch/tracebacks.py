@@ -1,0 +1,145 @@
+"""A failed rank's traceback as its user needs it: from their own file on, without the frames that started it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+_LAUNCH = os.path.dirname(os.path.abspath(__file__))
+_PACKAGE = os.path.dirname(_LAUNCH)
+_STANDARD = os.path.dirname(os.path.abspath(traceback.__file__))
+_RUNPY = ("runpy.py", "<frozen runpy>")
+_FRAME = re.compile(r'  File "(?P<file>[^"]*)", line (?P<line>\d+) in ')
+FULL_VARIABLE = "PARALLEL_DL_FULL_TRACEBACK"
+
+MISMATCH = "CollectiveMismatch"  # of parallel_dl.mpi.checked
+
+# what a message that was too long comes from; the rank that got it may be as innocent as the one that sent it
+CALLS_DIFFER = (
+    "the ranks' calls do not match; with PARALLEL_DL_CHECKED=1 communicators of parallel_dl compare them first"
+)
+
+
+def is_ours(file: str) -> bool:
+    """Whether it is a file of this package."""
+    return os.path.abspath(file).startswith(_PACKAGE + os.sep)
+
+
+def _starts_ranks(file: str) -> bool:
+    return file.endswith(_RUNPY) or os.path.abspath(file).startswith(_LAUNCH + os.sep)
+
+
+def own(frames: TracebackType | None) -> TracebackType | None:
+    """The frames from the user's program on; where it is a command of ours, from that one's on."""
+    first = frames
+    while first is not None:
+        code, name = first.tb_frame.f_code, first.tb_frame.f_globals.get("__name__")
+        if name == "__main__" and not is_ours(code.co_filename):
+            return first
+        first = first.tb_next
+    while frames is not None and _starts_ranks(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return frames
+
+
+def end_at_the_call(error: BaseException) -> None:
+    """Of an error about calls that do not match the last frame is the one that called: below is how it was noticed."""
+    frames, last = error.__traceback__, None
+    while type(error).__name__ == MISMATCH and frames is not None:
+        last = frames if not is_ours(frames.tb_frame.f_code.co_filename) else last
+        frames = frames.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
+def text_of(error: BaseException) -> str:
+    """The traceback, and those of the errors that led to it."""
+    if FULL_VARIABLE not in os.environ:
+        end_at_the_call(error)
+        chained: BaseException | None = error
+        seen: set[int] = set()
+        while chained is not None and id(chained) not in seen:
+            seen.add(id(chained))
+            chained.__traceback__ = own(chained.__traceback__)
+            chained = chained.__cause__ or chained.__context__
+    return "".join(traceback.format_exception(error))
+
+
+def summary_of(error: BaseException) -> str:
+    """What a rank did, for one line: the error, and where in the user's program it was raised."""
+    if _is_truncation(error):
+        call = f" in {call}" if (call := _call_of(error.__traceback__)) else ""
+        return f"received more than it asked for{call}{_place(error)}: {CALLS_DIFFER}"
+    lines = traceback.format_exception_only(error)
+    head = next((line for line in lines[-1].strip().splitlines() if line.strip()), type(error).__name__)
+    head = head.removesuffix(", error stack:").rstrip(": ")  # MPICH's
+    return f"raised {head}{_place(error)}"
+
+
+def _is_truncation(error: BaseException) -> bool:
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and isinstance(error, mpi.Exception) and error.Get_error_class() == mpi.ERR_TRUNCATE
+
+
+def _call_of(frames: TracebackType | None) -> str:
+    """The communicator's method that was called, with its arguments, or else mpi4py's."""
+    name = ""
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        if os.path.abspath(code.co_filename) == os.path.join(_PACKAGE, "mpi", "communicator.py"):
+            names = code.co_varnames[: code.co_argcount]
+            return f"{code.co_name}({', '.join(_argument(n, frames.tb_frame.f_locals) for n in names if n != 'self')})"
+        if code.co_filename.endswith(".pyx"):
+            name = code.co_name.rpartition(".")[2]
+        frames = frames.tb_next
+    return name
+
+
+def _argument(name: str, values: Mapping[str, Any]) -> str:
+    value: Any = values.get(name)
+    if isinstance(getattr(value, "shape", None), tuple):  # an array
+        return f"{name}={value.dtype} {value.shape}"
+    return f"{name}={value.__name__ if isinstance(value, type) else repr(value)[:80]}"
+
+
+def _place(error: BaseException) -> str:
+    """` (FILE:LINE)`: the user's innermost line that led to the error; nothing, where all lines are ours."""
+    frames, place = error.__traceback__, ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({os.path.basename(error.filename)}:{error.lineno})"
+    while frames is not None:
+        file = frames.tb_frame.f_code.co_filename
+        if not is_ours(file) and not _is_library(file):
+            place = f" ({os.path.basename(file)}:{frames.tb_lineno})"
+        frames = frames.tb_next
+    return place
+
+
+def _is_library(file: str) -> bool:
+    return (
+        file.startswith("<")
+        or file.endswith(".pyx")
+        or f"{os.sep}site-packages{os.sep}" in file
+        or file.startswith(_STANDARD + os.sep)
+    )
+
+
+def of_crash(text: str) -> list[str]:
+    """What faulthandler has written of a crash: the crashed thread's lines, innermost first, without ours around it."""
+    parts = text.strip().split("\n\n")
+    lines = parts[0].splitlines()[:1]  # Fatal Python error: Segmentation fault
+    for part in parts:
+        if "Current thread" in part:
+            frames = part[part.index("Current thread") :].splitlines()[1:]
+            while frames and FULL_VARIABLE not in os.environ:
+                frame = _FRAME.match(frames[-1])
+                if frame is None or not _starts_ranks(frame["file"]):
+                    break
+                frames.pop()
+            lines += frames
+    return lines

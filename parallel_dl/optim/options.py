@@ -1,0 +1,54 @@
+"""The options of an update rule: checked where they are given, and attributes of the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    from parallel_dl.optim.optimizer import Optimizer
+
+Options = Mapping[str, Any]
+
+
+def require(name: str, value: float, valid: bool, expected: str) -> float:
+    """The value, if it is valid; InputError with its name and what would be expected if not."""
+    if not valid:
+        raise InputError(f"{name} {value}: must be {expected}")
+    return value
+
+
+def require_momentum(options: Options) -> None:
+    """InputError for a momentum outside 0..1."""
+    require("momentum", options["momentum"], 0 <= options["momentum"] < 1, "at least 0 and below 1")
+
+
+def require_weight_decay(options: Options) -> None:
+    """InputError for a weight decay that is negative or not finite."""
+    require("weight decay", options["weight_decay"], 0 <= options["weight_decay"] < math.inf, "at least 0")
+
+
+class Option:
+    """An option of an update rule as an attribute: what all groups of parameters have, and sets it for all.
+
+    ValueError where groups have different ones: they are in `param_groups`.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+        if optimizer is None:
+            return self
+        first, *others = (group[self.name] for group in optimizer.param_groups)
+        if any(other != first for other in others):
+            raise ValueError(f"groups have a {self.name} of their own: param_groups[i][{self.name!r}] has it")
+        return first
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        self.__get__(optimizer, type(optimizer))
+        for group in optimizer.param_groups:
+            group[self.name] = value
