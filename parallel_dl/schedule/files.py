@@ -11,7 +11,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.files import read_text
 from parallel_dl.schedule.actions import Action, Plan, PlanError
 
-MOST_BYTES = 4 << 20  # of a plan
+MOST_BYTES = 16 << 20  # of a plan
 
 # of sharded data parallelism, in PyTorch's files: they move no microbatch between stages
 _SKIPPED = re.compile(r"[0-9]+(UNSHARD|RESHARD|REDUCE_GRAD)[0-9]*")
