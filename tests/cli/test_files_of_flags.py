@@ -187,7 +187,7 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
         ("a.toml", "microbatches = 99999999999", LAYOUT, "a.toml: microbatches 99999999999: a batch"),
         ("a.toml", f'dp = "{LONG}"', LAYOUT, "must be a whole number"),
         ("a.toml", f'"{LONG}" = 1', LAYOUT, "unknown key"),
-        ("a.toml", f'split = {{"{LONG}" = 1}}', LAYOUT, "must be a text"),
+        ("a.toml", f'split = {{"{LONG}" = 1}}', LAYOUT, "must be a string"),
         ("a.toml", f"w = {DEEP}", PLACEMENT, "nested too deep"),
         ("a.json", f'{{"w": {DEEP}}}', PLACEMENT, "nested too deep"),
         ("a.toml", "w = 99999999999999999999", PLACEMENT, "64 bits"),
