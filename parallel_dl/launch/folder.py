@@ -22,6 +22,7 @@ _LONGEST = 100  # bytes of a socket's path: macOS takes 103, Linux 107
 # and clears /dev/shm: a rank that ends while MPI starts has not mapped its files yet, and cannot know them. If all goes
 # well, the shell is killed before. The wait for mpirun is limited: a zombie counts as a process.
 _GUARD = """folder=$1; python=$2; shift 2
+read mpirun; read end
 if [ -n "$mpirun" ]; then
     kill "$mpirun" 2>/dev/null
     for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
