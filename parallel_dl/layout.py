@@ -181,7 +181,7 @@ class Layout:
         return in_all
 
     def require_microbatches(self, samples: int) -> None:
-        """Raises InputError for more microbatches than a batch of so many samples has, or a pipeline has ranks."""
+        """Raises InputError for more microbatches than samples in a batch; a pipeline may have as many as ranks."""
         most = max(samples, self.pp)
         if self.microbatches > most:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Any state comes back from a file as it was; whatever keeps it from being written or read is one line."""
+"""Any state comes back from a file as it was; whatever prevents writing or reading it is one line."""
 
 import os
 import struct

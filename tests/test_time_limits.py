@@ -5,7 +5,7 @@ import ast
 import pytest
 from conftest import HANG, ROOT
 
-SHORTEST = 60  # seconds; what takes as long on no machine is a hang
+SHORTEST = 60  # seconds; a shorter limit may end a test on a slow machine
 FILES = sorted((ROOT / "tests").rglob("*.py"))
 CLOCKS = {"monotonic", "perf_counter", "time"}  # not process_time: CPU time does not grow with other work
 

@@ -1,4 +1,4 @@
-"""Every flag that names a file refuses, in one line and at once, what is no file that it could read."""
+"""Every flag that names a file refuses, in one line and at once, whatever is not a file that it can read."""
 
 import gzip
 import os
@@ -139,7 +139,7 @@ def folder_of(images):
     ],
 )
 def test_bombs_of_gzip(here, capfd, little_memory, shape, said):
-    """Decompressed is what the header promises, and one byte more; nothing if that is too much."""
+    """Only what the header promises is decompressed, and one byte more; nothing if that is too much."""
     packed = gzip.compress(idx(shape) + bytes(40_000_000))
     assert len(packed) < 100_000
     assert said in line_of(capfd, folder_of(packed))

@@ -1,4 +1,4 @@
-"""Numbers that cannot be right are refused in one short line, at once; what is only odd is said."""
+"""Numbers that cannot be right are refused in one short line, at once; odd ones are reported."""
 
 import json
 import time

@@ -9,7 +9,7 @@ from parallel_dl.errors import InputError
 
 METHODS = [("window", None), ("mpi", False), ("mpi", True)]
 ALL = [*METHODS, ("tree", None)]
-SAMPLES = 11  # which neither 2 nor 3 ranks divide
+SAMPLES = 11  # not divisible by 2 or 3 ranks
 
 
 def network():
@@ -18,7 +18,7 @@ def network():
 
 
 def backward(model, seed=0, comm=None):
-    """Of this rank's share of a batch; of all of it without `comm`."""
+    """Backward for this rank's share of a batch; for all of it without `comm`."""
     random = np.random.default_rng(seed)
     x, y = random.normal(size=(SAMPLES, 4)), random.integers(0, 3, SAMPLES)
     own = (

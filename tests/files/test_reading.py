@@ -1,4 +1,4 @@
-"""Regular files of a size that can be right, and nothing else, are read; tables have an end."""
+"""Only regular files of a plausible size are read; tables have limited nesting."""
 
 import os
 import socket
