@@ -194,7 +194,7 @@ def test_several_backward_passes_are_summed(comm, method, overlap):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
 def test_a_gradient_changed_in_place_before_the_sum(comm, method, overlap):
-    model, plain = network(), network()
+    model = network()
     gradients = all_reduce(comm, model, method, overlap)
     backward(model, comm=comm)
     if comm.rank == 0:
