@@ -1,6 +1,6 @@
-"""Weights and optimizer states in a file: safetensors, with a word about where they come from.
+"""Weights and optimizer states in a file: safetensors, with a note of where they come from.
 
-Arrays are tensors, named by their place ("state.0.momentum"); numbers, texts and the nesting are in the metadata.
+Arrays are tensors, named by their place ("state.0.momentum"); numbers, strings and the nesting are in the metadata.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
     """Writes a state atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata.
 
     `state` is what `state_dict()` of a network or an optimizer gives: arrays, NumPy's and Python's numbers, truth
-    values, None and texts, in dictionaries (with texts as keys), lists and tuples; `load` gives the same back. Raises
-    InputError for anything else in it, and for whatever keeps the file from being written; what was there stays.
+    values, None and strings, in dictionaries (with strings as keys), lists and tuples; `load` gives the same back.
+    Raises InputError for anything else in it, and if the file cannot be written; the old file then stays.
     """
     tensors: dict[str, np.ndarray] = {}
     structure = _taken_apart(state, (), tensors)
@@ -50,7 +50,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save` was given; of another safetensors file its arrays by name.
+    """What `save` was given; for any other safetensors file, its arrays by name.
 
     InputError when the file is missing, damaged, or of types that NumPy lacks.
     """
@@ -130,7 +130,7 @@ def require_fits(path: str | os.PathLike[str], network: Module) -> None:
 
 # -- any nesting, as arrays by name and the rest as JSON -----------------------------------------------------------
 def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> Any:
-    """What JSON says of the value: a list whose first item is its kind; its arrays are entered in `tensors`."""
+    """The value as JSON: a list whose first item is its kind. Its arrays are added to `tensors`."""
     if len(place) > _DEEPEST:
         raise InputError(f"{shown('.'.join(place))}: is nested too deep; valid is at most {_DEEPEST} deep")
     if isinstance(value, (np.ndarray, np.generic)):
@@ -156,13 +156,13 @@ def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarr
 
 
 def _entered(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> str:
-    """The name of the tensor that the array has become."""
+    """Adds the array to `tensors`; returns its name there."""
     if value.dtype.char not in _STORED:
         raise InputError(f"{_said(place)} is of type {value.dtype}; valid are numbers of 8 to 64 bits")
     name = ".".join(place).encode(errors="replace").decode()
     if name in tensors or name == _RESERVED:  # {"a": {"b": x}, "a.b": y}
         name = f"{name}#{len(tensors)}"
-    # with the bytes of this machine; ascontiguousarray would give a number an axis
+    # in this machine's byte order; ascontiguousarray would give a number an axis
     tensors[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
     return name
 
@@ -172,7 +172,7 @@ def _said(place: tuple[str, ...]) -> str:
 
 
 def _is_flat(state: Mapping[str, Any], structure: Any) -> bool:
-    """Whether its arrays by name say it all."""
+    """Whether the state is nothing but arrays by name."""
     return type(state) is dict and all(item == ["array", name] for name, item in structure[1])
 
 

@@ -46,7 +46,7 @@ def named(path: str | os.PathLike[str]) -> str:
 
 
 def cut(text: str, most: int = MOST_OF_VALUE) -> str:
-    """The text, or so much of its beginning and its end."""
+    """The text, or its beginning and its end, `most` characters in all."""
     if len(text) <= most:
         return text
     head = (most - 3) // 2
@@ -61,7 +61,7 @@ def bounded(text: str) -> str:
 
 
 def _cut_value(value: str) -> str:
-    """The value cut to 80 characters. Of a path these are 80 of what does not exist: the rest is a place, no value."""
+    """The value cut to 80 characters. Of a path, only the part that does not exist is cut."""
     start = value.find(os.sep)
     if len(value) > MOST_OF_VALUE and 0 <= start <= MOST_OF_VALUE and len(value) <= MOST_OF_LINE:
         place = value[start:]

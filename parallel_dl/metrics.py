@@ -1,6 +1,6 @@
-"""What a network is worth on samples that it was not trained with: the loss, and where there are classes the accuracy.
+"""How good a network is on samples it was not trained with: the loss and, if there are classes, the accuracy.
 
-A number that cannot be computed is None, with a line that says why: what training gave is not lost for it.
+A number that cannot be computed is None, with a line that says why; the results of training are kept.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Tally:
         try:
             value = self.loss(Tensor(scores), targets, self.total)
             self.sum_of_losses += float(value.item() if isinstance(value, Tensor) else value)
-        except Exception as error:  # of a function of the user's own: any
+        except Exception as error:  # any: the loss may be a user's own function
             self.failed(error)
 
     def failed(self, error: Exception) -> None:
-        """There will be no loss."""
+        """Notes why there will be no loss."""
         self.note = self.note or bounded(f"test loss: {type(error).__name__}: {error}")

@@ -72,11 +72,11 @@ class Trainer:
     the samples given by `total`. A layout that splits layers, or is a hybrid, turns the network, in place, into this
     rank's part, and needs `input_shape`, that of one sample (ValueError without); so does a reproducible one, for which
     the network computes in leaves from then on. With `clip_norm` gradients whose norm, over the whole network, is
-    larger are made so short.
+    larger are scaled down to it.
 
-    Raises InputError for a network that is split already, for splits that cannot be, for ranks that do not have the
-    same weights, for an optimizer of other parameters, for a `clip_norm` that is not above 0, and for one with updates
-    of a part of the weights alone (asynchronous schedules, variable batch).
+    Raises InputError for a network that is split already, for splits that do not fit, for ranks that do not have the
+    same weights, for an optimizer of other parameters, for a `clip_norm` that is not above 0, and for one together with
+    updates of only a part of the weights (asynchronous schedules, variable batch).
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Trainer:
         parameters = network.parameters()
         if self.pipeline is not None:
             self.names, parameters = self.pipeline.names, self.pipeline.parameters
-        self.parameters = parameters  # this rank's, by the order of `names`
+        self.parameters = parameters  # this rank's, in the order of `names`
         replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
         self.gradients = GradientAllReduce(replicated, mesh.data, allreduce)
         self.updates = 0
@@ -197,7 +197,7 @@ class Trainer:
         return total
 
     def _forget_gradients(self) -> None:
-        """Of all parameters: the optimizer may have only some."""
+        """Clears those of all parameters: the optimizer may have only some."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -264,9 +264,7 @@ class Trainer:
     def gradient_norm(self) -> float:
         """The Euclidean norm of all gradients that the optimizer applies, after `compute_gradients`.
 
-        It is the same on every rank.
-
-        Every value counts once, whichever ranks have it. All ranks call it together.
+        It is the same on every rank. Every value counts once, whichever ranks have it. All ranks call it together.
         """
         own = self._counted_once(gradient_squares(self.optimizer.parameters), self.optimizer.parameters)
         own = own.sum(keepdims=True)

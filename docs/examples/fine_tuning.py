@@ -1,4 +1,4 @@
-"""Two phases, two learning rates, a copy that follows: run it as `python fine_tuning.py` or on several ranks."""
+"""Two phases, two learning rates and an averaged copy: run it as `python fine_tuning.py` or on several ranks."""
 
 import copy
 import os
@@ -38,7 +38,7 @@ for epoch in range(4):
     if comm.rank == 0:
         print(f"epoch {epoch}  loss {mean:.6f}")
 
-# the optimizer goes on from a file: another one, of the same parameters in the same order
+# another optimizer of the same parameters, in the same order, goes on from the state in a file
 with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "adam.safetensors")
     checkpoint.save(path, optimizer.state_dict())

@@ -351,7 +351,7 @@ def _accumulate(leaf: Tensor, pullback: Pullback, g: Array) -> None:
         grad += contribution
     else:
         total = np.asarray(grad + contribution, dtype=data.dtype)
-        total.flags.writeable = grad.flags.writeable  # what contains a sum over ranks is not to be summed once more
+        total.flags.writeable = grad.flags.writeable  # what contains a sum over ranks must not be summed again
         leaf.grad = total
 
 

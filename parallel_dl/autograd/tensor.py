@@ -26,8 +26,8 @@ class Tensor:
     `grad` is overwritten by the next backward after `zero_grad`, so keep `grad.copy()` and not `grad`. It is the
     gradient (of leaves only) that `backward` has summed up, of the same shape and dtype as `data`, or None.
 
-    `data` is the array. `grad_buffer`, when given (an optimizer or an all-reduce does), is the array in which `grad` is
-    to live: the gradient is written there, without a copy. Python's floats, also in lists, become float32; arrays keep
+    `data` is the array. `grad_buffer`, if an optimizer or an all-reduce gives one, is the array in which `grad` is to
+    live: the gradient is written there, without a copy. Python's floats, also in lists, become float32; arrays keep
     their dtype.
     """
 

@@ -18,7 +18,7 @@ import typer
 from parallel_dl import launch
 from parallel_dl.errors import InputError
 
-_LINES = 10  # of the losses
+_LINES = 10  # of losses, at most
 _ENOUGH = 8  # digits
 _ENDING_SECONDS = 20.0
 BUG = "gradient all-reduce dropped"
@@ -30,7 +30,7 @@ NEXT = {
 
 
 def _result_of(*arguments: str) -> dict[str, Any]:
-    """What a command of ours says with --json. Its exit status ends the demo where it has nothing to say."""
+    """The JSON object that one of our commands prints. If it prints none, the demo ends with its exit status."""
     command = [sys.executable, "-m", "parallel_dl", *arguments, "--json"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -86,7 +86,7 @@ def _print_bug(bug: dict[str, Any]) -> None:
 
 
 def _command() -> str:
-    """What to type for this very installation."""
+    """What to type to call this installation."""
     beside = Path(sys.executable).with_name("parallel-dl")
     found = shutil.which("parallel-dl")
     if found is not None and beside.exists() and os.path.samefile(found, beside):
@@ -113,7 +113,7 @@ def demo(
         raise InputError(f"--ranks {ranks}: must be at least 1")
     if launch.inside_mpirun():
         raise InputError("demo: starts its ranks itself; call it outside mpirun")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what has been started, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which also ends the command that is running
     if not as_json:
         print(f"One network, trained alone and on {ranks} data-parallel ranks (about five seconds):", flush=True)
     one, many = (

@@ -1,4 +1,4 @@
-"""What a number of a flag can be, and which flag a message is about."""
+"""The numbers that a flag takes, and the flag's name at the beginning of a message."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from parallel_dl.errors import InputError, cut
 
-MOST = 2**31 - 1  # samples, updates, ...: what is beyond is a slip of the finger
+MOST = 2**31 - 1  # samples, updates, ...: anything larger is a typing error
 
 
 def require_count(flag: str, number: int | None, least: int = 1, most: int = MOST) -> None:
-    """Refuses a number that is given and not in least..most, by the name of its flag."""
+    """Raises InputError, which names the flag, if a number is given and not in least..most."""
     if number is not None and number < least:
         raise InputError(f"--{flag} {cut(str(number))}: must be at least {least}")
     if number is not None and number > most:
@@ -20,7 +20,7 @@ def require_count(flag: str, number: int | None, least: int = 1, most: int = MOS
 
 @contextmanager
 def of_flag(flag: str) -> Iterator[None]:
-    """What is refused inside begins with the flag."""
+    """Makes the message of an InputError that is raised inside begin with the flag."""
     try:
         yield
     except InputError as error:

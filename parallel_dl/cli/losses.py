@@ -14,7 +14,7 @@ LOSSES = ("cross-entropy", "logistic", "mse")
 
 
 def require_known(loss: str) -> None:
-    """Raises InputError for another loss than ours, with the nearest name."""
+    """Raises InputError, with the nearest name, for a loss that we do not have."""
     if loss not in LOSSES:
         raise unknown_name("--loss", loss, LOSSES)
 
@@ -27,7 +27,7 @@ def function_of(loss: str) -> Callable[..., Any]:
 
 
 def fitted(loss: str, data: Dataset) -> Dataset:
-    """The data with the targets that the loss takes: for cross-entropy, classes also where they are written as floats.
+    """The data with the targets that the loss takes: for cross-entropy, floats that are class numbers are classes.
 
     Raises InputError for a loss that cannot be computed with them.
     """

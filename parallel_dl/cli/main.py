@@ -64,7 +64,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 for a failure, 2 for bad input, or output that is lost."""
+    """Runs one command; returns the exit status: 0, 1 for a failure, 2 for bad input or lost output."""
     occupy_closed()
     given, given_errors = sys.stdout, sys.stderr
     encoding = getattr(given, "encoding", None) or "utf-8"
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _leave_mpi() -> None:
-    """Another status than the other ranks' ends them, but for this: everything has been computed."""
+    """Lets this rank end with a status of its own without ending the others: everything has been computed."""
     if "parallel_dl.mpi" in sys.modules:
         from parallel_dl.mpi.abort import leave
 
@@ -99,7 +99,7 @@ def _leave_mpi() -> None:
 
 
 def _say(lines: list[str], status: int) -> None:
-    """The last lines, on stderr; under our launcher it prints them, once for all ranks."""
+    """Prints the last lines on stderr; under our launcher, the launcher does so, once for all ranks."""
     text = "\n".join(lines)
     if rank.connected():
         rank.complete(status, text or None)
@@ -110,7 +110,7 @@ def _say(lines: list[str], status: int) -> None:
 
 
 def _run(arguments: list[str]) -> tuple[int, str | None]:
-    """The exit status, and what is to be said about it."""
+    """The exit status, and a line about it if there is one."""
     try:
         # typer without its own ending: what it refuses comes back as an exception with one line
         return app(args=arguments, obj=arguments, prog_name="parallel-dl", standalone_mode=False) or 0, None
@@ -143,7 +143,7 @@ def _short(message: str, arguments: list[str]) -> str:
 
 
 def _refusal(error: Any, arguments: list[str]) -> str:
-    """What typer refuses, with the value that it was given, which it leaves out."""
+    """What typer says when it refuses a value, with the value, which typer leaves out."""
     said = error.format_message()
     parameter = getattr(error, "param", None)
     flags = [*getattr(parameter, "opts", ()), *getattr(parameter, "secondary_opts", ())]

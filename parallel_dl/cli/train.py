@@ -179,7 +179,7 @@ class Job:
     def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
         """Trains on the ranks of `world`; the run's JSON object, how gradients were summed, and what --output holds.
 
-        The last on rank 0 alone, and only with --output.
+        The last is there only on rank 0 and with --output.
         """
         import numpy as np
 
@@ -231,7 +231,7 @@ class Job:
         return facts, trainer.gradients.method, state if world.rank == 0 else None
 
     def save(self, state: dict[str, Any] | None, facts: dict[str, Any]) -> bool:
-        """Writes --output, where there is a state."""
+        """Writes --output, if there is a state."""
         from parallel_dl import checkpoint
 
         if self.output is not None and state is not None:
@@ -240,7 +240,7 @@ class Job:
         return True
 
     def covers_all(self, dataset: Dataset) -> str | None:
-        """A word about a --batch-size that was asked for, and that the data set does not have."""
+        """A note if the data set has fewer samples than the --batch-size that was asked for."""
         samples = len(dataset.x_train)
         if self.batch_size in (_BATCH_SIZE, samples) or self.batch_size < samples:
             return None
@@ -281,7 +281,7 @@ def _finite(number: float | None) -> float | None:
 
 
 def _diverged(found: list[float]) -> str | None:
-    """A word about losses that are no numbers any more."""
+    """A note if the losses are no longer finite."""
     first = next((update for update, loss in enumerate(found) if not math.isfinite(loss)), None)
     return None if first is None else f"the loss is not finite from update {first} on; try a smaller --lr"
 
@@ -445,7 +445,7 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
                 _print_table(facts, method)
                 if rounds_by_layout(job):
                     console().print(_ROUNDING, soft_wrap=True)
-    finally:  # results first: they are there whatever becomes of the file, and the file whatever becomes of them
+    finally:  # results first; if printing or writing fails, the other is still done
         if job.output is not None:
             agreed(comm, lambda: job.save(state, facts))
     return 0
@@ -455,7 +455,7 @@ _ROUNDING = "In float32 rounding parts the losses of another layout from these: 
 
 
 def rounds_by_layout(job: Job) -> bool:
-    """Whether rounding may part this run from one in another layout, visibly. Stages alone change no sum."""
+    """Whether rounding may make this run differ visibly from one in another layout. Stages alone change no sum."""
     return job.dtype == "float32" and max(job.layout.dp, job.layout.mp) > 1 and not job.layout.reproducible
 
 

@@ -211,7 +211,7 @@ def verify(
         bool, typer.Option("--mutants", help="Plant known bugs: is each of them caught, and named?")
     ] = False,
     mutant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Plant this one alone: a name that --mutants shows.")
+        str | None, typer.Option(metavar="NAME", help="Plant only this bug, by a name that --mutants shows.")
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Whole numbers: equal bit by bit.")] = False,
     steps: Annotated[int | None, typer.Option(help="Updates that are compared. [default: 5; with --exact 1]")] = None,

@@ -40,7 +40,7 @@ class SumOverRanks:
 def batch_norm_layers(network: Module, statistics: str) -> dict[str, BatchNorm]:
     """Name -> batch norm layer with these statistics, "global" or "local", in order of registration.
 
-    One that is used in several places is there once, by its first name.
+    A layer that is used in several places appears once, by its first name.
     """
     layers: dict[int, tuple[str, BatchNorm]] = {}
     for name, module in network.named_modules():
@@ -74,7 +74,7 @@ def leave_batch_norm(network: Module, comm: Communicator) -> None:
 def average_running_statistics(layers: list[BatchNorm], comm: Communicator) -> None:
     """Replaces the running statistics of the layers by their averages over the ranks: the same bits on all of them."""
     own = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
-    buffers = list({id(buffer): buffer for buffer in own}.values())  # split, one layer's places share them
+    buffers = list({id(buffer): buffer for buffer in own}.values())  # the places of one split layer share them
     if not buffers:
         return
     comm = comm.labelled("running statistics", "backward")

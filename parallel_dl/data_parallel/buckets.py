@@ -14,7 +14,7 @@ from parallel_dl.mpi import Communicator
 class Bucket:
     """Neighbouring parameters of an exchange, whose gradients are summed together, in a copy of them.
 
-    So what backward or the user does to the gradients after the start disturbs no sum, and `was_changed` tells of it.
+    So changes to the gradients after the start do not disturb the sum; `was_changed` notices them.
     """
 
     def __init__(self, exchange: Exchange, first: int, last: int) -> None:

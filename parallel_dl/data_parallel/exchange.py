@@ -15,10 +15,10 @@ _NEWS = 4096.0
 
 
 class Exchange:
-    """What one rank adds to the sum, `local`, and the sum, `total`: the gradients and, after them, one flag for each.
+    """`local`, what one rank adds to the sum, and `total`, the sum: the gradients and, after them, one flag for each.
 
-    A flag tells whether this rank has the gradient; their sum, how many ranks do. `total` is that of a shared-memory
-    window, or an array of its own (`apart`), or else `local`, which is then summed in place.
+    A flag tells whether this rank has the gradient; the sum of the flags, how many ranks do. `total` is that of a
+    shared-memory window, or an array of its own (`apart`), or else `local`, which is then summed in place.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Exchange:
         self._flags, self._total_flags = self.local[size:], self.total[size:]
 
     def gather(self, news: bool = False) -> None:
-        """Brings this rank's gradients and flags together; `news` is told to all ranks with them."""
+        """Collects this rank's gradients and flags in `local`; they also tell all ranks whether there is `news`."""
         self._flags[:] = self.gradients.gather()
         if news:
             self._flags[0] += _NEWS
@@ -56,7 +56,7 @@ class Exchange:
         return self._total_flags
 
     def bring_flags(self) -> None:
-        """Makes the flags in `total` those of this rank."""
+        """Copies this rank's flags into `total`."""
         self._total_flags[...] = self._flags
 
     @property
@@ -65,7 +65,7 @@ class Exchange:
         return int(self._total_flags[0] // _NEWS)
 
     def give(self) -> None:
-        """Lets every parameter's gradient be the sum, which is read-only; None where no rank has one."""
+        """Gives every parameter the sum, read-only, as its gradient; None where no rank has one."""
         present = self._total_flags % _NEWS
         for parameter, view, ranks in zip(self.parameters, self.gradients.total_views, present):
             parameter.grad = view if ranks else None
@@ -78,7 +78,7 @@ class Exchange:
         return self.local.copy()
 
     def put(self, given: np.ndarray) -> None:
-        """Makes this, from `take` or a sum of such, this rank's gradients."""
+        """Makes what `take` gave, or a sum of such arrays, this rank's gradients."""
         self.local[...] = given
         for parameter, view, flag in zip(self.parameters, self.gradients.views, self._flags):
             parameter.grad = None

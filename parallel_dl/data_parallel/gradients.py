@@ -48,9 +48,9 @@ class _News:
     misuse: bool = False
     """whether it is the program that is wrong (RuntimeError), not what it was given (InputError)"""
     opened: list[int] = dataclasses.field(default_factory=list)
-    """places of parameters that are not summed yet, and should be"""
+    """places of parameters that are not summed yet but should be"""
     replaced: list[int] = dataclasses.field(default_factory=list)
-    """places of parameters with other arrays than at the last sum"""
+    """places of parameters whose arrays are not those of the last sum"""
     late: bool = False
     """whether a bucket left before its gradients were final"""
 
@@ -66,7 +66,7 @@ class GradientAllReduce:
     ranks have a gradient, all receive its sum; if none has, it stays None.
 
     Exactly the gradients of `parameters` are summed, whatever other optimizers and all-reduces the network has or had.
-    Frozen ones are not, until they are unfrozen on some rank; then they are on all.
+    Frozen parameters are left out; once one is unfrozen on some rank, its gradient is summed on all.
 
     The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
     statistics over the ranks (see `batch_norm`), until `free()`.
@@ -110,7 +110,7 @@ class GradientAllReduce:
         self._unhook: list[Callable[[], None]] = []
         self._buckets: list[Bucket] = []
         if self.overlap:
-            # messages of its own: a bucket leaves when a rank has completed it, whatever the others are calling then
+            # its own communicator: a bucket leaves when a rank has completed it, whatever the other ranks call then
             self._own = comm.duplicate(f"{comm.name}, gradients")
             self._exchange = self._own.labelled("gradients", "backward")
             self._buckets = [b for exchange in self._exchanges for b in cut_into_buckets(exchange, bucket_bytes)]
@@ -138,7 +138,7 @@ class GradientAllReduce:
 
     # -- where gradients are summed --------------------------------------------------------------------------------
     def _place(self, method: str, overlap: bool | None) -> None:
-        """Allocates the gradients; sets the method in use and, if it is not what one would expect, the note why."""
+        """Allocates the gradients; sets the method in use and, if that is not the expected one, the note why."""
         by_dtype = _by_dtype([parameter for parameter in self.parameters if parameter.requires_grad])
         windows: list[SharedWindow] = []
         if self.comm.size > 1 and method not in ("mpi", "tree"):
@@ -172,11 +172,14 @@ class GradientAllReduce:
 
         Running statistics of batch norm layers with local statistics are averaged.
 
-        Raises RuntimeError, on every rank, when they contain an earlier sum: call `zero_grad` before the next backward,
-        or, to accumulate several backward passes, call `all_reduce` once, after the last. Raises InputError, on every
-        rank and before a weight is changed, when on some rank a weight with a gradient, which is in no all-reduce, came
-        into the network or was unfrozen after this one was made, when a weight has another shape or dtype than then,
-        and when weights that were given other arrays are no longer equal on all ranks.
+        Raises RuntimeError, on every rank, when the gradients contain an earlier sum: call `zero_grad` before the next
+        backward, or, to accumulate several backward passes, call `all_reduce` once, after the last. Raises InputError,
+        on every rank and before a weight is changed, when on some rank
+
+        - a weight that came into the network, or was unfrozen, after this all-reduce was made has a gradient but is in
+          no all-reduce,
+        - a weight has another shape or dtype than it had then,
+        - weights that were given other arrays are no longer equal to those of the other ranks.
         """
         if self.comm.size == 1:
             return
@@ -233,7 +236,7 @@ class GradientAllReduce:
         return False
 
     def _opened(self) -> list[int]:
-        """Places of the parameters that are not summed yet, and should be."""
+        """Places of the parameters that are not summed yet but should be."""
         if sum(len(exchange.parameters) for exchange in self._exchanges) == len(self.parameters):
             return []
         summed = {id(p) for exchange in self._exchanges for p in exchange.parameters}
@@ -244,7 +247,7 @@ class GradientAllReduce:
         ]
 
     def _any_has_news(self, own: _News) -> bool:
-        """Whether any rank has something to agree on; the sums of the gradients bring it, if there are any."""
+        """Whether any rank has something to agree on; the sums of the gradients, if there are any, tell."""
         if self._exchanges:
             return self._exchanges[0].ranks_with_news > 0
         return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(bool(own)), "or"))
@@ -302,7 +305,7 @@ class GradientAllReduce:
     def take(self) -> list[np.ndarray]:
         """Copies of this rank's gradients, one flat array per dtype, and after them which parameters have one.
 
-        They have none afterwards. What is added up of such arrays, element by element, is given back by `put`.
+        They have none afterwards. `put` gives back such arrays, or their sums element by element.
         InputError for a parameter that was unfrozen since: its gradient would not be among them.
         """
         if opened := self._opened():
@@ -317,7 +320,7 @@ class GradientAllReduce:
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Around each backward but the last of an update that has several: nothing is exchanged inside.
+        """For each backward but the last of an update that has several: nothing is exchanged inside.
 
         Without it the sum is the same, but what was exchanged in an earlier backward is exchanged again.
         """
@@ -330,7 +333,7 @@ class GradientAllReduce:
                 bucket.completed = 0
 
     def free(self) -> None:
-        """Gives back the shared memory; gradients are private again, and batch norm is serial. Once is enough."""
+        """Frees the shared memory; gradients are private again, batch norm is serial. A second call does nothing."""
         if self not in GradientAllReduce._living:
             return
         GradientAllReduce._living.discard(self)

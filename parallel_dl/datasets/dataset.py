@@ -1,6 +1,6 @@
 """A data set is five things: training samples and targets, test samples and targets, and the number of classes.
 
-Targets are class numbers, or floats of any shape: then there are no classes, and what is learned is a regression.
+Targets are class numbers, or floats of any shape: then there are no classes, and the network learns a regression.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Dataset:
         return dataclasses.replace(self, **flat)
 
     def with_classes(self) -> Dataset:
-        """The same with floats that are class numbers, one per sample, as classes; other targets stay what they are."""
+        """The same, but floats that are class numbers, one per sample, are classes; other targets stay as they are."""
         targets = [self.y_train, self.y_test]
         if self.classes is not None or any(y.size != len(y) for y in targets):
             return self
@@ -81,13 +81,13 @@ class Dataset:
         """Check and convert four raw arrays.
 
         x: (n, channels, height, width), (n, height, width), which becomes (n, 1, height, width), or (n, features).
-        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type, the
-        classes; but floats in both parts, without a number of classes, are targets (n, ...) of a regression. Where the
-        number of classes is not given it is the largest label plus one. `called` is how errors name the arrays.
+        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type are
+        class numbers; floats in both parts, if `classes` is not given, are targets (n, ...) of a regression. By default
+        the number of classes is the largest label plus one. `called` is how errors name the arrays.
 
         Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
         where first), a label that is no whole number from 0 to 999999, or not below `classes`, lengths or shapes that
-        do not match, training and test of which one is scaled and the other is not, more than fits in memory.
+        do not match, only one of training and test scaled, more than fits in memory.
         """
         dtype = checked_dtype(dtype)
         x = [_samples(np.asarray(array), where, dtype, scale) for array, where in zip((x_train, x_test), called[::2])]
@@ -138,7 +138,7 @@ def _require_real(array: np.ndarray, where: str) -> None:
 
 
 def _require_one_scale(train: np.ndarray, test: np.ndarray, train_where: str, test_where: str, scale: float) -> None:
-    """Raises InputError for training and test samples of which one is scaled, here or before, and the other is not."""
+    """Raises InputError if only one of training and test samples is scaled, here or before."""
     for one, other in ((train, test), (test, train)):
         if one.dtype == np.uint8 and other.dtype != np.uint8 and not _is_scaled(other, scale):
             raise InputError(

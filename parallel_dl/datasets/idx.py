@@ -28,11 +28,11 @@ VALID_TYPES = ", ".join(f"0x{code:02X} {dtype.name}" for code, dtype in TYPES.it
 MOST_DIMENSIONS = 64  # NumPy's limit; the format's is 255
 CHUNK = 1 << 20
 SLACK = 1 << 16  # bytes of gzip's own headers
-MOST_PER_BYTE = 1040  # that come out of one byte of gzip
+MOST_PER_BYTE = 1040  # bytes that come out of one byte of gzip
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in an IDX file, plain or gzipped (seen from its content, not its name).
+    """The array in an IDX file, plain or gzipped (judged by its content, not its name).
 
     Returns a new array of the shape and type that the header declares, in native byte order.
 

@@ -35,8 +35,8 @@ def load(
     a path            of a .npz file or of a folder of IDX files, without `data_dir`
 
     x is (n, channels, height, width), or (n, features), of `dtype` (float32 or float64); uint8 images are scaled to
-    [0, 1], other types are taken as they are, and training and test have to be of one scale then. y is (n,) int64
-    class numbers, or where both parts have floats, targets (n, ...) of `dtype`. A name goes before a folder of that
+    [0, 1], other types are taken as they are, and training and test must then have one scale. y is (n,) int64 class
+    numbers, or, if both parts have floats, targets (n, ...) of `dtype`. A name takes precedence over a folder of that
     name: write "./digits" for the folder.
 
     Raises InputError, one line that names the file, for everything that is missing, damaged or does not fit together.
@@ -104,7 +104,7 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
             )
         assert archive.zip is not None
         members = [one for one in archive.zip.infolist() if one.filename.removesuffix(".npy") in keys]
-        require_memory(f"{path}", sum(one.file_size for one in members))  # a few bytes can be any number, unpacked
+        require_memory(f"{path}", sum(one.file_size for one in members))  # a few bytes can unpack to any number
         for key in keys:
             try:  # damage shows as one of a dozen types: zip, zlib, header syntax, memory, object arrays, ...
                 array = archive[key]

@@ -44,7 +44,7 @@ class TensorDifference:
     cause: str = ""
     """in words; empty for tensors that are equal"""
     rounds: str | None = None
-    """the type below float64 in which rounding that training has made grow may be all there is to it, else None"""
+    """the type below float64, if rounding that grew in training may explain the difference; else None"""
 
 
 @dataclasses.dataclass(frozen=True)

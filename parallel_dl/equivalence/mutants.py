@@ -524,7 +524,7 @@ MUTANTS: tuple[Mutant, ...] = (
 
 
 def mutants_of(name: str | None) -> Sequence[Mutant]:
-    """The one of this name, or all. InputError for a name that none has."""
+    """The mutant of this name, or all of them; InputError for an unknown name."""
     named = {mutant.name: mutant for mutant in MUTANTS}
     if name is not None and name not in named:
         raise unknown_name("--mutant", name, list(named))

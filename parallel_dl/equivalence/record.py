@@ -119,7 +119,7 @@ def optimizer_names(trainer: Trainer) -> list[str]:
 
 
 def update(trainer: Trainer, run: Run) -> float:
-    """The optimizer's step; its state and the weights behind it are entered in `run`. By what it was clipped, or 1."""
+    """The optimizer's step; its state and the weights after it are entered in `run`. Returns the clip factor, or 1."""
     clipped = trainer.update()
     state = dict(zip(optimizer_names(trainer), trainer.optimizer.state_dict()["state"]))
     run.state.append({})

@@ -1,11 +1,11 @@
-"""Every file that a user names is read and written here; whatever is wrong with it is one line that names it.
+"""Every file that a user names is read and written here; every error is one line that names the file.
 
 Read in this order:
 
     reading.py   regular files only, not larger than allowed; bytes, text, the names in a folder
-    tables.py    TOML and JSON: numbers of 64 bits, not nested without end
-    memory.py    how much there is, and what does not fit
-    writing.py   a new file in place of an old one, at once
+    tables.py    TOML and JSON: integers of 64 bits, limited nesting
+    memory.py    how much there is, and what does not fit into it
+    writing.py   a new file in place of an old one, atomically
 """
 
 from parallel_dl.files.memory import bytes_of_memory, require_memory

@@ -1,4 +1,4 @@
-"""How much memory there is: what cannot fit is refused before it is tried."""
+"""How much memory there is: what cannot fit is refused before any is taken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bytes_of_memory() -> int:
 
 
 def require_memory(what: str, needed: int) -> None:
-    """Raises InputError, which begins with `what`, for more bytes than half of the memory."""
+    """Raises InputError, which begins with `what`, if more than half of the memory is needed."""
     most = bytes_of_memory() // 2
     if needed > most:
         raise InputError(f"{what}: would take {_short(needed)} of memory; valid here is at most {_short(most)}")

@@ -1,4 +1,4 @@
-"""Read a file or list a folder such that every failure is one line that names it."""
+"""Reads files and lists folders; every failure is one line that names the file or folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def require_regular(path: str | os.PathLike[str], expected: str, most: int | Non
 def opened(path: str | os.PathLike[str], expected: str, most: int | None = None) -> Iterator[BinaryIO]:
     """`path` open for binary reading; `expected` ("an IDX file") says in errors what it should have been.
 
-    Raises InputError when it is missing, may not be read, is no regular file, has more than `most` bytes (None: a
+    Raises InputError when it is missing, may not be read, is not a regular file, has more than `most` bytes (None: a
     quarter of the memory), or fails while it is being read. The kind of file is looked at before it is opened, because
     opening a device can have effects; it is opened without waiting, because a named pipe would wait for a writer.
     """

@@ -1,4 +1,4 @@
-"""Settings in a file: a table in TOML or JSON, whose numbers have 64 bits and whose nesting has an end."""
+"""Settings in a file: a table in TOML or JSON with integers of 64 bits and limited nesting."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ DEEPEST = 32  # tables and lists inside each other
 def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
     """The keys and values in a TOML file, or in a JSON one (.json).
 
-    InputError, which names the file, for one that `files.opened` refuses, that is none of this format, or no table; for
-    integers beyond 64 bits, and for lists and tables more than 32 deep.
+    InputError, which names the file, if `files.opened` refuses it, or if it has another format, is not a table, or
+    holds integers beyond 64 bits or lists and tables more than 32 deep.
     """
     text = read_text(path, expected)
     kind = "JSON" if os.fspath(path).endswith(".json") else "TOML"

@@ -1,7 +1,7 @@
-"""A new file in place of an old one, at once: whoever looks finds the old one or the whole new one.
+"""Replaces a file atomically: a reader finds the old file or the whole new one.
 
-It is written beside its place, under a hidden name, locked, and then renamed. A writer that is killed leaves the hidden
-file; the system drops its lock, and by that the next writer in this folder knows that it can be removed.
+The new file is written in the same folder under a hidden name, locked, and then renamed. A writer that is killed leaves
+the hidden file, but the system drops its lock; that tells the next writer in this folder to remove it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PARTIAL = re.compile(r"\.parallel_dl-[0-9a-f]{16}\.partial")
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write into, which becomes `path` in the end; after an exception `path` is what it was before.
+    """A file to write into, which becomes `path` at the end; after an exception `path` is what it was before.
 
-    A file that is replaced hands on its permissions (and its owner, where that is allowed); a new one gets what the
-    umask leaves. A link stays a link: what it leads to is written. Raises InputError for whatever the system refuses:
-    no such folder, no permission, a full disk, a quota, a limit on file sizes.
+    The new file takes over the permissions of the old one (and its owner, where that is allowed); without an old one,
+    the umask decides. A link stays a link, and the file it points to is replaced. Raises InputError for whatever the
+    system refuses: no such folder, no permission, a full disk, a quota, a limit on file sizes.
     """
     place = _place(path)
     try:
@@ -65,7 +65,7 @@ def require_writable(path: str | os.PathLike[str]) -> None:
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
-    """The path behind links, of a file or of none yet, in a folder that is there."""
+    """The path with links followed: of a file, or of one yet to be made, in a folder that exists."""
     try:
         place = Path(path).resolve()
         if place.is_dir():

@@ -19,7 +19,7 @@ class Halves:
     classifier: nn.Sequential
     """what it is given is flat already, so its Flatten has nothing left to do"""
     values: int
-    """in one sample's activations behind the features: 9,216 in AlexNet"""
+    """in one sample's activations after the features: 9,216 in AlexNet"""
 
     def plan(
         self, ranks: int, splits_by_name: Mapping[str, str] | None = None, split_output: bool = True
@@ -31,8 +31,8 @@ class Halves:
 def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
     """Cuts a network for samples (*input_shape) in front of its first Flatten. Its layers keep their whole names.
 
-    InputError unless it is a Sequential with a convolution before, and a fully connected layer behind the Flatten; for
-    batch norm behind it, whose statistics would be those of a part of the batch; and for a weight in both halves.
+    InputError unless it is a Sequential with a convolution before and a fully connected layer after the Flatten; for
+    batch norm after it, whose statistics would be those of a part of the batch; and for a weight in both halves.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"--hybrid owt: takes a Sequential, not a {type(network).__name__}")

@@ -26,7 +26,7 @@ from parallel_dl.optim import Optimizer
 class OneWeirdTrick:
     """Turns `network`, a serial one for samples (*input_shape), in place, into what this rank of `comm` has of it.
 
-    That is all of the layers before the first Flatten, and its pieces of those behind it, which are divided as by
+    That is all of the layers before the first Flatten, and its pieces of those after it, which are divided as by
     `model_parallel.parallelize`. `scheme` is one of `parts.SCHEMES`. Raises InputError for a network without one of the
     halves or with batch norm in the second (`halves.halves_of`), for splits that cannot be, and for ranks that do not
     start alike. All methods are collective.
@@ -75,7 +75,7 @@ class OneWeirdTrick:
 
     @property
     def classifier_parameters(self) -> list[Parameter]:
-        """This rank's pieces of the weights behind it."""
+        """This rank's pieces of the weights after it."""
         return self.classifier.parameters()
 
     def update_after_parts(self, optimizer: Optimizer, update: Callable[[], int]) -> None:
@@ -137,7 +137,7 @@ class OneWeirdTrick:
         return total
 
     def features_of(self, x: np.ndarray, update: int | None = None, first: int = 0) -> Tensor:
-        """The activations (n, ...) behind the features of samples x, of which the first is at place `first`."""
+        """The activations (n, ...) after the features of samples x, of which the first is at place `first`."""
         if update is not None:
             self.network.at(update, first)
         y = self.features(x)

@@ -1,6 +1,6 @@
-"""A rank's attendant: the process that mpirun started, which forks the rank, waits for it and tells how it has ended.
+"""A rank's attendant: the process that mpirun started, which forks the rank, waits for it and reports how it ended.
 
-mpirun's own word is not enough: MPICH gives the end of any rank, often of one that it has killed itself.
+mpirun's own status is not enough: MPICH reports the end of any rank, often of one that it killed itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def attend(folder: str) -> None:
     with contextlib.suppress(OSError):  # the launcher may have gone
         with connection_to(folder) as connection:
             connection.send(("ended", mpirun_rank(), code, bool(told)))
-        if code:  # the launcher ends the job at once; mpirun would have much to say about us
+        if code:  # the launcher ends the job at once; mpirun would print a long report about us
             _sleep(ENDED_BY_LAUNCHER_SECONDS, told)
     os._exit(code if code >= 0 else 128 - code)
 

@@ -1,4 +1,4 @@
-"""How a job that did not come to its end has ended: which rank began, and what is known of it."""
+"""How a job that did not complete has ended: which rank was first, and what is known about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ERROR = re.compile(rb"Fatal error in (?:internal_)?(\w+): ([^\n]*)")
 
 
 class End(NamedTuple):
-    """One line, without a full stop, the exit status, and what ranks have left to be shown, line by line."""
+    """One line, without a full stop, the exit status, and the lines that ranks have left to be shown."""
 
     line: str
     status: int
@@ -42,7 +42,7 @@ def signal_name(number: int) -> str:
 
 
 def failed(job: Job, rank: int, what: str, text: str, status: int) -> End:
-    """A rank has told how it failed; an interruption may have been one of several ranks."""
+    """A rank has reported how it failed; if it was interrupted, other ranks may have been, too."""
     others: dict[int, tuple] = {}
     deadline = time.monotonic() + _PASSING_SECONDS  # mpirun also passes on what the ranks have printed
     while (left := deadline - time.monotonic()) > 0:
@@ -62,7 +62,7 @@ def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:
 
 
 def lost(job: Job, rank: int, ended: Iterable[int], said: bytes) -> End:
-    """A rank has gone without a record: its attendant knows how, or else mpirun may. `said` is what MPI has written."""
+    """A rank ended without a completion record: its attendant knows how, or mpirun may. `said` is what MPI wrote."""
     deadline = time.monotonic() + _ATTENDANT_SECONDS
     while rank not in job.exits and time.monotonic() < deadline and job.mpirun.poll() is None:
         list(job.events(0.02))

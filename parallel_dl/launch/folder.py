@@ -1,4 +1,4 @@
-"""A job's folder, with its socket and what MPI and the ranks write: gone after the job, or a killed launcher."""
+"""A job's folder, with its socket and what MPI and the ranks write; removed even after the launcher was killed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from parallel_dl.errors import InputError
 _SOCKET = "socket"
 _LONGEST = 100  # bytes of a socket's path: macOS takes 103, Linux 107
 
-# A shell that waits for its input to end, as it does however the launcher ends: mpirun must end then, the folder go.
-# Where all goes well it is killed before. A zombie counts as a process: so it does not wait for ever.
+# A shell waits for its input to end, which happens however the launcher ends; then it ends mpirun and removes the
+# folder. If all goes well, the shell is killed before. The wait for mpirun is limited: a zombie counts as a process.
 _GUARD = """read mpirun; read end
 if [ -n "$mpirun" ]; then
     kill "$mpirun" 2>/dev/null
@@ -59,13 +59,13 @@ class Folder:
             raise InputError(f"TMPDIR: {self.path} cannot be used: {error.strerror or error}") from error
 
     def guard(self, mpirun: int) -> None:
-        """Has that process ended, too, when this one is killed."""
+        """Ends that process, too, if this one is killed."""
         assert self._guard.stdin is not None
         with contextlib.suppress(OSError):
             self._guard.stdin.write(b"%d\n" % mpirun)
 
     def remove(self) -> None:
-        """The end of it all."""
+        """Closes the socket and removes the folder."""
         self.listener.close()
         self._end()
 
@@ -79,7 +79,7 @@ class Folder:
 
 
 def _path() -> str:
-    """A new name in the folder for temporary files, or in /tmp where that makes a socket's path too long."""
+    """A new name in the folder for temporary files, or in /tmp if that would make a socket's path too long."""
     name = f"pdl-{secrets.token_hex(6)}"
     try:
         path = os.path.join(tempfile.gettempdir(), name)
@@ -90,7 +90,7 @@ def _path() -> str:
 
 
 def connection_to(folder: str) -> Connection:
-    """A rank's connection to its launcher; OSError when that has gone."""
+    """A rank's connection to its launcher; OSError if the launcher has gone."""
     link = socket.socket(socket.AF_UNIX)
     try:
         link.connect(os.path.join(folder, _SOCKET))

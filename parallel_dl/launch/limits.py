@@ -1,4 +1,4 @@
-"""What ranks need of this machine: refused in one line where it is known before any is started."""
+"""What ranks need of this machine; what it lacks is refused in one line before any rank is started."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def require_room(ranks: int) -> None:
 
 
 def require_mpi(ranks: int) -> None:
-    """Refuses (InputError) limits with which MPI ends in crashes, or in pages of its own words."""
+    """Refuses (InputError) limits with which MPI would crash or print pages of its own messages."""
     hydra = is_hydra()
     _require_open_files()
     _require_address_space()
@@ -83,7 +83,7 @@ def _require_shared_memory(ranks: int) -> None:
 
 
 def slow_start(ranks: int) -> str | None:
-    """What to say before so many ranks are started that nothing will be heard for a while."""
+    """A warning, if there are so many ranks that starting them takes a while."""
     if ranks < _SLOW_RANKS_PER_CORE * cores():
         return None
     return f"{ranks} ranks on {cores()} cores: they take a while to start, and are slower together than a few"

@@ -20,7 +20,7 @@ def listed(folder: str) -> list[str]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name: state, parent, group, session, ..."""
+    """The fields of /proc/PID/stat after the name: state, parent, group, session, ..."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
         return text[text.rindex(")") + 2 :].split()
@@ -29,7 +29,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the system's own words; empty when it does not live (any more)."""
+    """When a process started, as the system writes it; empty if the process does not exist (any more)."""
     if os.path.isdir("/proc/self"):
         fields = _stat(pid)
         return fields[19] if fields and fields[0] != "Z" else ""
@@ -55,7 +55,7 @@ def shared_memory_files() -> set[str]:
 
 
 def clear_shared_memory(before: Iterable[str]) -> None:
-    """Removes what MPI left in /dev/shm: ours, not there `before`, and in no living process."""
+    """Removes what MPI left in /dev/shm: files of this user that were not there `before` and that no process uses."""
     left = [name for name in shared_memory_files().difference(before) if name.startswith(MPI_FILES)]
     if not left:
         return

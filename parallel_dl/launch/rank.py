@@ -1,7 +1,7 @@
 """The side of a rank: connects to the launcher, runs the program and reports how it ended.
 
-The connection stays open. Its end, seen from the launcher, is the death of the rank; seen from the rank, it is the
-death of the launcher, and the rank ends itself. How a rank has died its attendant knows, if it has one.
+The connection stays open. If it ends, the launcher knows that the rank has died, and the rank that the launcher has
+died: then the rank ends itself. How a rank died is known to its attendant, if it has one.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Result(io.BytesIO):
 def connect(attendant: int | None = None) -> None:
     """Connects to the launcher that the environment names, and watches it from a thread.
 
-    `attendant` is the process id of this rank's, if it has one. Ends the process, without a word, when there is no
-    launcher any more.
+    `attendant` is the process id of this rank's, if it has one. Ends the process silently if the launcher has
+    gone.
     """
     global _connection
     folder = os.environ[JOB_VARIABLE]
@@ -119,9 +119,9 @@ def _watch() -> None:
 
 
 def _report_interrupts() -> None:
-    """A SIGINT to this rank is an interruption at once, also while it waits inside MPI, where Python does not hear it.
+    """Reports a SIGINT to this rank at once, also while it waits inside MPI, where Python does not hear of it.
 
-    A program that has its own handler gets it as ever.
+    A program's own handler still gets it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return

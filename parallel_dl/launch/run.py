@@ -19,7 +19,7 @@ _START_SECONDS = 60.0  # until the first rank must have connected
 _EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0)
 _RECORD_SECONDS = 0.5  # after a rank's end, for its completion record to be read
 _FINALIZE_SECONDS = 10.0  # for MPI to shut down after all ranks are done
-_LEFT_OPEN_SECONDS = 0.5  # for a pipe to end whose writers have all ended
+_LEFT_OPEN_SECONDS = 0.5  # for a pipe to end after all its writers have ended
 
 
 def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None = None) -> int:
@@ -59,7 +59,7 @@ class _Run:
 
     def run(self, ranks: int, arguments: list[str], environment: Mapping[str, str] | None) -> int:
         if sys.stdout is not None:
-            sys.stdout.flush()  # what was printed before comes before
+            sys.stdout.flush()  # what was printed earlier comes first
         try:
             job = Job(ranks, arguments, environment, subprocess.PIPE, subprocess.PIPE, attended=True)
         except OSError as error:

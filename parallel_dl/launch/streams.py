@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full or without a reader: what was printed goes where it can, and it is known.
+"""Standard streams that may be closed, full or without a reader: output goes where it can, and losses are reported.
 
 `Printed` stands for sys.stdout or sys.stderr while a command runs in this process; `Outlet` is the launcher's, for what
 the ranks print.
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def occupy_closed() -> None:
-    """Opens /dev/null where stdin, stdout or stderr is closed: the next file to be opened would get its number.
+    """Opens /dev/null where stdin, stdout or stderr is closed: else the next file opened would get its number.
 
     For reading, so that it remains an error to write there.
     """
@@ -42,13 +42,13 @@ def say(line: str) -> None:
 
 
 def lost_output(error: OSError) -> str:
-    """What to say when stdout has taken no more."""
+    """The line that says why stdout has taken no more."""
     why = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
     return f"stdout: {why}; what it did not take is above, on stderr"
 
 
 def _discard(stream: Any) -> None:
-    """Lets what a stream still holds, and gets later, go to /dev/null: it cannot be written at the end, either."""
+    """Sends what a stream still holds, and what it gets later, to /dev/null: writing it at exit would fail, too."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         number = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
@@ -59,8 +59,8 @@ def _discard(stream: Any) -> None:
 class Printed(io.TextIOBase):
     """A stream that passes on what is printed, until that fails: then all of it, from the first line, goes to `other`.
 
-    `error` is then set. Without `other` what cannot be written is dropped. When the reader of a pipe has gone, they
-    know, and nothing goes elsewhere: BrokenPipeError, once, ends the command.
+    `error` is then set. Without `other` what cannot be written is dropped. If the reader of a pipe has gone, nothing
+    goes elsewhere: one BrokenPipeError ends the command.
     """
 
     def __init__(self, stream: Any, other: Any = None) -> None:
@@ -104,7 +104,7 @@ class Printed(io.TextIOBase):
             self.other.write(text)
             self.other.flush()
 
-    # -- what those that print want to know of it ------------------------------------------------------------------
+    # -- what those who print want to know about it ----------------------------------------------------------------
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return getattr(self.stream, "encoding", None) or "utf-8"
@@ -170,7 +170,7 @@ def _write(number: int, data: Any) -> int:
     while True:
         try:
             return os.write(number, data)
-        except BlockingIOError:  # another process has made it so
+        except BlockingIOError:  # another process has made it non-blocking
             select.select([], [number], [])
 
 
@@ -191,7 +191,7 @@ class Passage(threading.Thread):
             self._writing = False
 
     def drain(self, patience: float, stopped: list[int]) -> None:
-        """Until everything has been passed on: `patience` s for more to come, and as long as the outlet's reader takes.
+        """Waits until all has been passed on: `patience` s for more to come, and as long as the outlet's reader takes.
 
         A signal in `stopped` ends it. A process that a rank has left behind may hold the pipe open.
         """

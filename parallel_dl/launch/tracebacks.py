@@ -48,7 +48,7 @@ def own(frames: TracebackType | None) -> TracebackType | None:
 
 
 def end_at_the_call(error: BaseException) -> None:
-    """Of an error about calls that do not match the last frame is the one that called: below is how it was noticed."""
+    """Ends the traceback of a mismatch of calls at the frame that called; the frames below show how it was noticed."""
     frames, last = error.__traceback__, None
     while type(error).__name__ == MISMATCH and frames is not None:
         last = frames if not is_ours(frames.tb_frame.f_code.co_filename) else last

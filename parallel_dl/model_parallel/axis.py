@@ -60,9 +60,9 @@ class ModelAxis:
     def move_around(
         self, layer: Module, arrive: Moves, depart: Moves, name: str | None = None, features_last: bool = False
     ) -> None:
-        """Lets x make the moves `arrive` before each forward of the layer, and its result `depart` behind it.
+        """Makes the moves `arrive` with x before each forward of the layer, and `depart` with its result afterwards.
 
-        `name` is the layer's in the whole network, by default as it is then; `features_last` as of `make`.
+        `name` is the layer's in the whole network, by default the one it has then; `features_last` is as in `make`.
         """
 
         def made(moves: Moves, x: Any, module: Module) -> Any:
@@ -117,7 +117,7 @@ def _make(move: Move, x: Any, comm: Communicator, features_last: bool = False) -
 
 
 def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(..., features) as a matrix; said without -1, which empty arrays cannot tell."""
+    """The shape of (..., features) as a matrix; without -1, which does not work for empty arrays."""
     return math.prod(shape[:-1]), shape[-1]
 
 

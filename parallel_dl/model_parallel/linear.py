@@ -6,8 +6,9 @@ With x (..., in) and W (out, in), rank r of P has
     input, or row:      the columns W_r of W:  y = sum_r x_r W_r^T + b; x_r is a slice of x, and b is added once
 
 (Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053, section 3, names them after the columns and rows of W^T.) The
-backward of y_r sums the gradients of x over the ranks, that of the other needs no exchange: behind an output split and
-an element-wise layer, an input split takes what it finds, and the pair has one all-reduce forward and one backward.
+backward of the first sums the gradients of x over the ranks; that of the second needs no exchange. After an output
+split and an element-wise layer, an input split takes the slices as they are, and the pair has one all-reduce forward
+and one backward.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class RowParallelLinear(nn.Linear):
     x is (..., in_features), the result (..., out_features), and slices are of the last axis. `input` says whether x
     comes "split", a slice of features by rank, or "whole"; slices are of `sizes`, by default those of
     `partition.shares`. The result is whole on every rank. weight is this rank's columns, (out_features, size of the
-    slice); bias is on every rank, and added once, behind the sum. All ranks call it together. Raises InputError for
+    slice); bias is on every rank, and added once, after the sum. All ranks call it together. Raises InputError for
     another input width.
     """
 

@@ -268,7 +268,7 @@ def parallelize(
                     cuts[id(whole)] = whole, cut(whole, pieces[comm.rank])
                 for one in (layer, step.layer):  # the plan knows the serial layer: it is not to keep whole weights
                     one.replace(name, cuts[id(whole)][1])
-        # these two make their all-reduce themselves: the bias is added behind it
+        # these two make their all-reduce themselves: the bias is added after it
         if isinstance(layer, RowParallelLinear | ChannelParallelConv2d):
             depart = depart[1:]
         result.axis.move_around(layer, step.division.arrive, depart, step.name)
@@ -285,7 +285,7 @@ def require_serial(network: nn.Module) -> None:
 
 
 def _require_untouched(network: nn.Module) -> None:
-    """Raises InputError for a network that is split already, or whose weights somebody holds."""
+    """Raises InputError for a network that is split already, or whose weights an optimizer or an all-reduce holds."""
     require_serial(network)
     for name, parameter in network.named_parameters():
         if parameter.flat is not None or parameter.flat_gradients is not None:

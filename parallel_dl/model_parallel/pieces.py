@@ -54,7 +54,7 @@ def cut(parameter: nn.Parameter, piece: Piece) -> nn.Parameter:
 
 
 def cut_buffer(layer: nn.Module, name: str, piece: Piece, pieces: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Leaves the piece of the layer's buffer, also of what `initialize` sets it back to.
+    """Keeps only the piece of the layer's buffer, and of the values that `initialize` resets it to.
 
     `pieces` has, by id, the whole buffers that were cut before, and what was cut from them: all places of one layer
     have one piece.

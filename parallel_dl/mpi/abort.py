@@ -36,7 +36,7 @@ def install() -> None:
 
 
 def leave() -> None:
-    """This rank may end with a status of its own, without an end of the others: all of its work is done."""
+    """Lets this rank end with a status of its own without ending the others: all of its work is done."""
     global _installed_in
     _installed_in = None
 

@@ -37,7 +37,7 @@ def native(dtype: Any) -> np.dtype:
 
 
 def put(out: Array, result: Array) -> Array:
-    """`out`, which now has the result, in whatever byte and memory order; ValueError if it is not made for that."""
+    """Writes the result into `out`, of any byte and memory order, and returns `out`; ValueError if it does not fit."""
     if out.shape != result.shape or native(out.dtype) != result.dtype:
         raise ValueError(f"out is {out.dtype} {out.shape}, the result is {result.dtype} {result.shape}")
     out[...] = result
@@ -90,7 +90,7 @@ def block_shapes(shape: Sequence[int], axis: int, sizes: Sequence[int]) -> list[
 
 
 def blocks(shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> tuple[Array, list[Array]]:
-    """A flat array, and the arrays of these shapes that lie in it one behind the other."""
+    """A flat array, and the arrays of these shapes that lie in it one after the other."""
     ends = list(accumulate(map(math.prod, shapes), initial=0))
     flat = np.empty(ends[-1], dtype)
     return flat, [flat[start:stop].reshape(shape) for shape, (start, stop) in zip(shapes, pairwise(ends))]

@@ -7,7 +7,7 @@ sends "has ended": the others, if they are still calling something, hear of it i
 
 A message from one rank to another is preceded by a note over the same private communicator, of its dtype and its number
 of values: bytes alone do not tell 4 float64 from 8 float32. The receiver compares, receives the message in any case,
-and raises `MessageMismatch`. Both ends have to be calls of this communicator, then, and not of mpi4py's beneath it.
+and raises `MessageMismatch`. So both ends must call this communicator, not mpi4py's beneath it.
 
 The checks of collectives use non-blocking calls only: a rank posts the one for its end on all its communicators at
 once, so that ranks which share several communicators cannot wait for each other in a circle.
@@ -45,7 +45,7 @@ class CollectiveMismatch(RuntimeError):
 
 
 class MessageMismatch(CollectiveMismatch, ValueError):
-    """A receive names another dtype or number of values than was sent; raised where it is received."""
+    """A receive names another dtype or number of values than was sent; raised by the receiver."""
 
 
 class _Checks:
@@ -255,7 +255,7 @@ class CheckedCommunicator(Communicator):
         return Noted(pending, told, note, lambda: self._mismatch(note, array, source, tag))
 
     def _mismatch(self, note: Note, array: Array, source: int, tag: int) -> MessageMismatch | None:
-        """What is wrong when that is sent and this is to be received."""
+        """What is wrong if the note says what is sent and `array` is to receive it."""
         expected = Note.of(array)
         if source == MPI.PROC_NULL or (note.values, note.kind) == (expected.values, expected.kind):
             return None

@@ -2,8 +2,8 @@
 
 Every movement takes arrays of any dtype (except Python objects), byte and memory order, also empty ones, and returns
 C-contiguous arrays in native byte order. MPI counts with C ints. all_reduce, reduce, broadcast, send, receive and shift
-cut larger arrays into parts; the others raise one OverflowError, on every rank, before anything is sent. What only the
-root can see to be wrong it tells the others: all ranks raise.
+cut larger arrays into parts; the others raise one OverflowError, on every rank, before anything is sent. If only
+the root can see that a call is wrong, it tells the others, and all ranks raise.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ class Communicator:
     def scatter(self, array: Array | None, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array:
         """`root`'s array cut along `axis`: rank r gets `sizes[r]` rows (partition.shares). Others may give None.
 
-        `axis` and `sizes` are the root's. ValueError or TypeError on every rank for an array or sizes that cannot be.
+        `axis` and `sizes` are the root's. ValueError or TypeError on every rank for an array or sizes that do not fit.
         """
         whole = None
 
@@ -390,7 +390,7 @@ class Communicator:
     def broadcast(
         self, array: Array | None, root: int = 0, shape: tuple[int, ...] | None = None, dtype: Any = None
     ) -> Array:
-        """`root`'s array on every rank (on `root` itself not a copy). What the others give is not looked at.
+        """`root`'s array on every rank (on `root` itself not a copy). What the others give is ignored.
 
         `shape` and `dtype`, if all ranks know both of them, save the message that tells them. ValueError or TypeError
         on every rank for an array of another shape or type, or that cannot be sent.
@@ -417,7 +417,7 @@ class Communicator:
         return own
 
     def _told_by(self, root: int, say: Callable[[], Any]) -> Any:
-        """What `say()` gives on `root`, on every rank; or on all of them the error that it raises there."""
+        """The result of `say()` on `root`, on every rank; if it raises an error there, all ranks raise it."""
         told: Any = None
         if self.rank == root:
             try:
@@ -604,7 +604,7 @@ class Communicator:
 
 
 class _NoPickle:
-    """In the place of an object that cannot be sent: which it is."""
+    """Stands for an object that cannot be sent, and says which it is."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -615,7 +615,7 @@ def _article(noun: str) -> str:
 
 
 class Pending:
-    """A send or receive under way; keeps its array alive. What arrives there is put into `into`, if that is another."""
+    """A send or receive under way; keeps its array alive. If `into` is another array, what arrives is put into it."""
 
     def __init__(
         self,

@@ -23,11 +23,10 @@ MPI was given (float16 is summed as float32, four bytes a value), and not what a
 For a collective that is its payload, not what MPI's algorithm makes of it: a ring all-reduce sends 2 (P-1)/P of it.
 
 One call of MPI is one message (a sum in the window is none), also on a rank that enters 0 values; an array with more
-values than MPI can count is several. Not counted are receives, barriers, what the checked mode compares, the
-byte by which the root of a broadcast says that its array is as announced, what the making of communicators and windows
-needs, what a rank sends to itself, and all that happens on a communicator of one
-rank. Values are of the dtype that MPI is given, so that `bytes` is `values` times its size; what MPI has no type for
-(records, strings) travels as bytes, and each is a value.
+values than MPI can count is several. Not counted are receives, barriers, what the checked mode compares, the byte by
+which the root of a broadcast says that its array is as announced, what making communicators and windows takes, what a
+rank sends to itself, and all that happens on a communicator of one rank. Values are of the dtype that MPI is given, so
+`bytes` is `values` times its size; what MPI has no type for (records, strings) travels as bytes, and each is a value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Notes: what a message holds, told ahead of it, so that the receiver can compare it with what it expects."""
+"""Notes: what a message holds, sent ahead of it, so that the receiver can compare it with what it expects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINE = 256  # bytes
 
 
 class Note:
-    """One line of text in an array, `line`: how many values, of which type, and as how many of which they travel."""
+    """A line of text in an array, `line`: number and type of the values, and of the elements that travel for them."""
 
     def __init__(self) -> None:
         self.line = np.zeros(_LINE, np.uint8)
@@ -65,7 +65,7 @@ class Note:
 
 
 class Noted(Pending):
-    """A send or receive under way whose note is, too; `wait` raises what `check`, if any, finds in the note."""
+    """A send or receive under way together with its note; `wait` raises what `check`, if any, finds in the note."""
 
     def __init__(
         self, message: Pending, told: Any, note: Note, check: Callable[[], Exception | None] = lambda: None

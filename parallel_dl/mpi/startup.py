@@ -28,7 +28,7 @@ def is_singleton(environment: Mapping[str, str]) -> bool:
 
 
 def settings_for_start(environment: Mapping[str, str], folder: str) -> dict[str, str]:
-    """Settings that the MPI library reads while it starts; never overrides what the user has set, but for TMPDIR.
+    """Settings that the MPI library reads while it starts; never overrides what the user has set, except TMPDIR.
 
     They hold for the start only: an mpirun that this process starts must not inherit them. A singleton talks to nobody:
     with only the transport `self` Open MPI starts it in 0.1 s instead of 1.1 s, and leaves no file in /dev/shm behind

@@ -1,4 +1,4 @@
-"""Calls of modules that are under way: they tell the place of a layer that has several in its network."""
+"""Module calls under way: they tell in which of its places in a network a layer is being called."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ The weights of a network become views of one flat array, and backward writes the
 optimizer then updates everything with a handful of NumPy calls, and data parallelism sums one array.
 
 Where a weight or a gradient lives may change at any time: another optimizer, another all-reduce, an assignment to
-`.data`, a copy of the network. So `Stretch.gradients` looks each time, and who goes over flat arrays lays them out anew
-when it says so.
+`.data`, a copy of the network. So `Stretch.gradients` looks each time, and its caller lays the flat arrays out anew
+when it returns None.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class FlatGradients:
         return self.slices[self._place[id(parameter)]].start
 
     def gather(self) -> list[bool]:
-        """Brings every gradient into `local`, wherever it is, zeros where there is none; returns which there are."""
+        """Copies every gradient to its place in `local`, zeros where there is none; returns which there are."""
         grads = [parameter.grad for parameter in self.parameters]
         for view, grad in zip(self.views, grads):
             if grad is None:
@@ -105,7 +105,7 @@ class FlatGradients:
         return [grad is not None for grad in grads]
 
     def leave(self) -> None:
-        """Backward writes nothing here any more; gradients that are here are copied (read-only, if they are sums)."""
+        """From now on backward writes nothing here; gradients that are here are copied (read-only if they are sums)."""
         sums = self.total_views or self.views
         for parameter, view, total in zip(self.parameters, self.views, sums):
             if parameter.grad is view:

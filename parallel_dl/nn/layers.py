@@ -81,8 +81,8 @@ class Dropout(Module):
 
     x is (samples, ...). The mask depends on (seed, step, layer name, sample's place in the global batch): it is the
     same in every layout. Say where you are with `network.at(step, first_sample)`; the Trainer does. A layer that is
-    used in several places, or in one more than once, draws another mask in each: by the name of the place, and by how
-    often it was passed before in the same forward pass.
+    used in several places, or in one place more than once, draws another mask each time: by the name of the place, and
+    by how often it was called there before in the same forward pass.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -149,7 +149,7 @@ class Layers(Module):
         return list(self._modules.values())[index]
 
     def __setitem__(self, index: int, layer: Module) -> None:
-        """Another layer in the place of number `index`, under its name."""
+        """Puts another layer in the place of number `index`, under the same name."""
         setattr(self, list(self._modules)[index], layer)
 
 

@@ -33,7 +33,7 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
 
     Summed over samples and classes, and divided by `total` (default: the number of samples). logits (samples, classes);
     targets (samples,) integers in 0..classes-1, or (samples, classes) numbers t in 0..1, the answers: such a value
-    adds t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)). InputError otherwise, also for truth values. It is PyTorch's
+    adds t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)). InputError otherwise, also for booleans. It is PyTorch's
     binary_cross_entropy_with_logits with reduction="sum", over `total`.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997, trains with it:
@@ -49,7 +49,7 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
 def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:
     """(prediction - target)**2, summed over all values and divided by `total` (default: the number of values).
 
-    Both of one shape, targets numbers and no truth values; InputError otherwise. For the mean over a global batch,
+    Both have one shape, and targets are numbers, not booleans; InputError otherwise. For the mean over a global batch,
     total = samples x values per sample.
     """
     if tuple(predictions.shape) != tuple(targets.shape):

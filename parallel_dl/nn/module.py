@@ -40,7 +40,7 @@ class Parameter(Tensor):
     of the part, `whole_shape` the larger one, and no more than the part is ever drawn.
 
     A copy (`copy.deepcopy`, pickle) has values, and a gradient, of its own; it belongs to no optimizer or all-reduce,
-    and has no hooks. Values that are not drawn yet are drawn in neither.
+    and has no hooks. Copying draws no values that are not drawn yet.
     """
 
     __slots__ = ("_owner", "declared_shape", "flat", "flat_gradients", "initializer", "piece", "whole_shape")
@@ -121,7 +121,7 @@ class Parameter(Tensor):
 
 
 class Position:
-    """Where a network is in training: what its dropout masks depend on beside seed and layer name.
+    """Where a network is in training: what its dropout masks depend on besides seed and layer name.
 
     `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
     an array (samples,) with the place of each, where they are no neighbours. While `step` is None, every forward pass
@@ -141,7 +141,7 @@ def _is_named_by(named: tuple[weakref.ref[Module], str] | None, module: Module, 
 
 
 def _assigned(buffer: np.ndarray, value: Any) -> np.ndarray:
-    """What a buffer is once `value` is assigned: the same memory where it fits, which others may have, too."""
+    """The buffer after `value` is assigned to it: the same memory if the value fits, since others may share it."""
     array = np.asarray(value)
     if array.shape != buffer.shape or array.dtype != buffer.dtype:
         return array
@@ -220,7 +220,7 @@ class Module:
             self._has_left(before, name)
 
     def _has_left(self, module: Module, name: str) -> None:
-        """A module that is no longer our `name` is called after another place in the network, if it has one."""
+        """A module that is no longer our `name` is named after another place in the network, if it has one."""
         if module._parent is None or module._parent[0]() is not self or module._parent[1] != name:
             return
         _, root = self.path("")
@@ -233,9 +233,9 @@ class Module:
         module.__dict__["_parent"] = next(places, None)
 
     def replace(self, name: str, value: Module | Parameter) -> None:
-        """Puts another module, or parameter, in the place of ours, as assigning it does.
+        """Puts another module, or parameter, in the place of ours, as assignment does.
 
-        But a module that has a name in a network already is called after this place from now on.
+        But a module that already has a name in a network is named after this place from now on.
         """
         if isinstance(value, Module):
             value.__dict__["_parent"] = None
@@ -252,7 +252,7 @@ class Module:
         self._initial_buffers[name] = np.array(array)
         object.__setattr__(self, name, self._buffers[name])
 
-    # weak references do not survive a copy: a copy's children, and parameters, are told who they have their name from
+    # weak references do not survive a copy: the copy's children and parameters are told which module names them
     def __getstate__(self) -> dict[str, Any]:
         named = [name for name, child in self._modules.items() if _is_named_by(child._parent, self, name)]
         named += [name for name, one in self._parameters.items() if _is_named_by(one._owner, self, name)]
@@ -291,7 +291,7 @@ class Module:
         return module.path(".".join(reversed(parts)))
 
     def is_part_of(self, network: Module) -> None:
-        """From now on what is in this module is called as in `network`, which has the same modules by these names."""
+        """From now on all in this module is named as in `network`, which has the same modules under these names."""
         self.__dict__["_parent"] = (weakref.ref(network), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -443,9 +443,9 @@ class Module:
                 frames.open.pop()
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Our module `name` of these arguments.
+        """Calls our module `name` with these arguments.
 
-        As calling the module itself, but one that has several places in the network knows which of them this is.
+        Unlike calling it directly, this tells a module with several places in the network which of them this is.
         """
         frames.open.append((self, name))
         try:

@@ -13,7 +13,7 @@ from parallel_dl.nn.module import Module, Parameter
 
 
 class Newcomers:
-    """Looks after the networks of `given` for parameters that somebody should have been given.
+    """Watches the networks of `given` for parameters that somebody should have been given.
 
     These are all that were not in the networks, or were frozen, when this was made. What was there, trainable and not
     given was left out on purpose. `is_given(parameter)` says whether somebody else has it.
@@ -22,7 +22,7 @@ class Newcomers:
     def __init__(self, given: Iterable[Parameter], is_given: Callable[[Parameter], bool]) -> None:
         self._given = weakref.WeakSet(given)
         self._is_given = is_given
-        # remembered: of a layer that was replaced, nothing leads to its network any more
+        # kept here: nothing leads from a layer that was replaced to its network any more
         self._networks = weakref.WeakSet(networks_of(self._given))
         present = [p for network in self._networks for p in network.parameters()]
         self._left_out = weakref.WeakSet(p for p in present if p.requires_grad and p not in self._given)
@@ -54,7 +54,7 @@ def networks_of(parameters: Iterable[Parameter]) -> list[Module]:
 
 
 def ordered(parameters: Iterable[Parameter], whose: str) -> list[Parameter]:
-    """The parameters as a list; TypeError for what has no order that all ranks share, or is no parameter."""
+    """The parameters as a list; TypeError for a set, whose order differs between ranks, and for other things."""
     if isinstance(parameters, Parameter):
         raise TypeError(f"{whose} takes a list of parameters; for a single one: [parameter]")
     if isinstance(parameters, set | frozenset | weakref.WeakSet):

@@ -79,7 +79,7 @@ RULES: dict[type[Module], Callable[[Any, _Input], Shape]] = {
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer on the way through a network, with the shapes of one sample before and behind it."""
+    """One layer on the way through a network, with the shapes of one sample before and after it."""
 
     name: str
     layer: Module
@@ -105,7 +105,7 @@ def layer_shapes(
 
 
 def _passing(network: Module, shape: Shape, name: str, measure: bool) -> Generator[LayerShape, None, Shape]:
-    """As `layer_shapes`; returns the shape behind the last of them."""
+    """As `layer_shapes`; returns the shape after the last of them."""
     if computes_as(network, Sequential):
         for child, layer in network._modules.items():
             shape = yield from _passing(layer, shape, _below(name, child), measure)

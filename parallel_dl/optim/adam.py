@@ -33,7 +33,7 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def require_options(self, options: Options) -> None:
-        """Beside the rate: two betas, eps, weight decay."""
+        """Besides the rate: two betas, eps, weight decay."""
         super().require_options(options)
         for beta in options["betas"]:
             require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")

@@ -43,7 +43,7 @@ class LARS(Optimizer):
         self.trust_ratios = [1.0] * len(self.parameters)
 
     def require_options(self, options: Options) -> None:
-        """Beside the rate: momentum, weight decay, trust, eps."""
+        """Besides the rate: momentum, weight decay, trust, eps."""
         super().require_options(options)
         require_momentum(options)
         require_weight_decay(options)
@@ -56,7 +56,7 @@ class LARS(Optimizer):
 
     @property
     def adapted(self) -> list[bool]:
-        """Of each parameter: whether its rate is adapted to its norm, and it decays."""
+        """For each parameter: whether its rate is adapted to its norm and it decays."""
         return [len(parameter.whole_shape) > 1 for parameter in self.parameters]
 
     def step(self, scale: float = 1.0) -> None:

@@ -20,7 +20,7 @@ Parameters = Iterable[Parameter] | Iterable[Mapping[str, Any]]
 
 
 def as_they_are(squares: np.ndarray) -> np.ndarray:
-    """Sums of squares where every rank has whole weights."""
+    """The sums of squares of whole weights, if every rank has whole weights."""
     return squares
 
 
@@ -37,12 +37,12 @@ class Optimizer:
 
     Parameters may be frozen, unfrozen and given other arrays of the same shape and dtype between updates. `step` raises
     InputError before it changes anything when a parameter has another shape or dtype than its state, and when a weight
-    with a gradient is in no optimizer that came into the network, or was unfrozen, after this optimizer was made.
-    TypeError for what is no list of parameters, InputError for a parameter that is given twice and for options that
-    cannot be.
+    that came into the network, or was unfrozen, after this optimizer was made has a gradient but is in no optimizer.
+    TypeError for anything but a list of parameters or groups, InputError for a parameter that is given twice and for
+    options out of range.
 
-    `whole_squares` is for rules that need norms where ranks have only pieces of weights: it makes sums of squares of
-    whole weights of those of this rank's pieces, (..., parameters) -> the same shape. It is called once in each step.
+    `whole_squares` is for rules that need norms where ranks have only pieces of weights: from the sums of squares of
+    this rank's pieces, (..., parameters), it makes those of whole weights, of the same shape. Each step calls it once.
     """
 
     rule: ClassVar[str] = ""
@@ -57,7 +57,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.parameters: list[Parameter] = []
         self._parts: list[Part] = []
-        self._checked: list[dict[str, Any]] = []  # the options of each group when they were looked at last
+        self._checked: list[dict[str, Any]] = []  # the options of each group when they were last checked
         given: Any = parameters if isinstance(parameters, Parameter | set | frozenset) else list(parameters)
         if isinstance(given, list) and given and isinstance(given[0], Mapping):
             for group in given:
@@ -101,7 +101,7 @@ class Optimizer:
 
     # -- what a rule defines ---------------------------------------------------------------------------------------
     def require_options(self, options: Options) -> None:
-        """InputError for options of a group that cannot be."""
+        """InputError for options of a group that are out of range."""
         lr = options["lr"]
         if not callable(lr):
             require("learning rate", lr, lr >= 0 and math.isfinite(lr), "a finite number, at least 0")
@@ -129,7 +129,7 @@ class Optimizer:
         return self.rate_of({"lr": self.lr})
 
     def rate_of(self, options: Options) -> float:
-        """The learning rate of a group's next update; InputError for what is none."""
+        """The learning rate of a group's next update; InputError if it is negative or not finite."""
         lr = options["lr"]
         rate = float(lr(self.updates)) if callable(lr) else lr
         return require("learning rate", rate, rate >= 0 and math.isfinite(rate), "a finite number, at least 0")
@@ -160,7 +160,7 @@ class Optimizer:
         self.updates += 1
 
     def _work(self) -> list[tuple[Part, Stretch, list[Piece]]]:
-        """What is to be updated. Before anything is: sees to it that all that was set up still holds."""
+        """What is to be updated; first makes sure that everything that was set up still holds."""
         for parameter in self._newcomers.found():
             raise InputError(
                 f"{parameter.name} has a gradient but is in no optimizer: it came into the network, or was unfrozen, "

@@ -32,9 +32,9 @@ def require_weight_decay(options: Options) -> None:
 
 
 class Option:
-    """An option of an update rule as an attribute: what all groups of parameters have, and sets it for all.
+    """An option of an update rule as an attribute: gets the value that all groups of parameters have, sets it for all.
 
-    ValueError where groups have different ones: they are in `param_groups`.
+    ValueError if groups have different values; those are in `param_groups`.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

@@ -31,7 +31,7 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
     def require_options(self, options: Options) -> None:
-        """Beside the rate: momentum and weight decay; nesterov needs a momentum."""
+        """Besides the rate: momentum and weight decay; nesterov needs a momentum."""
         super().require_options(options)
         require_momentum(options)
         require_weight_decay(options)

@@ -21,11 +21,11 @@ class Part:
         self.slices, self.size = laid_out([parameter.size for parameter in parameters], self.dtype.itemsize)
         self.state: dict[str, np.ndarray] = {}
         self.require_state(state_names)
-        self.counts = [0] * len(self.parameters)  # of updates, until there are stretches, which have them then
+        self.counts = [0] * len(self.parameters)  # updates of each; the stretches keep them once there are any
         self.stretches: list[Stretch] = []
 
     def require_state(self, names: Iterable[str]) -> None:
-        """Makes the state of these names, zeros, where there is none: an option may have been changed."""
+        """Adds missing state of these names, as zeros: an option may have been changed."""
         for name in names:
             if name not in self.state:
                 self.state[name] = aligned_zeros(self.size, self.dtype)
@@ -35,7 +35,7 @@ class Part:
         self.stretches = stretches(self.parameters, self.slices, self.updates())
 
     def updates(self) -> list[int]:
-        """Of each parameter."""
+        """The number of updates of each parameter."""
         return [n for stretch in self.stretches for n in stretch.counts] if self.stretches else self.counts
 
     def set_updates(self, counts: list[int]) -> None:

@@ -214,7 +214,7 @@ class StageRunner:
                 deferred = backward(passed.result, gradient, defer, since=passed.marker)
         if stage:
             returned = passed.marker.grad
-            if returned is None:  # nothing behind it depends on it
+            if returned is None:  # nothing after it depends on it
                 returned = np.zeros_like(passed.marker.data)
             neighbour = self.rank_of[stage - 1] == self.comm.rank
             (self._gradients if neighbour else self._returning)[stage - neighbour, microbatch] = returned

@@ -47,7 +47,7 @@ def _walk(
         first, *others = [_walk(branch, below, shapes, before, cut) for branch, below in children]
         return first if module.join == "sum" and all(leaves == first for leaves in others) else None
     if isinstance(module, nn.Linear):
-        if len(passed.input) > 1:  # (..., features): leaves of the last axis, which are whole before and behind it
+        if len(passed.input) > 1:  # (..., features): leaves of the last axis, which is whole before and after it
             before = None
         after = Leaves.even(module.out_features)
         module.leaves = LinearInLeaves(before or Leaves.even(module.in_features), after)
@@ -77,7 +77,7 @@ def _walk(
 
 
 def _require_alike(layer: nn.Linear | nn.Conv2d, name: str, cut: Cut) -> None:
-    """Raises InputError for a layer whose input has other leaves in another place: it can have one way to add up."""
+    """Raises InputError for a layer whose inputs have different leaves in two places: it adds up in one way only."""
     first, known = cut.setdefault(id(layer), (name, layer.leaves))
     if layer.leaves.inputs != known.inputs:
         raise InputError(

@@ -28,8 +28,8 @@ class Whole:
 class Sliced:
     """Each rank has a slice of the features or channels; `sizes` by rank.
 
-    They are axis 1, but inside of a fully connected layer of more axes, (samples, ..., features), where they are the
-    last.
+    These are along axis 1; only inside a fully connected layer on several axes, (samples, ..., features), are they
+    along the last.
     """
 
     sizes: tuple[int, ...]
@@ -92,5 +92,5 @@ def even(length: int, ranks: int) -> tuple[int, ...]:
 
 
 def slices(sizes: Sequence[int]) -> tuple[slice, ...]:
-    """The slices of these sizes, one behind the other."""
+    """The slices of these sizes, one after the other."""
     return tuple(slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0)))

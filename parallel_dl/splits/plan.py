@@ -115,7 +115,7 @@ def plan(
     """The plan for samples (*input_shape) and so many ranks of the model axis.
 
     `splits` maps names of layers to ways (`ways`), like {"fc1": "output", "fc2": "input", "features": "rows"}. A name
-    may also be that of a Sequential, or "features" and "classifier" for the layers before and behind the first Flatten:
+    may also be that of a Sequential, or "features" and "classifier" for the layers before and after the first Flatten:
     then it is for all layers in it that can be split so, unless they are named themselves. Without `splits` there is a
     default. With `split_output` False the output is made whole: a loss of the user's own takes no slices. So it is when
     it has more axes than (samples, classes).

@@ -123,7 +123,7 @@ def _linear(site: Site) -> Division:
 
 
 def _linear_of_rows(site: Site, way: Way) -> Division:
-    """Of (samples, ..., features): slices of the last axis, which no other layer takes; all is whole around it."""
+    """For (samples, ..., features): slices of the last axis, which no other layer takes: input and output are whole."""
     last, all_ranks = len(site.x), Grid(site.ranks, 1)
     if way.name == "output":
         made = Sliced(site.even("outputs"), last)

@@ -31,7 +31,7 @@ def softmax(logits, *, axis=-1):
 def class_numbers(targets, classes, loss):
     """Targets as indices: integers of any type in 0..classes-1; InputError for others, which names the `loss`.
 
-    Truth values are none: as an index they would be a mask.
+    Booleans are refused: as an index they would be a mask.
     """
     targets = np.asarray(targets)
     if targets.dtype.kind not in "iu":
@@ -48,7 +48,7 @@ def answers(targets, shape, loss):
         raise InputError(f"{loss}: logits {shape} do not fit targets {targets.shape}")
     if targets.dtype.kind not in "iuf":
         raise InputError(f"{loss}: targets must be numbers in 0..1, not {targets.dtype}")
-    if targets.size and not 0 <= targets.min() <= targets.max() <= 1:  # also if one is not a number
+    if targets.size and not 0 <= targets.min() <= targets.max() <= 1:  # also if one is NaN
         raise InputError(f"{loss}: targets must be in 0..1, found {targets.min()}..{targets.max()}")
     return targets
 
@@ -63,7 +63,7 @@ def cross_entropy(logits, *, targets, total=1):
     """-sum(log_softmax(logits)[target]) / total for logits (..., classes) and integer targets (...); a scalar.
 
     `total` is the number of samples in the *global* batch, which the shares of all ranks add up to. InputError for
-    targets of another shape, that are no integers, or out of 0..classes-1.
+    targets that have another shape, are not integers or are outside 0..classes-1.
     """
     classes = logits.shape[-1]
     targets = class_numbers(targets, classes, "cross_entropy")
@@ -93,8 +93,8 @@ def logistic_loss(logits, *, targets, total=1):
 
     Each value is a yes/no question of its own: log(1 + exp(-z)) where the target is 1, log(1 + exp(z)) where it is 0.
     So the losses of slices of the classes, with the same slices of the targets, add up to the loss of all classes.
-    `total` is the number of samples in the *global* batch. InputError for targets of another shape, that are no
-    numbers, or out of 0..1.
+    `total` is the number of samples in the *global* batch. InputError for targets that have another shape,
+    are not numbers or are outside 0..1.
     """
     targets = answers(targets, logits.shape, "logistic_loss").astype(logits.dtype, copy=False)
     small = np.exp(-np.abs(logits))  # in 0..1: cannot overflow
