@@ -58,8 +58,8 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     try:
         remove_abandoned(place.parent)
         partial, file = _create(place.parent, 0o600)
-        file.close()
-        partial.unlink()
+        with file:  # locked for as long: no other writer takes it for abandoned
+            partial.unlink()
     except OSError as error:
         raise InputError(f"{named(path)}: cannot write in {named(place.parent)}: {one_line(error)}") from None
 
