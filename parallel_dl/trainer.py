@@ -257,7 +257,10 @@ class Trainer:
         if self.clip_norm is not None:
             scale = self.clip_norm / (self.gradient_norm() + 1e-6)
             scale = 1.0 if scale > 1 else scale
-        self.optimizer.step(scale)
+        if scale == 1:
+            self.optimizer.step()  # a rule of the user's own may take no scale
+        else:
+            self.optimizer.step(scale)
         self.updates += 1
         return scale
 

@@ -35,7 +35,7 @@ from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
 from parallel_dl.data_parallel.exchange import Exchange, lengths
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
-from parallel_dl.nn import Newcomers, Parameter, networks_of, ordered
+from parallel_dl.nn import Module, Newcomers, Parameter, networks_of, ordered
 
 METHODS = ("auto", "window", "mpi", "tree")
 
@@ -96,15 +96,17 @@ class GradientAllReduce:
         self.parameters = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
         self.networks = networks_of(self.parameters)
         self._data = [parameter.data for parameter in self.parameters]
+        trainable = _agreed_trainable(self.parameters, (method, overlap, bucket_bytes), comm)
         buffers = [buffer for network in self.networks for buffer in network.buffers()]
         require_equal_replicas(self._data, buffers, comm)
+        self._rewritten = [(network, network._rewritten) for network in self.networks]
         self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
         self.overlap = False
         self._exchange = comm.labelled("gradients", "backward")
         self.method = method
         self.note: str | None = None
         self._exchanges: list[Exchange] = []
-        self._place(method, overlap)
+        self._place(method, overlap, trainable)
         self._synchronize_batch_norm()
         self._accumulating = False
         self._unhook: list[Callable[[], None]] = []
@@ -128,6 +130,7 @@ class GradientAllReduce:
         return any(parameter is one for other in others for one in other.parameters)
 
     def _synchronize_batch_norm(self) -> None:
+        self._registrations = Module.registrations
         self._local = [layer for network in self.networks for layer in batch_norm_layers(network, "local").values()]
         self._statistics: Communicator | None = None
         if any(batch_norm_layers(network, "global") for network in self.networks) and self.comm.size > 1:
@@ -137,9 +140,9 @@ class GradientAllReduce:
             synchronize_batch_norm(network, self._statistics or self.comm)
 
     # -- where gradients are summed --------------------------------------------------------------------------------
-    def _place(self, method: str, overlap: bool | None) -> None:
+    def _place(self, method: str, overlap: bool | None, trainable: Sequence[Parameter]) -> None:
         """Allocates the gradients; sets the method in use and, if that is not the expected one, the note why."""
-        by_dtype = _by_dtype([parameter for parameter in self.parameters if parameter.requires_grad])
+        by_dtype = _by_dtype(trainable)
         windows: list[SharedWindow] = []
         if self.comm.size > 1 and method not in ("mpi", "tree"):
             if self.comm.is_one_node:
@@ -181,6 +184,8 @@ class GradientAllReduce:
         - a weight has another shape or dtype than it had then,
         - weights that were given other arrays are no longer equal to those of the other ranks.
         """
+        if self not in GradientAllReduce._living:
+            raise RuntimeError("this GradientAllReduce was freed: make a new one")
         if self.comm.size == 1:
             return
         own = self._news()
@@ -196,6 +201,7 @@ class GradientAllReduce:
                 exchange.all_reduce(self._exchange)
         if self._any_has_news(own):
             self._agree(own)
+        self._note()
         for exchange in self._exchanges:
             exchange.give()
         average_running_statistics(self._local, self.comm)
@@ -207,18 +213,17 @@ class GradientAllReduce:
                 f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
                 "unfrozen, after this one was made; make one for it too, or freeze it"
             )
+        wrong = self._batch_norm_that_came_later() or self._other_types()
+        if wrong:
+            return _News(wrong)
         replaced: list[int] = []
-        data = [parameter.data for parameter in self.parameters]
-        if not all(map(is_, data, self._data)):
+        if any(network._rewritten != count for network, count in self._rewritten):
+            replaced = list(range(len(self.parameters)))
+        elif not all(map(is_, [parameter.data for parameter in self.parameters], self._data)):
             for place, (parameter, before) in enumerate(zip(self.parameters, self._data)):
-                if parameter.data.dtype != before.dtype or parameter.data.shape != parameter.shape:
-                    now, then = f"{parameter.data.dtype} {parameter.data.shape}", f"{before.dtype} {before.shape}"
-                    wrong = f"{parameter.name} is {now} now and was {then} when this GradientAllReduce was made"
-                    return _News(f"{wrong}: make a new one")
                 moved = parameter.flat is not None and parameter.flat.holds(parameter, since=before)
                 if parameter.data is not before and not moved:
                     replaced.append(place)
-            self._data = data
         if self._contains_a_sum():
             return _News(
                 "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
@@ -227,13 +232,50 @@ class GradientAllReduce:
             )
         return _News(opened=self._opened(), replaced=replaced)
 
+    def _note(self) -> None:
+        """Remembers the weights as they are: equal on all ranks."""
+        self._data = [parameter.data for parameter in self.parameters]
+        self._rewritten = [(network, network._rewritten) for network, _ in self._rewritten]
+
+    def _other_types(self) -> str:
+        for parameter, before in zip(self.parameters, self._data):
+            data, grad = parameter.data, parameter.grad
+            if data is not before and (data.dtype != before.dtype or data.shape != parameter.shape):
+                now, then = f"{data.dtype} {data.shape}", f"{before.dtype} {before.shape}"
+                return f"{parameter.name} is {now} now and was {then} in this GradientAllReduce: make a new one"
+            if grad is not None and grad is not parameter.grad_buffer and grad.shape != parameter.shape:
+                return f"the gradient of {parameter.name} has shape {grad.shape}, expected {parameter.shape}"
+        return ""
+
+    def _batch_norm_that_came_later(self) -> str:
+        """What is wrong with a batch norm layer that has come into the networks, if there is one."""
+        if self._registrations == Module.registrations:
+            return ""
+        for network in self._newcomers.networks:
+            local = batch_norm_layers(network, "local")
+            alone = {name: layer for name, layer in batch_norm_layers(network, "global").items() if layer.total is None}
+            alone |= {name: layer for name, layer in local.items() if not any(layer is one for one in self._local)}
+            for name in alone:
+                return (
+                    f"{name} is a batch norm layer that came into the network after this GradientAllReduce was made, "
+                    "which knows nothing of its statistics: make a new one"
+                )
+        self._registrations = Module.registrations
+        return ""
+
     def _contains_a_sum(self) -> bool:
         for exchange in self._exchanges:
             for parameter in exchange.parameters:
                 grad, buffer = parameter.grad, parameter.grad_buffer
-                if not (grad is None or grad is buffer or (buffer is None and grad.flags.writeable)):
+                if grad is None or grad is buffer or (buffer is None and grad.flags.writeable):
+                    continue
+                if self._is_in_a_network(parameter):
                     return True
+                parameter.grad = None  # of a layer that was replaced: the network's zero_grad does not reach it
         return False
+
+    def _is_in_a_network(self, parameter: Parameter) -> bool:
+        return any(parameter is one for network in self._newcomers.networks for one in network.parameters())
 
     def _opened(self) -> list[int]:
         """Places of the parameters that are not summed yet but should be."""
@@ -257,11 +299,17 @@ class GradientAllReduce:
         told: list[_News] = self.comm.all_gather_object(own)
         for rank, news in enumerate(told):
             if news.wrong:
+                self._refuse_the_next()
                 said = news.wrong if all(of_rank.wrong for of_rank in told) else f"rank {rank}: {news.wrong}"
                 raise RuntimeError(said) if news.misuse else InputError(said)
         opened = sorted({place for news in told for place in news.opened})
         replaced = {place for news in told for place in news.replaced}
-        require_equal_replicas([self.parameters[place].data for place in sorted({*opened, *replaced})], (), self.comm)
+        try:
+            changed = [self.parameters[place].data for place in sorted({*opened, *replaced})]
+            require_equal_replicas(changed, (), self.comm)
+        except InputError:
+            self._refuse_the_next()
+            raise
         if any(news.late for news in told):  # a bucket had left before the last backward
             for exchange in self._exchanges:
                 exchange.gather()
@@ -272,6 +320,12 @@ class GradientAllReduce:
             exchange.gather()
             exchange.all_reduce(self._exchange)
             self._exchanges.append(exchange)
+
+    def _refuse_the_next(self) -> None:
+        """What was summed in place is not to be summed once more: it is marked as what it is, a sum."""
+        for exchange in self._exchanges:
+            if exchange.window is None:
+                exchange.give()
 
     def _finish_buckets(self) -> None:
         for bucket in self._buckets:  # always in this order: on every rank the same exchange must be the next one
@@ -354,6 +408,26 @@ class GradientAllReduce:
             exchange.free()
         if self.overlap:
             self._own.free()
+
+
+def _agreed_trainable(
+    parameters: Sequence[Parameter], settings: tuple[Any, ...], comm: Communicator
+) -> list[Parameter]:
+    """Those that are trainable on some rank: it is the sum of their gradients that all ranks get.
+
+    InputError when the ranks have other settings (method, overlap, bucket_bytes), or other shapes or dtypes.
+    """
+    shapes = [f"{parameter.data.dtype} {parameter.shape}" for parameter in parameters]
+    told = comm.all_gather_object((settings, shapes, [parameter.requires_grad for parameter in parameters]))
+    for rank, (others, other_shapes, _) in enumerate(told):
+        for name, own, other in zip(("method", "overlap", "bucket_bytes"), told[0][0], others):
+            if own != other:
+                raise InputError(f"GradientAllReduce: {name} is {own!r} on rank 0 and {other!r} on rank {rank}")
+        if other_shapes != told[0][1]:
+            raise InputError(
+                f"GradientAllReduce: the parameters of rank {rank} are not of the shapes of those of rank 0"
+            )
+    return [parameter for parameter, *flags in zip(parameters, *(flags for *_, flags in told)) if any(flags)]
 
 
 def _by_dtype(parameters: Iterable[Parameter]) -> list[list[Parameter]]:

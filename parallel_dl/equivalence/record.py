@@ -70,6 +70,7 @@ def record(
     serial = mesh is None
     mesh = mesh or Mesh.serial()
     trainer = start(experiment, layout or Layout(), mesh, allreduce)
+    _require_one_rule(trainer)
     run = Run(trainer.layout, magnitudes=[] if serial else None)
     magnitudes = Magnitudes(trainer.network, trainer.optimizer) if serial else None
     for batch in batches(experiment, trainer):
@@ -87,6 +88,17 @@ def record(
     run.replicas_equal = len(set(digests)) == 1
     trainer.free()
     return run
+
+
+def _require_one_rule(trainer: Trainer) -> None:
+    """AssertionError, on every rank, for optimizers with another rule or other state: they could not be gathered."""
+    rules = trainer.mesh.world.all_gather_object((trainer.optimizer.rule, trainer.optimizer.state_names))
+    for rank, rule in enumerate(rules):
+        if rule != rules[0]:
+            first, other = (
+                f"{name or 'a rule'} with state {', '.join(state) or 'none'}" for name, state in (rules[0], rule)
+            )
+            raise AssertionError(f"the optimizers differ: that of rank 0 is {first}, that of rank {rank} is {other}")
 
 
 def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str = "auto") -> Trainer:

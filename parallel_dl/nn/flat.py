@@ -88,7 +88,7 @@ class FlatGradients:
     def receives(self, parameter: Parameter) -> bool:
         """Whether backward writes the parameter's gradient here."""
         place = self._place.get(id(parameter))
-        return place is not None and parameter.grad_buffer is self.views[place]
+        return place is not None and parameter.grad_buffer is self.views[place] and parameter.data.dtype == self.dtype
 
     def start(self, parameter: Parameter) -> int:
         """Where its gradient begins."""

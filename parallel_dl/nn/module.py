@@ -172,6 +172,7 @@ class Module:
     _seed: int | None
     _dtype: np.dtype | None
     _position: Position | None
+    _rewritten: int  # how often all values of this network, or of a part, were set
     _before_forward: list[ForwardPreHook]
     _after_forward: list[ForwardHook]
 
@@ -184,6 +185,7 @@ class Module:
         self.__dict__["_seed"] = None
         self.__dict__["_dtype"] = None
         self.__dict__["_position"] = None
+        self.__dict__["_rewritten"] = 0
         self.__dict__["_before_forward"] = []
         self.__dict__["_after_forward"] = []
 
@@ -329,11 +331,13 @@ class Module:
     # -- values ----------------------------------------------------------------------------------------------------
     @property
     def seed(self) -> int:
-        return _settings["seed"] if self._seed is None else self._seed
+        seed = self.path("")[1]._seed if self._seed is None else self._seed
+        return _settings["seed"] if seed is None else seed
 
     @property
     def dtype(self) -> np.dtype:
-        return _settings["dtype"] if self._dtype is None else self._dtype
+        dtype = self.path("")[1]._dtype if self._dtype is None else self._dtype
+        return _settings["dtype"] if dtype is None else dtype
 
     def initialize(self, seed: int | None = None, dtype: Any = None, fill: bool = True) -> Module:
         """Fills every parameter anew from (seed, its name); buffers get the values they were registered with.
@@ -341,6 +345,7 @@ class Module:
         Floating-point values get `dtype`. Without this, or with `fill=False`, parameters are filled at first use.
         Returns self.
         """
+        self._rewrite()
         if seed is not None:
             self.__dict__["_seed"] = int(seed)
         if dtype is not None:
@@ -377,14 +382,20 @@ class Module:
         if missing or unexpected:
             raise KeyError(f"state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
         for name, values in own.items():
+            if isinstance(state[name], np.ndarray | np.generic) and state[name].dtype.kind not in "biuf":
+                raise ValueError(f"state_dict: {name} is {state[name].dtype}, expected real numbers")
             if tuple(state[name].shape) != values.shape:
                 found, piece = tuple(state[name].shape), ""
                 if isinstance(values, Parameter) and values.piece is not None:
                     piece = f", a piece of {values.whole_shape} (see ModelParallel.load_state_dict)"
                 raise ValueError(f"state_dict: {name} has shape {found}, expected {values.shape}{piece}")
+        self._rewrite()
         for name, values in own.items():
             # () is all of an array, also of one that is still in a file
             (values.data if isinstance(values, Parameter) else values)[...] = state[name][()]
+
+    def _rewrite(self) -> None:
+        self.path("")[1].__dict__["_rewritten"] += 1
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""

@@ -13,19 +13,44 @@ from parallel_dl.nn.module import Module, Parameter
 
 
 class Newcomers:
-    """Watches the networks of `given` for parameters that somebody should have been given.
+    """Looks after the networks of `given` for parameters that somebody should have been given.
 
     These are all that were not in the networks, or were frozen, when this was made. What was there, trainable and not
-    given was left out on purpose. `is_given(parameter)` says whether somebody else has it.
+    given was left out on purpose; its names in the networks are `left_out`, which a copy is made with.
+    `is_given(parameter)`, a method, says whether somebody else has it; it is held weakly.
     """
 
-    def __init__(self, given: Iterable[Parameter], is_given: Callable[[Parameter], bool]) -> None:
+    def __init__(
+        self,
+        given: Iterable[Parameter],
+        is_given: Callable[[Parameter], bool],
+        left_out: Iterable[str] | None = None,
+    ) -> None:
         self._given = weakref.WeakSet(given)
-        self._is_given = is_given
-        # kept here: nothing leads from a layer that was replaced to its network any more
+        self._is_given = weakref.WeakMethod(is_given)
+        # remembered: of a layer that was replaced, nothing leads to its network any more
         self._networks = weakref.WeakSet(networks_of(self._given))
         present = [p for network in self._networks for p in network.parameters()]
-        self._left_out = weakref.WeakSet(p for p in present if p.requires_grad and p not in self._given)
+        names = None if left_out is None else set(left_out)
+        self._left_out = weakref.WeakSet(
+            p for p in present if p not in self._given and (p.requires_grad if names is None else p.name in names)
+        )
+        self._look_around()
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names of the parameters that were left out on purpose."""
+        return [parameter.name for parameter in self._left_out]
+
+    @property
+    def networks(self) -> list[Module]:
+        """The whole networks that are looked after."""
+        return list(self._networks)
+
+    def give(self, parameters: Iterable[Parameter]) -> None:
+        """These, too, are given from now on."""
+        self._given.update(parameters)
+        self._networks.update(networks_of(self._given))
         self._look_around()
 
     def _look_around(self) -> None:
@@ -40,7 +65,9 @@ class Newcomers:
             self._look_around()
         if not self._others:
             return []
-        return [p for p in self._others if p.requires_grad and p.grad is not None and not self._is_given(p)]
+        is_given = self._is_given()
+        assert is_given is not None
+        return [p for p in self._others if p.requires_grad and p.grad is not None and not is_given(p)]
 
 
 def networks_of(parameters: Iterable[Parameter]) -> list[Module]:

@@ -35,6 +35,7 @@ class Adam(Optimizer):
     def require_options(self, options: Options) -> None:
         """Besides the rate: two betas, eps, weight decay."""
         super().require_options(options)
+        require("betas", options["betas"], len(options["betas"]) == 2, "two numbers")
         for beta in options["betas"]:
             require("beta", beta, 0 <= beta < 1, "at least 0 and below 1")
         require("eps", options["eps"], options["eps"] > 0, "above 0")

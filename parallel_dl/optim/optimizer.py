@@ -12,7 +12,7 @@ import numpy as np
 from parallel_dl.errors import InputError
 from parallel_dl.nn import Newcomers, Parameter, ordered
 from parallel_dl.nn.flat import BLOCK, Piece, Stretch, in_blocks
-from parallel_dl.optim.options import Option, Options, require
+from parallel_dl.optim.options import Option, Options, is_number, require
 from parallel_dl.optim.rates import RatePolicy
 from parallel_dl.optim.state import Part
 
@@ -57,6 +57,8 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.parameters: list[Parameter] = []
         self._parts: list[Part] = []
+        self._newcomers: Newcomers | None = None
+        self._left_out: list[str] | None = None  # of a copy: what the first one was not given on purpose
         self._checked: list[dict[str, Any]] = []  # the options of each group when they were last checked
         given: Any = parameters if isinstance(parameters, Parameter | set | frozenset) else list(parameters)
         if isinstance(given, list) and given and isinstance(given[0], Mapping):
@@ -86,7 +88,9 @@ class Optimizer:
         self.param_groups.append(own)
         self.parameters += parameters
         self._parts += self._parts_of(own)
-        self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
+        if self._newcomers is None:
+            self._newcomers = Newcomers(self.parameters, self._is_given_to_another, self._left_out)
+        self._newcomers.give(parameters)
         self._arrange()
 
     def _parts_of(self, group: Options) -> list[Part]:
@@ -104,7 +108,8 @@ class Optimizer:
         """InputError for options of a group that are out of range."""
         lr = options["lr"]
         if not callable(lr):
-            require("learning rate", lr, lr >= 0 and math.isfinite(lr), "a finite number, at least 0")
+            valid = is_number(lr) and lr >= 0 and math.isfinite(lr)
+            require("learning rate", lr, valid, "a finite number, at least 0")
 
     def state_of(self, options: Options) -> tuple[str, ...]:
         """The names of the arrays that an update of a group with these options needs."""
@@ -131,7 +136,7 @@ class Optimizer:
     def rate_of(self, options: Options) -> float:
         """The learning rate of a group's next update; InputError if it is negative or not finite."""
         lr = options["lr"]
-        rate = float(lr(self.updates)) if callable(lr) else lr
+        rate = float(lr(self.updates) if callable(lr) else lr)  # no NumPy number: it would decide the type of a product
         return require("learning rate", rate, rate >= 0 and math.isfinite(rate), "a finite number, at least 0")
 
     @property
@@ -161,6 +166,8 @@ class Optimizer:
 
     def _work(self) -> list[tuple[Part, Stretch, list[Piece]]]:
         """What is to be updated; first makes sure that everything that was set up still holds."""
+        if self._newcomers is None:  # of a copy, whose network may have been copied after it
+            self._newcomers = Newcomers(self.parameters, self._is_given_to_another, self._left_out)
         for parameter in self._newcomers.found():
             raise InputError(
                 f"{parameter.name} has a gradient but is in no optimizer: it came into the network, or was unfrozen, "
@@ -187,8 +194,13 @@ class Optimizer:
         if [p for group in self.param_groups for p in group["params"]] != self.parameters:
             raise InputError("the params of a group were changed: give further parameters to add_param_group")
         for part in self._parts:
+            part.group = self._group_of(part)
             part.require_state(self.state_of(part.group))
         self._checked = [dict(group) for group in self.param_groups]
+
+    def _group_of(self, part: Part) -> dict[str, Any]:
+        """The group as it is now: its dict may have been replaced."""
+        return next(g for g in self.param_groups if any(p is part.parameters[0] for p in g["params"]))
 
     def _arrange(self) -> None:
         """Lays out anew what is no longer where it was."""
@@ -288,14 +300,15 @@ class Optimizer:
 
     # a copy has its own flat arrays, and is an optimizer of the copied parameters
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name not in ("_parts", "_newcomers")}
-        return {**state, "whole_squares": as_they_are, "_saved": self.state_dict()}
+        state = {name: value for name, value in vars(self).items() if name != "_parts"}
+        left_out = self._left_out if self._newcomers is None else self._newcomers.left_out
+        afresh = {"_newcomers": None, "whole_squares": as_they_are}
+        return {**state, **afresh, "_left_out": left_out, "_saved": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("_saved")
         vars(self).update(state)
         self._parts = [part for group in self.param_groups for part in self._parts_of(group)]
-        self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
         self._arrange()
         self.load_state_dict(saved)
         Optimizer._living.add(self)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from parallel_dl.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +21,11 @@ def require(name: str, value: float, valid: bool, expected: str) -> float:
     if not valid:
         raise InputError(f"{name} {value}: must be {expected}")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, Python's or NumPy's, and no truth value."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def require_momentum(options: Options) -> None:
