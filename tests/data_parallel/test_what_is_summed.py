@@ -361,3 +361,146 @@ def test_another_type_is_refused(comm):
     ):
         gradients.all_reduce()
     gradients.free()
+
+
+# -- ranks that differ ----------------------------------------------------------------------------------------------
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), ALL)
+def test_frozen_on_one_rank_from_the_beginning(comm, method, overlap):
+    """Each rank has frozen another layer: both layers are summed, each from the rank that has its gradient."""
+    model = network()
+    for parameter in model[(0, 4)[comm.rank]].parameters():
+        parameter.requires_grad = False
+    gradients = all_reduce(comm, model, method, overlap)
+    backward(model, comm=comm)
+    own = comm.all_gather_object([None if p.grad is None else p.grad.copy() for p in model.parameters()])
+    gradients.all_reduce()
+    for parameter, summands in zip(model.parameters(), zip(*own)):
+        expected = sum(grad for grad in summands if grad is not None)
+        np.testing.assert_allclose(parameter.grad, expected, rtol=1e-12, atol=1e-15)
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda rank: {"method": ("mpi", "window")[rank]}, "method is 'mpi' on rank 0 and 'window' on rank 1"),
+        (lambda rank: {"method": "mpi", "overlap": bool(rank)}, "overlap is False on rank 0 and True on rank 1"),
+        (lambda rank: {"bucket_bytes": 64 + rank}, "bucket_bytes is 64 on rank 0 and 65 on rank 1"),
+    ],
+)
+def test_ranks_that_ask_for_different_things(comm, options, message):
+    with pytest.raises(InputError, match=message):
+        GradientAllReduce(network().parameters(), comm, **options(comm.rank))
+
+
+@pytest.mark.ranks(2)
+def test_ranks_that_give_different_parameters(comm):
+    model = network()
+    with pytest.raises(InputError, match="the parameters of rank 1 are not of the shapes of those of rank 0"):
+        GradientAllReduce(model.parameters()[:: 1 - 2 * comm.rank], comm)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+@pytest.mark.parametrize("how", ["initialize", "load all", "load a part"])
+def test_weights_that_one_rank_sets_anew(comm, method, overlap, how):
+    model = network()
+    gradients = all_reduce(comm, model, method, overlap)
+    if comm.rank == 1 and how == "initialize":
+        model.initialize(5)
+    elif comm.rank == 1:
+        part = model if how == "load all" else model[2]
+        part.load_state_dict({name: values + 1 for name, values in part.state_dict().items()})
+    for _ in range(2):  # and again: nothing has been settled
+        model.zero_grad()
+        backward(model, comm=comm)
+        with pytest.raises(InputError, match="replicas differ: the weights of rank 1 are not those of rank 0"):
+            gradients.all_reduce()
+    model.load_state_dict(network().state_dict())
+    model.zero_grad()
+    backward(model, comm=comm)
+    gradients.all_reduce()
+    gradients.free()
+
+
+# -- after a refusal ------------------------------------------------------------------------------------------------
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), ALL)
+def test_a_refused_sum_is_not_made_twice(comm, method, overlap):
+    model, plain = network(), network()
+    for parameter in model[0].parameters():
+        parameter.requires_grad = False
+    gradients = all_reduce(comm, model, method, overlap, of=[2, 4])
+    unfreeze(model, [], None)
+    backward(model, comm=comm)
+    with pytest.raises(InputError, match="in no GradientAllReduce"):
+        gradients.all_reduce()
+    other = all_reduce(comm, model, method, overlap, of=[0])
+    try:
+        gradients.all_reduce()
+    except RuntimeError:  # what was summed in place
+        model.zero_grad()
+        backward(model, comm=comm)
+        gradients.all_reduce()
+    other.all_reduce()
+    backward(plain)
+    for own, expected in zip(model.parameters(), plain.parameters()):
+        np.testing.assert_allclose(own.grad, expected.grad, rtol=1e-12, atol=1e-15)
+    gradients.free()
+    other.free()
+    with pytest.raises(RuntimeError, match="this GradientAllReduce was freed"):
+        gradients.all_reduce()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_a_replaced_layer_that_gets_an_all_reduce_of_its_own(comm, method, overlap):
+    """The sum that the old layer still has disturbs nobody: the network's zero_grad does not reach it."""
+    model, plain = network(), network()
+    gradients = all_reduce(comm, model, method, overlap)
+    backward(model, comm=comm)
+    gradients.all_reduce()
+    for one in (model, plain):
+        one.replace("2", nn.Linear(5, 3))
+    other = all_reduce(comm, model, method, overlap, of=[2])
+    for _ in range(2):
+        model.zero_grad()
+        backward(model, comm=comm)
+        gradients.all_reduce()
+        other.all_reduce()
+    backward(plain)
+    for own, expected in zip(model.parameters(), plain.parameters()):
+        np.testing.assert_allclose(own.grad, expected.grad, rtol=1e-12, atol=1e-15)
+    gradients.free()
+    other.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("statistics", ["global", "local"])
+def test_a_batch_norm_that_came_later_is_refused(comm, statistics):
+    """Without weights of its own nothing else would tell: it would normalise with this rank's share."""
+    model = network()
+    gradients = all_reduce(comm, model, "mpi")
+    model[1] = nn.BatchNorm1d(5, affine=False, statistics=statistics)
+    model.initialize(1)
+    backward(model, comm=comm)
+    with pytest.raises(InputError, match=r"^1 is a batch norm layer that came into the network after"):
+        gradients.all_reduce()
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+def test_an_all_reduce_that_is_gone_has_nothing(comm):
+    """Of all parameters first, then of a part: what is unfrozen then is nobody's."""
+    model = network()
+    gradients = all_reduce(comm, model, "mpi")
+    for parameter in model[0].parameters():
+        parameter.requires_grad = False
+    gradients = all_reduce(comm, model, "mpi", of=[2, 4])
+    unfreeze(model, [], None)
+    backward(model, comm=comm)
+    with pytest.raises(InputError, match=r"0\.weight has a gradient but is in no GradientAllReduce"):
+        gradients.all_reduce()
+    gradients.free()

@@ -161,3 +161,23 @@ def test_a_network_that_is_split_already_is_refused(comm):
     parallelize(model, comm, (4,), {"0": "output"})
     with pytest.raises(AssertionError, match="the serial run ends with InputError: this network is split already"):
         assert_equivalent(model, Layout(dp=2), (X, Y), comm=comm)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("layout", [Layout(dp=2), Layout(mp=2), Layout(pp=2)])
+def test_another_rule_or_other_state_on_one_rank(comm, layout):
+    """Their state could not be gathered: some ranks would wait for others for ever."""
+    rules = [lambda p: optim.SGD(p, 0.1, momentum=0.9), lambda p: optim.SGD(p, 0.1), lambda p: optim.Adam(p, 0.1)]
+    for first, other in ((0, 1), (1, 2)):
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        with pytest.raises(AssertionError, match="the optimizers differ: that of rank 0 is sgd with state"):
+            assert_equivalent(model, layout, (X, Y), 2, make_optimizer=rules[other if comm.rank else first], comm=comm)
+
+
+@pytest.mark.ranks(2)
+def test_a_rule_whose_step_takes_no_scale(comm):
+    class Plain(optim.SGD):
+        def step(self):
+            super().step()
+
+    assert_equivalent(network(), Layout(dp=2), (X, Y), 2, make_optimizer=lambda p: Plain(p, 0.1), comm=comm)

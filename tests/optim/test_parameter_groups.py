@@ -352,3 +352,112 @@ def test_a_layer_before_the_optimizers_network_counts_as_added():
     backward(whole)
     with pytest.raises(InputError, match=r"0\.weight has a gradient but is in no optimizer"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["add_param_group", "deepcopy", "pickle"])
+def test_what_was_frozen_is_remembered(how):
+    model = network()
+    for layer in (0, 2):
+        for parameter in model[layer].parameters():
+            parameter.requires_grad = False
+    optimizer = optim.SGD(model[4].parameters(), 0.1)
+    if how != "add_param_group":
+        copies = copy.deepcopy if how == "deepcopy" else lambda both: pickle.loads(pickle.dumps(both))
+        optimizer, model = copies((optimizer, model))
+    for layer in (0, 2):
+        for parameter in model[layer].parameters():
+            parameter.requires_grad = True
+    optimizer.add_param_group({"params": model[2].parameters()})
+    backward(model)
+    with pytest.raises(InputError, match=r"0\.weight has a gradient but is in no optimizer"):
+        optimizer.step()
+
+
+def test_what_was_left_out_on_purpose_is_left_out_by_a_copy_too():
+    optimizer, model = copy.deepcopy((lambda m: (optim.SGD(m[4].parameters(), 0.1), m))(network()))
+    before = model.state_dict()
+    backward(model)
+    optimizer.step()
+    assert changed(model, before) == {"4"}
+
+
+def test_an_optimizer_that_is_gone_updates_nothing():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    for parameter in model[0].parameters():
+        parameter.requires_grad = False
+    optimizer = optim.SGD(model[2].parameters() + model[4].parameters(), 0.1)
+    unfrozen(model)
+    backward(model)
+    with pytest.raises(InputError, match=r"0\.weight has a gradient but is in no optimizer"):
+        optimizer.step()
+
+
+def test_a_second_phase_may_train_the_head_alone():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    optimizer = optim.SGD(model[4].parameters(), 0.1)
+    before = model.state_dict()
+    backward(model)
+    optimizer.step()
+    assert changed(model, before) == {"4"}
+
+
+def test_a_group_may_be_another_dict():
+    model = network()
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]
+    optimizer = optim.SGD(groups, lr=0.2)
+    optimizer.param_groups = [dict(group, lr=0.0) for group in optimizer.param_groups]
+    before = model.state_dict()
+    backward(model)
+    optimizer.step()
+    assert changed(model, before) == set()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: optim.Adam(p, betas=(0.9,)), r"betas \(0.9,\): must be two numbers"),
+        (lambda p: optim.Adam(p, betas=(0.9, 0.9, 0.9)), "betas"),
+        (lambda p: optim.SGD(p, lr=True), "learning rate True: must be a finite number"),
+        (lambda p: optim.SGD(p, lr="0.1"), "learning rate 0.1: must be a finite number"),
+        (lambda p: optim.SGD(p, lr=None), "learning rate None: must be a finite number"),
+    ],
+)
+def test_options_that_are_none(make, message):
+    with pytest.raises(InputError, match=message):
+        make(network().parameters())
+
+
+def test_a_rate_of_numpy_is_a_rate():
+    models = [network().initialize(0, "float32") for _ in range(2)]
+    for model, rate in zip(models, (0.1, np.float64(0.1))):
+        optimizer = optim.SGD(model.parameters(), rate)
+        random = np.random.default_rng(0)
+        nn.cross_entropy(model(random.normal(size=(6, 4)).astype(np.float32)), np.arange(6) % 3).backward()
+        optimizer.step()
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(*(model.parameters() for model in models)))
+
+
+def test_gradients_have_the_type_of_weights_that_were_assigned():
+    model, plain = network().initialize(0, "float32"), network().initialize(0, "float32")
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    for one in (model, plain):
+        for parameter in one.parameters():
+            parameter.data = parameter.data.astype(np.float64)
+    reference = optim.SGD(plain.parameters(), 0.1)
+    for step in range(2):
+        for one, its in ((model, optimizer), (plain, reference)):
+            one.zero_grad()
+            backward(one, step)
+            its.step()
+    assert model[0].weight.grad.dtype == np.float64
+    for a, b in zip(model.parameters(), plain.parameters()):
+        np.testing.assert_allclose(a.data, b.data, rtol=1e-6)
+
+
+def test_a_part_is_initialized_as_its_network_is():
+    model = network().initialize(3, "float64")
+    model[2].initialize()
+    assert model[2].weight.data.dtype == np.float64
+    assert model[2].seed == 3
