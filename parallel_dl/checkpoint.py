@@ -119,7 +119,7 @@ def require_fits(path: str | os.PathLike[str], network: Module) -> None:
         if name not in stored:
             raise InputError(f"{named(path)}: has no {name} {needed[name]}; it is not of this network")
         if name not in needed:
-            raise InputError(f"{named(path)}: has {shown(name)}, which this network has not")
+            raise InputError(f"{named(path)}: has {shown(name)}, which this network does not have")
         if stored[name] != needed[name]:
             raise InputError(
                 f"{named(path)}: {name} has shape {shown(stored[name])}, this network needs {needed[name]}"
@@ -144,13 +144,13 @@ def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarr
     if isinstance(value, Mapping):
         for key in value:
             if type(key) is not str:
-                raise InputError(f"{_said(place)} has the key {shown(key)}; valid are texts")
+                raise InputError(f"{_said(place)} has the key {shown(key)}; valid are strings")
         return ["dict", [[key, _taken_apart(item, (*place, key), tensors)] for key, item in value.items()]]
     if type(value) in (list, tuple):
         items = [_taken_apart(item, (*place, str(number)), tensors) for number, item in enumerate(value)]
         return [type(value).__name__, items]
     raise InputError(
-        f"{_said(place)} is of type {type(value).__name__}; valid are arrays, numbers, texts, "
+        f"{_said(place)} is of type {type(value).__name__}; valid are arrays, numbers, strings, "
         "None, and dictionaries, lists and tuples of them"
     )
 

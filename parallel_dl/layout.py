@@ -16,7 +16,7 @@ from parallel_dl.schedule import ASYNCHRONOUS
 HYBRIDS = ("owt",)
 SCHEMES = ("a", "b", "c")
 
-_KINDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list of texts", dict: "a table"}
+_KINDS = {int: "a whole number", str: "a string", bool: "true or false", list: "a list of strings", dict: "a table"}
 _KEYS: dict[str, type] = {
     "dp": int,
     "mp": int,
@@ -181,7 +181,7 @@ class Layout:
         return in_all
 
     def require_microbatches(self, samples: int) -> None:
-        """Raises InputError for more microbatches than a batch of so many samples has, or a pipeline has ranks."""
+        """Raises InputError for more microbatches than samples in a batch; a pipeline may have as many as ranks."""
         most = max(samples, self.pp)
         if self.microbatches > most:
             raise InputError(
@@ -211,7 +211,7 @@ class Layout:
 def read_keys(path: str | Path) -> dict[str, Any]:
     """What a TOML file says of a layout: names of fields of `Layout` -> values of the fields' types.
 
-    InputError, in one line with the file's name, for one that cannot be read or is no TOML, for an unknown key (with
+    InputError, in one line with the file's name, for one that cannot be read or is not TOML, for an unknown key (with
     the nearest valid one), and for a value of another type.
     """
     try:

@@ -22,7 +22,7 @@ class Evaluation:
     loss: float | None
     """the mean over the samples; None where it cannot be computed"""
     accuracy: float | None
-    """share of the samples whose class is predicted; None where the targets are no classes"""
+    """share of the samples whose class is predicted; None where the targets are not classes"""
     note: str | None = None
     """why the loss is None"""
 

@@ -38,7 +38,7 @@ class Result:
     test_loss: float | None
     """the mean over the test samples, after all updates; None where it cannot be computed"""
     test_accuracy: float | None
-    """share of the test samples whose class is predicted; None where the targets are no classes"""
+    """share of the test samples whose class is predicted; None where the targets are not classes"""
     seconds: float
     """wall-clock seconds of the updates, without start-up and test"""
     samples_per_second: float
@@ -285,8 +285,8 @@ class Trainer:
         for parameter in [] if optimizer is None else optimizer.parameters:
             if id(parameter) not in known and not error:
                 error = (
-                    f"make_optimizer: {parameter.name} {parameter.shape} is none of the parameters it was given, which "
-                    "are this rank's of the network that is trained: choose among them"
+                    f"make_optimizer: {parameter.name} {parameter.shape} is not one of the parameters it was given, "
+                    "which are this rank's of the network that is trained: choose among them"
                 )
         for rank, of_rank in enumerate(self.mesh.world.all_gather_object(error)):
             if of_rank:

@@ -17,9 +17,9 @@ PLUGIN = [] if entry_points(group="pytest11", name="parallel_dl") else ["paralle
 pytest_plugins += PLUGIN
 
 ROOT = Path(__file__).parent.parent
-HANG = 300  # seconds, after which what has not ended is taken for a hang; it measures nothing, and busy machines fit in
+HANG = 300  # seconds after which a test counts as hanging; busy machines need less, and no speed is measured
 
-if not inside_mpirun():  # ranks try no properties, and start sooner without it
+if not inside_mpirun():  # ranks run no property tests, and start sooner without it
     from hypothesis import HealthCheck, settings
 
     settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""Any state comes back from a file as it was; whatever keeps it from being written or read is one line."""
+"""Any state comes back from a file as it was; whatever prevents writing or reading it is one line."""
 
 import os
 import struct
@@ -110,7 +110,7 @@ def test_an_optimizer_goes_on_bit_by_bit(tmp_path, make):
     [
         ({"a": {"b": object()}}, "'a.b' is of type object; valid are"),
         ({"a": [1, {2}]}, "'a.1' is of type set"),
-        ({"a": {1: 2}}, "'a' has the key 1; valid are texts"),
+        ({"a": {1: 2}}, "'a' has the key 1; valid are strings"),
         ({1: np.ones(2)}, "the state has the key 1"),
         ({"a": np.array(["x"])}, "'a' is of type <U1"),
         ({"a": np.array([None])}, "'a' is of type object"),

@@ -104,13 +104,13 @@ def shell_lines(page, program):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_the_pages_can_be_typed(page):
-    """Each names a command that is there, with flags that it has and a value for each."""
+    """Each names an existing command, with flags that it has and a value for each."""
     for _, name, *arguments in shell_lines(page, "parallel-dl"):
         COMMANDS[name].make_context(name, arguments)
 
 
 def test_flags_of_the_readmes_mpirun_are_known_to_open_mpi(environment, tmp_path):
-    """As root or not, with more ranks than cores; what the ranks run here is nothing."""
+    """As root or not, with more ranks than cores; here the ranks run nothing."""
     if is_hydra(find_mpirun()):
         pytest.skip("the page has Open MPI's flags, and this is MPICH")
     for name in [name for name in os.environ if name.startswith(("OMPI_", "PRTE_", "PMIX_"))]:

@@ -1,4 +1,4 @@
-"""Targets that are no classes: trained and tested in every layout as in the serial program, and no result is lost."""
+"""Targets that are not classes: trained and tested in every layout as in the serial program, and no result is lost."""
 
 import numpy as np
 import pytest
@@ -207,7 +207,7 @@ def test_classes_written_as_floats_are_classes_where_a_loss_wants_them(shape):
 def test_floats_that_are_no_classes(values):
     x, y = np.zeros((2, 4)), np.array(values, float)
     found = Dataset.from_arrays("own", x, y, x, y)
-    with pytest.raises(InputError, match="no class numbers; valid is mse, or targets that are whole numbers"):
+    with pytest.raises(InputError, match="not class numbers; valid is mse, or targets that are whole numbers"):
         losses.fitted("cross-entropy", found)
 
 

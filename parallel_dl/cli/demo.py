@@ -75,7 +75,7 @@ def _print_verdict(one: dict[str, Any], many: dict[str, Any], digits: float) -> 
         print(f"THE TWO RUNS DIFFER: the losses agree to {digits:.1f} digits only.")
         return
     print(f"The two runs agree: all {ours} losses to {int(digits)} digits (float64).")
-    print("In float32, which train takes by default, rounding parts them earlier: docs/sharp-bits.md says how far.")
+    print("In float32, the default of train, rounding makes them differ sooner: docs/sharp-bits.md says how much.")
 
 
 def _print_bug(bug: dict[str, Any]) -> None:

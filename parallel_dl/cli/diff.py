@@ -79,8 +79,8 @@ def _print(found: ArraysComparison) -> None:
         rounds = next((one.rounds for one in found.different if one.rounds is not None), None)
         if rounds is not None:
             lines.append(
-                f"After some training in {rounds}, two layouts that are right may differ like this: a rounded maximum "
-                "falls the other way, and the runs part. The same two runs in float64 tell."
+                f"After some training in {rounds}, two correct layouts may differ like this: rounding decides "
+                "which value is the maximum, and the runs drift apart. Compare the same two runs in float64."
             )
     screen.print(*lines, sep="\n", soft_wrap=True, markup=False)
 

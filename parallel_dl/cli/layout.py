@@ -127,7 +127,7 @@ def _from(layout_file: str | None, flags: dict[str, Any]) -> Layout:
     for name in flags:
         if name in in_file:
             raise InputError(
-                f"--{_dashed(name)}: is in {named(layout_file or '')}, too, as {_key(name)}; give it in one place"
+                f"--{_dashed(name)}: is also in {named(layout_file or '')}, as {_key(name)}; give it in one place"
             )
     with in_words_of(layout_file):
         return _layout(**{**in_file, **flags})

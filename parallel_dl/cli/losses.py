@@ -38,7 +38,7 @@ def fitted(loss: str, data: Dataset) -> Dataset:
         if loss == "mse":
             raise InputError(f"{what} class numbers; valid are cross-entropy and logistic, or targets that are floats")
         return data
-    floats = f"floats of shape {data.y_train.shape[1:]}, no class numbers"
+    floats = f"floats of shape {data.y_train.shape[1:]}, not class numbers"
     if loss == "cross-entropy":
         raise InputError(f"{what} {floats}; valid is mse, or targets that are whole numbers")
     if loss == "logistic" and not all(y.min() >= 0 and y.max() <= 1 for y in (data.y_train, data.y_test)):

@@ -125,7 +125,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     except MemoryError:
         if inside_mpirun():  # other ranks wait for this one: it has to fail
             raise
-        return 2, "the memory is not enough; a smaller --batch-size, or more ranks, take less of it on each"
+        return 2, "not enough memory; with a smaller --batch-size or more ranks each rank needs less"
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

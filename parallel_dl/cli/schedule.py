@@ -90,7 +90,7 @@ def schedule(
             count = given.count(",") + 1
             if count not in (1, plan.stages):
                 raise InputError(
-                    f"--{flag} {cut(given)}: has {count} times; valid are one, or {plan.stages}, the stages"
+                    f"--{flag} {cut(given)}: has {count} times; valid are one, or {plan.stages}, one for each stage"
                 )
         per_byte = 0.0 if bytes_per_second is None else 1 / bytes_per_second
         wire = Wire(latency, per_byte, message_bytes, eager_limit)

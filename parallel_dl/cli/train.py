@@ -451,7 +451,7 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
     return 0
 
 
-_ROUNDING = "In float32 rounding parts the losses of another layout from these: compare with --dtype float64."
+_ROUNDING = "In float32 the losses of another layout differ from these by rounding: compare with --dtype float64."
 
 
 def rounds_by_layout(job: Job) -> bool:
@@ -497,7 +497,7 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in ends))
     loss, accuracy = facts["test_loss"], facts["test_accuracy"]
     table.add_row("test loss", "not finite, or not computed" if loss is None else f"{loss:.6f}")
-    table.add_row("test accuracy", "none: the targets are no classes" if accuracy is None else f"{accuracy:.2%}")
+    table.add_row("test accuracy", "none: the targets are not classes" if accuracy is None else f"{accuracy:.2%}")
     if layout.get("reproducible"):
         table.add_row("reproducible: weights", facts["weights_sha256"])
     console().print(table)

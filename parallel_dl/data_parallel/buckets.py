@@ -26,7 +26,7 @@ class Bucket:
         self._local: np.ndarray = exchange.local[where]
         self._total: np.ndarray = exchange.total[where]
         self.completed = 0
-        self._sent = 0  # the sum of the bits of what was sent
+        self._sent = np.empty(0, self._local.dtype)  # what was sent, until the sum is complete
         self.pending: Any = None
 
     @property
@@ -38,21 +38,22 @@ class Bucket:
 
     def start(self, comm: Communicator) -> None:
         """Begins to sum the gradients over the ranks."""
-        self._total[...] = self._local
-        self._sent = self._bits()
+        self._sent = self._local.copy()
+        self._total[...] = self._sent
         self.pending = comm.start_all_reduce(self._total)
 
     def was_changed(self) -> bool:
-        """Whether the gradients are no longer those that were sent."""
-        return self.pending is not None and self._bits() != self._sent
-
-    def _bits(self) -> int:
-        return int(np.add.reduce(self._local.view(np.uint64)))  # whole cache lines
+        """Whether the gradients are no longer, bit by bit, those that were sent."""
+        if self.pending is None:
+            return False
+        now, sent = (array.view(np.uint64) for array in (self._local, self._sent))  # whole cache lines
+        return not np.array_equal(now, sent)
 
     def finish(self) -> None:
         """Waits for the sum, and is ready for the next backward."""
         self.pending.wait()
         self.pending, self.completed = None, 0
+        self._sent = self._sent[:0].copy()
 
 
 def cut_into_buckets(exchange: Exchange, size: int) -> Iterator[Bucket]:

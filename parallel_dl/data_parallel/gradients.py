@@ -72,7 +72,7 @@ class GradientAllReduce:
     statistics over the ranks (see `batch_norm`), until `free()`.
 
     `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi
-    only; by default when the ranks are on several nodes) exchanges buckets of about `bucket_bytes` during backward.
+    only; by default when the ranks are on several nodes) exchanges buckets of at least `bucket_bytes` during backward.
     Raises InputError when the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
     "tree" over a number of ranks that is no power of two. All ranks call everything together.
 

@@ -231,7 +231,7 @@ def _labels(array: np.ndarray, where: str, classes: int) -> np.ndarray:
     if len(bad):
         hint = ", or floats in both parts: a regression" if array.dtype.kind == "f" else ""
         raise InputError(
-            f"{where}: {len(bad)} of {len(array)} labels are no class numbers, the first is {array[bad[0]]} at "
+            f"{where}: {len(bad)} of {len(array)} labels are not class numbers, the first is {array[bad[0]]} at "
             f"[{bad[0]}]; valid are whole numbers from 0 to {classes - 1}{hint}"
         )
     return array.astype(np.int64)

@@ -85,4 +85,4 @@ def read_text(path: str | os.PathLike[str], expected: str, most: int = MOST_TEXT
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{named(path)}: is no text in UTF-8 (byte {error.start}); valid is {expected}") from None
+        raise InputError(f"{named(path)}: is not UTF-8 text (byte {error.start}); valid is {expected}") from None

@@ -26,7 +26,7 @@ def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
     except RecursionError:
         raise InputError(f"{named(path)}: is nested too deep; valid is {expected}, at most {DEEPEST} deep") from None
     except ValueError as error:  # bad syntax; or an integer of more digits than Python reads
-        raise InputError(f"{named(path)}: is no {kind}: {one_line(error)}") from None
+        raise InputError(f"{named(path)}: is not {kind}: {one_line(error)}") from None
     if not isinstance(table, dict):
         raise InputError(f"{named(path)}: holds {shown(table)}; valid is {expected}")
     _require_plain(path, table)

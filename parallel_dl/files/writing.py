@@ -78,7 +78,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a zero byte
-        raise InputError(f"{named(path)}: is no path that can be written ({one_line(error)})") from None
+        raise InputError(f"{named(path)}: is not a path that can be written ({one_line(error)})") from None
 
 
 def _create(folder: Path, mode: int) -> tuple[Path, BinaryIO]:

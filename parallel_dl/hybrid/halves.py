@@ -43,14 +43,14 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
     if not any(_has(layers[name], nn.Conv2d) for name in before):
         raise InputError("--hybrid owt: no convolution is before the first Flatten; valid are --dp and --mp")
     if not any(_has(layers[name], nn.Linear) for name in behind):
-        raise InputError("--hybrid owt: no fully connected layer is behind a Flatten; valid is --dp")
+        raise InputError("--hybrid owt: no fully connected layer is after a Flatten; valid is --dp")
     if not _begins_with_flatten(layers[behind[0]]):
-        raise InputError(f"--hybrid owt: the first Flatten is inside of {behind[0]}, behind others; put it in front")
+        raise InputError(f"--hybrid owt: the first Flatten is inside of {behind[0]}, after others; put it in front")
     for name in behind:
         for inner, module in layers[name].named_modules(name):
             if isinstance(module, nn.BatchNorm):
                 raise InputError(
-                    f"--hybrid owt: layer {inner} normalises over the batch, of which layers behind the Flatten get "
+                    f"--hybrid owt: layer {inner} normalises over the batch, of which layers after the Flatten get "
                     "parts; valid is batch norm before it, or layer norm"
                 )
     features = nn.Sequential(**{name: layers[name] for name in before})
@@ -66,7 +66,7 @@ def _require_own_weights(features: nn.Module, classifier: nn.Module) -> None:
     for name, parameter in classifier.named_parameters():
         if id(parameter) in before:
             raise InputError(
-                f"--hybrid owt: {before[id(parameter)]} and {name} are one weight, before the first Flatten and behind "
+                f"--hybrid owt: {before[id(parameter)]} and {name} are one weight, before the first Flatten and after "
                 "it; valid are --dp and --mp"
             )
 

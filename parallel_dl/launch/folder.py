@@ -8,17 +8,21 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from multiprocessing.connection import Connection
 
 from parallel_dl.errors import InputError
+from parallel_dl.launch.processes import clear_shared_memory, shared_memory_files
 
 _SOCKET = "socket"
 _LONGEST = 100  # bytes of a socket's path: macOS takes 103, Linux 107
 
-# A shell waits for its input to end, which happens however the launcher ends; then it ends mpirun and removes the
-# folder. If all goes well, the shell is killed before. The wait for mpirun is limited: a zombie counts as a process.
-_GUARD = """read mpirun; read end
+# A shell waits for its input to end, which happens however the launcher ends; then it ends mpirun, removes the folder
+# and clears /dev/shm: a rank that ends while MPI starts has not mapped its files yet, and cannot know them. If all goes
+# well, the shell is killed before. The wait for mpirun is limited: a zombie counts as a process.
+_GUARD = """folder=$1; python=$2; shift 2
+read mpirun; read end
 if [ -n "$mpirun" ]; then
     kill "$mpirun" 2>/dev/null
     for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -26,9 +30,11 @@ if [ -n "$mpirun" ]; then
         sleep 0.1
     done
     kill -9 "$mpirun" 2>/dev/null
+    "$python" -P -c "$CLEAR" "$@"
 fi
-rm -rf "$1"
+rm -rf "$folder"
 """
+_CLEAR = "import sys; from parallel_dl.launch import processes; processes.clear_shared_memory(sys.argv[1:])"
 
 
 class Folder:
@@ -37,10 +43,14 @@ class Folder:
     def __init__(self, backlog: int) -> None:
         """InputError when none can be made."""
         self.path = _path()
-        guard = ["/bin/sh", "-c", _GUARD, "sh", self.path]
+        self.shared_before = shared_memory_files()
+        guard = ["/bin/sh", "-c", _GUARD, "sh", self.path, sys.executable, *self.shared_before]
+        home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        paths = filter(None, [home, os.environ.get("PYTHONPATH")])
         try:
             self._guard = subprocess.Popen(
                 guard,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CLEAR": _CLEAR},
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -65,9 +75,10 @@ class Folder:
             self._guard.stdin.write(b"%d\n" % mpirun)
 
     def remove(self) -> None:
-        """Closes the socket and removes the folder."""
+        """Closes the socket; removes the folder, and what MPI has left in /dev/shm."""
         self.listener.close()
         self._end()
+        clear_shared_memory(self.shared_before)
 
     def _end(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -17,8 +17,11 @@ from parallel_dl.launch import tracebacks
 from parallel_dl.launch.attendant import ATTENDED
 from parallel_dl.launch.environment import find_mpirun, is_hydra, settings
 from parallel_dl.launch.folder import Folder
-from parallel_dl.launch.processes import clear_shared_memory, session, shared_memory_files, started
+from parallel_dl.launch.processes import session, started
 from parallel_dl.launch.rank import JOB_VARIABLE
+
+# becomes mpirun when told so, and ends when the launcher is killed before: after that its folder has a guard
+_WAITING = 'read go && exec "$@" </dev/null'
 
 
 class Event(NamedTuple):
@@ -60,7 +63,6 @@ class Job:
         self._born: dict[int, str] = {}  # pid -> when it started: a pid may be given to another process later
         self._links: dict[int, Connection] = {}
         self._strangers: list[Connection] = []  # connected, but their rank is not known yet
-        self._shared_before = shared_memory_files()
         self._folder = Folder(backlog=ranks)
         self.folder = self._folder.path
         self._listener = self._folder.listener
@@ -71,12 +73,22 @@ class Job:
         command += [*([ATTENDED] if attended else []), *arguments]
         try:
             self.mpirun = subprocess.Popen(
-                command, env=variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+                ["/bin/sh", "-c", _WAITING, "sh", *command],
+                env=variables,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
             )
         except BaseException:
             self._folder.remove()
             raise
         self._folder.guard(self.mpirun.pid)
+        assert self.mpirun.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.mpirun.stdin.write(b"go\n")
+        self.mpirun.stdin.close()
 
     def __enter__(self) -> Job:
         return self
@@ -164,4 +176,3 @@ class Job:
         while time.monotonic() < deadline and self._living(self._born):
             time.sleep(0.01)
         self._folder.remove()
-        clear_shared_memory(self._shared_before)

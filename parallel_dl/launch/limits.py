@@ -86,4 +86,4 @@ def slow_start(ranks: int) -> str | None:
     """A warning, if there are so many ranks that starting them takes a while."""
     if ranks < _SLOW_RANKS_PER_CORE * cores():
         return None
-    return f"{ranks} ranks on {cores()} cores: they take a while to start, and are slower together than a few"
+    return f"{ranks} ranks on {cores()} cores: they take a while to start, and fewer would be faster"

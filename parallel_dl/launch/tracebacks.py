@@ -123,7 +123,7 @@ def _place(error: BaseException) -> str:
 def _is_library(file: str) -> bool:
     return (
         file.startswith("<")
-        or file.endswith(".pyx")
+        or file.endswith((".pyx", ".pxi"))
         or f"{os.sep}site-packages{os.sep}" in file
         or file.startswith(_STANDARD + os.sep)
     )

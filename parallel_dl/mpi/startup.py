@@ -47,7 +47,7 @@ def _prepared_environment() -> Iterator[None]:
     try:
         folder = tempfile.mkdtemp(prefix="pdl-") if is_singleton(os.environ) else ""
     except OSError as error:
-        raise InputError(f"TMPDIR: no folder for MPI's files can be made: {error.strerror or error}") from error
+        raise InputError(f"TMPDIR: cannot make a folder for MPI's files: {error.strerror or error}") from error
     wanted = settings_for_start(os.environ, folder)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

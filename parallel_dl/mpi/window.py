@@ -116,12 +116,12 @@ def _require_alike(comm: Communicator, size: int, dtype: np.dtype) -> None:
     """Raises ValueError on every rank unless all have the same: they read each other's memory."""
     given = MPI.Intracomm.allgather(comm.mpi, (size, str(dtype)))
     if dtype.hasobject or size < 0:
-        raise ValueError(f"a shared window of {size} {dtype}: needs a length from 0 on, and plain numbers")
+        raise ValueError(f"a shared window of {size} {dtype}: needs a length of at least 0 and plain numbers")
     for rank, of_rank in enumerate(given):
         if of_rank != given[0]:
             raise ValueError(
-                f"a shared window is alike on all ranks, but rank 0 wants {given[0][0]} {given[0][1]} and rank {rank} "
-                f"{of_rank[0]} {of_rank[1]}"
+                f"a shared window must be the same on all ranks, but rank 0 wants {given[0][0]} {given[0][1]} and rank "
+                f"{rank} {of_rank[0]} {of_rank[1]}"
             )
 
 

@@ -81,8 +81,8 @@ def _require_alike(layer: nn.Linear | nn.Conv2d, name: str, cut: Cut) -> None:
     first, known = cut.setdefault(id(layer), (name, layer.leaves))
     if layer.leaves.inputs != known.inputs:
         raise InputError(
-            f"{first} and {name} are one layer, but their inputs are cut into other leaves, "
-            f"{known.inputs.sizes} and {layer.leaves.inputs.sizes}: --reproducible takes two layers here"
+            f"{first} and {name} are one layer, but their inputs are cut into different leaves, "
+            f"{known.inputs.sizes} and {layer.leaves.inputs.sizes}: with --reproducible use two layers"
         )
 
 

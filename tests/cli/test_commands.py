@@ -144,7 +144,7 @@ def test_the_table_is_plain_text_when_piped():
     assert (status, err) == (0, "")
     assert "test accuracy" in out
     assert "\x1b" not in out
-    assert out.splitlines()[-1].startswith("In float32 rounding parts the losses of another layout")
+    assert out.splitlines()[-1].startswith("In float32 the losses of another layout differ from these by rounding")
 
 
 @pytest.mark.parametrize(

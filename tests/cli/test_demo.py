@@ -102,7 +102,7 @@ def test_what_it_names_is_there():
 
 
 def test_ctrl_c_lets_the_command_end_its_ranks(monkeypatch):
-    """Killed at once it could not, and mpirun would tell of ranks that failed."""
+    """If it were killed at once it could not, and mpirun would report ranks that failed."""
     asked = []
 
     class Command:

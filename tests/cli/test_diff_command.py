@@ -136,7 +136,7 @@ def test_rounding_that_has_grown_is_told_where_it_may_be_all(write, diff, dtype)
     """Not in float64, nor where the difference has the look of a mistake."""
     w = RANDOM.random((6, 4)).astype(dtype)
     a, noisy = write("a.safetensors", {"w": w}), write("b.safetensors", {"w": w + RANDOM.random(w.shape).astype(dtype)})
-    said = f"After some training in {np.dtype(dtype)}, two layouts that are right may differ like this"
+    said = f"After some training in {np.dtype(dtype)}, two correct layouts may differ like this"
     assert (said in diff(a, noisy, status=1)[0]) == (dtype != np.float64)
     for wrong in (2 * w, w[::-1]):
         assert "After some training" not in diff(a, write("c.safetensors", {"w": wrong}), status=1)[0]

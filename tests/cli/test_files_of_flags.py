@@ -1,4 +1,4 @@
-"""Every flag that names a file refuses, in one line and at once, what is no file that it could read."""
+"""Every flag that names a file refuses, in one line and at once, whatever is not a file that it can read."""
 
 import gzip
 import os
@@ -139,7 +139,7 @@ def folder_of(images):
     ],
 )
 def test_bombs_of_gzip(here, capfd, little_memory, shape, said):
-    """Decompressed is what the header promises, and one byte more; nothing if that is too much."""
+    """Only what the header promises is decompressed, and one byte more; nothing if that is too much."""
     packed = gzip.compress(idx(shape) + bytes(40_000_000))
     assert len(packed) < 100_000
     assert said in line_of(capfd, folder_of(packed))
@@ -187,7 +187,7 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
         ("a.toml", "microbatches = 99999999999", LAYOUT, "a.toml: microbatches 99999999999: a batch"),
         ("a.toml", f'dp = "{LONG}"', LAYOUT, "must be a whole number"),
         ("a.toml", f'"{LONG}" = 1', LAYOUT, "unknown key"),
-        ("a.toml", f'split = {{"{LONG}" = 1}}', LAYOUT, "must be a text"),
+        ("a.toml", f'split = {{"{LONG}" = 1}}', LAYOUT, "must be a string"),
         ("a.toml", f"w = {DEEP}", PLACEMENT, "nested too deep"),
         ("a.json", f'{{"w": {DEEP}}}', PLACEMENT, "nested too deep"),
         ("a.toml", "w = 99999999999999999999", PLACEMENT, "64 bits"),

@@ -111,15 +111,18 @@ def refused(capfd, monkeypatch, *arguments):
         ('dp = "2"', "layout.toml: dp '2': must be a whole number"),
         ("mp = true", "layout.toml: mp True: must be a whole number"),
         ("pp = 2.0", "layout.toml: pp 2.0: must be a whole number"),
-        ("schedule = 1", "layout.toml: schedule 1: must be a text"),
-        ('stages = "fc2"', "layout.toml: stages 'fc2': must be a list of texts"),
-        ("stages = [2]", "layout.toml: stages, a list with 2: must be a text"),
+        ("schedule = 1", "layout.toml: schedule 1: must be a string"),
+        ('stages = "fc2"', "layout.toml: stages 'fc2': must be a list of strings"),
+        ("stages = [2]", "layout.toml: stages, a list with 2: must be a string"),
         ('split = "fc1=output"', "layout.toml: split 'fc1=output': must be a table"),
-        ("[split]\nfc1 = 2", "layout.toml: split.fc1 2: must be a text"),
-        ("[split]\na.fc1 = 'output'", "layout.toml: split.a {'fc1': 'output'}: must be a text; names with dots are in"),
+        ("[split]\nfc1 = 2", "layout.toml: split.fc1 2: must be a string"),
+        (
+            "[split]\na.fc1 = 'output'",
+            "layout.toml: split.a {'fc1': 'output'}: must be a string; names with dots are in",
+        ),
         ("dp = 0", "layout.toml: dp 0: must be at least 1"),
         ("dp = 2\nmp = 1025", "layout.toml: mp 1025: at most 1024"),
-        ("pp = 2\npp = 3", "layout file layout.toml: is no TOML: Cannot overwrite a value"),
+        ("pp = 2\npp = 3", "layout file layout.toml: is not TOML: Cannot overwrite a value"),
         ("stages = ['fc2']", "layout.toml: stages fc2: belongs to a pipeline"),
         ("chunks = 2", "layout.toml: chunks 2: belongs to a pipeline"),
         ("pp = 12", "layout.toml: pp 12: 12 stages: the network has 3 layers with weights"),
@@ -139,10 +142,10 @@ def test_what_cannot_be(capfd, monkeypatch, written, text, said):
 @pytest.mark.parametrize(
     ("text", "flags", "said"),
     [
-        ("dp = 2", ("--dp", "2"), "--dp: is in layout.toml, too, as dp; give it in one place"),
-        ("pp = 2\nstages = ['fc2']", ("--stage", "fc3"), "--stage: is in layout.toml, too, as stages; give it"),
-        ("mp = 2\n[split]\nfc1 = 'output'", ("--split", "fc2=input"), "--split: is in layout.toml, too, as split;"),
-        ("dp = 2\nhybrid = 'owt'", ("--ranks", "3"), "--ranks: is in layout.toml, too, as dp;"),
+        ("dp = 2", ("--dp", "2"), "--dp: is also in layout.toml, as dp; give it in one place"),
+        ("pp = 2\nstages = ['fc2']", ("--stage", "fc3"), "--stage: is also in layout.toml, as stages; give it"),
+        ("mp = 2\n[split]\nfc1 = 'output'", ("--split", "fc2=input"), "--split: is also in layout.toml, as split;"),
+        ("dp = 2\nhybrid = 'owt'", ("--ranks", "3"), "--ranks: is also in layout.toml, as dp;"),
         ("dp = 2", ("--mp", "0"), "--mp 0: must be at least 1"),
         ("dp = 2", ("--split", "fc1=output"), "--split fc1=output: belongs to --mp N"),
         ("dp = 2", ("--dtype", "float16"), "unknown --dtype 'float16'"),
@@ -161,7 +164,7 @@ def test_files_that_cannot_be_read(capfd, monkeypatch, tmp_path):
         (".", "is a directory"),
         ("pipe", "is not a regular file"),
         ("/dev/zero", "is not a regular file"),
-        ("bytes.toml", "is no text in UTF-8 (byte 0)"),
+        ("bytes.toml", "is not UTF-8 text (byte 0)"),
     ):
         line = refused(capfd, monkeypatch, "--layout", name)
         assert line == f"layout file {name}: {said}; valid is a layout in TOML"

@@ -1,4 +1,4 @@
-"""Numbers that cannot be right are refused in one short line, at once; what is only odd is said."""
+"""Numbers that cannot be right are refused in one short line, at once; odd ones are reported."""
 
 import json
 import time
@@ -130,7 +130,7 @@ def regression(tmp_path):
     ("arguments", "said"),
     [
         (("--dataset", "{}/r.npz"), "--loss cross-entropy: the targets of "),
-        (("--dataset", "{}/r.npz"), "floats of shape (2,), no class numbers; valid is mse, or "),
+        (("--dataset", "{}/r.npz"), "floats of shape (2,), not class numbers; valid is mse, or "),
         (("--dataset", "{}/r.npz", "--loss", "logistic"), "and not all in 0..1; valid is mse"),
         (("--loss", "mse"), "--loss mse: the targets of digits are class numbers; valid are cross-entropy"),
         (("--loss", "mes"), "unknown --loss 'mes': did you mean 'mse'? valid are cross-entropy, logistic, mse"),
@@ -165,6 +165,6 @@ def test_a_regression(regression):
     status, out, err = call(*command, "--lr", 0.01)
     assert (status, err) == (0, "")
     assert f"{runs[0]['test_loss']:.6f}" in out
-    assert "none: the targets are no classes" in out
+    assert "none: the targets are not classes" in out
     status, out, err = call("verify", "mlp", "--mp", 2, "--dataset", regression / "r.npz", "--steps", 2, "--json")
     assert (status, json.loads(out)["equal"]) == (0, True), err

@@ -1,4 +1,4 @@
-"""--output: whatever becomes of the file, the results are told first; what was there stays, or is replaced whole."""
+"""--output: the results are printed first, whatever becomes of the file; an old file stays, or is replaced whole."""
 
 import json
 import os

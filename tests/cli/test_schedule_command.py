@@ -242,7 +242,7 @@ BAD = [
     (of("gpipe", 2, 2, "--backward-input", "1,nan"), "--backward-input 1,nan: must be finite"),
     (
         of("gpipe", 3, 2, "--backward-weight", "1,1"),
-        "--backward-weight 1,1: has 2 times; valid are one, or 3, the stages",
+        "--backward-weight 1,1: has 2 times; valid are one, or 3, one for each stage",
     ),
     (of("gpipe", 2, 2, "--latency", -1), "--latency -1.0: must be a finite number, at least 0"),
     (of("gpipe", 2, 2, "--bytes", "inf"), "--bytes inf: must be a finite number, at least 0"),

@@ -43,7 +43,7 @@ def test_every_layout_of_two_ranks():
 
 @pytest.mark.parametrize("flags", [("--mutant", "sign of an adjoint"), pytest.param((), marks=pytest.mark.grid)])
 def test_mutants(flags):
-    """tests/equivalence/test_mutants.py has that each of them is caught, and what is said of it."""
+    """tests/equivalence/test_mutants.py tests that each of them is caught, and what is said about it."""
     found = verify(*(flags or ["--mutants"]))
     assert set(found) == {"mutants", "noise_floor", "smallest_mutant", "distance"}
     assert len(found["mutants"]) == 1 if flags else len(found["mutants"]) >= 20

@@ -41,7 +41,7 @@ def network(statistics="global"):
 
 
 def one_in_two_places(statistics="global"):
-    """The same layer behind two others, and one without weights."""
+    """The same layer after two others, and one without weights."""
     norm, bare = nn.BatchNorm1d(12, statistics=statistics), nn.BatchNorm1d(12, affine=False, statistics=statistics)
     layers = [nn.Linear(12, 12), norm, bare, nn.Tanh(), nn.Linear(12, 12), bare, norm, nn.Tanh()]
     return nn.Sequential(*layers, nn.Linear(12, 4))

@@ -134,10 +134,10 @@ def test_parts_and_groups_in_other_layouts(comm):
 def test_an_optimizer_of_another_network_is_refused(comm):
     other = network()
     with pytest.raises(
-        InputError, match=r"^rank 0: make_optimizer: 0\.weight \(5, 4\) is none of the parameters it was given"
+        InputError, match=r"^rank 0: make_optimizer: 0\.weight \(5, 4\) is not one of the parameters it was given"
     ):
         Trainer(network(), lambda p: optim.SGD(other.parameters(), 0.1), Layout(dp=2), Mesh(comm, data=2))
-    with pytest.raises(AssertionError, match="is none of the parameters it was given"):
+    with pytest.raises(AssertionError, match="is not one of the parameters it was given"):
         assert_equivalent(other, Layout(dp=2), (X, Y), make_optimizer=lambda p: optim.SGD(other[4].parameters(), 0.1))
 
 

@@ -1,4 +1,4 @@
-"""A file is replaced at once, keeps its permissions, and nothing stays of a writer that was killed."""
+"""A file is replaced at once, keeps its permissions, and nothing remains of a writer that was killed."""
 
 import errno
 import os

@@ -102,7 +102,7 @@ def in_both_halves():
     ("network", "words"),
     [
         (norm(nn.Linear(72, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)), "layer 4 normalises over the batch"),
-        (norm(nn.ReLU()), "no fully connected layer is behind a Flatten"),
+        (norm(nn.ReLU()), "no fully connected layer is after a Flatten"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "no convolution is before the first Flatten"),
         (nn.Sequential(nn.Conv2d(1, 2, 3)), "no fully connected layer"),
         (nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), nn.Linear(72, 3)), "no convolution is before"),
@@ -111,7 +111,7 @@ def in_both_halves():
             nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(72, 3)),
             "the first Flatten is inside of 1",
         ),
-        (in_both_halves(), "0.0.weight and 2.weight are one weight, before the first Flatten and behind it"),
+        (in_both_halves(), "0.0.weight and 2.weight are one weight, before the first Flatten and after it"),
     ],
 )
 def test_refused_networks(network, words):

@@ -13,7 +13,7 @@ SHAPE, CLASSES = (2, 6, 6), 5
 
 
 def small(dropout=0.4):
-    """Dropout before and behind the Flatten; the first layer behind it is split by output, the next by input."""
+    """Dropout before and after the Flatten; the first layer after it is split by output, the next by input."""
     return nn.Sequential(
         conv1=nn.Conv2d(2, 4, 3, padding=1),
         relu1=nn.ReLU(),
@@ -32,7 +32,7 @@ def small(dropout=0.4):
 
 
 def normalised():
-    """Batch norm over the whole batch in the features, layer norm behind the Flatten."""
+    """Batch norm over the whole batch in the features, layer norm after the Flatten."""
     return nn.Sequential(
         conv=nn.Conv2d(2, 4, 3, padding=1),
         norm=nn.BatchNorm2d(4),
@@ -54,7 +54,7 @@ def nested():
 
 
 def one_dropout():
-    """The same layer before and behind the Flatten, where its masks are of parts of the batch."""
+    """The same layer before and after the Flatten, where its masks are of parts of the batch."""
     drop = nn.Dropout(0.4)
     features = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), drop)
     return nn.Sequential(

@@ -1,4 +1,4 @@
-"""launch.run: how each kind of end of a rank is told, with nothing left behind."""
+"""launch.run: how each way for a rank to end is reported, with nothing left behind."""
 
 import os
 import signal

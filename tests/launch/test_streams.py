@@ -1,4 +1,4 @@
-"""Output that cannot be written: printed where it can be, told in one line, status 2; on one rank and on several."""
+"""Output that cannot be written: printed where it can be, reported in one line, status 2; on one rank and several."""
 
 import io
 import json
@@ -150,7 +150,7 @@ def test_a_program_ends_when_its_reader_has_gone(shell, tmp_path):
 
 # -- the streams themselves ----------------------------------------------------------------------------------------
 class Filling(io.StringIO):
-    """Takes so many writes."""
+    """Takes a given number of writes."""
 
     def __init__(self, writes):
         super().__init__()

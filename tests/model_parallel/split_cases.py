@@ -53,7 +53,7 @@ class Case:
 
 # -- fully connected -----------------------------------------------------------------------------------------------
 def fully(*widths, between=nn.ReLU, bias=True):
-    """Linear layers fc1, fc2, ... of these widths, an activation behind each but the last."""
+    """Linear layers fc1, fc2, ... of these widths, an activation after each but the last."""
     layers = {}
     for number, (before, after) in enumerate(pairwise(widths), start=1):
         layers[f"fc{number}"] = nn.Linear(before, after, bias=bias)
@@ -70,7 +70,7 @@ def mlp(splits, *widths, loss=nn.cross_entropy, optimizer=momentum, **options):
 
 
 def chain(splits, shape, make, **options):
-    """The layers that `make()` gives by name, one behind the other."""
+    """The layers that `make()` gives by name, one after the other."""
     return Case(lambda: nn.Sequential(**make()), splits, shape, **options)
 
 
@@ -82,7 +82,7 @@ def tied(kind, *arguments, **options):
 
 
 def twice(layer):
-    """The same layer in two places, `a` and `c`, and the same activation behind each."""
+    """The same layer in two places, `a` and `c`, and the same activation after each."""
     tanh = nn.Tanh()
     return {"a": layer, "b": tanh, "c": layer, "d": tanh}
 
@@ -103,7 +103,7 @@ def sequences():
 
 
 def of_images():
-    """Linear on the columns of an image that is divided by rows before, and by channels behind it."""
+    """Linear on the columns of an image that is divided by rows before, and by channels after it."""
     return {
         "conv": nn.Conv2d(2, 3, 3, padding=1),
         "a": nn.Linear(5, 6),
@@ -114,13 +114,13 @@ def of_images():
 
 
 def often(layer, other):
-    """`layer` in two places, each behind a Linear of 7 features, and `other` in two."""
+    """`layer` in two places, each after a Linear of 7 features, and `other` in two."""
     layers = {"fc1": nn.Linear(7, 7), "one": layer, "tanh": nn.Tanh(), "same": other, "fc2": nn.Linear(7, 7)}
     return layers | {"two": layer, "act": layers["tanh"], "again": other, "fc3": nn.Linear(7, 3)}
 
 
 def towers_of(drop):
-    """Two branches with the same dropout, and behind them once more."""
+    """Two branches with the same dropout, and once more after them."""
     branch = lambda: nn.Sequential(nn.Linear(5, 6), drop, nn.Tanh())  # noqa: E731
     return {"first": nn.Linear(5, 5), "both": nn.Branches(branch(), branch()), "drop": drop, "fc": nn.Linear(6, 3)}
 

@@ -94,6 +94,6 @@ def test_foreign_byte_order_and_windows_that_differ(comm):
         for size, dtype in ((10 + comm.rank, "f4"), (10, "f8" if comm.rank else "f4")):
             with pytest.raises(ValueError, match=r"but rank 0 wants 10 float32 and rank 1 1[01] float"):
                 SharedWindow(bare, size, dtype)
-    with pytest.raises(ValueError, match="needs a length from 0 on, and plain numbers"):
+    with pytest.raises(ValueError, match="needs a length of at least 0 and plain numbers"):
         SharedWindow(bare, 3, object)
     bare.barrier()

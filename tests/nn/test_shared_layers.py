@@ -179,7 +179,7 @@ def test_other_names_and_kinds():
 
 
 def test_a_layer_that_has_left_is_named_after_where_it_is():
-    """Else both would draw the same weights, and the network would name none of them so."""
+    """Otherwise both would draw the same weights, by a name that none has in the network."""
     network = three()
     old, network.fc1 = network.fc1, nn.Linear(4, 5)
     network.last = old

@@ -1,4 +1,4 @@
-"""State of an optimizer: what is not that of the same parameters under the same rule is refused whole."""
+"""State of an optimizer: unless it is of the same parameters under the same rule, all of it is refused."""
 
 import numpy as np
 import pytest

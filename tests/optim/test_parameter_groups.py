@@ -34,7 +34,7 @@ def changed(model, before):
 
 
 def updates(model, rule, of, steps=3, **own):
-    """The weights after updates of the named layers alone, by a rule that nobody else has touched the network with."""
+    """The weights after updates of the named layers alone, by a rule applied to nothing else."""
     model = copy.deepcopy(model)
     optimizer = RULES[rule]([p for name in of for p in model[int(name)].parameters()], **own)
     for step in range(steps):

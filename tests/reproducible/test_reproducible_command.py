@@ -93,7 +93,7 @@ def test_layers_whose_sums_are_not_in_leaves():
         cut_into_leaves(network, (1, 5, 5))
     shared = nn.Linear(12, 12)
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), shared, nn.ReLU(), shared)  # channels in leaves, then 12
-    with pytest.raises(InputError, match=r"2 and 4 are one layer, but their inputs are cut into other leaves"):
+    with pytest.raises(InputError, match=r"2 and 4 are one layer, but their inputs are cut into different leaves"):
         cut_into_leaves(network, (3, 2, 2))
     cut_into_leaves(nn.Sequential(nn.Linear(12, 12), shared, nn.ReLU(), shared), (12,))
 

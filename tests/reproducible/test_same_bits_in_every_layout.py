@@ -21,7 +21,7 @@ BATCHES = [(21, 1), (19, 3), (5, 1), (5, 3)]  # samples, microbatches: some leav
 
 
 def features():
-    """Widths that the leaves do not divide, and that are fewer than they are; one dropout in two places."""
+    """Widths that the leaves do not divide, and widths smaller than their number; one dropout in two places."""
     dropout = nn.Dropout(0.3)
     return nn.Sequential(
         flatten=nn.Flatten(),
