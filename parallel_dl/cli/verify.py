@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -227,7 +225,7 @@ def verify(
     dataset: Annotated[str | None, typer.Option(help="A data set, as of train. [default: random samples]")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    results: Annotated[str | None, typer.Option(hidden=True)] = None,
+    to_launcher: Annotated[bool, typer.Option("--to-launcher", hidden=True)] = False,
 ) -> int:
     """Show that a layout computes what the serial program computes: losses, gradients, optimizer state, weights.
 
@@ -293,7 +291,7 @@ def verify(
     if everything and exact:
         job.networks = [name for name in job.networks if _is_exact(job, name)]
     if inside:
-        return _inside(job, results, as_json)
+        return _inside(job, to_launcher, as_json)
     job.check()
     found: list[dict[str, Any]] = []
     for number in job.ranks:
@@ -324,17 +322,16 @@ def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
 
         one_blas_thread()
         return job.run(world())
-    with tempfile.TemporaryDirectory(prefix="parallel_dl-") as folder:
-        file = Path(folder) / "results.json"
-        program = ["-m", "parallel_dl", *arguments, "--results", str(file)]
-        status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()})
-        if status:
-            raise SystemExit(status)
-        return json.loads(file.read_text())
+    found: list[bytes] = []
+    program = ["-m", "parallel_dl", *arguments, "--to-launcher"]
+    status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
+    if status:
+        raise SystemExit(status)
+    return json.loads(b"".join(found))
 
 
-def _inside(job: Job, results: str | None, as_json: bool) -> int:
-    """These are the ranks of an mpirun: ours, which wants a file, or the user's own."""
+def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
+    """These are the ranks of an mpirun: ours, which wants what was found as it is, or the user's own."""
     from parallel_dl.cli.agreement import agreed
     from parallel_dl.mpi import world
 
@@ -344,7 +341,7 @@ def _inside(job: Job, results: str | None, as_json: bool) -> int:
         if comm.size not in job.ranks:
             valid = " or ".join(map(str, job.ranks))
             raise InputError(f"needs {valid} ranks, but mpirun started {comm.size}")
-        if results is None:
+        if not to_launcher:
             job.check()
         return True
 
@@ -352,8 +349,8 @@ def _inside(job: Job, results: str | None, as_json: bool) -> int:
     found = job.run(comm)
     if comm.rank:
         return 0
-    if results is not None:
-        Path(results).write_text(json.dumps(found))
+    if to_launcher:
+        print(json.dumps(found))
         return 0
     return _report([found], as_json)
 

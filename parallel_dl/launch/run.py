@@ -22,14 +22,19 @@ _FINALIZE_SECONDS = 10.0  # for MPI to shut down after all ranks are done
 _LEFT_OPEN_SECONDS = 0.5  # for a pipe to end after all its writers have ended
 
 
-def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None = None) -> int:
+def run(
+    ranks: int,
+    arguments: list[str],
+    environment: Mapping[str, str] | None = None,
+    results: list[bytes] | None = None,
+) -> int:
     """Runs `(-m MODULE | SCRIPT) [ARGUMENT ...]` on N ranks of this machine; returns the exit status.
 
     0 when every rank completed; 2 when one completed with 2 (bad input; its line is printed once); otherwise 1 or the
     rank's own status, and a line that names the rank. Ends the others at once: nothing is left running. What ranks
-    print is passed on; where stdout does not take it, it goes to stderr, and the status is 2. InputError when there is
-    no mpirun, when srun has already started several of us that MPI does not connect, and for more ranks than the
-    machine can hold.
+    print is passed on; where stdout does not take it, it goes to stderr, and the status is 2. With a list `results`,
+    what a command of ours prints is added to it instead. InputError when there is no mpirun, when srun has already
+    started several of us that MPI does not connect, and for more ranks than the machine can hold.
     """
     find_mpirun()
     limits.require_room(ranks)
@@ -44,7 +49,7 @@ def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None 
     for number in caught:
         signal.signal(number, lambda number, _: stopped.append(number))
     try:
-        return _Run(stopped).run(ranks, arguments, environment)
+        return _Run(stopped, results).run(ranks, arguments, environment)
     finally:
         for number in caught:
             signal.signal(number, before[number])
@@ -53,8 +58,8 @@ def run(ranks: int, arguments: list[str], environment: Mapping[str, str] | None 
 class _Run:
     """One run: the job, what its ranks print, and the signals that have come."""
 
-    def __init__(self, stopped: list[int]) -> None:
-        self.stopped = stopped
+    def __init__(self, stopped: list[int], results: list[bytes] | None) -> None:
+        self.stopped, self.results = stopped, results
         self.stdout, self.stderr = Outlet(1), Outlet(2)
 
     def run(self, ranks: int, arguments: list[str], environment: Mapping[str, str] | None) -> int:
@@ -109,6 +114,8 @@ class _Run:
                     if line is not None and line not in lines:
                         lines.append(line)
                         say(line)
+                elif kind == "result" and self.results is not None:
+                    self.results.append(content[0])
                 elif kind == "result":
                     self.stdout.write_result(content[0])
                 elif kind == "exited":

@@ -44,6 +44,14 @@ def test_a_result_of_two_ranks_that_stdout_does_not_take_is_on_stderr(shell, red
     assert ended.returncode == 2
 
 
+@pytest.mark.grid
+def test_what_verify_found_on_two_ranks_too(shell):
+    ended = shell([*COMMAND, "verify", "mlp", "--ranks", "2", "--json"], ">/dev/full")
+    result, said = ended.stderr.splitlines()
+    assert json.loads(result)["equal"] is True
+    assert (ended.returncode, said) == (2, SAID.format(FULL))
+
+
 COMMANDS = {
     "train": ["train", "mlp", "--steps", "2"],
     "train, JSON": ["train", "mlp", "--steps", "2", "--json"],
