@@ -112,8 +112,9 @@ class GradientAllReduce:
         self._unhook: list[Callable[[], None]] = []
         self._buckets: list[Bucket] = []
         if self.overlap:
-            # its own communicator: a bucket leaves when a rank has completed it, whatever the other ranks call then
-            self._own = comm.duplicate(f"{comm.name}, gradients")
+            # with messages of its own: a bucket leaves when this rank has completed it, whatever the others are calling;
+            # unchecked: the order of buckets is fixed, and a comparison would wait for the others during backward
+            self._own = comm.duplicate(f"{comm.name}, gradients", checked=False)
             self._exchange = self._own.labelled("gradients", "backward")
             self._buckets = [b for exchange in self._exchanges for b in cut_into_buckets(exchange, bucket_bytes)]
             for bucket in self._buckets:

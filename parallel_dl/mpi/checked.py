@@ -130,9 +130,9 @@ class CheckedCommunicator(Communicator):
                 request.Wait()
 
     # -- the communicator itself -----------------------------------------------------------------------------------
-    def duplicate(self, name: str | None = None) -> Self:
+    def duplicate(self, name: str | None = None, checked: bool = True) -> Communicator:
         self.announce("duplicate")
-        return super().duplicate(name)
+        return super().duplicate(name, checked)
 
     def split(self, color: int | None, key: int = 0, name: str | None = None, axis: str | None = None) -> Self | None:
         self.announce("split")

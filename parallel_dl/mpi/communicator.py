@@ -105,9 +105,12 @@ class Communicator:
         """To be called before a collective that is written with raw MPI calls: the checked communicator compares it."""
 
     # -- the communicator itself -----------------------------------------------------------------------------------
-    def duplicate(self, name: str | None = None) -> Self:
-        """The same ranks in a communicator of their own: no message of one is ever received by the other."""
-        return self._made_of(self.mpi.Dup(), name or self.name)
+    def duplicate(self, name: str | None = None, checked: bool = True) -> Communicator:
+        """The same ranks in a communicator of their own: no message of one is ever received by the other.
+
+        With `checked=False` it compares no calls, also if this one does.
+        """
+        return self._made_of(self.mpi.Dup(), name or self.name, checked=checked)
 
     def split(self, color: int | None, key: int = 0, name: str | None = None, axis: str | None = None) -> Self | None:
         """One communicator for the ranks of each `color`, ordered by `key`, then by rank; None for color None.
@@ -117,11 +120,13 @@ class Communicator:
         part = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
         return None if part == MPI.COMM_NULL else self._made_of(part, name, axis)
 
-    def _made_of(self, mpi: Any, name: str | None, axis: str | None = None) -> Self:
+    def _made_of(self, mpi: Any, name: str | None, axis: str | None = None, checked: bool = True) -> Any:
         """A communicator of other ranks or other messages, with this one's ledger, axis and label."""
         if self.ledger is not None:
             assert isinstance(self.mpi, Counted)
             mpi = counted(mpi, self.ledger, self.axis, self.mpi.layer, self.mpi.direction)
+        if not checked:
+            return Communicator(mpi, checked=False, name=name, axis=axis or self.axis)
         return type(self)(mpi, name=name, axis=axis or self.axis)
 
     def labelled(self, layer: str, direction: str | None = None) -> Self:
