@@ -112,7 +112,7 @@ class GradientAllReduce:
         self._unhook: list[Callable[[], None]] = []
         self._buckets: list[Bucket] = []
         if self.overlap:
-            # with messages of its own: a bucket leaves when this rank has completed it, whatever the others are calling;
+            # its own communicator: a bucket leaves when a rank has completed it, whatever the other ranks call then;
             # unchecked: the order of buckets is fixed, and a comparison would wait for the others during backward
             self._own = comm.duplicate(f"{comm.name}, gradients", checked=False)
             self._exchange = self._own.labelled("gradients", "backward")
