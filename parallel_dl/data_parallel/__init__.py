@@ -1,6 +1,10 @@
-"""Gradient all-reduce for replicated networks. To read in this order: gradients, buckets, batch_norm."""
+"""Gradient all-reduce for replicated networks.
+
+To read in this order: replicas, exchange, buckets, batch_norm, gradients.
+"""
 
 from parallel_dl.data_parallel.batch_norm import synchronize_batch_norm
-from parallel_dl.data_parallel.gradients import METHODS, GradientAllReduce, require_equal_replicas
+from parallel_dl.data_parallel.gradients import METHODS, GradientAllReduce
+from parallel_dl.data_parallel.replicas import require_equal_replicas
 
 __all__ = ["METHODS", "GradientAllReduce", "require_equal_replicas", "synchronize_batch_norm"]

@@ -16,7 +16,6 @@ All give the same bits on every rank.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from parallel_dl.data_parallel.batch_norm import (
 )
 from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
 from parallel_dl.data_parallel.exchange import Exchange, lengths
+from parallel_dl.data_parallel.replicas import agreed_trainable, require_equal_replicas
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
 from parallel_dl.nn import Module, Newcomers, Parameter, networks_of, ordered
@@ -96,7 +96,7 @@ class GradientAllReduce:
         self.parameters = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
         self.networks = networks_of(self.parameters)
         self._data = [parameter.data for parameter in self.parameters]
-        trainable = _agreed_trainable(self.parameters, (method, overlap, bucket_bytes), comm)
+        trainable = agreed_trainable(self.parameters, (method, overlap, bucket_bytes), comm)
         buffers = [buffer for network in self.networks for buffer in network.buffers()]
         require_equal_replicas(self._data, buffers, comm)
         self._rewritten = [(network, network._rewritten) for network in self.networks]
@@ -411,47 +411,8 @@ class GradientAllReduce:
             self._own.free()
 
 
-def _agreed_trainable(
-    parameters: Sequence[Parameter], settings: tuple[Any, ...], comm: Communicator
-) -> list[Parameter]:
-    """Those that are trainable on some rank: it is the sum of their gradients that all ranks get.
-
-    InputError when the ranks have other settings (method, overlap, bucket_bytes), or other shapes or dtypes.
-    """
-    shapes = [f"{parameter.data.dtype} {parameter.shape}" for parameter in parameters]
-    told = comm.all_gather_object((settings, shapes, [parameter.requires_grad for parameter in parameters]))
-    for rank, (others, other_shapes, _) in enumerate(told):
-        for name, own, other in zip(("method", "overlap", "bucket_bytes"), told[0][0], others):
-            if own != other:
-                raise InputError(f"GradientAllReduce: {name} is {own!r} on rank 0 and {other!r} on rank {rank}")
-        if other_shapes != told[0][1]:
-            raise InputError(
-                f"GradientAllReduce: the parameters of rank {rank} are not of the shapes of those of rank 0"
-            )
-    return [parameter for parameter, *flags in zip(parameters, *(flags for *_, flags in told)) if any(flags)]
-
-
 def _by_dtype(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
     found: dict[np.dtype, list[Parameter]] = {}
     for parameter in parameters:
         found.setdefault(parameter.data.dtype, []).append(parameter)
     return list(found.values())
-
-
-def require_equal_replicas(weights: Iterable[np.ndarray], buffers: Iterable[np.ndarray], comm: Communicator) -> None:
-    """Raises InputError on every rank when the weights or the buffers are not bitwise equal on all of them."""
-    digests = comm.all_gather_object((_digest(weights), _digest(buffers)))
-    for what, of_kind in zip(("weights", "buffers"), zip(*digests)):
-        different = [rank for rank, other in enumerate(of_kind) if other != of_kind[0]]
-        if different:
-            raise InputError(
-                f"replicas differ: the {what} of rank {different[0]} are not those of rank 0; "
-                "initialize the network with one seed on all ranks, and give the communicator of the data axis alone"
-            )
-
-
-def _digest(arrays: Iterable[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
