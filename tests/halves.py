@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-PROGRAMS = ["launch", "cli"]
+PROGRAMS = ["launch", "cli", "testing"]
 
 
 def main(arguments: list[str]) -> int:
