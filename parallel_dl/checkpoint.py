@@ -34,6 +34,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
     values, None and strings, in dictionaries (with strings as keys), lists and tuples; `load` gives the same back.
     Raises InputError for anything else in it, and if the file cannot be written; the old file then stays.
     """
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: a {type(state).__name__} cannot be saved; valid is a dict, as state_dict() gives")
     tensors: dict[str, np.ndarray] = {}
     structure = _taken_apart(state, (), tensors)
     try:

@@ -201,3 +201,10 @@ def test_weights_by_name_are_readable_by_everyone(tmp_path):
     with safe_open(tmp_path / "a", "numpy") as file:
         assert (list(file.keys()), file.metadata()) == (["fc.weight"], {"parallel_dl": '{"steps": 3}'})
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("state", [[1, 2], (1, 2), np.ones(3), 5, None, "x"])
+def test_what_is_no_dictionary_is_refused(tmp_path, state):
+    with pytest.raises(InputError, match="cannot be saved; valid is a dict, as state_dict"):
+        checkpoint.save(tmp_path / "w", state)
+    assert not list(tmp_path.iterdir())

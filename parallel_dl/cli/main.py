@@ -10,6 +10,7 @@ import time
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import parallel_dl
 from parallel_dl.cli.demo import demo
@@ -28,8 +29,24 @@ from parallel_dl.launch.streams import Printed, lost_output, occupy_closed
 
 _MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
 
+
+class _Interrupted(Exception):
+    """SIGINT while a command ran: typer would turn KeyboardInterrupt into a status and say nothing."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands; an interruption of one is told."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
 app = typer.Typer(
     name="parallel-dl",
+    cls=_Commands,
     help="Parallel deep learning on NumPy and MPI.",
     no_args_is_help=True,
     add_completion=False,
@@ -111,14 +128,17 @@ def _say(lines: list[str], status: int) -> None:
 
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """The exit status, and a line about it if there is one."""
+    if not arguments:
+        app(args=["--help"], prog_name="parallel-dl", standalone_mode=False)
+        return 2, None
     try:
         # typer without its own ending: what it refuses comes back as an exception with one line
         return app(args=arguments, obj=arguments, prog_name="parallel-dl", standalone_mode=False) or 0, None
     except InputError as error:
         return 2, str(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted):
         if rank.connected():  # the launcher is told who was interrupted
-            raise
+            raise KeyboardInterrupt from None
         return 130, "stopped by SIGINT"
     except BrokenPipeError:  # the reader of our output has gone
         return 1, None

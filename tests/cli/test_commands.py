@@ -195,6 +195,24 @@ def test_fine_tuning_runs_alone_and_on_ranks():
     np.testing.assert_allclose(numbers[1], numbers[0], rtol=2e-3)
 
 
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    """typer by itself turns it into a status, and says nothing."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("json.dumps", interrupted)
+    assert main(["schedule", "1f1b", "--pp", "2", "--microbatches", "2", "--json"]) == 130
+    assert capsys.readouterr().err == "parallel-dl: stopped by SIGINT\n"
+
+
+def test_without_a_command_it_shows_its_help(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: parallel-dl [OPTIONS] COMMAND [ARGS]...\n")
+    assert err == ""
+
+
 BAD = [
     (["train", "mpl"], "unknown network 'mpl': did you mean 'mlp'?"),
     (["train"], "Missing argument"),
