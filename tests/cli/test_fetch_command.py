@@ -117,7 +117,7 @@ def test_ctrl_c_keeps_what_has_come(server, tmp_path):
     try:
         wait_until(lambda: part.exists() and part.stat().st_size == 1_000_000)
         os.kill(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=HANG) == ("", "")
+        assert process.communicate(timeout=HANG) == ("", "parallel-dl: stopped by SIGINT\n")
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
