@@ -66,7 +66,7 @@ class Exchange:
 
     def give(self) -> None:
         """Gives every parameter the sum, read-only, as its gradient; None where no rank has one."""
-        present = self._total_flags % _NEWS
+        present = (self._total_flags % _NEWS).tolist()
         for parameter, view, ranks in zip(self.parameters, self.gradients.total_views, present):
             parameter.grad = view if ranks else None
 

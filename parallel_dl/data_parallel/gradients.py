@@ -214,18 +214,22 @@ class GradientAllReduce:
                 f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
                 "unfrozen, after this one was made; make one for it too, or freeze it"
             )
-        wrong = self._batch_norm_that_came_later() or self._other_types()
+        unmoved = all(map(is_, [parameter.data for parameter in self.parameters], self._data))
+        in_place = all(exchange.gradients.are_in_place for exchange in self._exchanges)
+        wrong = self._batch_norm_that_came_later()
+        if not wrong and not (unmoved and in_place):
+            wrong = self._other_types()
         if wrong:
             return _News(wrong)
         replaced: list[int] = []
         if any(network._rewritten != count for network, count in self._rewritten):
             replaced = list(range(len(self.parameters)))
-        elif not all(map(is_, [parameter.data for parameter in self.parameters], self._data)):
+        elif not unmoved:
             for place, (parameter, before) in enumerate(zip(self.parameters, self._data)):
                 moved = parameter.flat is not None and parameter.flat.holds(parameter, since=before)
                 if parameter.data is not before and not moved:
                     replaced.append(place)
-        if self._contains_a_sum():
+        if not in_place and self._contains_a_sum():
             return _News(
                 "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
                 "backward, and all_reduce() once, after the last backward of an update",

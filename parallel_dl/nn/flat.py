@@ -94,8 +94,15 @@ class FlatGradients:
         """Where its gradient begins."""
         return self.slices[self._place[id(parameter)]].start
 
+    @property
+    def are_in_place(self) -> bool:
+        """Whether every parameter has its gradient in `local`."""
+        return all(map(is_, [parameter.grad for parameter in self.parameters], self.views))
+
     def gather(self) -> list[bool]:
         """Copies every gradient to its place in `local`, zeros where there is none; returns which there are."""
+        if self.are_in_place:
+            return [True] * len(self.views)
         grads = [parameter.grad for parameter in self.parameters]
         for view, grad in zip(self.views, grads):
             if grad is None:
