@@ -41,7 +41,10 @@ def test_a_folder_called_like_the_package(tmp_path, environment, python, program
     (tmp_path / "parallel_dl" / "launch").mkdir()
     (tmp_path / "program.py").write_text("import parallel_dl; print(parallel_dl.__version__)")
     environment.delenv("PYTHONPATH", raising=False)
-    arguments = {"script": ["program.py"], "module": ["-m", "parallel_dl", "verify", "mlp", "--dp", "2", "--steps", "1"]}
+    arguments = {
+        "script": ["program.py"],
+        "module": ["-m", "parallel_dl", "verify", "mlp", "--dp", "2", "--steps", "1"],
+    }
     driver = DRIVER.replace("import sys;", "import sys; sys.path.remove('');")
     command = [python, "-c", driver, "2", *arguments[program]]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
