@@ -37,6 +37,7 @@ VARIABLE = "PARALLEL_DL_STRESS"
 _POLL = 2e-4  # seconds
 _BLOCKED = 1e-3  # seconds inside one call after which a rank is taken to wait there
 _LONGEST = 0.02  # seconds that a rank sleeps for others that compute
+_LEFT = 1.0  # seconds for what nobody has waited for to complete
 _APART = 1e-3  # seconds that a rank sleeps whose neighbours are on other nodes
 
 
@@ -146,13 +147,17 @@ class _Stress:
         comm.calls += 1
         return zlib.crc32(f"{self.seed} {comm.size} {comm.calls}".encode())
 
-    def end(self) -> None:
-        """Reports what was never waited for."""
-        for request in self.under_way:
+    def end(self, comm: Stressed | None = None) -> None:
+        """Reports what was never waited for, of `comm` or of all, and completes it if it can be."""
+        left = [request for request in self.under_way if comm is None or request.comm == comm]
+        for request in left:
             request.look()
             self.report(f"{request.what} was never waited for")
-        _abandoned.extend(self.under_way)
-        self.under_way = []
+        end = time.monotonic() + _LEFT
+        while time.monotonic() < end and not all(request.Test() for request in left):
+            time.sleep(_POLL)
+        _abandoned.extend(request for request in left if request.buffer is not None)
+        self.under_way = [request for request in self.under_way if not any(request is one for one in left)]
 
 
 _active: _Stress | None = None
@@ -188,13 +193,18 @@ def stressed(comm: Any, seed: int) -> Iterator[Any]:
         _active = before
 
 
-def races() -> list[str]:
-    """The races of this rank since it was last asked; empty without stress."""
-    if _active is None or _active.found is None:
-        return []
+def collects() -> bool:
+    """Whether races are kept for `races`."""
+    return _active is not None and _active.found is not None
+
+
+def races(comm: Any, *also: str) -> list[str]:
+    """The races of all ranks of `comm` since it was last asked, and what they name `also`. All ranks together."""
+    assert _active is not None
+    assert _active.found is not None
     _active.end()
-    found, _active.found = _active.found, []
-    return found
+    found, _active.found = [*_active.found, *also], []
+    return [f"rank {rank}: {race}" for rank, of_rank in enumerate(comm.all_gather_object(found)) for race in of_rank]
 
 
 def under_stress(mpi: Any, name: str) -> Any:
@@ -243,6 +253,8 @@ class Stressed(Counted):
             _active.pause(self)
 
     def Free(self) -> None:
+        if _active is not None:
+            _active.end(self)
         give_back_window(self)
         super().Free()
 
