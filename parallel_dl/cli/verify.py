@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +29,8 @@ from parallel_dl.cli.layout import (
 )
 from parallel_dl.cli.limits import require_count
 from parallel_dl.cli.terminal import console, for_ranks
-from parallel_dl.cli.verify_report import report
+from parallel_dl.cli.time_limit import MOST_SECONDS, TIME_LIMIT, TimeLimit
+from parallel_dl.cli.verify_report import layout_text, report
 from parallel_dl.errors import InputError, cut, unknown_name
 from parallel_dl.files import require_memory
 from parallel_dl.launch.limits import MOST_RANKS
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from parallel_dl.equivalence import Experiment
+    from parallel_dl.equivalence.mutants import Mutant
     from parallel_dl.mpi import Communicator
     from parallel_dl.nn import Module
 
@@ -68,6 +70,8 @@ class Job:
     dataset: str | None
     data_dir: str | None
     mutant: str | None = None
+    stress: bool = False
+    time_limit: float = TIME_LIMIT
 
     def check(self) -> None:
         """Refuses (InputError) what can be known to be wrong before a rank is started."""
@@ -75,9 +79,11 @@ class Job:
         from parallel_dl.schedule import ASYNCHRONOUS
 
         if self.mutant is not None:
-            from parallel_dl.equivalence.mutants import mutants_of
-
-            mutants_of(self.mutant)
+            self._planted()
+        if not 0 < self.time_limit <= MOST_SECONDS:
+            raise InputError(f"--time-limit {self.time_limit:g}: must be above 0 and at most {MOST_SECONDS:g} seconds")
+        if self.stress and self.ranks == [1]:
+            raise InputError("--stress: one rank waits for nobody; valid are layouts of several")
         for name in self.networks:
             networks.require_known(name)
         if self.optimizer not in OPTIMIZERS:
@@ -108,6 +114,15 @@ class Job:
             require_fits(what.build(), what.x.shape[1:], self.layout)
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
+
+    def _planted(self) -> Sequence[Mutant]:
+        """The bugs that are planted: races only under stress, which alone is sure to see them."""
+        from parallel_dl.equivalence.mutants import MUTANTS, mutants_of
+        from parallel_dl.equivalence.races import RACES
+
+        if self.mutant is not None and not self.stress and any(race.name == self.mutant for race in RACES):
+            raise InputError(f"--mutant {self.mutant!r}: is caught for certain only with --stress")
+        return mutants_of(self.mutant, (*MUTANTS, *RACES) if self.stress else MUTANTS)
 
     def experiment(self, name: str) -> Experiment:
         """What is computed with a network."""
@@ -155,13 +170,23 @@ class Job:
 
     def run(self, comm: Communicator) -> dict[str, Any]:
         """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""
+        from parallel_dl.mpi.stress import stressed
+
+        chosen = stressed(comm, self.seed) if self.stress and comm.size > 1 else nullcontext(comm)
+        with chosen as ranks, TimeLimit(self.time_limit, comm) as limit:
+            return self._run(ranks, limit)
+
+    def _run(self, comm: Communicator, limit: TimeLimit) -> dict[str, Any]:
         from parallel_dl.equivalence import layouts_of, verify
-        from parallel_dl.equivalence.mutants import mutants_of, noise_of_mutants, verdicts
+        from parallel_dl.equivalence.mutants import noise_of_mutants, verdicts
 
         if self.mutants:
-            planted = mutants_of(self.mutant)
+            planted = self._planted()
+            each = limit.each(
+                planted, lambda mutant: f"{mutant.name!r} in {mutant.network}, {layout_text(mutant.layout.as_dict())}"
+            )
             with _progress(len(planted), "mutants", comm.rank) as advance:
-                found = [verdict for verdict in verdicts(comm, planted) if advance() or verdict is not None]
+                found = [verdict for verdict in verdicts(comm, each) if advance() or verdict is not None]
             return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
         experiments = {name: self.experiment(name) for name in self.networks}
         tasks = []
@@ -169,7 +194,8 @@ class Job:
             every = layouts_of(comm.size, what.build(), what.x.shape[1:], self.microbatches)
             tasks += [(name, layout) for layout in (every if self.layout is None else [self.layout])]
         with _progress(len(tasks), f"{comm.size} ranks", comm.rank) as advance:
-            cells = [cell for cell in verify(comm, experiments, tasks, self.exact) if advance() or cell is not None]
+            timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
+            cells = [cell for cell in verify(comm, experiments, timed, self.exact) if advance() or cell is not None]
         return {"cells": [dataclasses.asdict(cell) for cell in cells]}
 
 
@@ -223,6 +249,13 @@ def verify(
     clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm. [default: as they are]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, samples and dropout.")] = 0,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    stress: Annotated[
+        bool,
+        typer.Option("--stress", help="Ranks late around every call, by the seed, and buffers poisoned: shows races."),
+    ] = False,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for each layout, after which it is said where each rank waits.")
+    ] = TIME_LIMIT,
     dataset: Annotated[str | None, typer.Option(help="A data set, as of train. [default: random samples]")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -288,6 +321,8 @@ def verify(
         dataset,
         data_dir,
         mutant,
+        stress,
+        time_limit,
     )
     if everything and exact:
         job.networks = [name for name in job.networks if _is_exact(job, name)]
@@ -299,7 +334,7 @@ def verify(
         found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
         found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
-    return report(found, as_json)
+    return report(found, as_json, seed if stress else None)
 
 
 def _small_networks() -> list[str]:
@@ -353,4 +388,4 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     if to_launcher:
         print(json.dumps(found))
         return 0
-    return report([found], as_json)
+    return report([found], as_json, job.seed if job.stress else None)

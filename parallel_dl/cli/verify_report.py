@@ -10,7 +10,8 @@ from typing import Any
 from parallel_dl.cli.terminal import console
 
 
-def report(found: Sequence[dict[str, Any]], as_json: bool) -> int:
+def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None) -> int:
+    """Prints what was found, under stress by that seed; the exit status."""
     cells = [cell for part in found for cell in part.get("cells", ())]
     mutants = [verdict for part in found for verdict in part.get("mutants", ())]
     equal = all(cell["equal"] for cell in cells)
@@ -24,6 +25,8 @@ def report(found: Sequence[dict[str, Any]], as_json: bool) -> int:
         facts |= {"mutants": mutants, "noise_floor": max([noise, *floors])}
         facts["smallest_mutant"] = min(errors, default=None)
         facts["distance"] = min(errors) / facts["noise_floor"] if errors and facts["noise_floor"] else None
+    if stress is not None:
+        facts["stress"] = stress
     if as_json:
         print(json.dumps(_finite(facts)))
     else:
@@ -34,6 +37,8 @@ def report(found: Sequence[dict[str, Any]], as_json: bool) -> int:
         elif facts["noise_floor"] is not None:
             line = f"noise floor {facts['noise_floor']:.1e}: a serial run with its sums in another order"
             console().print(line, soft_wrap=True)
+        if stress is not None:
+            console().print(f"under stress, by seed {stress}: ranks late around every call, buffers poisoned")
     return 0 if equal and caught else 1
 
 
@@ -46,9 +51,10 @@ def _finite(thing: Any) -> Any:
     return None if isinstance(thing, float) and not math.isfinite(thing) else thing
 
 
-def _text(layout: dict[str, Any]) -> str:
+def layout_text(layout: dict[str, Any]) -> str:
+    """A layout, as `Layout.as_dict` gives it, for people."""
     if layout.get("reproducible"):
-        return f"{_text({**layout, 'reproducible': False})} reproducible"
+        return f"{layout_text({**layout, 'reproducible': False})} reproducible"
     if "hybrid" in layout:
         return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
     parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
@@ -81,7 +87,7 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
         table.add_row(
             group[0]["network"],
             str(group[0]["ranks"]),
-            str(len(group)) if many else _text(group[0]["layout"]),
+            str(len(group)) if many else layout_text(group[0]["layout"]),
             ("yes" if same == len(group) else "NO") if not many else f"{same} of {len(group)}",
             f"{worst['error']:.1e}",
             f"{worst['quantity']}, step {worst['step']}" if worst["error"] else "",
@@ -91,7 +97,7 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         if not cell["equal"]:
             told = cell["divergence"]["text"] if cell["divergence"] else f"worst is {cell['worst']['quantity']}"
-            line = f"{cell['network']}, {_text(cell['layout'])}: DIFFERENT; {told}"
+            line = f"{cell['network']}, {layout_text(cell['layout'])}: DIFFERENT; {told}"
             screen.print(line, soft_wrap=True, markup=False)
     bound = cells[0]["worst"]["bound"]
     against = "bit by bit" if not bound else f"within {bound:.0e} of the magnitudes that were added"

@@ -7,7 +7,7 @@ switches. A serial run stays right: only what ranks do together, or what a rank 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -540,7 +540,7 @@ def experiments() -> dict[str, Experiment]:
     }
 
 
-def verdicts(comm: Communicator, mutants: Sequence[Mutant] = MUTANTS) -> Iterator[Verdict | None]:
+def verdicts(comm: Communicator, mutants: Iterable[Mutant] = MUTANTS) -> Iterator[Verdict | None]:
     """Plants each mutant on the 2 ranks of `comm`, all together; a Verdict on rank 0, None on the other."""
     what = experiments()
     references: dict[tuple[str, int], tuple[Reference, dict[int, Trace]]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def synthetic_experiment(
 def verify(
     comm: Communicator,
     experiments: dict[str, Experiment],
-    layouts: Sequence[tuple[str, Layout]],
+    layouts: Iterable[tuple[str, Layout]],
     exact: bool = False,
 ) -> Iterator[Cell | None]:
     """Runs each (name of an experiment, layout of comm.size ranks), and compares it with the serial run.
