@@ -2,7 +2,7 @@
 
 To read in this order: startup (how MPI is imported), buffers and communicator (arrays), notes and checked (the same
 with checks), mesh (communicators along axes), collectives (tensors), window (sums in shared memory), ledger (what is
-sent, counted), abort (one rank's failure ends all).
+sent, counted), abort (one rank's failure ends all), one_rank (a serial program among the ranks).
 """
 
 from parallel_dl.mpi import abort, collectives
@@ -11,6 +11,7 @@ from parallel_dl.mpi.checked import CheckedCommunicator, CollectiveMismatch, Mes
 from parallel_dl.mpi.communicator import Communicator, Pending, alone, world
 from parallel_dl.mpi.ledger import Ledger, LedgerRow, gather_rows
 from parallel_dl.mpi.mesh import Mesh
+from parallel_dl.mpi.one_rank import one_rank
 from parallel_dl.mpi.startup import MPI, library_version, one_blas_thread
 from parallel_dl.mpi.window import NotEnoughSharedMemory, SharedWindow
 
@@ -32,6 +33,7 @@ __all__ = [
     "gather_rows",
     "library_version",
     "one_blas_thread",
+    "one_rank",
     "world",
 ]
 
