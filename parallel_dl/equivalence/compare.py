@@ -81,7 +81,7 @@ def first_different_step(serial: Run, parallel: Run, bound: float | None = None,
 
 
 def _bound(serial: Run, bound: float | None, exact: bool) -> float:
-    dtype = str(next(iter(serial.weights[0].values())).dtype)
+    dtype = str(next(iter(serial.weights[-1].values())).dtype)
     return 0.0 if exact else BOUNDS[dtype] if bound is None else bound
 
 

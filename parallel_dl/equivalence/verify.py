@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ from parallel_dl.equivalence.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.equivalence.reference import Reference, held_against, reference_of
+from parallel_dl.equivalence.replayed import program_of, record_updates, reference_of_program
 from parallel_dl.layout import Layout
-from parallel_dl.mpi import Communicator, Mesh
+from parallel_dl.mpi import Communicator, Ledger, Mesh
 from parallel_dl.nn import Module
+from parallel_dl.schedule import ASYNCHRONOUS
 
-SAMPLES = 32  # of synthetic data: with batches of 13 the third is a short one
+BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
+CHECKED_UP_TO, EVERY = 4, 3  # ranks, layouts: in checked mode, counted by a ledger
+SAMPLES = 34  # of synthetic data: with batches of 13 the third is a short one, of 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +90,27 @@ def verify(
     Gives a Cell on rank 0, None on the others, which have to follow. A serial run is made once for each experiment and
     number of microbatches, by rank 0. All ranks call it together.
     """
-    references: dict[tuple[str, int], Reference] = {}
-    for name, layout in layouts:
+    references: dict[tuple[str, object], Reference] = {}
+    checked = Communicator(comm.mpi, checked=True, ledger=Ledger()) if 1 < comm.size <= CHECKED_UP_TO else comm
+    for number, (name, layout) in enumerate(layouts):
         experiment = experiments[name]
+        program = program_of(experiment.build(), layout)
         reference = None
         if comm.rank == 0:
-            key = name, layout.microbatches
+            key = name, layout.microbatches if program is None else str(layout)
             if key not in references:
-                one = references[name, 1].run if (name, 1) in references else None
-                references[key] = reference_of(experiment, layout.microbatches, exact, one)
+                if program is None:
+                    one = references[name, 1].run if (name, 1) in references else None
+                    references[key] = reference_of(experiment, layout.microbatches, exact, one)
+                else:
+                    references[key] = reference_of_program(experiment, layout)
             reference = references[key]
-        mesh = Mesh(comm, pipe=layout.pp, data=layout.dp, model=layout.mp)
-        yield verify_one(name, experiment, layout, mesh, reference, exact)
+        ranks = checked if number % EVERY == 1 else comm
+        mesh = Mesh(ranks, pipe=layout.pp, data=layout.dp, model=layout.mp)
+        with nullcontext() if ranks.ledger is None else ranks.ledger.counting():
+            cell = verify_one(name, experiment, layout, mesh, reference, exact)
         mesh.free()
+        yield cell
 
 
 def verify_one(
@@ -106,10 +119,13 @@ def verify_one(
     """One layout on the ranks of `mesh`; `reference` is needed on rank 0, which gets the Cell."""
     comparisons: list[Comparison] = []
     only_data = layout.dp == layout.ranks > 1 and layout.hybrid is None and not layout.reproducible
-    for allreduce in ("auto", "mpi") if only_data else ("auto",):  # gradients through shared memory, and through MPI
+    # gradients through shared memory, through MPI, and in buckets that leave during backward
+    methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS) if only_data else ("auto",)
+    asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
+    for allreduce in methods:
         mesh.world.barrier()
         start = time.perf_counter()
-        parallel = record(experiment, layout, mesh, allreduce)
+        parallel = (record_updates if asynchronous else record)(experiment, layout, mesh, allreduce)
         seconds = time.perf_counter() - start
         race = race_in(parallel, mesh.world)
         if reference is not None:
@@ -119,7 +135,7 @@ def verify_one(
         if not equal:
             break
     found: Divergence | None = None
-    if not equal and race is None:
+    if not equal and race is None and program_of(experiment.build(), layout) is None:
         serial = None if reference is None else reference.run
         found = first_divergence(experiment, layout, mesh, serial, parallel, exact, allreduce=allreduce)
     if reference is None:
