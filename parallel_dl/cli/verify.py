@@ -144,7 +144,10 @@ class Job:
             found = datasets.load(self.dataset, self.data_dir, self.dtype).with_flat_targets()
             loss = cross_entropy if found.classes is not None else mse
             shape, data = found.input_shape, (found.x_train, found.y_train)
-            build = lambda: network_for(name, found, self.dataset or "")  # noqa: E731
+            if shipped is None:
+                build = lambda: network_named(name, shape, found.outputs)  # noqa: E731
+            else:
+                build = lambda: network_for(name, found, self.dataset or "")  # noqa: E731
             build()
         if data is None:  # twice as many, drawn in float64 and copied
             require_memory(f"--batch-size {self.batch_size}", 32 * self.batch_size * math.prod(shape))

@@ -25,14 +25,21 @@ CLASSIFIER_WAYS = ("output", "input", "output:whole")
 
 
 def layouts_of(
-    ranks: int, network: Module, input_shape: Sequence[int], microbatches: int | None = None
+    ranks: int,
+    network: Module,
+    input_shape: Sequence[int],
+    microbatches: int | None = None,
+    reproducible: bool = False,
 ) -> list[Layout]:
     """All products dp x mp x pp of `ranks`, pipelines with every schedule, hybrids, and splits by name.
 
     `microbatches` is their number everywhere; None takes 4, or the number of stages where that does not divide it.
-    Left out are layouts that this network, for samples (*input_shape), cannot have: too few layers for the stages.
+    Left out are layouts that this network, for samples (*input_shape), cannot have: too few layers for the stages; and,
+    unless they are asked for, reproducible ones, which take ten times as long.
     """
-    candidates = (*_products(ranks, microbatches), *_named_splits(ranks, network, microbatches))
+    candidates = [*_products(ranks, microbatches), *_named_splits(ranks, network, microbatches)]
+    if reproducible:
+        candidates += _reproducible(ranks, microbatches)
     return [layout for layout in candidates if _is_possible(layout, network, input_shape)]
 
 
@@ -51,9 +58,8 @@ def covering_set(
         if (ranks in PRIMES and name not in FEW) or (name in SPECIMENS and ranks not in (2, 3, 4, *PRIMES)):
             continue
         kinds: dict[tuple[object, ...], list[Layout]] = {}
-        for layout in layouts_of(ranks, network, shape, microbatches):
-            if not layout.reproducible or (name in FEW and ranks <= 4):
-                kinds.setdefault(_kind(layout), []).append(layout)
+        for layout in layouts_of(ranks, network, shape, microbatches, name in FEW and ranks <= 4):
+            kinds.setdefault(_kind(layout), []).append(layout)
         for layouts in kinds.values():
             whole = ranks == 2 if name in SPECIMENS else _is_product(layouts[0]) and ranks not in PRIMES
             chosen = layouts if whole else [layouts[(number + ranks) % len(layouts)]]
@@ -109,10 +115,13 @@ def _products(ranks: int, microbatches: int | None) -> Iterator[Layout]:
         yield Layout(dp=ranks, hybrid="owt", scheme=scheme)
     for scheme in SCHEMES[1:] if ranks > 1 else ():
         yield Layout(dp=ranks, hybrid="owt", scheme=scheme, variable_batch=True)
-    if ranks > 1 and LEAVES % ranks == 0:
-        sizes = dict.fromkeys(((ranks, 1, 1), (1, ranks, 1), (2, ranks // 2, 1), (1, ranks // 2, 2)))
-        for dp, mp, pp in sizes:
-            yield Layout(dp=dp, mp=mp, pp=pp, microbatches=_count(pp, microbatches), reproducible=True)
+
+
+def _reproducible(ranks: int, microbatches: int | None) -> Iterator[Layout]:
+    if ranks == 1 or LEAVES % ranks:
+        return
+    for dp, mp, pp in dict.fromkeys(((ranks, 1, 1), (1, ranks, 1), (2, ranks // 2, 1), (1, ranks // 2, 2))):
+        yield Layout(dp=dp, mp=mp, pp=pp, microbatches=_count(pp, microbatches), reproducible=True)
 
 
 def _named_splits(ranks: int, network: Module, microbatches: int | None) -> Iterator[Layout]:
