@@ -40,7 +40,7 @@ def layouts_of(
     candidates = [*_products(ranks, microbatches), *_named_splits(ranks, network, microbatches)]
     if reproducible:
         candidates += _reproducible(ranks, microbatches)
-    return [layout for layout in candidates if _is_possible(layout, network, input_shape)]
+    return [layout for layout in candidates if is_possible(layout, network, input_shape)]
 
 
 def covering_set(
@@ -80,7 +80,8 @@ def _kind(layout: Layout) -> tuple[object, ...]:
     return (*divides, layout.reproducible, layout.variable_batch, asynchronous)
 
 
-def _is_possible(layout: Layout, network: Module, input_shape: Sequence[int]) -> bool:
+def is_possible(layout: Layout, network: Module, input_shape: Sequence[int]) -> bool:
+    """Whether the network, for samples (*input_shape), can have this layout, and there is what to compare it with."""
     try:
         program_of(network, layout)
         if layout.reproducible:
