@@ -24,6 +24,7 @@ from parallel_dl.cli.layout import (
     Scheme,
     Split,
     Stage,
+    VariableBatch,
     layout_of,
     require_fits,
 )
@@ -243,6 +244,7 @@ def verify(
     microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; with --ranks 4]")] = None,
     hybrid: Hybrid = None,
     scheme: Scheme = None,
+    variable_batch: VariableBatch = False,
     reproducible: Reproducible = False,
     ranks: Annotated[int | None, typer.Option(help="Every layout, and every schedule, of so many ranks.")] = None,
     everything: Annotated[
@@ -283,6 +285,7 @@ def verify(
     """
     given = {"--dp": dp, "--mp": mp, "--split": split, "--schedule": schedule, "--stage": stage, "--chunks": chunks}
     given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp, "--layout": layout_file}
+    given["--variable-batch"] = variable_batch
     one = [flag for flag, value in given.items() if value]
     planted = "--mutants" if mutants else "--mutant" if mutant is not None else None
     whole = "--all" if everything else planted
@@ -308,6 +311,7 @@ def verify(
             hybrid=hybrid,
             ranks=ranks,
             scheme=scheme,
+            variable_batch=variable_batch,
             reproducible=reproducible,
         )
     elif one:

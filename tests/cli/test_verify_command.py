@@ -116,6 +116,11 @@ def test_all():
         (("lenet5_small", "--exact"), "a Tanh, rounds"),
         (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "the layout is compared with weight stashing"),
         (("residul", "--dp", "2"), "did you mean 'residual'?"),
+        (("mlp", "--ranks", "2", "--variable-batch"), "--variable-batch"),
+        (
+            ("residual", "--hybrid", "owt", "--ranks", "2", "--scheme", "b", "--variable-batch"),
+            "is not compared for networks with batch norm",
+        ),
         (("mlp", "--pp", "9"), "9 stages"),
         (("mlp", "--mp", "2", "--split", "fc9=output"), "--split fc9=output"),
         (("mlp", "--hybrid", "owt", "--ranks", "2"), "no convolution"),
