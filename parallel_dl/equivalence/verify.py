@@ -11,10 +11,10 @@ import numpy as np
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence.batches import wrong_batches
-from parallel_dl.equivalence.compare import BOUNDS, Comparison, Difference, compare
+from parallel_dl.equivalence.compare import BOUNDS, Comparison, Difference, compare, samples_are_mixed
 from parallel_dl.equivalence.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.record import Experiment, Run, record
-from parallel_dl.equivalence.replay import noise_floor
+from parallel_dl.equivalence.replay import replay
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh
 from parallel_dl.nn import Module
@@ -47,6 +47,8 @@ class Reference:
 
     run: Run
     noise: float | None
+    mixed: Difference | None = None
+    """where it is not the sum of its samples"""
 
 
 def synthetic_experiment(
@@ -110,23 +112,26 @@ def verify(
 def reference_of(experiment: Experiment, microbatches: int, exact: bool = False) -> Reference:
     """The serial run, with as many microbatches, and its noise floor."""
     run = record(experiment, Layout(microbatches=microbatches))
-    return Reference(run, None if exact else noise_floor(experiment, run, microbatches))
+    if exact:
+        return Reference(run, None)
+    by_samples = replay(experiment, microbatches)
+    return Reference(run, compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples))
 
 
 def _held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool
 ) -> Comparison:
-    """The comparison, whose bound is above the noise; and the batches, and the serial run itself, looked at.
+    """The comparison; and the batches, and the serial run itself, looked at.
 
-    In float32 the bound is at least ten times the noise floor. In float64 noise that comes near the bound means that
-    the serial run is not the sum of its samples.
+    In float32 the bound is at least ten times the noise floor.
     """
     bound = None
     if reference.noise is not None and experiment.dtype == "float32":
         bound = max(BOUNDS["float32"], 10 * reference.noise)
     comparison = compare(reference.run, parallel, bound, exact)
-    if reference.noise is not None and experiment.dtype == "float64" and not reference.noise <= comparison.bound / 10:
-        worst = Difference("the serial run, which is not the sum of its samples,", 0, reference.noise)
+    if reference.mixed is not None:
+        quantity = f"the serial run, which is not the sum of its samples: {reference.mixed.quantity},"
+        worst = dataclasses.replace(reference.mixed, quantity=quantity)
         return dataclasses.replace(comparison, equal=False, worst=worst)
     wrong = None if layout.reproducible else wrong_batches(experiment, layout)
     if wrong is not None:
