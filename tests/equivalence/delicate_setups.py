@@ -16,6 +16,8 @@ DEEP = {  # for networks of which stages can be made
     2: [Layout(dp=2), Layout(mp=2), Layout(pp=2, microbatches=2)],
     4: [Layout(dp=4), Layout(dp=2, mp=2), Layout(dp=2, pp=2, microbatches=2)],
 }
+ALIKE = {"a": "output", "b": "output"}
+TIED = {2: [Layout(dp=2), Layout(mp=2, split=ALIKE)], 4: [Layout(dp=4), Layout(dp=2, mp=2, split=ALIKE)]}
 SPLIT = {2: [Layout(dp=2), Layout(mp=2)], 4: [Layout(dp=4), Layout(dp=2, mp=2)]}
 
 
@@ -147,7 +149,8 @@ def batch_norm_of_a_large_mean():
 
 @setup(DATA)
 def batch_norm_of_a_constant_feature():
-    return experiment(lambda: nn.Sequential(nn.BatchNorm1d(12), mlp()), np.where(np.arange(12) < 2, 3.7, normal(32, 12)))
+    x = np.where(np.arange(12) < 2, 3.7, normal(32, 12))
+    return experiment(lambda: nn.Sequential(nn.BatchNorm1d(12), mlp()), x)
 
 
 @setup(DEEP)
@@ -167,7 +170,8 @@ def deep_batch_norm():
 
 @setup(DEEP)
 def layer_norm_of_constants():
-    return experiment(lambda: nn.Sequential(nn.LayerNorm(12), *mlp(norm=nn.LayerNorm)._modules.values()), np.ones((32, 12)))
+    build = lambda: nn.Sequential(nn.LayerNorm(12), *mlp(norm=nn.LayerNorm)._modules.values())  # noqa: E731
+    return experiment(build, np.ones((32, 12)))
 
 
 @setup(DEEP)
@@ -182,7 +186,8 @@ def layer_norm_of_two_features():
 
 @setup(DEEP)
 def local_response_norm_of_large_values():
-    return of_images(lambda: images(norm=lambda _: nn.LocalResponseNorm(3, 1.0)), 1e4 * normal(32, 2, 6, 6), make=sgd(1e-4))
+    build = lambda: images(norm=lambda _: nn.LocalResponseNorm(3, 1.0))  # noqa: E731
+    return of_images(build, 1e4 * normal(32, 2, 6, 6), make=sgd(1e-4))
 
 
 # -- losses: values that fit, or saturate --------------------------------------------------------------------------
@@ -378,12 +383,12 @@ def clipped_to_next_to_nothing():
     return experiment(mlp, clip_norm=1e-9)
 
 
-@setup({2: [Layout(dp=2), Layout(mp=2)], 4: [Layout(dp=4), Layout(dp=2, mp=2)]})
+@setup(TIED)
 def tied_weights_under_adam():
     return experiment(Tied, make=adam())
 
 
-@setup({2: [Layout(dp=2)], 4: [Layout(dp=4)]})
+@setup(TIED)
 def tied_weights_and_lars():
     return experiment(Tied, make=lambda p: optim.LARS(p, 5, weight_decay=1e-3), clip_norm=0.05)
 
@@ -408,6 +413,11 @@ def _zeroed(network):
 @setup(DEEP)
 def thirty_steps_at_a_rate_of_1():
     return experiment(lambda: mlp(depth=6), make=sgd(1.0), steps=30)
+
+
+@setup(DEEP)
+def thirty_steps_of_chaos():
+    return experiment(lambda: mlp(depth=6), 3 * normal(32, 12), make=sgd(1.0, 0.9), steps=30)
 
 
 @setup(DEEP)
