@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parallel_dl.autograd import Tensor, primitive
+from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Batch, Share
+from parallel_dl.equivalence.passing import watched
 from parallel_dl.equivalence.record import Experiment, batches, local_gradients, start
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
@@ -208,14 +209,3 @@ class _Tracer:
             accumulate()
 
         trainer._take, trainer.gradients.all_reduce = after_previous, at_the_end  # type: ignore
-
-
-@primitive
-def watched(x: Array, *, seen: Callable[[Array], None]) -> Any:
-    """x; `seen` gets its gradient in backward."""
-
-    def pullback(g: Array) -> Array:
-        seen(g)
-        return g
-
-    return x, (pullback,)
