@@ -85,7 +85,7 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     verdict = "equal" if equal else "DIFFERENT"
     message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {held:.0e})"
     note = limits.said()
-    return Comparison(equal, worst, held, f"{message}; {note}" if note else message, limits.void_from, note)
+    return Comparison(equal, worst, held, f"{message}; {note}" if note and equal else message, limits.void_from, note)
 
 
 def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> None:
@@ -200,7 +200,8 @@ def _judged(serial: Run, parallel: Run, limits: _Limits) -> Iterator[tuple[str, 
         if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             yield quantity, step, np.inf, limits.bound
         elif limits.exact and quantity in EVALUATED:  # whole numbers are exact in training only
-            yield quantity, step, _error(ours, theirs, magnitude), BOUNDS["float64"]
+            error = _error(ours, theirs, magnitude)
+            yield quantity, step, 0.0 if error <= BOUNDS["float64"] else error, limit
         elif math.isfinite(limit):
             yield quantity, step, _error(ours, theirs, None if limits.exact else magnitude), limit
 

@@ -18,7 +18,7 @@ def test_the_json_object():
     found = verify("mlp", "--mp", 2, "--steps", 2)
     assert set(found) == {"equal", "cells", "noise_floor"}
     (cell,) = found["cells"]
-    assert set(cell) == {"network", "layout", "ranks", "equal", "worst", "seconds", "noise", "divergence"}
+    assert set(cell) == {"network", "layout", "ranks", "equal", "worst", "seconds", "noise", "divergence", "note"}
     assert (cell["network"], cell["ranks"], cell["equal"], cell["divergence"]) == ("mlp", 2, True, None)
     assert cell["layout"] == {"dp": 1, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
     assert set(cell["worst"]) == {"quantity", "step", "error", "bound"}
