@@ -63,9 +63,9 @@ class Exchange:
         self._total_flags[...] = self._flags
 
     @property
-    def ranks_with_news(self) -> int:
-        """After the sum: how many ranks have news."""
-        return int(self._total_flags.item(0) // _NEWS)
+    def has_news(self) -> bool:
+        """After the sum: whether any rank has news."""
+        return self._total_flags.item(0) >= _NEWS
 
     def give(self) -> None:
         """Gives every parameter the sum, read-only, as its gradient; None where no rank has one."""

@@ -299,7 +299,7 @@ class GradientAllReduce:
     def _any_has_news(self, own: _News) -> bool:
         """Whether any rank has something to agree on; the sums of the gradients, if there are any, tell."""
         if self._exchanges:
-            return self._exchanges[0].ranks_with_news > 0
+            return self._exchanges[0].has_news
         return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(bool(own)), "or"))
 
     def _agree(self, own: _News) -> None:
