@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from parallel_dl.equivalence.magnitudes import scale
+from parallel_dl.equivalence.outcome import EVALUATED, unlike
 from parallel_dl.equivalence.record import Run
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
@@ -33,7 +34,10 @@ class Comparison:
 
 
 def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Comparison:
-    """Compares losses, gradients, optimizer state and weights of every step.
+    """Compares losses, gradients, optimizer state and weights of every step, and what is left after the last one.
+
+    That is: the outputs in evaluation mode, the test loss and accuracy, how many updates were counted, the digest of
+    the weights, and whether weights that are loaded are those that are read back.
 
     `bound` is relative to the sum of the magnitudes that were added up (1e-10 in float64, 1e-5 in float32 unless
     given). `exact` demands equal bits (integer-valued data, where every order of summation is exact). Replicas must
@@ -49,10 +53,13 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
         message = f"{len(serial.losses)} steps in the serial run, {len(parallel.losses)} in the parallel one"
         return Comparison(False, Difference("steps", 0, np.inf), bound, message)
     for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel):
-        error = np.inf if ours is None or theirs is None else _error(ours, theirs, None if exact else magnitude)
+        error = _error_of(quantity, ours, theirs, magnitude, exact)
         if error > worst.error:
             worst = Difference(quantity, step, error)
     equal = worst.error <= bound
+    other = unlike(serial.outcome, parallel.outcome) if equal else None
+    if other is not None:
+        equal, worst = False, Difference(other, len(serial.losses) - 1, np.inf)
     verdict = "equal" if equal else "DIFFERENT"
     message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {bound:.0e})"
     return Comparison(equal, worst, bound, message)
@@ -67,9 +74,8 @@ def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: b
 def first_different_step(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> int | None:
     """The first step in which something is different; None when only other replicas are, or nothing."""
     bound = _bound(serial, bound, exact)
-    for _, step, ours, theirs, magnitude in _pairs(serial, parallel):
-        error = np.inf if ours is None or theirs is None else _error(ours, theirs, None if exact else magnitude)
-        if error > bound:
+    for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel):
+        if _error_of(quantity, ours, theirs, magnitude, exact) > bound:
             return step
     return None
 
@@ -77,6 +83,17 @@ def first_different_step(serial: Run, parallel: Run, bound: float | None = None,
 def _bound(serial: Run, bound: float | None, exact: bool) -> float:
     dtype = str(next(iter(serial.weights[0].values())).dtype)
     return 0.0 if exact else BOUNDS[dtype] if bound is None else bound
+
+
+def _error_of(
+    quantity: str, ours: np.ndarray | None, theirs: np.ndarray | None, magnitude: np.ndarray | None, exact: bool
+) -> float:
+    if ours is None or theirs is None:
+        return np.inf
+    if exact and quantity in EVALUATED:  # whole numbers are exact in training only
+        error = _error(ours, theirs, magnitude)
+        return 0.0 if error <= BOUNDS["float64"] else error
+    return _error(ours, theirs, None if exact else magnitude)
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -> float:
@@ -107,3 +124,9 @@ def _pairs(
             for name in sorted(arrays.keys() | others.keys()):
                 quantity = f"{kind.removesuffix('s')} of {name}"
                 yield quantity, step, arrays.get(name), others.get(name), magnitudes[kind].get(name)
+    ours_at_the_end, theirs_at_the_end = serial.outcome, parallel.outcome
+    if ours_at_the_end is None or theirs_at_the_end is None or not theirs_at_the_end.evaluation:
+        return
+    for name, magnitude in (ours_at_the_end.magnitudes or {}).items():
+        evaluated = ours_at_the_end.evaluation[name], theirs_at_the_end.evaluation.get(name)
+        yield name, len(serial.losses) - 1, *evaluated, magnitude

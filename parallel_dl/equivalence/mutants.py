@@ -22,8 +22,9 @@ from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
+from parallel_dl.equivalence.reference import Reference, reference_of
 from parallel_dl.equivalence.trace import Trace, trace
-from parallel_dl.equivalence.verify import Reference, reference_of, synthetic_experiment, verify_one
+from parallel_dl.equivalence.verify import synthetic_experiment, verify_one
 from parallel_dl.errors import unknown_name
 from parallel_dl.hybrid import Part, one_weird_trick
 from parallel_dl.hybrid.exchange import Reduction

@@ -12,6 +12,8 @@ import numpy as np
 
 from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.magnitudes import Magnitudes
+from parallel_dl.equivalence.outcome import Outcome, outcome_of
+from parallel_dl.equivalence.own_rules import MeasuredRule, is_known
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
@@ -55,13 +57,21 @@ class Run:
     replicas_equal: bool = True
     """whether all replicas ended with the same bits"""
     magnitudes: list[dict[str, Arrays]] | None = None
-    """serial runs: the sums of the magnitudes that were added up, {"loss", "gradients", "state", "weights"}"""
+    """serial runs: the sums of the magnitudes that were added up, {"losses", "gradients", "state", "weights"}"""
+    outcome: Outcome | None = None
+    """after all updates"""
 
 
 def record(
-    experiment: Experiment, layout: Layout | None = None, mesh: Mesh | None = None, allreduce: str = "auto"
+    experiment: Experiment,
+    layout: Layout | None = None,
+    mesh: Mesh | None = None,
+    allreduce: str = "auto",
+    evaluate: bool = True,
 ) -> Run:
     """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
+
+    In the end the network is evaluated, unless `evaluate` says not to: a layer may be made for training only.
 
     The serial run also measures magnitudes: what errors of rounding are judged against. With batch norm, whose
     statistics are those of a microbatch, a serial run computes the same only with as many microbatches: give it
@@ -72,12 +82,14 @@ def record(
     trainer = start(experiment, layout or Layout(), mesh, allreduce)
     _require_one_rule(trainer)
     run = Run(trainer.layout, magnitudes=[] if serial else None)
-    magnitudes = Magnitudes(trainer.network, trainer.optimizer) if serial else None
+    magnitudes = _magnitudes(trainer) if serial else None
     for batch in batches(experiment, trainer):
         measured = sums_of_magnitudes(trainer, batch) if serial else None
         local = trainer.compute_gradients(batch)
         run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
         run.gradients.append(trainer.whole(local_gradients(trainer)))
+        if isinstance(magnitudes, MeasuredRule):
+            magnitudes.before_update()
         clipped = update(trainer, run)
         if measured is not None and magnitudes is not None and run.magnitudes is not None:
             loss, gradients = measured
@@ -86,8 +98,16 @@ def record(
             )
     digests = mesh.world.all_gather_object(_digest(run))
     run.replicas_equal = len(set(digests)) == 1
+    of_weights = run.magnitudes[-1]["weights"] if run.magnitudes else None
+    run.outcome = outcome_of(trainer, experiment.x, experiment.y, of_weights, evaluate)
     trainer.free()
     return run
+
+
+def _magnitudes(trainer: Trainer) -> Magnitudes:
+    """What follows the trainer's optimizer with magnitudes."""
+    kind = Magnitudes if is_known(trainer.optimizer) else MeasuredRule
+    return kind(trainer.network, trainer.optimizer)
 
 
 def _require_one_rule(trainer: Trainer) -> None:

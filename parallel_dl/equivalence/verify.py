@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, optim
-from parallel_dl.equivalence.batches import wrong_batches
-from parallel_dl.equivalence.compare import BOUNDS, Comparison, Difference, compare
+from parallel_dl.equivalence.compare import Comparison
 from parallel_dl.equivalence.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.raced import race_in, told
-from parallel_dl.equivalence.record import Experiment, Run, record
-from parallel_dl.equivalence.replay import noise_floor
+from parallel_dl.equivalence.record import Experiment, record
+from parallel_dl.equivalence.reference import Reference, held_against, reference_of
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh
 from parallel_dl.nn import Module
@@ -40,14 +39,6 @@ class Cell:
     """largest error of a serial run whose sums over samples are in another order; None with exact equality"""
     divergence: dict[str, Any] | None
     """where a different run leaves the serial one: `Divergence`, and `text`"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """A serial run, and how far another order of summation moves it."""
-
-    run: Run
-    noise: float | None
 
 
 def synthetic_experiment(
@@ -101,38 +92,12 @@ def verify(
         if comm.rank == 0:
             key = name, layout.microbatches
             if key not in references:
-                references[key] = reference_of(experiment, layout.microbatches, exact)
+                one = references[name, 1].run if (name, 1) in references else None
+                references[key] = reference_of(experiment, layout.microbatches, exact, one)
             reference = references[key]
         mesh = Mesh(comm, pipe=layout.pp, data=layout.dp, model=layout.mp)
         yield verify_one(name, experiment, layout, mesh, reference, exact)
         mesh.free()
-
-
-def reference_of(experiment: Experiment, microbatches: int, exact: bool = False) -> Reference:
-    """The serial run, with as many microbatches, and its noise floor."""
-    run = record(experiment, Layout(microbatches=microbatches))
-    return Reference(run, None if exact else noise_floor(experiment, run, microbatches))
-
-
-def _held_against(
-    reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool
-) -> Comparison:
-    """The comparison, whose bound is above the noise; and the batches, and the serial run itself, looked at.
-
-    In float32 the bound is at least ten times the noise floor. In float64 noise that comes near the bound means that
-    the serial run is not the sum of its samples.
-    """
-    bound = None
-    if reference.noise is not None and experiment.dtype == "float32":
-        bound = max(BOUNDS["float32"], 10 * reference.noise)
-    comparison = compare(reference.run, parallel, bound, exact)
-    if reference.noise is not None and experiment.dtype == "float64" and not reference.noise <= comparison.bound / 10:
-        worst = Difference("the serial run, which is not the sum of its samples,", 0, reference.noise)
-        return dataclasses.replace(comparison, equal=False, worst=worst)
-    wrong = None if layout.reproducible else wrong_batches(experiment, layout)
-    if wrong is not None:
-        return dataclasses.replace(comparison, equal=False, worst=Difference(f"batches: {wrong}", 0, np.inf))
-    return comparison
 
 
 def verify_one(
@@ -148,7 +113,7 @@ def verify_one(
         seconds = time.perf_counter() - start
         race = race_in(parallel, mesh.world)
         if reference is not None:
-            comparison = _held_against(reference, experiment, layout, parallel, exact)
+            comparison = held_against(reference, experiment, layout, parallel, exact)
             comparisons.append(comparison if race is None else told(comparison, race))
         equal = mesh.world.broadcast_object(comparisons[-1].equal if comparisons else None)
         if not equal:
@@ -165,4 +130,4 @@ def verify_one(
     return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, reference.noise, divergence)
 
 
-__all__ = ["Cell", "Reference", "reference_of", "synthetic_experiment", "verify", "verify_one"]
+__all__ = ["Cell", "synthetic_experiment", "verify", "verify_one"]

@@ -8,6 +8,7 @@ import pytest
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, no_grad, tape
 from parallel_dl.data_parallel import GradientAllReduce, synchronize_batch_norm
+from parallel_dl.data_parallel.batch_norm import average_running_statistics
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, Ledger, window
 
@@ -131,8 +132,53 @@ def test_local_statistics(comm):
     own_means = comm.all_gather_object(model[1].running_mean.copy())
     assert not np.array_equal(own_means[0], own_means[1])
     model(x).sum().backward()
+    of_ranks = comm.all_gather_object([buffer.copy() for buffer in model.buffers()])
     gradients.all_reduce()
     assert all_equal(comm, model.buffers())
+    for buffer, *each in zip(model.buffers(), *of_ranks, strict=True):
+        np.testing.assert_allclose(buffer, sum(each) / comm.size, rtol=1e-14)
+    gradients.free()
+
+
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_local_running_statistics_become_their_means(comm, dtype):
+    """Of layers with different widths, one of which is there twice; what is not local is nobody's to average."""
+    twice = nn.BatchNorm1d(3, statistics="local")
+    layers = [twice, nn.BatchNorm1d(2, statistics="local"), twice, nn.BatchNorm1d(2, statistics="global")]
+    for number, layer in enumerate(layers):
+        layer.initialize(0, dtype)
+        layer.running_mean[...] = np.arange(len(layer.running_mean)) + 10 * number + 0.5 * comm.rank
+        layer.running_var[...] = 100 + number + comm.rank**2
+    local, other = layers[:3], layers[3]
+    before = [buffer.copy() for buffer in (other.running_mean, other.running_var)]
+    average_running_statistics(local, comm)
+    ranks = np.arange(comm.size)
+    for number, layer in enumerate(layers[:3]):
+        number = 2 if layer is twice else number  # the last that was written into it
+        expected = np.arange(len(layer.running_mean)) + 10 * number + 0.5 * ranks.mean()
+        np.testing.assert_allclose(layer.running_mean, expected, rtol=1e-6 if dtype == "float32" else 1e-14)
+        np.testing.assert_allclose(
+            layer.running_var, 100 + number + (ranks**2).mean(), rtol=1e-6 if dtype == "float32" else 1e-14
+        )
+    assert [buffer.tolist() for buffer in (other.running_mean, other.running_var)] == [b.tolist() for b in before]
+
+
+@pytest.mark.ranks(2, 3)
+def test_local_statistics_of_two_updates_of_a_training(comm):
+    """Rank by rank as a serial layer with its share has them, then the mean, from which the next update goes on."""
+    model = nn.Sequential(nn.BatchNorm1d(6, statistics="local"), nn.Linear(6, 1)).initialize(0, "float64")
+    gradients = GradientAllReduce(model.parameters(), comm)
+    mean, var = np.zeros(6), np.ones(6)
+    for step in range(2):
+        shares = [np.random.default_rng([step, rank]).normal(rank, 1 + rank, (4, 6)) for rank in range(comm.size)]
+        model.zero_grad()
+        model(shares[comm.rank]).sum().backward()
+        gradients.all_reduce()
+        mean = np.mean([0.9 * mean + 0.1 * share.mean(0) for share in shares], axis=0)
+        var = np.mean([0.9 * var + 0.1 * share.var(0, ddof=1) for share in shares], axis=0)
+        np.testing.assert_allclose(model[0].running_mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(model[0].running_var, var, rtol=1e-12)
     gradients.free()
 
 
