@@ -252,7 +252,7 @@ class Stressed(Counted):
     @contextmanager
     def delayed(self, together: bool = True, waits: bool = True) -> Iterator[None]:
         """Around a call."""
-        if _active is None:
+        if _active is None or self.size == 1:  # within `one_rank`
             yield
             return
         with _active.around(self, together, waits):
@@ -260,7 +260,7 @@ class Stressed(Counted):
 
     def pause(self) -> None:
         """Between two calls of all ranks: one of them is late for the second."""
-        if _active is not None:
+        if _active is not None and self.size > 1:
             _active.pause(self)
 
     def Free(self) -> None:

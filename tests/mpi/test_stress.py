@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from parallel_dl.errors import InputError
-from parallel_dl.mpi import Communicator, Ledger, SharedWindow, stress
+from parallel_dl.mpi import Communicator, Ledger, SharedWindow, one_rank, stress
 from parallel_dl.mpi.ledger import Counted
 
 DTYPES = ["float16", "float32", "float64", "complex128", "int8", "uint16", "int64", "bool", "S3"]
@@ -181,6 +181,19 @@ def test_without_stress_there_is_nothing_of_it(comm):
         assert not isinstance(fresh.mpi, Counted)
     moved(late)  # made under it, and outlives it: makes the same calls, without delays
     assert type(SharedWindow(comm, 3)) is SharedWindow
+
+
+@pytest.mark.ranks(2)
+def test_a_serial_run_under_it_is_not_delayed(comm, stressed, monkeypatch):
+    part = stressed.duplicate()
+    moved(part)
+    with monkeypatch.context() as patched, one_rank():
+        patched.setattr(stress._Places, "wait_for", lambda *_: pytest.fail("there is nobody to wait for"))
+        for _ in range(50):
+            part.barrier()
+            assert part.all_reduce(np.ones(2)).sum() == 2
+    moved(part)
+    part.free()
 
 
 def test_seeds():
