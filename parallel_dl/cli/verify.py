@@ -247,7 +247,7 @@ def verify(
         str | None, typer.Option(help="sgd (with momentum), adam, adamw or lars. [default: sgd]")
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm. [default: as they are]")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, samples and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, samples, dropout, and delays under --stress.")] = 0,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     stress: Annotated[
         bool,
