@@ -4,9 +4,9 @@
     python tests/mutation/campaign.py --list                                      # what there is to plant
     python tests/mutation/campaign.py --table found.jsonl                         # what was found, by kind of bug
 
-First the proof has its say (`instruments.py`: values, whole numbers, adjoints, on 4 ranks); then, of mutants that it
-does not see, the tests of the package. Mutants that change nothing that is computed are in `equivalent.toml`, each
-with its reason, and are counted apart.
+First the proof has its say (`instruments.py`: adjoints, whole numbers, values, and values under stress, on 4 ranks);
+then, of mutants that it does not see, the tests of the package. Mutants that change nothing that is computed are in
+`equivalent.toml`, each with its reason, and are counted apart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from operators import Mutant, mutants_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-INSTRUMENTS = ("adjoint", "exact", "values")
+INSTRUMENTS = ("adjoint", "exact", "values", "stress")
 # package -> its files that say what ranks send, sum and cut
 FILES = {
     "mpi": ("buffers", "collectives", "communicator", "mesh", "window"),
@@ -56,7 +56,7 @@ TESTS = {
     "hybrid": ("hybrid",),
     "splits": ("splits", "model_parallel/test_splits_equal_serial.py", "model_parallel/test_how_it_is_computed.py"),
 }
-PROOF_SECONDS, TESTS_SECONDS = 60.0, 600.0  # only to end hangs
+PROOF_SECONDS, TESTS_SECONDS = 90.0, 600.0  # only to end hangs
 
 
 @dataclasses.dataclass
@@ -74,6 +74,8 @@ class Finding:
     """as `exact` and `values`: equal, different (and where), crash, hang, or not asked after one of these"""
     exact: str = "not asked"
     values: str = "not asked"
+    stress: str = "not asked"
+    """only of mutants that the three before it do not see"""
     tests: str = "not asked"
     """passed, failed, hang, or not asked, since the proof has seen it"""
     seconds: float = 0.0
@@ -198,9 +200,10 @@ class Copy:
         lines = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
         for name, found in lines:
             setattr(finding, name, found)
-        if len(lines) < len(instruments):
+        if status != 0:
             hang = status is None or "Timeout (" in said
-            setattr(finding, instruments[len(lines)], "hang" if hang else f"crash: {_last_error(said)}")
+            asked = instruments[min(len(lines), len(instruments) - 1)]
+            setattr(finding, asked, "hang" if hang else f"crash: {_last_error(said)}")
 
     def _tests(self, file: str) -> str:
         paths = [str(self.folder / "tests" / name) for name in tests_of(file)]
@@ -265,7 +268,8 @@ def read(path: str) -> list[Finding]:
 def table(findings: list[Finding]) -> str:
     """By kind of bug, how many were planted, and which instrument saw them; in Markdown."""
     known = equivalents()
-    columns = ("planted", "equivalent", "crash", "hang", "values", "whole numbers", "adjoint", "only tests", "nobody")
+    columns = ("planted", "equivalent", "crash", "hang", "values", "whole numbers", "adjoint", "only stress")
+    columns += ("only tests", "nobody")
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for finding in findings:
         same = (finding.file, finding.function, finding.before, finding.after) in known
@@ -273,7 +277,7 @@ def table(findings: list[Finding]) -> str:
         if same and not finding.seen_by:
             counts.append("equivalent")
         else:
-            names = {"exact": "whole numbers", "tests": "only tests"}
+            names = {"exact": "whole numbers", "stress": "only stress", "tests": "only tests"}
             counts += [names.get(name, name) for name in finding.seen_by] or ["nobody"]
         for row in (finding.kind, "all"):
             rows[row].update(counts)
