@@ -317,15 +317,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="every N-th of the sample, from number K on")
     parser.add_argument("--output", help="a file to which findings are added, line by line")
     parser.add_argument("--proof", action="store_true", help="do not ask the tests")
     parser.add_argument("--list", action="store_true", help="only say what would be planted")
-    parser.add_argument("--table", metavar="FILE", help="only say what was found")
+    parser.add_argument("--table", metavar="FILE", nargs="+", help="only say what was found")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(read(arguments.table)))
+        print(table([finding for path in arguments.table for finding in read(path)]))
         return 0
-    mutants = sample(arguments.seed, arguments.count)
+    part, parts = map(int, arguments.part.split("/"))
+    mutants = sample(arguments.seed, arguments.count)[part - 1 :: parts]
     if arguments.list:
         print(*mutants, sep="\n")
         return 0
