@@ -10,6 +10,7 @@ import numpy as np
 from parallel_dl.equivalence.magnitudes import scale
 from parallel_dl.equivalence.outcome import EVALUATED, unlike
 from parallel_dl.equivalence.record import Run
+from parallel_dl.errors import number_of
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 
@@ -50,7 +51,9 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     if not parallel.replicas_equal:
         return Comparison(False, Difference("replicas", len(parallel.losses), np.inf), bound, "the replicas differ")
     if len(serial.losses) != len(parallel.losses):
-        message = f"{len(serial.losses)} steps in the serial run, {len(parallel.losses)} in the parallel one"
+        message = (
+            f"{number_of(len(serial.losses), 'step')} in the serial run, {len(parallel.losses)} in the parallel one"
+        )
         return Comparison(False, Difference("steps", 0, np.inf), bound, message)
     for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel):
         error = _error_of(quantity, ours, theirs, magnitude, exact)
@@ -61,7 +64,8 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     if other is not None:
         equal, worst = False, Difference(other, len(serial.losses) - 1, np.inf)
     verdict = "equal" if equal else "DIFFERENT"
-    message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {bound:.0e})"
+    at = f"worst is {worst.quantity} at step {worst.step}, {worst.error:.2e}" if worst.error else "no difference at all"
+    message = f"{verdict}: {at} (bound {bound:.0e})"
     return Comparison(equal, worst, bound, message)
 
 

@@ -41,7 +41,7 @@ def sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arra
 def each_sample(trainer: Trainer, batch: Batch) -> Iterator[tuple[float, Arrays, Arrays]]:
     """Of each sample in order: its summand of the loss, of each gradient, and of that with statistics as constants.
 
-    In the end running statistics are as behind a pass of the whole batch, and gradients are gone.
+    In the end running statistics are as after a pass of the whole batch, and gradients are gone.
     """
     network = trainer.network
     network.train()
