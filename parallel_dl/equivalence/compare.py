@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from parallel_dl.equivalence.magnitudes import scale
 from parallel_dl.equivalence.outcome import EVALUATED, unlike
-from parallel_dl.equivalence.record import Run
+from parallel_dl.errors import number_of
+
+if TYPE_CHECKING:
+    from parallel_dl.equivalence.record import Run
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
+VOID = {"float64": 1e-6, "float32": 1e-2}  # noise from which on nothing can be told
+ABOVE_NOISE = 10  # times the noise of a quantity is what it may be off by
+
+Noise = list[dict[str, float]]
+"""by step: quantity -> how far rounding moves it, relative to the sum of magnitudes"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +41,10 @@ class Comparison:
     worst: Difference
     bound: float
     message: str
+    void_from: int | None = None
+    """the first step that rounding makes void: it and what comes after it was not compared"""
+    note: str = ""
+    """which steps and quantities were not compared, and why"""
 
 
 def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Comparison:
@@ -40,29 +54,41 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     the weights, and whether weights that are loaded are those that are read back.
 
     `bound` is relative to the sum of the magnitudes that were added up (1e-10 in float64, 1e-5 in float32 unless
-    given). `exact` demands equal bits (integer-valued data, where every order of summation is exact). Replicas must
-    in any case be bitwise equal to each other.
+    given). Where rounding alone moves the serial run further, a quantity is held against ten times its own noise at
+    that step, and not at all where that says nothing any more. `exact` demands equal bits (integer-valued data, where
+    every order of summation is exact). Replicas must in any case be bitwise equal to each other. Infinities are equal
+    to themselves.
     """
     if serial.magnitudes is None:
         raise ValueError("the first run must be a serial one: it measures the magnitudes")
-    bound = _bound(serial, bound, exact)
-    worst = Difference("nothing", 0, 0.0)
+    limits = _Limits(serial, bound, exact)
     if not parallel.replicas_equal:
-        return Comparison(False, Difference("replicas", len(parallel.losses), np.inf), bound, "the replicas differ")
+        return _different(Difference("replicas", len(parallel.losses), np.inf), limits.bound, "the replicas differ")
     if len(serial.losses) != len(parallel.losses):
-        message = f"{len(serial.losses)} steps in the serial run, {len(parallel.losses)} in the parallel one"
-        return Comparison(False, Difference("steps", 0, np.inf), bound, message)
-    for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel):
-        error = _error_of(quantity, ours, theirs, magnitude, exact)
-        if error > worst.error:
-            worst = Difference(quantity, step, error)
-    equal = worst.error <= bound
+        steps = number_of(len(serial.losses), "step")
+        message = f"{steps} in the serial run, {len(parallel.losses)} in the parallel one"
+        return _different(Difference("steps", 0, np.inf), limits.bound, message)
+    if not exact and not serial.repeats:
+        message = (
+            "the serial run is another one each time: it draws from a generator, or reads a state, that is not its own"
+        )
+        return _different(Difference("the serial run, which is another each time,", 0, np.inf), limits.bound, message)
+    if limits.void_from == 0:
+        return _different(Difference("the serial run", 0, np.inf), limits.bound, limits.said())
+    worst, held, excess = Difference("nothing", 0, 0.0), limits.bound, 0.0
+    for quantity, step, error, limit in _judged(serial, parallel, limits):
+        over = error / limit if limit else (np.inf if error else 0.0)
+        if over > excess or (over == excess and error > worst.error):
+            worst, held, excess = Difference(quantity, step, error), limit, over
+    equal = worst.error <= held
     other = unlike(serial.outcome, parallel.outcome) if equal else None
     if other is not None:
         equal, worst = False, Difference(other, len(serial.losses) - 1, np.inf)
     verdict = "equal" if equal else "DIFFERENT"
-    message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {bound:.0e})"
-    return Comparison(equal, worst, bound, message)
+    at = f"worst is {worst.quantity} at step {worst.step}, {worst.error:.2e}" if worst.error else "no difference at all"
+    message = f"{verdict}: {at} (bound {held:.0e})"
+    note = limits.said()
+    return Comparison(equal, worst, held, f"{message}; {note}" if note and equal else message, limits.void_from, note)
 
 
 def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> None:
@@ -73,42 +99,144 @@ def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: b
 
 def first_different_step(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> int | None:
     """The first step in which something is different; None when only other replicas are, or nothing."""
-    bound = _bound(serial, bound, exact)
+    found = first_difference(serial, parallel, bound, exact)
+    return None if found is None else found.step
+
+
+def first_difference(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Difference | None:
+    """The first quantity that is different, in the order of steps; None when only other replicas are, or nothing."""
+    judged = _judged(serial, parallel, _Limits(serial, bound, exact))
+    found = (Difference(quantity, step, error) for quantity, step, error, limit in judged if not error <= limit)
+    return next(found, None)
+
+
+def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
+    """Where the serial run is not the sum of its samples, which a replay adds up one by one; None where it is.
+
+    What rounding explains does not count; a tenth of the usual bound does, in float64.
+    """
+    dtype = _dtype(serial)
+    # where one value is void, so are sums over samples of all: totals of batch norm were recorded with other bits
+    noise = [dict.fromkeys(errors, max(errors.values())) for errors in serial.noise or ()]
+    alike = dataclasses.replace(serial, noise=noise)
+    limits = _Limits(alike, BOUNDS[dtype] / (10 if dtype == "float64" else 1), exact=False)
+    found = [
+        (error / limit, Difference(quantity, step, error))
+        for quantity, step, error, limit in _judged(alike, by_samples, limits)
+        if not error <= limit
+    ]
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def noise_of(serial: Run, moved: Sequence[Run]) -> Noise:
+    """Of each quantity at each step the largest error of these runs, which differ from `serial` by rounding alone.
+
+    Nothing is less noisy than at the step before, or than half of all quantities are: a few values may be near by
+    chance.
+    """
+    found: Noise = [{} for _ in serial.losses]
+    for run in moved:
+        for quantity, step, ours, theirs, magnitude in _pairs(serial, run):
+            error = np.inf if ours is None or theirs is None else _error(ours, theirs, magnitude)
+            found[step][quantity] = max(error, found[step].get(quantity, 0.0))
+    for step, errors in enumerate(found):
+        usual = float(np.median(list(errors.values()))) if errors else 0.0
+        before = found[step - 1] if step else {}
+        for quantity in errors:
+            errors[quantity] = max(errors[quantity], usual, before.get(quantity, 0.0))
+    return found
+
+
+class _Limits:
+    """What a quantity may be off by, step by step."""
+
+    def __init__(self, serial: Run, bound: float | None, exact: bool) -> None:
+        dtype = _dtype(serial)
+        self.exact = exact
+        self.bound = 0.0 if exact else BOUNDS[dtype] if bound is None else bound
+        self.noise: Noise = [] if exact or serial.noise is None else serial.noise
+        self._void, self._steps = VOID[dtype], len(serial.losses)
+        self.void_from: int | None = None
+        for step, loss in enumerate(serial.losses):
+            errors = list(self.noise[step].values()) if self.noise else []
+            if (errors and float(np.median(errors)) >= self._void) or math.isnan(loss):
+                self.void_from = step
+                break
+
+    def of(self, quantity: str, step: int) -> float:
+        """Infinite where nothing can be told."""
+        if self.void_from is not None and step >= self.void_from:
+            return np.inf
+        noise = self.noise[step].get(quantity, 0.0) if self.noise else 0.0
+        return np.inf if noise >= self._void else max(self.bound, ABOVE_NOISE * noise)
+
+    def said(self) -> str:
+        """Of steps and quantities that say nothing; "" where all do."""
+        if not self.noise and self.void_from is None:
+            return ""
+        compared = self.noise[: self.void_from]
+        if self.void_from is not None:
+            first, last = self.void_from, self._steps - 1
+            steps = f"steps {first} to {last} are" if last > first else f"step {first} is"
+            return f"{steps} not compared: {self._growth(first)}"
+        lost = {quantity for errors in compared for quantity, noise in errors.items() if noise >= self._void}
+        if not lost:
+            return ""
+        names = ", ".join(sorted(lost)[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        return f"not compared, as rounding alone moves it by {self._void:.0e} and more: {names}"
+
+    def _growth(self, void_from: int) -> str:
+        levels = [float(np.median(list(errors.values()))) for errors in self.noise[: void_from + 1]]
+        if not levels or not math.isfinite(levels[-1]) or levels[-1] < self._void:
+            return "the serial run itself is not finite there"
+        reached = f"rounding alone moves the serial run by {levels[-1]:.0e} there"
+        if len(levels) < 3 or not levels[0] > 0:
+            return reached
+        growth = (levels[-1] / levels[0]) ** (1 / (len(levels) - 1))
+        return f"{reached}; it grows by a factor of {growth:.2g} per step, which is chaos and no bug"
+
+
+def _judged(serial: Run, parallel: Run, limits: _Limits) -> Iterator[tuple[str, int, float, float]]:
+    """(quantity, step, error, what it may be) of everything that can be judged, in order."""
     for quantity, step, ours, theirs, magnitude in _pairs(serial, parallel):
-        if _error_of(quantity, ours, theirs, magnitude, exact) > bound:
-            return step
-    return None
+        limit = limits.of(quantity, step)
+        if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            yield quantity, step, np.inf, limits.bound
+        elif limits.exact and quantity in EVALUATED:  # whole numbers are exact in training only
+            error = _error(ours, theirs, magnitude)
+            yield quantity, step, 0.0 if error <= BOUNDS["float64"] else error, limit
+        elif math.isfinite(limit):
+            yield quantity, step, _error(ours, theirs, None if limits.exact else magnitude), limit
 
 
-def _bound(serial: Run, bound: float | None, exact: bool) -> float:
-    dtype = str(next(iter(serial.weights[-1].values())).dtype)
-    return 0.0 if exact else BOUNDS[dtype] if bound is None else bound
+def _different(what: Difference, bound: float, message: str) -> Comparison:
+    return Comparison(False, what, bound, message)
 
 
-def _error_of(
-    quantity: str, ours: np.ndarray | None, theirs: np.ndarray | None, magnitude: np.ndarray | None, exact: bool
-) -> float:
-    if ours is None or theirs is None:
-        return np.inf
-    if exact and quantity in EVALUATED:  # whole numbers are exact in training only
-        error = _error(ours, theirs, magnitude)
-        return 0.0 if error <= BOUNDS["float64"] else error
-    return _error(ours, theirs, None if exact else magnitude)
+def _dtype(serial: Run) -> str:
+    return str(next(iter(serial.weights[-1].values())).dtype)
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -> float:
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype or not (np.isfinite(ours) & np.isfinite(theirs)).all():
+    """The largest difference by its magnitude. Equal infinities are no difference, nor are two that are no numbers."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return np.inf
-    difference = np.abs(ours - theirs)
-    different = difference > 0
+    different = ours != theirs
+    if ours.dtype.kind == "f":
+        different &= ~(np.isnan(ours) & np.isnan(theirs))
     if not different.any():
         return 0.0
+    ours, theirs = ours[different].astype(float), theirs[different].astype(float)
+    if not (np.isfinite(ours) & np.isfinite(theirs)).all():
+        return np.inf
+    difference = np.abs(ours - theirs)
     if magnitude is None:
         return float(difference.max())
-    if not np.isfinite(magnitude).all():  # nothing that a difference could be held against
+    against = scale(magnitude)[different]
+    if not np.isfinite(against).all():  # nothing that a difference could be held against
         return np.inf
     with np.errstate(divide="ignore"):
-        return float((difference[different] / scale(magnitude)[different]).max())
+        return float((difference / against).max())
 
 
 def _pairs(

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.datasets import Batch
+from parallel_dl.equivalence.compare import noise_of
 from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import Outcome, outcome_of
 from parallel_dl.equivalence.own_rules import MeasuredRule, is_known
+from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
@@ -22,6 +24,8 @@ from parallel_dl.optim import Optimizer
 from parallel_dl.trainer import Trainer
 
 Arrays = dict[str, np.ndarray]
+
+MOVED_RUNS = 2  # from which the noise is taken
 
 
 @dataclasses.dataclass
@@ -58,8 +62,12 @@ class Run:
     """whether all replicas ended with the same bits"""
     magnitudes: list[dict[str, Arrays]] | None = None
     """serial runs: the sums of the magnitudes that were added up, {"losses", "gradients", "state", "weights"}"""
+    noise: list[dict[str, float]] | None = None
+    """serial runs: how far rounding alone moves each quantity, relative to its magnitudes; see `rounding`"""
+    repeats: bool = True
+    """serial runs: whether a second one had the same losses, bit by bit"""
     outcome: Outcome | None = None
-    """after all updates"""
+    """what is left after all updates"""
 
 
 def record(
@@ -73,41 +81,72 @@ def record(
 
     In the end the network is evaluated, unless `evaluate` says not to: a layer may be made for training only.
 
-    The serial run also measures magnitudes: what errors of rounding are judged against. With batch norm, whose
-    statistics are those of a microbatch, a serial run computes the same only with as many microbatches: give it
-    `Layout(microbatches=...)`.
+    Of the serial run magnitudes and noise are measured as well, in runs of their own: what errors of rounding are
+    judged against. With batch norm, whose statistics are those of a microbatch, a serial run computes the same only
+    with as many microbatches: give it `Layout(microbatches=...)`.
     """
-    serial = mesh is None
-    mesh = mesh or Mesh.serial()
-    trainer = start(experiment, layout or Layout(), mesh, allreduce)
+    alone = mesh is None
+    layout, mesh = layout or Layout(), mesh or Mesh.serial()
+    trainer = start(experiment, layout, mesh, allreduce)
     _require_one_rule(trainer)
-    run = Run(trainer.layout, magnitudes=[] if serial else None)
-    magnitudes = _magnitudes(trainer) if serial else None
-    for batch in batches(experiment, trainer):
-        measured = sums_of_magnitudes(trainer, batch) if serial else None
-        local = trainer.compute_gradients(batch)
-        run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
-        run.gradients.append(trainer.whole(local_gradients(trainer)))
-        if isinstance(magnitudes, MeasuredRule):
-            magnitudes.before_update()
-        clipped = update(trainer, run)
-        if measured is not None and magnitudes is not None and run.magnitudes is not None:
-            loss, gradients = measured
-            run.magnitudes.append(
-                {"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients, clipped)}
-            )
+    run = _trained(experiment, trainer)
     digests = mesh.world.all_gather_object(_digest(run))
     run.replicas_equal = len(set(digests)) == 1
-    of_weights = run.magnitudes[-1]["weights"] if run.magnitudes else None
-    run.outcome = outcome_of(trainer, experiment.x, experiment.y, of_weights, evaluate)
+    if not alone:
+        run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate)
     trainer.free()
+    if alone:
+        run.magnitudes, again, run.outcome = _measured(experiment, layout, evaluate)
+        evaluate = bool(run.outcome.evaluation)
+        run.repeats = np.array_equal(run.losses, again, equal_nan=True)
+        run.noise = noise_of(
+            run, [_moved_by_rounding(experiment, layout, seed, evaluate) for seed in range(MOVED_RUNS)]
+        )
     return run
 
 
-def _magnitudes(trainer: Trainer) -> Magnitudes:
-    """What follows the trainer's optimizer with magnitudes."""
-    kind = Magnitudes if is_known(trainer.optimizer) else MeasuredRule
-    return kind(trainer.network, trainer.optimizer)
+def _trained(experiment: Experiment, trainer: Trainer) -> Run:
+    """What the trainer computes in all steps."""
+    run = Run(trainer.layout)
+    for batch in batches(experiment, trainer):
+        local = trainer.compute_gradients(batch)
+        run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
+        run.gradients.append(trainer.whole(local_gradients(trainer)))
+        update(trainer, run)
+    return run
+
+
+def _measured(
+    experiment: Experiment, layout: Layout, evaluate: bool
+) -> tuple[list[dict[str, Arrays]], list[float], Outcome]:
+    """The magnitudes of each step of the serial run, which is made once more; the losses of that run, and its end."""
+    trainer = start(experiment, layout, Mesh.serial())
+    follow = Magnitudes if is_known(trainer.optimizer) else MeasuredRule
+    magnitudes = follow(trainer.network, trainer.optimizer)
+    found: list[dict[str, Arrays]] = []
+    losses: list[float] = []
+    for batch in batches(experiment, trainer):
+        loss, gradients = sums_of_magnitudes(trainer, batch)
+        local = trainer.compute_gradients(batch)
+        losses.append(float(trainer.sum_losses(np.array([local]))[0]))
+        if isinstance(magnitudes, MeasuredRule):
+            magnitudes.before_update()
+        clipped = trainer.update()
+        found.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients, clipped)})
+    of_weights = found[-1]["weights"] if found else {}
+    outcome = outcome_of(trainer, experiment.x, experiment.y, of_weights, evaluate)
+    trainer.free()
+    return found, losses, outcome
+
+
+def _moved_by_rounding(experiment: Experiment, layout: Layout, seed: int, evaluate: bool) -> Run:
+    """The serial run with other last bits."""
+    trainer = start(experiment, layout, Mesh.serial())
+    round_otherwise(trainer, seed)
+    run = _trained(experiment, trainer)
+    run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate)
+    trainer.free()
+    return run
 
 
 def _require_one_rule(trainer: Trainer) -> None:

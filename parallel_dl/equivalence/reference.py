@@ -13,14 +13,19 @@ import dataclasses
 import numpy as np
 
 from parallel_dl.equivalence.batches import wrong_batches
-from parallel_dl.equivalence.compare import BOUNDS, Comparison, Difference, compare
+from parallel_dl.equivalence.compare import (
+    BOUNDS,
+    Comparison,
+    Difference,
+    compare,
+    first_difference,
+    samples_are_mixed,
+)
 from parallel_dl.equivalence.record import Experiment, Run, record
-from parallel_dl.equivalence.replay import noise_floor
+from parallel_dl.equivalence.replay import replay
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import one_rank
 from parallel_dl.nn import BatchNorm
-
-NO_NOISE = 1e-3  # an error that the sums of float32 do not have at the first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Reference:
 
     run: Run
     noise: float | None
+    mixed: Difference | None = None
+    """where it is not the sum of its samples"""
     one_microbatch: Run | None = None
     """None where it would be the same run, or another computation: with batch norm"""
     has_batch_norm: bool = False
@@ -45,8 +52,11 @@ def reference_of(
             one_microbatch = None
         elif one_microbatch is None:
             one_microbatch = record(experiment, Layout())
-        noise = None if exact else noise_floor(experiment, run, microbatches)
-    return Reference(run, noise, one_microbatch, has_batch_norm)
+        if exact:
+            return Reference(run, None, None, one_microbatch, has_batch_norm)
+        by_samples = replay(experiment, microbatches, evaluate=run.outcome is not None and run.outcome.note is None)
+    noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
+    return Reference(run, noise, mixed, one_microbatch, has_batch_norm)
 
 
 def held_against(
@@ -57,13 +67,12 @@ def held_against(
     exact: bool = False,
     bound: float | None = None,
 ) -> Comparison:
-    """The comparison, whose bound is above the noise; and the batches, and the serial run itself, looked at.
+    """The comparison; and the batches, and with microbatches the serial run itself, looked at.
 
-    In float32 the bound is at least ten times the noise floor. In float64 noise that comes near the bound means that
-    the serial run is not the sum of its samples: with microbatches both sides may be wrong in the same way.
+    In float32 the bound is at least ten times the noise floor.
     """
-    if bound is None and reference.noise is not None and experiment.dtype == "float32":
-        bound = max(BOUNDS["float32"], 10 * min(reference.noise, NO_NOISE))
+    if bound is None and reference.noise is not None and reference.mixed is None and experiment.dtype == "float32":
+        bound = max(BOUNDS["float32"], 10 * reference.noise)
     comparison = compare(reference.run, parallel, bound, exact)
     if not comparison.equal:
         return comparison
@@ -71,36 +80,28 @@ def held_against(
     if wrong is not None:
         return _different(comparison, Difference(f"batches: {wrong}", 0, np.inf), f"batches: {wrong}")
     if layout.microbatches > 1:  # replicas alone have cut the batch in the comparison itself
-        return _of_the_serial_run(reference, experiment, layout, comparison, bound, exact)
+        return _of_the_serial_run(reference, layout, comparison, bound, exact)
     return comparison
 
 
 def _of_the_serial_run(
-    reference: Reference,
-    experiment: Experiment,
-    layout: Layout,
-    comparison: Comparison,
-    bound: float | None,
-    exact: bool,
+    reference: Reference, layout: Layout, comparison: Comparison, bound: float | None, exact: bool
 ) -> Comparison:
-    """The comparison, or that the serial run depends on where the batch is cut."""
-    what, worst = None, comparison.worst
-    if reference.one_microbatch is not None:
-        of_one = compare(reference.one_microbatch, reference.run, bound, exact)
-        if not of_one.equal:
-            worst = of_one.worst
-            what = f"{layout.microbatches} microbatches and 1 differ in {worst.quantity} at step {worst.step}"
-    limit = comparison.bound / 10 if experiment.dtype == "float64" else NO_NOISE
-    if what is None and reference.noise is not None and not reference.noise <= limit:
-        worst = Difference("the sum of its samples", 0, reference.noise)
-        what = "samples that are passed one by one do not add up to it"
-    if what is None:
+    """The comparison, or that the serial run depends on how the batch is cut."""
+    worst, what = reference.mixed, "with its samples one by one"
+    one = reference.one_microbatch
+    if one is not None and not compare(one, reference.run, bound, exact).equal:
+        worst, what = first_difference(one, reference.run, bound, exact), "with 1 microbatch"
+    if worst is None:
         return comparison
-    words = f"the serial run, which is not the sum of its samples: {what}, by {worst.error:.2e}. {_ADVICE}"
+    words = (
+        f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one {what}, "
+        f"by {worst.error:.2e}. {_ADVICE}"
+    )
     if reference.has_batch_norm:
         words += f". {_ONLY_SO_MANY.format(layout.microbatches)}"
-    quantity = "the serial run, which is not the sum of its samples,"
-    return _different(comparison, Difference(quantity, worst.step, worst.error), words)
+    named = f"the serial run, which is not the sum of its samples: {worst.quantity},"
+    return _different(comparison, dataclasses.replace(worst, quantity=named), words)
 
 
 def _different(comparison: Comparison, worst: Difference, words: str) -> Comparison:

@@ -22,11 +22,12 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.datasets import Batch, Loader, Share
-from parallel_dl.equivalence.compare import compare
-from parallel_dl.equivalence.magnitudes import Magnitudes, buffer_magnitudes
+from parallel_dl.equivalence.compare import compare, noise_of, samples_are_mixed
+from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import outcome_of
-from parallel_dl.equivalence.record import Arrays, Experiment, Run, batches, optimizer_names, start, update
+from parallel_dl.equivalence.record import MOVED_RUNS, Arrays, Experiment, Run, batches, optimizer_names, start, update
 from parallel_dl.equivalence.reference import Reference
+from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import each_sample, sums_of_magnitudes
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
@@ -34,6 +35,9 @@ from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.optim import Optimizer
 from parallel_dl.schedule import ASYNCHRONOUS
 from parallel_dl.trainer import Trainer, as_batches
+
+Random = np.random.Generator | None
+"""for a random order of sums over samples"""
 
 
 def program_of(network: nn.Module, layout: Layout) -> str | None:
@@ -56,19 +60,33 @@ def program_of(network: nn.Module, layout: Layout) -> str | None:
     return "local batch norm" if local else None
 
 
-def replayed(experiment: Experiment, layout: Layout, seed: int | None = None) -> Run:
-    """The run of `program_of` for this layout, with magnitudes; with a seed its sums over samples in a random order."""
+def replayed(experiment: Experiment, layout: Layout, seed: int | None = None, moved: int | None = None) -> Run:
+    """The run of `program_of` for this layout, with magnitudes.
+
+    With a seed its sums over samples are in a random order; with `moved`, another seed, it has other last bits. Then it
+    has no magnitudes.
+    """
     program = program_of(experiment.build(), layout)
     assert program is not None
     make = {"weight stashing": _weight_stashing, "variable batch": _variable_batch, "local batch norm": _local_norm}
-    return make[program](experiment, layout, None if seed is None else np.random.default_rng(seed))
+    trainer = start(experiment, Layout(microbatches=layout.microbatches), Mesh.serial())
+    if moved is not None:
+        round_otherwise(trainer, moved)
+    run = Run(layout, magnitudes=[] if seed is None and moved is None else None)
+    make[program](experiment, layout, trainer, run, None if seed is None else np.random.default_rng(seed))
+    of_weights = run.magnitudes[-1]["weights"] if run.magnitudes else None
+    run.outcome = outcome_of(trainer, experiment.x, experiment.y, of_weights)
+    trainer.free()
+    return run
 
 
 def reference_of_program(experiment: Experiment, layout: Layout) -> Reference:
     """That run, as of one rank without others, and its noise floor."""
     with one_rank():
         run = replayed(experiment, layout)
-        return Reference(run, compare(run, replayed(experiment, layout, seed=0)).worst.error)
+        run.noise = noise_of(run, [replayed(experiment, layout, moved=seed) for seed in range(MOVED_RUNS)])
+        by_samples = replayed(experiment, layout, seed=0)
+    return Reference(run, compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples))
 
 
 def record_updates(
@@ -95,14 +113,6 @@ def record_updates(
     return run
 
 
-def _ended(run: Run, trainer: Trainer, experiment: Experiment) -> Run:
-    """The run, with what it leaves."""
-    assert run.magnitudes is not None
-    run.outcome = outcome_of(trainer, experiment.x, experiment.y, run.magnitudes[-1]["weights"])
-    trainer.free()
-    return run
-
-
 def _state(trainer: Trainer) -> Arrays:
     """The optimizer's whole state."""
     own = dict(zip(optimizer_names(trainer), trainer.optimizer.state_dict()["state"]))
@@ -113,7 +123,7 @@ def _state(trainer: Trainer) -> Arrays:
     return found
 
 
-def _gradients(trainer: Trainer, batch: Batch, random: np.random.Generator | None) -> float:
+def _gradients(trainer: Trainer, batch: Batch, random: Random) -> float:
     """Leaves the gradients of a batch in the parameters; returns its loss."""
     if random is None:
         return trainer.compute_gradients(batch)
@@ -133,14 +143,11 @@ def _sum(arrays: list[np.ndarray]) -> np.ndarray | None:
 
 
 # -- weight stashing -----------------------------------------------------------------------------------------------
-def _weight_stashing(experiment: Experiment, layout: Layout, random: np.random.Generator | None) -> Run:
-    trainer = start(experiment, Layout(microbatches=layout.microbatches), Mesh.serial())
+def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, run: Run, random: Random) -> None:
     network = trainer.network
     stages = cut_stages(network, experiment.x.shape[1:], layout.pp, layout.stages)
     stage_of = {name: stage for stage in range(len(stages)) for name in stages.layers(stage)}
     magnitudes = Magnitudes(network, trainer.optimizer)
-    run = Run(layout, magnitudes=[])
-    assert run.magnitudes is not None
     for batch in batches(experiment, trainer):
         versions: list[Arrays] = []
         for number, part in enumerate(as_batches(batch)):
@@ -149,17 +156,18 @@ def _weight_stashing(experiment: Experiment, layout: Layout, random: np.random.G
                 delay = len(stages) - 1 - stage_of[name.partition(".")[0]]
                 parameter.data[...] = versions[max(0, number - delay)][name]
             alone = Batch(batch.step, part.size, [part])
-            loss, sums = sums_of_magnitudes(trainer, alone)
+            measured = sums_of_magnitudes(trainer, alone) if run.magnitudes is not None else None
             run.losses.append(_gradients(trainer, alone, random))
             for name, parameter in network.named_parameters():
                 parameter.data[...] = versions[-1][name]
-            measured = magnitudes.update(sums, trainer.update())
+            trainer.update()
             last = number == len(batch.microbatches) - 1
             run.gradients.append({})
             run.state.append(_state(trainer) if last else {})
             run.weights.append(trainer.state_dict() if last else {})
-            run.magnitudes.append({"losses": {"": loss}, "gradients": {}, **measured})
-    return _ended(run, trainer, experiment)
+            if run.magnitudes is not None and measured is not None:
+                loss, sums = measured
+                run.magnitudes.append({"losses": {"": loss}, "gradients": {}, **magnitudes.update(sums)})
 
 
 # -- variable batch ------------------------------------------------------------------------------------------------
@@ -206,16 +214,13 @@ class _Half:
             parameter.grad = _sum([arrays[name] for arrays in summands if name in arrays])
 
 
-def _variable_batch(experiment: Experiment, layout: Layout, random: np.random.Generator | None) -> Run:
+def _variable_batch(experiment: Experiment, layout: Layout, trainer: Trainer, run: Run, random: Random) -> None:
     """Sample by sample: without batch norm the gradient of a part is the sum of those of its samples."""
-    trainer = start(experiment, Layout(), Mesh.serial())
     network = trainer.network.train()
     layers = list(network._modules.values())
     at = next(n for n, layer in enumerate(layers) if any(isinstance(m, nn.Flatten) for _, m in layer.named_modules()))
     features, classifier = (_Half(network, half, experiment) for half in (layers[:at], layers[at:]))
     trainer.optimizer = features.optimizer
-    run = Run(layout, magnitudes=[])
-    assert run.magnitudes is not None
     for iteration, batch in enumerate(batches(experiment, trainer)):
         returned: dict[int, tuple[Tensor, np.ndarray]] = {}
         loss, sum_of_losses = 0.0, 0.0
@@ -226,7 +231,7 @@ def _variable_batch(experiment: Experiment, layout: Layout, random: np.random.Ge
                 network.at(iteration, int(place))
                 own = features.forward(batch.x[place : place + 1])
                 leaf = Tensor(own.data.copy(), requires_grad=True)
-                value = experiment.loss(classifier.forward(leaf), batch.y[place : place + 1], len(places))
+                value = trainer.loss(classifier.forward(leaf), batch.y[place : place + 1], len(places))
                 value.backward()
                 weight = len(places) / batch.size
                 loss, sum_of_losses = loss + value.item() * weight, sum_of_losses + abs(value.item()) * weight
@@ -251,15 +256,11 @@ def _variable_batch(experiment: Experiment, layout: Layout, random: np.random.Ge
         run.state.append({f"{name} {key}": array for name, own in states.items() for key, array in own.items()})
         run.weights.append(network.state_dict())
         weights = of_features["weights"] | {name: of_classifier["weights"][name] for name in classifier.named}
-        run.magnitudes.append(
-            {
-                "losses": {"": np.array([sum_of_losses])},
-                "gradients": sums,
-                "state": of_features["state"],
-                "weights": weights,
-            }
-        )
-    return _ended(run, trainer, experiment)
+        if run.magnitudes is not None:
+            losses = {"": np.array([sum_of_losses])}
+            run.magnitudes.append(
+                {"losses": losses, "gradients": sums, "state": of_features["state"], "weights": weights}
+            )
 
 
 def _magnitudes(summands: list[Arrays]) -> Arrays:
@@ -271,12 +272,9 @@ def _magnitudes(summands: list[Arrays]) -> Arrays:
 
 
 # -- local batch norm ----------------------------------------------------------------------------------------------
-def _local_norm(experiment: Experiment, layout: Layout, random: np.random.Generator | None) -> Run:
-    trainer = start(experiment, Layout(microbatches=layout.microbatches), Mesh.serial())
+def _local_norm(experiment: Experiment, layout: Layout, trainer: Trainer, run: Run, random: Random) -> None:
     network = trainer.network
     magnitudes = Magnitudes(network, trainer.optimizer)
-    run = Run(layout, magnitudes=[])
-    assert run.magnitudes is not None
     for of_ranks in itertools.islice(_shares(experiment, layout), experiment.steps):
         before = {name: array.copy() for name, array in network.named_buffers()}
         means = {name: np.zeros(array.shape) for name, array in before.items()}
@@ -284,10 +282,11 @@ def _local_norm(experiment: Experiment, layout: Layout, random: np.random.Genera
         loss, summands = 0.0, []
         for batch in of_ranks:
             _set(network, before)
-            measured = sums_of_magnitudes(trainer, batch)
-            losses += measured[0]
-            for name, array in measured[1].items():
-                sums[name] += array
+            if run.magnitudes is not None:
+                measured = sums_of_magnitudes(trainer, batch)
+                losses += measured[0]
+                for name, array in measured[1].items():
+                    sums[name] += array
             loss += _gradients(trainer, batch, random)
             summands.append({name: np.array(p.grad) for name, p in network.named_parameters() if p.grad is not None})
             for name, array in network.named_buffers():
@@ -298,14 +297,12 @@ def _local_norm(experiment: Experiment, layout: Layout, random: np.random.Genera
         run.losses.append(loss)
         run.gradients.append({name: np.array(p.grad) for name, p in network.named_parameters() if p.grad is not None})
         clipped = update(trainer, run)
-        measured_after = magnitudes.update(sums, clipped)
-        measured_after["weights"] |= buffer_magnitudes(network)
-        run.magnitudes.append({"losses": {"": losses}, "gradients": sums, **measured_after})
-    return _ended(run, trainer, experiment)
+        if run.magnitudes is not None:
+            run.magnitudes.append({"losses": {"": losses}, "gradients": sums, **magnitudes.update(sums, clipped)})
 
 
 def _shares(experiment: Experiment, layout: Layout) -> Iterator[list[Batch]]:
-    """Of every step: the parts of the batch that the ranks of the data axis have, without empty ones."""
+    """Of every step: the parts of the batch that the ranks of the data axis have."""
     m, ranks = layout.microbatches, layout.dp
     whole = Loader(experiment.x, experiment.y, experiment.batch_size, seed=experiment.seed, microbatches=m)
     for batch in (batch for epoch in itertools.count() for batch in whole.epoch(epoch)):

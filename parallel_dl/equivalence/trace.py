@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parallel_dl.autograd import Tensor, primitive
+from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Batch, Share
+from parallel_dl.equivalence.passing import watched
 from parallel_dl.equivalence.record import Experiment, batches, local_gradients, start
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
@@ -42,9 +43,9 @@ class Trace:
     targets: dict[At, Array] = dataclasses.field(default_factory=dict)
     """their targets, where the loss is computed"""
     arrived: dict[At, Array] = dataclasses.field(default_factory=dict)
-    """the input of each layer, behind the moves that bring it there"""
+    """the input of each layer, after the moves that bring it there"""
     outputs: dict[At, Array] = dataclasses.field(default_factory=dict)
-    """of each layer, behind the moves that belong to it"""
+    """of each layer, after the moves that belong to it"""
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     """by microbatch, where this rank has it"""
     returned: dict[At, Array] = dataclasses.field(default_factory=dict)
@@ -109,7 +110,7 @@ class _Tracer:
 
     def _hook_layers(self, trainer: Trainer) -> None:
         places: dict[int, tuple[Module, list[str]]] = {}
-        # those behind the Flatten of a hybrid get parts of several shares
+        # those after the Flatten of a hybrid get parts of several shares
         traced = trainer.network if trainer.hybrid is None else trainer.hybrid.features
         for name, layer in traced.named_modules():
             if name and not computes_as(layer, Sequential):
@@ -210,14 +211,3 @@ class _Tracer:
             accumulate()
 
         trainer._take, trainer.gradients.all_reduce = after_previous, at_the_end  # type: ignore
-
-
-@primitive
-def watched(x: Array, *, seen: Callable[[Array], None]) -> Any:
-    """x; `seen` gets its gradient in backward."""
-
-    def pullback(g: Array) -> Array:
-        seen(g)
-        return g
-
-    return x, (pullback,)

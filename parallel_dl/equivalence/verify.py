@@ -44,6 +44,8 @@ class Cell:
     """largest error of a serial run whose sums over samples are in another order; None with exact equality"""
     divergence: dict[str, Any] | None
     """where a different run leaves the serial one: `Divergence`, and `text`"""
+    note: str = ""
+    """which steps and quantities were not compared, as rounding alone moves them as far, or why nothing could be"""
 
 
 def synthetic_experiment(
@@ -144,7 +146,8 @@ def verify_one(
     comparison = max(comparisons, key=lambda one: (not one.equal, one.worst.error))
     worst = {**dataclasses.asdict(comparison.worst), "bound": comparison.bound}
     divergence = None if found is None else {**dataclasses.asdict(found), "text": str(found)}
-    return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, reference.noise, divergence)
+    noise, note = reference.noise, comparison.note
+    return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, noise, divergence, note)
 
 
 __all__ = ["Cell", "synthetic_experiment", "verify", "verify_one"]

@@ -1,0 +1,82 @@
+"""How far rounding alone moves a serial run: every layer's input, result and gradients are moved in their last bits.
+
+Ranks add up in another order, and multiply matrices of other shapes. What either changes are last bits; what becomes of
+them, in a normalisation that divides by nearly nothing or in training that is chaotic, is for the network to say. So it
+is measured, step by step and tensor by tensor, in runs of whole batches: unlike a sum over samples this says nothing of
+layers that mix samples, which is no rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.autograd import Tensor
+from parallel_dl.equivalence.passing import rounded
+from parallel_dl.equivalence.samples import at_zero
+from parallel_dl.nn import Dropout, Flatten, Identity, MaxPool2d, Module, ReLU, Sequential
+from parallel_dl.nn.shapes import computes_as
+from parallel_dl.trainer import Trainer
+
+SIZE = 2  # of the moves, in units of the machine's epsilon: at most so many
+EXACT = (Dropout, Flatten, Identity, MaxPool2d, ReLU, Sequential)  # these add up nothing
+OURS = "parallel_dl."
+
+
+def round_otherwise(trainer: Trainer, seed: int) -> None:
+    """From now on the trainer computes with other last bits, drawn from `seed`."""
+    random = np.random.default_rng([seed, 4711])
+
+    def move(array: np.ndarray) -> np.ndarray:
+        return array * (1 + _bits(array, random))
+
+    seen = set()
+    for _, layer in trainer.network.named_modules():
+        if id(layer) in seen or any(computes_as(layer, kind) for kind in EXACT):
+            continue
+        seen.add(id(layer))
+        if type(layer).__module__.startswith(OURS):  # a layer of the user's own may take numbers for indices
+            layer.register_forward_pre_hook(_moved_input(move))
+        layer.register_forward_hook(_moved_result(move))
+    loss = trainer.loss
+
+    def loss_of_moved(scores: Any, targets: Any, total: Any) -> Any:
+        if not isinstance(scores, Tensor) or not scores.requires_grad:
+            return loss(scores, targets, total)
+        found = at_zero(loss, scores.data, targets, total)
+
+        def back(g: np.ndarray) -> np.ndarray:
+            return move(g) if found is None else move(g) + found[1] * _bits(g, random)
+
+        return loss(rounded(scores, move=move, back=back), targets, total)
+
+    trainer.loss = loss_of_moved
+    if trainer.pipeline is not None:
+        trainer.pipeline.runner.loss = loss_of_moved
+
+
+def _bits(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Numbers of the array's shape and type, of at most SIZE times its epsilon."""
+    reach = SIZE * float(np.finfo(array.dtype).eps)
+    return random.uniform(-reach, reach, array.shape).astype(array.dtype)
+
+
+def _moved_input(move: Callable[[np.ndarray], np.ndarray]) -> Any:
+    def hook(layer: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *others = arguments
+        if isinstance(x, Tensor) and x.dtype.kind == "f":
+            return rounded(x, move=move), *others
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+            return move(x), *others
+        return arguments
+
+    return hook
+
+
+def _moved_result(move: Callable[[np.ndarray], np.ndarray]) -> Any:
+    def hook(layer: Module, arguments: tuple[Any, ...], result: Any) -> Any:
+        return rounded(result, move=move) if isinstance(result, Tensor) and result.requires_grad else result
+
+    return hook
