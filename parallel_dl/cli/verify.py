@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from parallel_dl.mpi import Communicator
     from parallel_dl.nn import Module
 
+FOLDER = "PARALLEL_DL_SERIAL_RUNS"  # names the folder in which jobs keep serial runs for each other
 RANKS = (1, 2, 3, 4, 5, 6, 7, 8)
 SHAPE, CLASSES = (2, 9, 8), 10  # of the synthetic data, for networks that take their input's: nothing is alike
 MOST_SAMPLES, MOST_STEPS = 1 << 16, 10_000  # the serial run goes through its samples one by one, and keeps every step
@@ -192,6 +195,7 @@ class Job:
         from parallel_dl.equivalence.layouts import covering_set
         from parallel_dl.equivalence.mutants import noise_of_mutants, verdicts
         from parallel_dl.equivalence.replayed import program_of
+        from parallel_dl.equivalence.verify import moved
 
         if self.mutants:
             planted = self._planted()
@@ -217,7 +221,10 @@ class Job:
             tasks = [(name, layout) for name, layout in tasks if program_of(networks[name][0], layout) is None]
         with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:
             timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
-            cells = [cell for cell in verify(comm, experiments, timed, self.exact) if advance() or cell is not None]
+            verified = verify(comm, experiments, timed, self.exact, os.environ.get(FOLDER))
+            cells = [cell for cell in verified if advance() or cell is not None]
+        if self.everything and comm.size > 1:
+            cells += [cell for cell in [moved(comm)] if cell is not None]
         return {"cells": [dataclasses.asdict(cell) for cell in cells]}
 
 
@@ -354,11 +361,23 @@ def verify(
         return _inside(job, to_launcher, as_json)
     job.check()
     found: list[dict[str, Any]] = []
-    for number in job.ranks:
-        found.append(_start(job, number, context.obj))
+    with _folder() if everything else nullcontext():
+        for number in job.ranks:
+            found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
         found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
     return report(found, as_json, seed if stress else None)
+
+
+@contextmanager
+def _folder() -> Iterator[None]:
+    """Inside, jobs keep serial runs for each other."""
+    with tempfile.TemporaryDirectory(prefix="pdl-verify-") as folder:
+        os.environ[FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER]
 
 
 def _small_networks() -> list[str]:

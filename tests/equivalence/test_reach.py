@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from parallel_dl import nn, optim
+from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
 from parallel_dl.equivalence import synthetic_experiment, verify
+from parallel_dl.equivalence.kept import Kept, key_of
 from parallel_dl.equivalence.layouts import covering_set, layouts_of
+from parallel_dl.equivalence.movements import wrong_movement
 from parallel_dl.equivalence.mutants import replaced
 from parallel_dl.equivalence.replayed import places_of_parts, program_of
 from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_known
@@ -18,7 +21,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel
-from parallel_dl.mpi import Communicator
+from parallel_dl.mpi import Communicator, collectives
 from parallel_dl.mpi.checked import CheckedCommunicator
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
@@ -167,6 +170,56 @@ def test_every_third_layout_is_checked_and_counted(comm):
         replaced(stack, Trainer, "__init__", note)
         cells(Communicator(comm.mpi, checked=False), ("norms", PIPE), ("norms", PIPE))
     assert seen == [(False, False), (True, True)]
+
+
+# -- the movements themselves --------------------------------------------------------------------------------------
+@pytest.mark.ranks(2, 4)
+def test_movements(comm):
+    assert wrong_movement(comm) is None
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        (
+            "shift",
+            lambda before: lambda x, comm, offset, cyclic: before(x, comm, offset + 1, cyclic),
+            "shift by 1: gives",
+        ),
+        ("scatter", lambda before: lambda x, comm, *rest: ops.multiply(before(x, comm, *rest), 2.0), "scatter: gives"),
+        ("broadcast", lambda before: lambda x, comm, root: one_way(x, comm=comm, root=root), "broadcast: "),
+    ],
+)
+def test_a_wrong_movement_is_named(comm, name, wrong, said):
+    with ExitStack() as stack:
+        replaced(stack, collectives, name, wrong)
+        assert wrong_movement(comm).startswith(said)
+
+
+@primitive(collective=True)
+def one_way(x, *, comm, root):
+    """A broadcast whose backward forgets the other ranks."""
+    return comm.broadcast(x, root), (lambda g: g,)
+
+
+# -- serial runs that are kept -------------------------------------------------------------------------------------
+def test_layouts_with_one_serial_run_share_it(tmp_path):
+    inception, local = (network_named(name, SHAPE, 4) for name in ("inception", "local_norm"))
+    stages = [dataclasses.replace(STASHING, stages=None, dp=dp) for dp in (1, 2)]
+    assert len({key_of("inception", inception, layout) for layout in stages}) == 1
+    assert (
+        len({key_of("inception", inception, layout) for layout in (PIPE, REPLICAS, Layout(mp=4, microbatches=2))}) == 1
+    )
+    assert len({key_of("local_norm", local, layout) for layout in (PIPE, REPLICAS, Layout(dp=3, microbatches=2))}) == 3
+    made = []
+    for _ in range(2):  # two jobs
+        kept = Kept(tmp_path)
+        for _ in range(2):
+            assert kept.get(("inception", None, 2), lambda: made.append(1) or "a serial run") == "a serial run"
+    assert made == [1]
+    Kept().get(("inception", None, 2), lambda: made.append(1))
+    assert made == [1, 1]
 
 
 # -- which layouts -------------------------------------------------------------------------------------------------
