@@ -21,7 +21,7 @@ from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
-from parallel_dl.model_parallel import ModelParallel
+from parallel_dl.model_parallel import ModelParallel, linear
 from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
 from parallel_dl.mpi.checked import CheckedCommunicator
 from parallel_dl.nn import BatchNorm2d
@@ -199,6 +199,13 @@ def test_a_wrong_movement_is_named(comm, name, wrong, said):
         assert wrong_movement(comm).startswith(said)
 
 
+@pytest.mark.ranks(2)
+def test_a_wrong_layer_made_by_hand_is_named(comm):
+    with ExitStack() as stack:
+        replaced(stack, linear, "summed", lambda before: lambda y, comm, **named: y)
+        assert wrong_movement(comm).startswith("RowParallelLinear, of split input: gives another")
+
+
 @primitive(collective=True)
 def one_way(x, *, comm, root):
     """A broadcast whose backward forgets the other ranks."""
@@ -301,7 +308,7 @@ def test_an_unknown_network():
 def test_what_is_sent_is_what_is_planned(comm):
     """In float32, too; and a plan that forgets what goes back is seen."""
     mesh = Mesh(Communicator(comm.mpi, checked=False, ledger=Ledger()), model=2)
-    small = dataclasses.replace(experiment("residual"), dtype="float32")
+    small = synthetic_experiment(lambda: network_named("residual", SHAPE, 4), SHAPE, 4, dtype="float32")
     assert wrong_count(small, COLUMNS, mesh) is None
     assert wrong_count(experiment("inception"), Layout(mp=2), mesh) is None
     with ExitStack() as stack:
