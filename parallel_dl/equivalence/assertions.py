@@ -73,7 +73,7 @@ def assert_equivalent(
     reference, error = None, None
     if comm.rank == 0:
         try:
-            reference = reference_of(experiment, layout.microbatches, exact)
+            reference = reference_of(experiment, layout.microbatches, exact, bound=bound)
         except Exception as caught:
             error = caught
     failed = comm.broadcast_object(
@@ -87,12 +87,12 @@ def assert_equivalent(
     parallel = record(experiment, layout, mesh, evaluate=note is None)
     said, differs = "", False
     if reference is not None:
-        comparison = held_against(reference, experiment, layout, parallel, exact, bound)
+        comparison = held_against(reference, experiment, layout, parallel, exact)
         said = "" if comparison.equal else comparison.message
-        differs = not compare(reference.run, parallel, bound, exact).equal
+        differs = bool(said) and not compare(reference.run, parallel, reference.bound, exact).equal
     said, differs = comm.broadcast_object((said, differs))
     found = None
-    if said and differs:
+    if differs:
         serial = None if reference is None else reference.run
         found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact))
     mesh.free()
