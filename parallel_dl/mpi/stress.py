@@ -19,6 +19,7 @@ import atexit
 import mmap
 import os
 import random
+import sys
 import tempfile
 import time
 import zlib
@@ -178,6 +179,13 @@ def install() -> None:
         seed = seed_of(os.environ[VARIABLE], f"{VARIABLE}=")
         if MPI.COMM_WORLD.size > 1:
             _active = _Stress(seed, collects=False)
+            atexit.register(_say_what_is_left)
+
+
+def _say_what_is_left() -> None:
+    for request in _active.under_way if _active is not None else ():
+        line = f"parallel-dl: rank {MPI.COMM_WORLD.rank}: {request.what} was never waited for\n"
+        sys.stderr.write(line)
 
 
 @contextmanager
@@ -187,7 +195,10 @@ def stressed(comm: Any, seed: int) -> Iterator[Any]:
     before = _active
     _active = _Stress(seed, collects=True)
     try:
-        yield type(comm)(comm.mpi, name=comm.name, ledger=comm.ledger)
+        late = object.__new__(type(comm))
+        late.__dict__.update(comm.__dict__, mpi=under_stress(comm.mpi, comm.name), _shared=type(comm._shared)())
+        yield late
+        _give_back_windows()
     finally:
         _abandoned.extend(_active.under_way)
         _active = before
@@ -241,7 +252,7 @@ class Stressed(Counted):
     @contextmanager
     def delayed(self, together: bool = True, waits: bool = True) -> Iterator[None]:
         """Around a call."""
-        if _active is None:
+        if _active is None or self.size == 1:  # within `one_rank`
             yield
             return
         with _active.around(self, together, waits):
@@ -249,7 +260,7 @@ class Stressed(Counted):
 
     def pause(self) -> None:
         """Between two calls of all ranks: one of them is late for the second."""
-        if _active is not None:
+        if _active is not None and self.size > 1:
             _active.pause(self)
 
     def Free(self) -> None:

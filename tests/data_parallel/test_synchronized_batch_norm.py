@@ -32,6 +32,16 @@ def all_equal(comm, arrays):
     return all(other == bits[0] for other in bits)
 
 
+def require_buffers_of_the_whole_batch(comm, model, forwards=1):
+    """Running statistics are the same bits on all ranks, and those of a serial network that has seen every sample."""
+    serial = network()
+    for _ in range(forwards):
+        serial(whole_batch(comm))
+    for own, expected in zip(model.buffers(), serial.buffers(), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-12, atol=1e-14)
+    assert all_equal(comm, model.buffers())
+
+
 @pytest.mark.ranks(1, 2, 3)
 def test_forward_and_input_gradient_are_those_of_the_whole_batch(comm):
     serial, model = network(), network()
@@ -44,7 +54,7 @@ def test_forward_and_input_gradient_are_those_of_the_whole_batch(comm):
     here = slice(4 * comm.rank, 4 * comm.rank + 4)
     np.testing.assert_allclose(part.data, y.data[here], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(own.grad, x.grad[here], rtol=1e-10, atol=1e-12)
-    assert all_equal(comm, model.buffers())
+    require_buffers_of_the_whole_batch(comm, model)
     gradients.free()
 
 
@@ -93,6 +103,9 @@ def test_evaluation_and_no_grad(comm):
         model.zero_grad()
     same = model(np.ones((2, 6))).data
     assert all_equal(comm, [same])
+    serial = network()
+    serial(whole_batch(comm))
+    np.testing.assert_allclose(same, serial.eval()(np.ones((2, 6))).data, rtol=1e-12)
     gradients.free()
 
 
@@ -111,6 +124,11 @@ def test_the_global_count_decides_whether_there_are_enough_values(comm):
     x = own_samples(comm, 2)
     model(x[: 2 if comm.rank == 0 else 0]).sum().backward()  # two on one rank, none on the others
     model(x[: 1 if comm.rank < 2 else 0]).sum().backward()  # one each
+    serial, all_samples = network(), whole_batch(comm, 2)
+    for samples in (all_samples[:2], all_samples[[0, 2]]):
+        serial(samples)
+    for own, expected in zip(model.buffers(), serial.buffers(), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-12, atol=1e-14)
     before = [buffer.copy() for buffer in model.buffers()]
     with no_grad():
         assert model(x[:0]).shape == (0, 4)  # none at all
@@ -209,7 +227,7 @@ def test_freeing_one_of_two_leaves_the_other_synchronised(comm):
     second = GradientAllReduce(model[3].parameters(), comm)
     second.free()
     model(own_samples(comm)).sum().backward()
-    assert all_equal(comm, model.buffers())
+    require_buffers_of_the_whole_batch(comm, model)
     third = GradientAllReduce(model[3].parameters(), comm)
     first.free()
     assert model[1].total is not None
@@ -243,8 +261,9 @@ def test_short_shared_memory_leaves_it_synchronised(comm, monkeypatch):
     model = network()
     gradients = GradientAllReduce(model.parameters(), comm)
     assert gradients.method == "mpi"
-    model(own_samples(comm)).sum().backward()
-    assert all_equal(comm, model.buffers())
+    for _ in range(2):
+        model(own_samples(comm)).sum().backward()
+    require_buffers_of_the_whole_batch(comm, model, forwards=2)
     gradients.free()
 
 
