@@ -20,7 +20,7 @@ grid: $(STAMP)
 	@echo "The whole grids: about 20 minutes on 2 idle cores."
 	@$(BIN)/python -m pytest -q -m grid
 
-# long campaigns: arrays of more than 2^31 bytes, thousands of damaged files and of random flags
+# long campaigns: arrays of more than 2^31 bytes, thousands of damaged files and of random flags, a sample of mutants
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak
 

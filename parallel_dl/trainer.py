@@ -404,17 +404,33 @@ class Trainer:
         The ranks divide the work. Accuracy is for class numbers y (n,) and scores (n, classes) alone.
         """
         self.network.eval()
-        ranks, rank = self.mesh.data.size, self.mesh.data.rank
-        each = 1 if self.leaves is None else self.leaves // ranks
-        own = [share(len(x), ranks * each, rank * each + number) for number in range(each)]
-        if self.hybrid is not None:  # all ranks go through all samples together
-            own = [slice(0, len(x))]
+        own = self._own_parts(len(x))
         tallies = [Tally(self._loss, len(x)) for _ in own]
         with no_grad():
             for tally, part in zip(tallies, own):
                 for piece in _pieces(part, batch_size):
                     self._test_piece(tally, x[piece], y[piece])
         return self._evaluation(tallies, len(x))
+
+    def own_outputs(self, x: np.ndarray, batch_size: int = 1024) -> dict[int, np.ndarray]:
+        """The outputs that this rank has in `test(x, ...)`: number of the first sample -> whole outputs (k, ...)."""
+        self.network.eval()
+        found = {}
+        with no_grad():
+            for part in self._own_parts(len(x)):
+                for piece in _pieces(part, batch_size):
+                    scores = self._scores(x[piece])
+                    if scores is not None:
+                        found[piece.start] = scores
+        return found
+
+    def _own_parts(self, samples: int) -> list[slice]:
+        """Which of so many samples this rank's replica tests: one part, or one for each of its leaves."""
+        if self.hybrid is not None:  # all ranks go through all samples together
+            return [slice(0, samples)]
+        ranks, rank = self.mesh.data.size, self.mesh.data.rank
+        each = 1 if self.leaves is None else self.leaves // ranks
+        return [share(samples, ranks * each, rank * each + number) for number in range(each)]
 
     def _test_piece(self, tally: Tally, x: np.ndarray, y: np.ndarray) -> None:
         try:

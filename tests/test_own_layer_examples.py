@@ -30,7 +30,7 @@ def outcome():
     return done.stdout
 
 
-@pytest.mark.parametrize("section", ["A layer of one's own", "A collective of one's own"])
+@pytest.mark.parametrize("section", ["A layer of one's own", "An optimizer of one's own", "A collective of one's own"])
 def test_the_page_shows_parts_of_the_example(section):
     example = (EXAMPLES / "test_own_layer.py").read_text()
     assert blocks(section)
@@ -46,8 +46,8 @@ def test_the_page_shows_process_groups_that_are_tested():
 
 def test_the_examples_pass(outcome):
     results = re.findall(r"::(\w+)\[\S+ (PASSED|FAILED|ERROR|SKIPPED)", outcome)
-    tests = ("data_parallel", "in_stages", "between_split_layers")
-    assert [result for name, result in results if name.removeprefix("test_") in tests] == ["PASSED"] * 3, outcome
+    tests = ("data_parallel", "in_stages", "between_split_layers", "own_rule")
+    assert [result for name, result in results if name.removeprefix("test_") in tests] == ["PASSED"] * 4, outcome
     assert ("test_differences", "PASSED") in results  # and the broken one of this name fails: below
 
 

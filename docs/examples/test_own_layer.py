@@ -1,9 +1,9 @@
-"""A layer and a collective of one's own, tested on several ranks: run it as `pytest test_own_layer.py`."""
+"""A layer, an optimizer and a collective of one's own on several ranks: `pytest test_own_layer.py` runs the tests."""
 
 import numpy as np
 import pytest
 
-from parallel_dl import nn
+from parallel_dl import nn, optim
 from parallel_dl.autograd import Tensor, primitive
 from parallel_dl.equivalence import assert_adjoint, assert_equivalent
 from parallel_dl.layout import Layout
@@ -51,6 +51,26 @@ def test_in_stages(comm):
 def test_between_split_layers(comm):
     layout = Layout(mp=2, split={"0": "output", "4": "input"})
     assert_equivalent(network, layout, batch(), steps=3, comm=comm)
+
+
+class Sign(optim.Optimizer):
+    """Moves each weight by its momentum, but by no more than the rate."""
+
+    rule = "sign"
+
+    def state_of(self, options):
+        return ("momentum",)
+
+    def _update(self, options, rate, updates, weights, gradient, momentum):
+        momentum *= 0.9
+        momentum += 0.1 * gradient
+        weights -= rate * momentum / (np.abs(momentum) + 0.1)
+
+
+@pytest.mark.ranks(2)
+def test_own_rule(comm):
+    make_optimizer = lambda parameters: Sign(parameters, lr=0.01)  # noqa: E731
+    assert_equivalent(network, Layout(dp=comm.size), batch(), steps=3, make_optimizer=make_optimizer, comm=comm)
 
 
 @primitive(collective=True)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +29,8 @@ from parallel_dl.cli.layout import (
 )
 from parallel_dl.cli.limits import require_count
 from parallel_dl.cli.terminal import console, for_ranks
+from parallel_dl.cli.time_limit import MOST_SECONDS, TIME_LIMIT, TimeLimit
+from parallel_dl.cli.verify_report import layout_text, report
 from parallel_dl.errors import InputError, cut, unknown_name
 from parallel_dl.files import require_memory
 from parallel_dl.launch.limits import MOST_RANKS
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from parallel_dl.equivalence import Experiment
+    from parallel_dl.equivalence.mutants import Mutant
     from parallel_dl.mpi import Communicator
     from parallel_dl.nn import Module
 
@@ -67,6 +70,8 @@ class Job:
     dataset: str | None
     data_dir: str | None
     mutant: str | None = None
+    stress: bool = False
+    time_limit: float = TIME_LIMIT
 
     def check(self) -> None:
         """Refuses (InputError) what can be known to be wrong before a rank is started."""
@@ -74,9 +79,11 @@ class Job:
         from parallel_dl.schedule import ASYNCHRONOUS
 
         if self.mutant is not None:
-            from parallel_dl.equivalence.mutants import mutants_of
-
-            mutants_of(self.mutant)
+            self._planted()
+        if not 0 < self.time_limit <= MOST_SECONDS:
+            raise InputError(f"--time-limit {self.time_limit:g}: must be above 0 and at most {MOST_SECONDS:g} seconds")
+        if self.stress and self.ranks == [1]:
+            raise InputError("--stress: one rank waits for nobody; valid are layouts of several")
         for name in self.networks:
             networks.require_known(name)
         if self.optimizer not in OPTIMIZERS:
@@ -107,6 +114,15 @@ class Job:
             require_fits(what.build(), what.x.shape[1:], self.layout)
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
+
+    def _planted(self) -> Sequence[Mutant]:
+        """The bugs that are planted: races only under stress, which alone is sure to see them."""
+        from parallel_dl.equivalence.mutants import MUTANTS, mutants_of
+        from parallel_dl.equivalence.races import RACES
+
+        if self.mutant is not None and not self.stress and any(race.name == self.mutant for race in RACES):
+            raise InputError(f"--mutant {self.mutant!r}: is caught for certain only with --stress")
+        return mutants_of(self.mutant, (*MUTANTS, *RACES) if self.stress else MUTANTS)
 
     def experiment(self, name: str) -> Experiment:
         """What is computed with a network."""
@@ -154,13 +170,23 @@ class Job:
 
     def run(self, comm: Communicator) -> dict[str, Any]:
         """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""
+        from parallel_dl.mpi.stress import stressed
+
+        chosen = stressed(comm, self.seed) if self.stress and comm.size > 1 else nullcontext(comm)
+        with chosen as ranks, TimeLimit(self.time_limit, comm) as limit:
+            return self._run(ranks, limit)
+
+    def _run(self, comm: Communicator, limit: TimeLimit) -> dict[str, Any]:
         from parallel_dl.equivalence import layouts_of, verify
-        from parallel_dl.equivalence.mutants import mutants_of, noise_of_mutants, verdicts
+        from parallel_dl.equivalence.mutants import noise_of_mutants, verdicts
 
         if self.mutants:
-            planted = mutants_of(self.mutant)
+            planted = self._planted()
+            each = limit.each(
+                planted, lambda mutant: f"{mutant.name!r} in {mutant.network}, {layout_text(mutant.layout.as_dict())}"
+            )
             with _progress(len(planted), "mutants", comm.rank) as advance:
-                found = [verdict for verdict in verdicts(comm, planted) if advance() or verdict is not None]
+                found = [verdict for verdict in verdicts(comm, each) if advance() or verdict is not None]
             return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
         experiments = {name: self.experiment(name) for name in self.networks}
         tasks = []
@@ -168,7 +194,8 @@ class Job:
             every = layouts_of(comm.size, what.build(), what.x.shape[1:], self.microbatches)
             tasks += [(name, layout) for layout in (every if self.layout is None else [self.layout])]
         with _progress(len(tasks), f"{comm.size} ranks", comm.rank) as advance:
-            cells = [cell for cell in verify(comm, experiments, tasks, self.exact) if advance() or cell is not None]
+            timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
+            cells = [cell for cell in verify(comm, experiments, timed, self.exact) if advance() or cell is not None]
         return {"cells": [dataclasses.asdict(cell) for cell in cells]}
 
 
@@ -220,8 +247,15 @@ def verify(
         str | None, typer.Option(help="sgd (with momentum), adam, adamw or lars. [default: sgd]")
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm. [default: as they are]")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, samples and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, samples, dropout, and delays under --stress.")] = 0,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    stress: Annotated[
+        bool,
+        typer.Option("--stress", help="Ranks late around every call, by the seed, and buffers poisoned: shows races."),
+    ] = False,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for each layout, after which it is said where each rank waits.")
+    ] = TIME_LIMIT,
     dataset: Annotated[str | None, typer.Option(help="A data set, as of train. [default: random samples]")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -287,6 +321,8 @@ def verify(
         dataset,
         data_dir,
         mutant,
+        stress,
+        time_limit,
     )
     if everything and exact:
         job.networks = [name for name in job.networks if _is_exact(job, name)]
@@ -298,7 +334,7 @@ def verify(
         found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
         found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
-    return _report(found, as_json)
+    return report(found, as_json, seed if stress else None)
 
 
 def _small_networks() -> list[str]:
@@ -352,123 +388,4 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     if to_launcher:
         print(json.dumps(found))
         return 0
-    return _report([found], as_json)
-
-
-# -- what is said --------------------------------------------------------------------------------------------------
-def _report(found: Sequence[dict[str, Any]], as_json: bool) -> int:
-    cells = [cell for part in found for cell in part.get("cells", ())]
-    mutants = [verdict for part in found for verdict in part.get("mutants", ())]
-    equal = all(cell["equal"] for cell in cells)
-    caught = all(verdict["caught"] for verdict in mutants)
-    facts: dict[str, Any] = {"equal": equal, "cells": cells} if cells or not mutants else {}
-    floors = [cell["noise"] for cell in cells if cell["noise"] is not None]
-    facts["noise_floor"] = max(floors, default=None)
-    if mutants:
-        noise = max([part["noise"] for part in found if "noise" in part])
-        errors = [v["error"] for v in mutants if v["error"] is not None and math.isfinite(v["error"])]
-        facts |= {"mutants": mutants, "noise_floor": max([noise, *floors])}
-        facts["smallest_mutant"] = min(errors, default=None)
-        facts["distance"] = min(errors) / facts["noise_floor"] if errors and facts["noise_floor"] else None
-    if as_json:
-        print(json.dumps(_finite(facts)))
-    else:
-        if cells:
-            _print_cells(cells)
-        if mutants:
-            _print_mutants(mutants, facts)
-        elif facts["noise_floor"] is not None:
-            line = f"noise floor {facts['noise_floor']:.1e}: a serial run with its sums in another order"
-            console().print(line, soft_wrap=True)
-    return 0 if equal and caught else 1
-
-
-def _finite(thing: Any) -> Any:
-    """The same with null for numbers that JSON has not."""
-    if isinstance(thing, dict):
-        return {key: _finite(value) for key, value in thing.items()}
-    if isinstance(thing, list):
-        return [_finite(value) for value in thing]
-    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
-
-
-def _text(layout: dict[str, Any]) -> str:
-    if layout.get("reproducible"):
-        return f"{_text({**layout, 'reproducible': False})} reproducible"
-    if "hybrid" in layout:
-        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
-    parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
-    if layout["schedule"]:
-        parts.append(layout["schedule"])
-    if layout["split"]:
-        parts += [f"{layer}={way}" for layer, way in layout["split"].items()]
-    return f"{' '.join(parts)}, {layout['microbatches']} microbatches"
-
-
-_MANY = 40  # cells, beyond which a table has a line for each network and number of ranks
-
-
-def _print_cells(cells: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    screen = console()
-    table = Table(box=box.SIMPLE)
-    many = len(cells) > _MANY
-    for header in ("network", "ranks", "layouts" if many else "layout", "equal", "largest error", "of", "seconds"):
-        right = header in ("ranks", "largest error", "seconds")
-        table.add_column(header, justify="right" if right else "left", no_wrap=True)
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for number, cell in enumerate(cells):
-        groups.setdefault((cell["network"], cell["ranks"]) if many else number, []).append(cell)
-    for group in groups.values():
-        worst = max((cell["worst"] for cell in group), key=lambda worst: worst["error"])
-        same = sum(cell["equal"] for cell in group)
-        table.add_row(
-            group[0]["network"],
-            str(group[0]["ranks"]),
-            str(len(group)) if many else _text(group[0]["layout"]),
-            ("yes" if same == len(group) else "NO") if not many else f"{same} of {len(group)}",
-            f"{worst['error']:.1e}",
-            f"{worst['quantity']}, step {worst['step']}" if worst["error"] else "",
-            f"{sum(cell['seconds'] for cell in group):.2f}",
-        )
-    _print_wide(table)
-    for cell in cells:
-        if not cell["equal"]:
-            told = cell["divergence"]["text"] if cell["divergence"] else f"worst is {cell['worst']['quantity']}"
-            line = f"{cell['network']}, {_text(cell['layout'])}: DIFFERENT; {told}"
-            screen.print(line, soft_wrap=True, markup=False)
-    bound = cells[0]["worst"]["bound"]
-    against = "bit by bit" if not bound else f"within {bound:.0e} of the magnitudes that were added"
-    count = sum(cell["equal"] for cell in cells)
-    screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
-
-
-def _print_wide(table: Any) -> None:
-    """A narrow screen wraps the lines: nothing is cut off."""
-    screen = console()
-    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
-    screen.print(table)
-
-
-def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for header in ("planted bug", "caught", "named", "diagnosis"):
-        table.add_column(header)
-    for verdict in mutants:
-        said = verdict["diagnosis"].partition("; likely ")[2] or verdict["diagnosis"]
-        table.add_row(verdict["name"], *("yes" if verdict[key] else "NO" for key in ("caught", "named")), said)
-    screen = console()
-    _print_wide(table)
-    counts = {key: sum(verdict[key] for verdict in mutants) for key in ("caught", "named")}
-    lines = [f"{counts['caught']} of {len(mutants)} caught, {counts['named']} named"]
-    if facts["distance"] is not None:
-        lines.append(
-            f"noise floor {facts['noise_floor']:.1e}, smallest error of a bug {facts['smallest_mutant']:.1e}: "
-            f"a factor of {facts['distance']:.0e} between them"
-        )
-    screen.print(*lines, sep="\n", soft_wrap=True)
+    return report([found], as_json, job.seed if job.stress else None)

@@ -37,7 +37,10 @@ class Exchange:
 
     def gather(self, news: bool = False) -> None:
         """Collects this rank's gradients and flags in `local`; they also tell all ranks whether there is `news`."""
-        self._flags[:] = self.gradients.gather()
+        if self.gradients.are_in_place:
+            self._flags.fill(1)
+        else:
+            self._flags[:] = self.gradients.gather()
         if news:
             self._flags[0] += _NEWS
 
@@ -60,13 +63,14 @@ class Exchange:
         self._total_flags[...] = self._flags
 
     @property
-    def ranks_with_news(self) -> int:
-        """After the sum: how many ranks have news."""
-        return int(self._total_flags[0] // _NEWS)
+    def has_news(self) -> bool:
+        """After the sum: whether any rank has news."""
+        return self._total_flags.item(0) >= _NEWS
 
     def give(self) -> None:
         """Gives every parameter the sum, read-only, as its gradient; None where no rank has one."""
-        present = (self._total_flags % _NEWS).tolist()
+        present = self._total_flags.tolist()
+        present[0] %= _NEWS
         for parameter, view, ranks in zip(self.parameters, self.gradients.total_views, present):
             parameter.grad = view if ranks else None
 

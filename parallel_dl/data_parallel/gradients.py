@@ -40,16 +40,16 @@ from parallel_dl.nn import Module, Newcomers, Parameter, networks_of, ordered
 METHODS = ("auto", "window", "mpi", "tree")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _News:
     """What one rank has to tell the others before gradients are given back; true if there is anything."""
 
     wrong: str = ""
     misuse: bool = False
     """whether it is the program that is wrong (RuntimeError), not what it was given (InputError)"""
-    opened: list[int] = dataclasses.field(default_factory=list)
+    opened: Sequence[int] = ()
     """places of parameters that are not summed yet but should be"""
-    replaced: list[int] = dataclasses.field(default_factory=list)
+    replaced: Sequence[int] = ()
     """places of parameters whose arrays are not those of the last sum"""
     late: bool = False
     """whether a bucket left before its gradients were final"""
@@ -202,13 +202,13 @@ class GradientAllReduce:
                 exchange.all_reduce(self._exchange)
         if self._any_has_news(own):
             self._agree(own)
-        self._note()
+            self._note()
         for exchange in self._exchanges:
             exchange.give()
         average_running_statistics(self._local, self.comm)
 
     def _news(self) -> _News:
-        """What has changed here since the last sum; notes where the weights are now."""
+        """What has changed here since the last sum; notes where an optimizer has laid out the weights."""
         for parameter in self._newcomers.found():
             return _News(
                 f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
@@ -226,8 +226,11 @@ class GradientAllReduce:
             replaced = list(range(len(self.parameters)))
         elif not unmoved:
             for place, (parameter, before) in enumerate(zip(self.parameters, self._data)):
-                moved = parameter.flat is not None and parameter.flat.holds(parameter, since=before)
-                if parameter.data is not before and not moved:
+                if parameter.data is before:
+                    continue
+                if parameter.flat is not None and parameter.flat.holds(parameter, since=before):
+                    self._data[place] = parameter.data
+                else:
                     replaced.append(place)
         if not in_place and self._contains_a_sum():
             return _News(
@@ -238,7 +241,7 @@ class GradientAllReduce:
         return _News(opened=self._opened(), replaced=replaced)
 
     def _note(self) -> None:
-        """Remembers the weights as they are: equal on all ranks."""
+        """Remembers the weights as they are, now that they are known to be equal on all ranks."""
         self._data = [parameter.data for parameter in self.parameters]
         self._rewritten = [(network, network._rewritten) for network, _ in self._rewritten]
 
@@ -296,7 +299,7 @@ class GradientAllReduce:
     def _any_has_news(self, own: _News) -> bool:
         """Whether any rank has something to agree on; the sums of the gradients, if there are any, tell."""
         if self._exchanges:
-            return self._exchanges[0].ranks_with_news > 0
+            return self._exchanges[0].has_news
         return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(bool(own)), "or"))
 
     def _agree(self, own: _News) -> None:

@@ -5,9 +5,12 @@ To read in this order:
     record.py       a run, step by step: losses, gradients, optimizer state, weights
     samples.py      the summands of a gradient, sample by sample
     magnitudes.py   what errors of rounding are judged against
+    own_rules.py    the same under an update rule of the user's own
+    outcome.py      what is left after the last update: evaluation mode, counts, weights to load
     compare.py      equal, or by how much not
     batches.py      are the ranks' shares the batches?
     replay.py       the noise floor: serial, with its sums in another order
+    reference.py    the serial run, and whether it is the sum of its samples
     exact.py        whole numbers, where equal means every bit
     trace.py        what passes through every layer in one step
     causes.py       what a difference says: a factor, a summand, a slice out of place

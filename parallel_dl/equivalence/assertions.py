@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.record import Experiment, record
+from parallel_dl.equivalence.reference import held_against, reference_of
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
 from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
@@ -26,7 +28,7 @@ def assert_equivalent(
     network: Module | Callable[[], Module],
     layout: Layout,
     batch: tuple[Any, Any] | int,
-    steps: int = 5,
+    steps: int = 8,
     *,
     comm: Communicator | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -36,6 +38,7 @@ def assert_equivalent(
     dtype: str = "float64",
     exact: bool = False,
     bound: float | None = None,
+    clip_norm: float | None = None,
 ) -> None:
     """Raises AssertionError, on every rank and naming what is different, unless the layout computes the serial run.
 
@@ -45,10 +48,16 @@ def assert_equivalent(
     samples, drawn from `seed`: then `input_shape`, the shape of one, is needed (ValueError without), and y are random
     classes, for the losses that take such. Every step takes this batch, shuffled.
 
-    One rank trains serially, with as many microbatches; then all train under `layout`. Losses, gradients, optimizer
-    state and weights of every step are compared as by `compare`, which says what `exact` and `bound` are. Data
-    parallelism takes any layer that treats each sample by itself; stages and split layers need shapes: see
-    `nn.layer_shapes`.
+    One rank trains serially, as if it were alone (`mpi.one_rank`), with as many microbatches; then all train under
+    `layout`. Losses, gradients, optimizer state and weights of every step are compared as by `compare`, which says what
+    `exact` and `bound` are; after the last one the outputs for the batch in evaluation mode, `Trainer.test`, counts of
+    updates, digests, and loading. With microbatches the serial run is also compared with ones of one
+    microbatch and of the samples one by one: with `nn.BatchNorm`, which is defined over the microbatch, only the
+    second. Not compared are attributes and random generators of modules, beside what they do to these values.
+
+    Data parallelism takes any layer that treats each sample by itself; stages and split layers need shapes: see
+    `nn.layer_shapes`. An optimizer of another rule than the package's is a subclass of `optim.Optimizer` that can be
+    copied: see `equivalence/own_rules.py`.
     """
     __tracebackhide__ = True
     comm = world() if comm is None else comm
@@ -59,12 +68,12 @@ def assert_equivalent(
         else map(np.asarray, batch)
     )
     x, y = (array.astype(dtype) if array.dtype.kind == "f" else array for array in (x, y))
-    experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss)
+    experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss, clip_norm=clip_norm)
     mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)
-    serial, error = None, None
+    reference, error = None, None
     if comm.rank == 0:
         try:
-            serial = record(experiment, Layout(microbatches=layout.microbatches))
+            reference = reference_of(experiment, layout.microbatches, exact)
         except Exception as caught:
             error = caught
     failed = comm.broadcast_object(
@@ -72,15 +81,24 @@ def assert_equivalent(
     )
     if failed:
         raise AssertionError(failed) from error
-    parallel = record(experiment, layout, mesh)
-    comparison = None if serial is None else compare(serial, parallel, bound, exact)
-    said = comm.broadcast_object("" if comparison is None or comparison.equal else comparison.message)
-    if said:
+    note = comm.broadcast_object(reference and reference.run.outcome and reference.run.outcome.note)
+    if note is not None and comm.rank == 0:
+        warnings.warn(f"evaluation mode is not compared: the serial run ends with {note}", stacklevel=2)
+    parallel = record(experiment, layout, mesh, evaluate=note is None)
+    said, differs = "", False
+    if reference is not None:
+        comparison = held_against(reference, experiment, layout, parallel, exact, bound)
+        said = "" if comparison.equal else comparison.message
+        differs = not compare(reference.run, parallel, bound, exact).equal
+    said, differs = comm.broadcast_object((said, differs))
+    found = None
+    if said and differs:
+        serial = None if reference is None else reference.run
         found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact))
-        mesh.free()
+    mesh.free()
+    if said:
         where = "" if found is None else f"  {found}\n"
         raise AssertionError(f"{_in_words(layout)} is not the serial run\n{where}  {said}")
-    mesh.free()
 
 
 def _drawn(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from parallel_dl.equivalence.magnitudes import scale
+from parallel_dl.equivalence.outcome import EVALUATED, unlike
 
 if TYPE_CHECKING:
     from parallel_dl.equivalence.record import Run
@@ -46,7 +47,10 @@ class Comparison:
 
 
 def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Comparison:
-    """Compares losses, gradients, optimizer state and weights of every step.
+    """Compares losses, gradients, optimizer state and weights of every step, and what is left after the last one.
+
+    That is: the outputs in evaluation mode, the test loss and accuracy, how many updates were counted, the digest of
+    the weights, and whether weights that are loaded are those that are read back.
 
     `bound` is relative to the sum of the magnitudes that were added up (1e-10 in float64, 1e-5 in float32 unless
     given). Where rounding alone moves the serial run further, a quantity is held against ten times its own noise at
@@ -75,10 +79,13 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
         if over > excess or (over == excess and error > worst.error):
             worst, held, excess = Difference(quantity, step, error), limit, over
     equal = worst.error <= held
+    other = unlike(serial.outcome, parallel.outcome) if equal else None
+    if other is not None:
+        equal, worst = False, Difference(other, len(serial.losses) - 1, np.inf)
     verdict = "equal" if equal else "DIFFERENT"
     message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {held:.0e})"
     note = limits.said()
-    return Comparison(equal, worst, held, f"{message}; {note}" if note else message, limits.void_from, note)
+    return Comparison(equal, worst, held, f"{message}; {note}" if note and equal else message, limits.void_from, note)
 
 
 def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> None:
@@ -89,8 +96,15 @@ def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: b
 
 def first_different_step(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> int | None:
     """The first step in which something is different; None when only other replicas are, or nothing."""
+    found = first_difference(serial, parallel, bound, exact)
+    return None if found is None else found.step
+
+
+def first_difference(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Difference | None:
+    """The first quantity that is different, in the order of steps; None when only other replicas are, or nothing."""
     judged = _judged(serial, parallel, _Limits(serial, bound, exact))
-    return next((step for _, step, error, limit in judged if not error <= limit), None)
+    found = (Difference(quantity, step, error) for quantity, step, error, limit in judged if not error <= limit)
+    return next(found, None)
 
 
 def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
@@ -185,6 +199,9 @@ def _judged(serial: Run, parallel: Run, limits: _Limits) -> Iterator[tuple[str, 
         limit = limits.of(quantity, step)
         if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             yield quantity, step, np.inf, limits.bound
+        elif limits.exact and quantity in EVALUATED:  # whole numbers are exact in training only
+            error = _error(ours, theirs, magnitude)
+            yield quantity, step, 0.0 if error <= BOUNDS["float64"] else error, limit
         elif math.isfinite(limit):
             yield quantity, step, _error(ours, theirs, None if limits.exact else magnitude), limit
 
@@ -232,3 +249,9 @@ def _pairs(
             for name in sorted(arrays.keys() | others.keys()):
                 quantity = f"{kind.removesuffix('s')} of {name}"
                 yield quantity, step, arrays.get(name), others.get(name), magnitudes[kind].get(name)
+    ours_at_the_end, theirs_at_the_end = serial.outcome, parallel.outcome
+    if ours_at_the_end is None or theirs_at_the_end is None or not theirs_at_the_end.evaluation:
+        return
+    for name, magnitude in (ours_at_the_end.magnitudes or {}).items():
+        evaluated = ours_at_the_end.evaluation[name], theirs_at_the_end.evaluation.get(name)
+        yield name, len(serial.losses) - 1, *evaluated, magnitude

@@ -21,7 +21,7 @@ from parallel_dl.equivalence.compare import first_different_step
 from parallel_dl.equivalence.record import Experiment, Run
 from parallel_dl.equivalence.trace import At, Trace, trace
 from parallel_dl.layout import Layout
-from parallel_dl.mpi import Mesh
+from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.nn import Module
 from parallel_dl.splits import Sliced, Tiled, Whole
 from parallel_dl.splits.placement import slices
@@ -92,7 +92,8 @@ def first_divergence(
         traces = mesh.world.all_gather_object(trace(experiment, layout, mesh, number, allreduce))
         if mesh.world.rank == 0:
             if alone is None:
-                serially = trace(experiment, Layout(microbatches=layout.microbatches), Mesh.serial(), number)
+                with one_rank():
+                    serially = trace(experiment, Layout(microbatches=layout.microbatches), Mesh.serial(), number)
             else:
                 serially = alone[number]
             found = _Search(experiment, layout, number, serially, traces, serial, parallel).first()

@@ -7,7 +7,7 @@ switches. A serial run stays right: only what ranks do together, or what a rank 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,9 +20,11 @@ from parallel_dl.data_parallel.gradients import GradientAllReduce
 from parallel_dl.datasets import Batch, Loader, Share
 from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.divergence import first_divergence
+from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
+from parallel_dl.equivalence.reference import Reference, reference_of
 from parallel_dl.equivalence.trace import Trace, trace
-from parallel_dl.equivalence.verify import Reference, reference_of, synthetic_experiment, verify_one
+from parallel_dl.equivalence.verify import synthetic_experiment, verify_one
 from parallel_dl.errors import unknown_name
 from parallel_dl.hybrid import Part, one_weird_trick
 from parallel_dl.hybrid.exchange import Reduction
@@ -523,12 +525,12 @@ MUTANTS: tuple[Mutant, ...] = (
 )
 
 
-def mutants_of(name: str | None) -> Sequence[Mutant]:
+def mutants_of(name: str | None, among: Sequence[Mutant] = MUTANTS) -> Sequence[Mutant]:
     """The mutant of this name, or all of them; InputError for an unknown name."""
-    named = {mutant.name: mutant for mutant in MUTANTS}
+    named = {mutant.name: mutant for mutant in among}
     if name is not None and name not in named:
         raise unknown_name("--mutant", name, list(named))
-    return MUTANTS if name is None else [named[name]]
+    return among if name is None else [named[name]]
 
 
 def experiments() -> dict[str, Experiment]:
@@ -539,7 +541,7 @@ def experiments() -> dict[str, Experiment]:
     }
 
 
-def verdicts(comm: Communicator, mutants: Sequence[Mutant] = MUTANTS) -> Iterator[Verdict | None]:
+def verdicts(comm: Communicator, mutants: Iterable[Mutant] = MUTANTS) -> Iterator[Verdict | None]:
     """Plants each mutant on the 2 ranks of `comm`, all together; a Verdict on rank 0, None on the other."""
     what = experiments()
     references: dict[tuple[str, int], tuple[Reference, dict[int, Trace]]] = {}
@@ -575,9 +577,14 @@ def _verdict(
     serial, alone = (None, None) if reference is None else (reference[0].run, reference[1])
     with planted(mutant):
         parallel = record(experiment, layout, mesh)
+        race = race_in(parallel, comm)
         comparison = None if serial is None else compare(serial, parallel)
+        if comparison is not None and race is not None:
+            comparison = told(comparison, race)
         caught = not comm.broadcast_object(None if comparison is None else comparison.equal)
-        found = first_divergence(experiment, layout, mesh, serial, parallel, alone=alone) if caught else None
+        found = (
+            first_divergence(experiment, layout, mesh, serial, parallel, alone=alone) if caught and not race else None
+        )
     mesh.free()
     if comparison is None:
         return None

@@ -13,6 +13,8 @@ import numpy as np
 from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.compare import noise_of
 from parallel_dl.equivalence.magnitudes import Magnitudes
+from parallel_dl.equivalence.outcome import Outcome, outcome_of
+from parallel_dl.equivalence.own_rules import MeasuredRule, is_known
 from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
@@ -64,12 +66,20 @@ class Run:
     """serial runs: how far rounding alone moves each quantity, relative to its magnitudes; see `rounding`"""
     repeats: bool = True
     """serial runs: whether a second one had the same losses, bit by bit"""
+    outcome: Outcome | None = None
+    """what is left after all updates"""
 
 
 def record(
-    experiment: Experiment, layout: Layout | None = None, mesh: Mesh | None = None, allreduce: str = "auto"
+    experiment: Experiment,
+    layout: Layout | None = None,
+    mesh: Mesh | None = None,
+    allreduce: str = "auto",
+    evaluate: bool = True,
 ) -> Run:
     """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
+
+    In the end the network is evaluated, unless `evaluate` says not to: a layer may be made for training only.
 
     Of the serial run magnitudes and noise are measured as well, in runs of their own: what errors of rounding are
     judged against. With batch norm, whose statistics are those of a microbatch, a serial run computes the same only
@@ -82,11 +92,16 @@ def record(
     run = _trained(experiment, trainer)
     digests = mesh.world.all_gather_object(_digest(run))
     run.replicas_equal = len(set(digests)) == 1
+    if not alone:
+        run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate)
     trainer.free()
     if alone:
-        run.magnitudes, again = _measured(experiment, layout)
+        run.magnitudes, again, run.outcome = _measured(experiment, layout, evaluate)
+        evaluate = bool(run.outcome.evaluation)
         run.repeats = np.array_equal(run.losses, again, equal_nan=True)
-        run.noise = noise_of(run, [_moved_by_rounding(experiment, layout, seed) for seed in range(MOVED_RUNS)])
+        run.noise = noise_of(
+            run, [_moved_by_rounding(experiment, layout, seed, evaluate) for seed in range(MOVED_RUNS)]
+        )
     return run
 
 
@@ -101,27 +116,35 @@ def _trained(experiment: Experiment, trainer: Trainer) -> Run:
     return run
 
 
-def _measured(experiment: Experiment, layout: Layout) -> tuple[list[dict[str, Arrays]], list[float]]:
-    """The magnitudes of each step of the serial run, which is made once more, and the losses of that run."""
+def _measured(
+    experiment: Experiment, layout: Layout, evaluate: bool
+) -> tuple[list[dict[str, Arrays]], list[float], Outcome]:
+    """The magnitudes of each step of the serial run, which is made once more; the losses of that run, and its end."""
     trainer = start(experiment, layout, Mesh.serial())
-    magnitudes = Magnitudes(trainer.network, trainer.optimizer)
+    follow = Magnitudes if is_known(trainer.optimizer) else MeasuredRule
+    magnitudes = follow(trainer.network, trainer.optimizer)
     found: list[dict[str, Arrays]] = []
     losses: list[float] = []
     for batch in batches(experiment, trainer):
         loss, gradients = sums_of_magnitudes(trainer, batch)
         local = trainer.compute_gradients(batch)
         losses.append(float(trainer.sum_losses(np.array([local]))[0]))
+        if isinstance(magnitudes, MeasuredRule):
+            magnitudes.before_update()
         clipped = trainer.update()
         found.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients, clipped)})
+    of_weights = found[-1]["weights"] if found else {}
+    outcome = outcome_of(trainer, experiment.x, experiment.y, of_weights, evaluate)
     trainer.free()
-    return found, losses
+    return found, losses, outcome
 
 
-def _moved_by_rounding(experiment: Experiment, layout: Layout, seed: int) -> Run:
+def _moved_by_rounding(experiment: Experiment, layout: Layout, seed: int, evaluate: bool) -> Run:
     """The serial run with other last bits."""
     trainer = start(experiment, layout, Mesh.serial())
     round_otherwise(trainer, seed)
     run = _trained(experiment, trainer)
+    run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate)
     trainer.free()
     return run
 

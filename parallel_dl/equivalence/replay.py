@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.outcome import outcome_of
 from parallel_dl.equivalence.record import Arrays, Experiment, Run, batches, start, update
 from parallel_dl.equivalence.samples import each_sample
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 
 
-def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0) -> Run:
+def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0, evaluate: bool = True) -> Run:
     """A serial run in which each loss and each gradient is the sum of those of the samples, in a random order.
 
-    What it differs by from `record`'s is rounding, and nothing else.
+    In the end, too, each sample is evaluated by itself. What it differs by from `record`'s is rounding, and nothing
+    else, if the network looks at each sample by itself.
     """
     trainer = start(experiment, Layout(microbatches=microbatches), Mesh.serial())
     run = Run(trainer.layout)
@@ -36,10 +38,12 @@ def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0) -> Run:
             parameter.grad = sums.get(name)
         run.gradients.append({name: np.array(gradient) for name, gradient in sums.items()})
         update(trainer, run)
+    run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate, batch_size=1)
     trainer.free()
     return run
 
 
 def noise_floor(experiment: Experiment, serial: Run, microbatches: int = 1) -> float:
     """The largest error of a replay, relative to the sum of magnitudes: what a correct parallel run may be off by."""
-    return compare(serial, replay(experiment, microbatches)).worst.error
+    evaluate = serial.outcome is None or serial.outcome.note is None
+    return compare(serial, replay(experiment, microbatches, evaluate=evaluate)).worst.error

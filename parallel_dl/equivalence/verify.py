@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from parallel_dl import nn, optim
-from parallel_dl.equivalence.batches import wrong_batches
-from parallel_dl.equivalence.compare import BOUNDS, Comparison, Difference, compare, samples_are_mixed
+from parallel_dl.equivalence.compare import Comparison
 from parallel_dl.equivalence.divergence import Divergence, first_divergence
-from parallel_dl.equivalence.record import Experiment, Run, record
-from parallel_dl.equivalence.replay import replay
+from parallel_dl.equivalence.raced import race_in, told
+from parallel_dl.equivalence.record import Experiment, record
+from parallel_dl.equivalence.reference import Reference, held_against, reference_of
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh
 from parallel_dl.nn import Module
@@ -41,16 +41,6 @@ class Cell:
     """where a different run leaves the serial one: `Divergence`, and `text`"""
     note: str = ""
     """which steps and quantities were not compared, as rounding alone moves them as far, or why nothing could be"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """A serial run, and how far another order of summation moves it."""
-
-    run: Run
-    noise: float | None
-    mixed: Difference | None = None
-    """where it is not the sum of its samples"""
 
 
 def synthetic_experiment(
@@ -89,7 +79,7 @@ def synthetic_experiment(
 def verify(
     comm: Communicator,
     experiments: dict[str, Experiment],
-    layouts: Sequence[tuple[str, Layout]],
+    layouts: Iterable[tuple[str, Layout]],
     exact: bool = False,
 ) -> Iterator[Cell | None]:
     """Runs each (name of an experiment, layout of comm.size ranks), and compares it with the serial run.
@@ -104,41 +94,12 @@ def verify(
         if comm.rank == 0:
             key = name, layout.microbatches
             if key not in references:
-                references[key] = reference_of(experiment, layout.microbatches, exact)
+                one = references[name, 1].run if (name, 1) in references else None
+                references[key] = reference_of(experiment, layout.microbatches, exact, one)
             reference = references[key]
         mesh = Mesh(comm, pipe=layout.pp, data=layout.dp, model=layout.mp)
         yield verify_one(name, experiment, layout, mesh, reference, exact)
         mesh.free()
-
-
-def reference_of(experiment: Experiment, microbatches: int, exact: bool = False) -> Reference:
-    """The serial run, with as many microbatches, and its noise floor."""
-    run = record(experiment, Layout(microbatches=microbatches))
-    if exact:
-        return Reference(run, None)
-    by_samples = replay(experiment, microbatches)
-    return Reference(run, compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples))
-
-
-def _held_against(
-    reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool
-) -> Comparison:
-    """The comparison; and the batches, and the serial run itself, looked at.
-
-    In float32 the bound is at least ten times the noise floor.
-    """
-    bound = None
-    if reference.noise is not None and experiment.dtype == "float32":
-        bound = max(BOUNDS["float32"], 10 * reference.noise)
-    comparison = compare(reference.run, parallel, bound, exact)
-    if reference.mixed is not None:
-        quantity = f"the serial run, which is not the sum of its samples: {reference.mixed.quantity},"
-        worst = dataclasses.replace(reference.mixed, quantity=quantity)
-        return dataclasses.replace(comparison, equal=False, worst=worst)
-    wrong = None if layout.reproducible else wrong_batches(experiment, layout)
-    if wrong is not None:
-        return dataclasses.replace(comparison, equal=False, worst=Difference(f"batches: {wrong}", 0, np.inf))
-    return comparison
 
 
 def verify_one(
@@ -152,13 +113,15 @@ def verify_one(
         start = time.perf_counter()
         parallel = record(experiment, layout, mesh, allreduce)
         seconds = time.perf_counter() - start
+        race = race_in(parallel, mesh.world)
         if reference is not None:
-            comparisons.append(_held_against(reference, experiment, layout, parallel, exact))
+            comparison = held_against(reference, experiment, layout, parallel, exact)
+            comparisons.append(comparison if race is None else told(comparison, race))
         equal = mesh.world.broadcast_object(comparisons[-1].equal if comparisons else None)
         if not equal:
             break
     found: Divergence | None = None
-    if not equal:
+    if not equal and race is None:
         serial = None if reference is None else reference.run
         found = first_divergence(experiment, layout, mesh, serial, parallel, exact, allreduce=allreduce)
     if reference is None:
@@ -170,4 +133,4 @@ def verify_one(
     return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, noise, divergence, note)
 
 
-__all__ = ["Cell", "Reference", "reference_of", "synthetic_experiment", "verify", "verify_one"]
+__all__ = ["Cell", "synthetic_experiment", "verify", "verify_one"]

@@ -17,6 +17,7 @@ from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH
 _ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
 _PASSING_SECONDS = 0.2  # for mpirun to pass on what ranks have printed
 _MOST_TEXTS = 3
+_LATE_SECONDS = 2.0  # within which all ranks notice that a time limit is over
 _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
 
@@ -55,6 +56,16 @@ def failed(job: Job, rank: int, what: str, text: str, status: int) -> End:
         for other, (_, its_text, _) in sorted(others.items())[:_MOST_TEXTS]:
             lines += _of_rank(other, its_text.splitlines())
     return End(f"rank {rank} {what}", status or 1, lines)
+
+
+def late(job: Job, rank: int, line: str, where: str) -> End:
+    """A rank has said that a time limit is over, and where it is; the others say so, too."""
+    places = {rank: where}
+    deadline = time.monotonic() + _LATE_SECONDS
+    while len(places) < job.ranks and (left := deadline - time.monotonic()) > 0:
+        places.update({event.rank: event.content[1] for event in job.events(left) if event.kind == "late"})
+    said = [f"rank {r} {places.get(r, 'is beyond it')}" for r in range(job.ranks)]
+    return End(f"{line}: {'; '.join(said)}", 1)
 
 
 def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:

@@ -23,6 +23,8 @@ from parallel_dl.launch.rank import JOB_VARIABLE
 # becomes mpirun when told so, and ends when the launcher is killed before: after that its folder has a guard
 _WAITING = 'read go && exec "$@" </dev/null'
 
+_RANK = str(Path(__file__).resolve().with_name("__main__.py"))
+
 
 class Event(NamedTuple):
     """What a rank said: ("hello", pid), ("done", status, message), ...; or ("lost",) when its connection ended."""
@@ -41,7 +43,7 @@ class Exit(NamedTuple):
 
 
 class Job:
-    """`ranks` ranks, each running `python -m parallel_dl.launch ARGUMENTS`, from the start to `end()`.
+    """`ranks` ranks, each running `launch/__main__.py ARGUMENTS`, from the start to `end()`.
 
     A context manager: leaving it ends the job. With `attended`, each rank has an attendant that tells how it ended.
     """
@@ -69,7 +71,8 @@ class Job:
         variables = {**os.environ, **(environment or {})}
         variables.update(settings(ranks, self.folder, variables))
         variables[JOB_VARIABLE] = self.folder
-        command = [str(mpirun), "-n", str(ranks), sys.executable, "-m", "parallel_dl.launch"]
+        # by its path, and with -P: a folder called parallel_dl where we are started is not taken for the package
+        command = [str(mpirun), "-n", str(ranks), sys.executable, "-P", _RANK]
         command += [*([ATTENDED] if attended else []), *arguments]
         try:
             self.mpirun = subprocess.Popen(

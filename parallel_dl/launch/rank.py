@@ -145,6 +145,16 @@ def _report_interrupts() -> None:
     threading.Thread(target=listen, name="interrupt watch", daemon=True).start()
 
 
+def _find_modules_of(arguments: list[str]) -> None:
+    """Puts first on `sys.path` what Python puts there for such a program; nothing for a module of ours."""
+    if os.environ.get("PYTHONSAFEPATH"):
+        return
+    if arguments[0] != "-m":
+        sys.path.insert(0, os.path.dirname(os.path.realpath(arguments[0])))
+    elif arguments[1].partition(".")[0] != "parallel_dl":
+        sys.path.insert(0, os.getcwd())
+
+
 def main() -> None:
     """Runs the program given on the command line as Python would, and reports."""
     arguments = sys.argv[1:]
@@ -155,13 +165,13 @@ def main() -> None:
     connect(os.getppid() if attended else None)
     if attended:
         _report_interrupts()
+    _find_modules_of(arguments)
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = arguments
-            sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
             runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as ended:
         if not _completed and ended.code in (None, 0):

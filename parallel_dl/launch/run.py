@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from parallel_dl.errors import InputError
 from parallel_dl.launch import limits
-from parallel_dl.launch.ends import End, ended_by_mpirun, failed, lost, signal_name
+from parallel_dl.launch.ends import End, ended_by_mpirun, failed, late, lost, signal_name
 from parallel_dl.launch.environment import check_launcher, find_mpirun
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_closed, say
@@ -123,6 +123,8 @@ class _Run:
                     exit_deadline = exit_deadline or time.monotonic() + _EXIT_SECONDS
                 elif kind == "failed":
                     return failed(job, rank, *content)
+                elif kind == "late":
+                    return late(job, rank, *content)
                 elif kind == "lost" and rank not in ended:
                     return lost(job, rank, ended, self.errors.tail)
             for rank, exit in job.exits.items():  # a child of the rank may hold its connection open

@@ -100,6 +100,35 @@ def _call_of(frames: TracebackType | None) -> str:
     return name
 
 
+_COMMUNICATION = tuple(os.path.join(_PACKAGE, "mpi", name) for name in ("communicator.py", "checked.py", "window.py"))
+
+
+def call_of_thread(thread: int) -> str:
+    """What a thread does now: the call of other ranks that it waits in, and from which line, or else where it is."""
+    frames: list[Any] = []
+    frame: Any = sys._current_frames().get(thread)
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    files = [os.path.abspath(frame.f_code.co_filename) for frame in frames]
+    first = next((place for place, file in enumerate(files) if file in _COMMUNICATION), None)
+    if first is None:
+        place = next((place for place, file in enumerate(files) if not _is_library(file)), 0)
+        return f"is in {frames[place].f_code.co_name} ({_where(frames[place])})" if frames else "has ended"
+    last = next(place for place in range(first, len(files)) if files[place] not in _COMMUNICATION)
+    call = frames[last - 1]
+    code, values = call.f_code, call.f_locals
+    names = code.co_varnames[: code.co_argcount]
+    given = ", ".join(_argument(name, values) for name in names if name != "self")
+    name, source = getattr(values.get("self"), "name", None), getattr(values.get("self"), "_source", None)
+    on = f" on {name!r}" if isinstance(name, str) else f" for rank {source}" if isinstance(source, int) else ""
+    return f"waits in {code.co_name}({given}){on}, called from {_where(frames[last])}"
+
+
+def _where(frame: Any) -> str:
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
 def _argument(name: str, values: Mapping[str, Any]) -> str:
     value: Any = values.get(name)
     if isinstance(getattr(value, "shape", None), tuple):  # an array

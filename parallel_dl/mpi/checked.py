@@ -52,7 +52,7 @@ class _Checks:
     """The private communicator of a checked one, and how far it is: the same for all labels of that one."""
 
     def __init__(self, mpi: MPI.Intracomm) -> None:
-        self.private = mpi.Dup()
+        self.private = MPI.Intracomm(mpi).Dup()
         self.size = mpi.size
         self.calls = 0
         self.ended: str | None = None  # who, once a rank's program has ended

@@ -20,6 +20,7 @@ from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.ledger import Counted, Ledger, counted
 from parallel_dl.mpi.startup import MPI
+from parallel_dl.mpi.stress import under_stress
 
 # Below MPI's guaranteed upper bound of 32767, out of the way of users' tags.
 TAG_SHIFT, TAG_SLICES, TAG_TREE = 32701, 32702, 32703
@@ -88,7 +89,8 @@ class Communicator:
         self.ledger = before.ledger if ledger is None and before is not None else ledger
         self.axis = axis or (before.axis if before is not None else "world")
         label = (before.layer, before.direction) if before is not None else ("", None)
-        self.mpi = mpi if self.ledger is None else counted(mpi, self.ledger, self.axis, *label)
+        mpi = mpi if self.ledger is None else counted(mpi, self.ledger, self.axis, *label)
+        self.mpi = under_stress(mpi, self.name)
         self._shared = _Shared()
 
     def __repr__(self) -> str:

@@ -241,7 +241,7 @@ class Counted(MPI.Intracomm):
 
 def counted(mpi: MPI.Intracomm, ledger: Ledger, axis: str, layer: str = "", direction: str | None = None) -> Counted:
     """A `Counted` of the same MPI communicator, whose calls are entered under these names."""
-    new = Counted(mpi)
+    new = type(mpi)(mpi) if isinstance(mpi, Counted) else Counted(mpi)
     new.ledger, new.axis, new.layer, new.direction = ledger, axis, layer, direction
     return new
 

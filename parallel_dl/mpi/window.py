@@ -19,6 +19,7 @@ from parallel_dl.mpi.buffers import Array, native
 from parallel_dl.mpi.communicator import Communicator
 from parallel_dl.mpi.ledger import enter_shared_memory
 from parallel_dl.mpi.startup import MPI
+from parallel_dl.mpi.stress import Stressed
 
 SHARED_MEMORY = "/dev/shm"
 _CACHE_LINE = 64  # bytes
@@ -39,6 +40,15 @@ class SharedWindow:
 
     local: Array  # (size,): what this rank contributes; not changed by all_reduce
     total: Array  # (size,), read-only: the sum, bitwise the same on every rank; valid until the next all_reduce starts
+
+    _is_freed = False
+
+    def __new__(cls, comm: Communicator, *arguments: Any, **options: Any) -> SharedWindow:
+        if isinstance(comm.mpi, Stressed) and cls is SharedWindow:
+            from parallel_dl.mpi.stressed_window import StressedWindow
+
+            cls = StressedWindow
+        return object.__new__(cls)
 
     def __init__(self, comm: Communicator, size: int, dtype: Any = np.float32) -> None:
         if not comm.is_one_node:
@@ -82,10 +92,20 @@ class SharedWindow:
     def all_reduce(self) -> Array:
         """Sums all ranks' `local` in rank order; returns `total`."""
         self.comm.announce("SharedWindow.all_reduce")
-        window, mpi = self._window, self.comm.mpi
-        window.Sync()  # what this rank has written before the barrier, the others read after it
-        mpi.Barrier()
-        window.Sync()
+        self._meet()
+        self._sum()
+        self._meet()
+        enter_shared_memory(self.comm.mpi, self.local.nbytes)
+        return self.total
+
+    def _meet(self) -> None:
+        """What this rank has written before, the others read afterwards."""
+        self._window.Sync()
+        self.comm.mpi.Barrier()
+        self._window.Sync()
+
+    def _sum(self) -> None:
+        """Sums this rank's share."""
         for result, parts in self._blocks:
             if len(parts) == 1:
                 result[...] = parts[0]
@@ -93,20 +113,20 @@ class SharedWindow:
             np.add(parts[0], parts[1], out=result)
             for part in parts[2:]:
                 np.add(result, part, out=result)
-        window.Sync()
-        mpi.Barrier()
-        window.Sync()
-        enter_shared_memory(mpi, self.local.nbytes)
-        return self.total
 
     def free(self) -> None:
         """Gives the memory back (collective)."""
-        if self._window == MPI.WIN_NULL:
+        if self._is_freed:
             return
+        self._is_freed = True
         self.comm.announce("SharedWindow.free")
+        self._give_back()
         nothing = np.empty(0, self.local.dtype)
         self.local = self.total = self._result = nothing
         self._locals, self._blocks = [], []
+
+    def _give_back(self) -> None:
+        """The memory, to MPI."""
         self._window.Unlock_all()
         self._window.Free()
         self._info.Free()

@@ -101,8 +101,6 @@ class FlatGradients:
 
     def gather(self) -> list[bool]:
         """Copies every gradient to its place in `local`, zeros where there is none; returns which there are."""
-        if self.are_in_place:
-            return [True] * len(self.views)
         grads = [parameter.grad for parameter in self.parameters]
         for view, grad in zip(self.views, grads):
             if grad is None:

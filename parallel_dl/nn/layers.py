@@ -157,12 +157,12 @@ class Sequential(Layers):
     """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
 
     def forward(self, x: Any) -> Any:
-        place = len(frames.open)
-        frames.open.append((self, None))
+        calls = frames.open
+        calls.append((self, None))
         try:
             for name, layer in self._modules.items():
-                frames.open[place] = self, name  # as `call` does for each, at less cost
+                calls[-1] = self, name  # as `call` does for each, at less cost
                 x = layer(x)
             return x
         finally:
-            frames.open.pop()
+            calls.pop()

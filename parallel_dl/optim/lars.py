@@ -65,9 +65,8 @@ class LARS(Optimizer):
         self.trust_ratios = self._ratios(scale)
         by_parameter = zip(self.parameters, self.adapted, self.trust_ratios)
         own = {id(parameter): (ratio, adapted) for parameter, adapted, ratio in by_parameter}
-        for part, stretch, pieces in work:
+        for part, rate, stretch, pieces in work:
             options = part.group
-            rate = self.rate_of(options)
             state = [part.state[name][stretch.where] for name in self.state_of(options)]
             for piece in pieces:
                 for place in range(piece.places.start, piece.places.stop):

@@ -151,9 +151,8 @@ class Optimizer:
 
     def step(self, scale: float = 1.0) -> None:
         """Updates every parameter that has a gradient, by `scale` times it. The gradients stay as they are."""
-        for part, stretch, pieces in self._work():
+        for part, rate, stretch, pieces in self._work():
             options = part.group
-            rate = self.rate_of(options)
             state = [part.state[name][stretch.where] for name in self.state_of(options)]
             for piece in pieces:
                 arrays = (stretch.weights[piece.where], piece.gradient, *(array[piece.where] for array in state))
@@ -164,8 +163,8 @@ class Optimizer:
                 stretch.count(piece)
         self.updates += 1
 
-    def _work(self) -> list[tuple[Part, Stretch, list[Piece]]]:
-        """What is to be updated; first makes sure that everything that was set up still holds."""
+    def _work(self) -> list[tuple[Part, float, Stretch, list[Piece]]]:
+        """What is to be updated at which rate; first makes sure that everything that was set up still holds."""
         if self._newcomers is None:  # of a copy, whose network may have been copied after it
             self._newcomers = Newcomers(self.parameters, self._is_given_to_another, self._left_out)
         for parameter in self._newcomers.found():
@@ -175,11 +174,10 @@ class Optimizer:
             )
         if self.param_groups != self._checked:
             self._check_options()
-        for group in self.param_groups:
-            self.rate_of(group)
         for _ in range(2):
-            work = [(part, stretch, stretch.gradients()) for part in self._parts for stretch in part.stretches]
-            found = [(part, stretch, pieces) for part, stretch, pieces in work if pieces is not None]
+            rates = [self.rate_of(part.group) for part in self._parts]
+            work = [(p, rate, one, one.gradients()) for p, rate in zip(self._parts, rates) for one in p.stretches]
+            found = [(p, rate, one, pieces) for p, rate, one, pieces in work if pieces is not None]
             if len(found) == len(work):
                 break
             self._arrange()

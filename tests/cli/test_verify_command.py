@@ -1,6 +1,7 @@
 """`parallel-dl verify`: what it prints, its JSON and exit status, and what it refuses."""
 
 import json
+import sys
 
 import pytest
 from test_commands import call, mpirun
@@ -18,7 +19,7 @@ def test_the_json_object():
     found = verify("mlp", "--mp", 2, "--steps", 2)
     assert set(found) == {"equal", "cells", "noise_floor"}
     (cell,) = found["cells"]
-    assert set(cell) == {"network", "layout", "ranks", "equal", "worst", "seconds", "noise", "divergence"}
+    assert set(cell) == {"network", "layout", "ranks", "equal", "worst", "seconds", "noise", "divergence", "note"}
     assert (cell["network"], cell["ranks"], cell["equal"], cell["divergence"]) == ("mlp", 2, True, None)
     assert cell["layout"] == {"dp": 1, "mp": 2, "pp": 1, "schedule": None, "microbatches": 1, "split": {}}
     assert set(cell["worst"]) == {"quantity", "step", "error", "bound"}
@@ -87,9 +88,64 @@ def test_all():
     assert found["distance"] >= 1e4
 
 
+def test_under_stress():
+    """A race, caught and named; and a right layout, which is equal."""
+    found = verify("--stress", "--mutant", "race: window without its second barrier", "--seed", 4)
+    assert found["stress"] == 4
+    assert found["mutants"][0]["caught"]
+    assert "before it was complete" in found["mutants"][0]["diagnosis"]
+
+
+HANGS = """
+import sys
+from parallel_dl.cli import main
+from parallel_dl.mpi import Communicator
+
+right = Communicator.all_gather
+
+def wrong(comm, array, axis=0, sizes=None):
+    if comm.rank == 1 and comm.name == "model":
+        return comm.reduce_scatter(array, axis)
+    return right(comm, array, axis, sizes)
+
+Communicator.all_gather = wrong
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("ours", [True, pytest.param(False, marks=pytest.mark.grid)], ids=["launcher", "mpirun"])
+def test_a_hang_is_named(tmp_path, ours):
+    """One line names network, layout, and in which call each rank waits; under one's own mpirun it is a line a rank."""
+    (tmp_path / "program.py").write_text(HANGS)
+    flags = ("verify", "mlp", "--mp", 2, "--time-limit", 5)
+    if ours:
+        status, _, err = call("run", tmp_path / "program.py", *flags)
+        assert err.count("\n") == 1
+    else:
+        command = [*mpirun(2)[:3], sys.executable, tmp_path / "program.py"]
+        status, _, err = call(*flags, command=command)
+    assert status == 1
+    assert "parallel-dl: mlp, mp 2, 1 microbatches: took more than 5 s: rank " in err
+    assert "rank 0 waits in all_gather(array=float64 (64,), axis=0, sizes=(64, 64)) on 'model', called from " in err
+    assert "rank 1 waits in reduce_scatter(array=float64 (64,), axis=0, sizes=[32, 32]) on 'model'" in err
+
+
+def test_a_rank_alone_has_a_time_limit_too():
+    status, out, err = call("verify", "mlp", "--microbatches", 2, "--schedule", "gpipe", "--time-limit", 1e-3)
+    assert (status, out) == (1, "")
+    assert err.startswith("parallel-dl: mlp, serial gpipe, 2 microbatches: took more than 0.001 s: rank 0 ")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (("mlp", "--dp", "2", "--time-limit", "0"), "--time-limit 0: must be above 0 and at most 1e+07"),
+        (("mlp", "--dp", "2", "--time-limit", "nan"), "--time-limit nan: must be above 0"),
+        (("mlp", "--microbatches", "2", "--schedule", "gpipe", "--stress"), "--stress: one rank waits for nobody"),
+        (("mlp", "--ranks", "1", "--stress"), "--stress: one rank waits for nobody"),
+        (("--mutant", "race: halo rows not waited for"), "is caught for certain only with --stress"),
+        (("--mutant", "race: halo row not waited for", "--stress"), "did you mean 'race: halo rows not waited for'?"),
         ((), "NETWORK is missing; or --all, or --mutants"),
         (("mpl",), "unknown network 'mpl'"),
         (("mlp", "--all"), "NETWORK: does not go with --all"),

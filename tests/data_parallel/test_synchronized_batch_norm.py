@@ -8,6 +8,7 @@ import pytest
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, no_grad, tape
 from parallel_dl.data_parallel import GradientAllReduce, synchronize_batch_norm
+from parallel_dl.data_parallel.batch_norm import average_running_statistics
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, Ledger, window
 
@@ -31,6 +32,16 @@ def all_equal(comm, arrays):
     return all(other == bits[0] for other in bits)
 
 
+def require_buffers_of_the_whole_batch(comm, model, forwards=1):
+    """Running statistics are the same bits on all ranks, and those of a serial network that has seen every sample."""
+    serial = network()
+    for _ in range(forwards):
+        serial(whole_batch(comm))
+    for own, expected in zip(model.buffers(), serial.buffers(), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-12, atol=1e-14)
+    assert all_equal(comm, model.buffers())
+
+
 @pytest.mark.ranks(1, 2, 3)
 def test_forward_and_input_gradient_are_those_of_the_whole_batch(comm):
     serial, model = network(), network()
@@ -43,7 +54,7 @@ def test_forward_and_input_gradient_are_those_of_the_whole_batch(comm):
     here = slice(4 * comm.rank, 4 * comm.rank + 4)
     np.testing.assert_allclose(part.data, y.data[here], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(own.grad, x.grad[here], rtol=1e-10, atol=1e-12)
-    assert all_equal(comm, model.buffers())
+    require_buffers_of_the_whole_batch(comm, model)
     gradients.free()
 
 
@@ -92,6 +103,9 @@ def test_evaluation_and_no_grad(comm):
         model.zero_grad()
     same = model(np.ones((2, 6))).data
     assert all_equal(comm, [same])
+    serial = network()
+    serial(whole_batch(comm))
+    np.testing.assert_allclose(same, serial.eval()(np.ones((2, 6))).data, rtol=1e-12)
     gradients.free()
 
 
@@ -110,6 +124,11 @@ def test_the_global_count_decides_whether_there_are_enough_values(comm):
     x = own_samples(comm, 2)
     model(x[: 2 if comm.rank == 0 else 0]).sum().backward()  # two on one rank, none on the others
     model(x[: 1 if comm.rank < 2 else 0]).sum().backward()  # one each
+    serial, all_samples = network(), whole_batch(comm, 2)
+    for samples in (all_samples[:2], all_samples[[0, 2]]):
+        serial(samples)
+    for own, expected in zip(model.buffers(), serial.buffers(), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-12, atol=1e-14)
     before = [buffer.copy() for buffer in model.buffers()]
     with no_grad():
         assert model(x[:0]).shape == (0, 4)  # none at all
@@ -131,8 +150,53 @@ def test_local_statistics(comm):
     own_means = comm.all_gather_object(model[1].running_mean.copy())
     assert not np.array_equal(own_means[0], own_means[1])
     model(x).sum().backward()
+    of_ranks = comm.all_gather_object([buffer.copy() for buffer in model.buffers()])
     gradients.all_reduce()
     assert all_equal(comm, model.buffers())
+    for buffer, *each in zip(model.buffers(), *of_ranks, strict=True):
+        np.testing.assert_allclose(buffer, sum(each) / comm.size, rtol=1e-14)
+    gradients.free()
+
+
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_local_running_statistics_become_their_means(comm, dtype):
+    """Of layers with different widths, one of which is there twice; what is not local is nobody's to average."""
+    twice = nn.BatchNorm1d(3, statistics="local")
+    layers = [twice, nn.BatchNorm1d(2, statistics="local"), twice, nn.BatchNorm1d(2, statistics="global")]
+    for number, layer in enumerate(layers):
+        layer.initialize(0, dtype)
+        layer.running_mean[...] = np.arange(len(layer.running_mean)) + 10 * number + 0.5 * comm.rank
+        layer.running_var[...] = 100 + number + comm.rank**2
+    local, other = layers[:3], layers[3]
+    before = [buffer.copy() for buffer in (other.running_mean, other.running_var)]
+    average_running_statistics(local, comm)
+    ranks = np.arange(comm.size)
+    for number, layer in enumerate(layers[:3]):
+        number = 2 if layer is twice else number  # the last that was written into it
+        expected = np.arange(len(layer.running_mean)) + 10 * number + 0.5 * ranks.mean()
+        np.testing.assert_allclose(layer.running_mean, expected, rtol=1e-6 if dtype == "float32" else 1e-14)
+        np.testing.assert_allclose(
+            layer.running_var, 100 + number + (ranks**2).mean(), rtol=1e-6 if dtype == "float32" else 1e-14
+        )
+    assert [buffer.tolist() for buffer in (other.running_mean, other.running_var)] == [b.tolist() for b in before]
+
+
+@pytest.mark.ranks(2, 3)
+def test_local_statistics_of_two_updates_of_a_training(comm):
+    """Rank by rank as a serial layer with its share has them, then the mean, from which the next update goes on."""
+    model = nn.Sequential(nn.BatchNorm1d(6, statistics="local"), nn.Linear(6, 1)).initialize(0, "float64")
+    gradients = GradientAllReduce(model.parameters(), comm)
+    mean, var = np.zeros(6), np.ones(6)
+    for step in range(2):
+        shares = [np.random.default_rng([step, rank]).normal(rank, 1 + rank, (4, 6)) for rank in range(comm.size)]
+        model.zero_grad()
+        model(shares[comm.rank]).sum().backward()
+        gradients.all_reduce()
+        mean = np.mean([0.9 * mean + 0.1 * share.mean(0) for share in shares], axis=0)
+        var = np.mean([0.9 * var + 0.1 * share.var(0, ddof=1) for share in shares], axis=0)
+        np.testing.assert_allclose(model[0].running_mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(model[0].running_var, var, rtol=1e-12)
     gradients.free()
 
 
@@ -163,7 +227,7 @@ def test_freeing_one_of_two_leaves_the_other_synchronised(comm):
     second = GradientAllReduce(model[3].parameters(), comm)
     second.free()
     model(own_samples(comm)).sum().backward()
-    assert all_equal(comm, model.buffers())
+    require_buffers_of_the_whole_batch(comm, model)
     third = GradientAllReduce(model[3].parameters(), comm)
     first.free()
     assert model[1].total is not None
@@ -197,8 +261,9 @@ def test_short_shared_memory_leaves_it_synchronised(comm, monkeypatch):
     model = network()
     gradients = GradientAllReduce(model.parameters(), comm)
     assert gradients.method == "mpi"
-    model(own_samples(comm)).sum().backward()
-    assert all_equal(comm, model.buffers())
+    for _ in range(2):
+        model(own_samples(comm)).sum().backward()
+    require_buffers_of_the_whole_batch(comm, model, forwards=2)
     gradients.free()
 
 

@@ -251,24 +251,31 @@ def test_everything_is_unfrozen(comm):
     train(comm, change, frozen=[0, 2, 4], make=make)
 
 
-@pytest.mark.ranks(2)
+@pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
-def test_replicas_stay_equal_when_one_rank_unfreezes(comm, method, overlap):
+@pytest.mark.parametrize("frozen", [[0], [0, 2, 4]])
+def test_one_rank_unfreezes(comm, method, overlap, frozen):
+    """Its gradient is the sum, on every rank; also where nothing was summed before."""
     model = network()
-    for parameter in model[0].parameters():
-        parameter.requires_grad = False
+    for layer in frozen:
+        for parameter in model[layer].parameters():
+            parameter.requires_grad = False
     gradients = all_reduce(comm, model, method, overlap)
     optimizer = optim.SGD(model.parameters(), 0.1)
     before = model[0].weight.data.copy()
     for step in range(2):
         unfreeze_on_the_last_rank(model, [optimizer], comm)
         optimizer.zero_grad()
-        backward(model, step, comm)
+        if len(frozen) < 3 or comm.rank == comm.size - 1:  # elsewhere there is nothing to go back to
+            backward(model, step, comm)
+        of_last = comm.broadcast_object([p.grad for p in model[0].parameters()], comm.size - 1)
         gradients.all_reduce()
+        for parameter, expected in zip(model[0].parameters(), of_last, strict=True):
+            np.testing.assert_array_equal(parameter.grad, expected)
         optimizer.step()
     assert not np.array_equal(model[0].weight.data, before)
     bits = comm.all_gather_object([p.data.tobytes() for p in model.parameters()])
-    assert bits[0] == bits[1]
+    assert all(other == bits[0] for other in bits)
     gradients.free()
 
 

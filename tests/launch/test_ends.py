@@ -86,7 +86,7 @@ def test_a_signal_to_mpirun_is_none_to_a_rank(waiting, end_of, number, can_unsha
     launcher = launcher_of(started.process.pid, can_unshare)
     listing = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(launcher)]
     listed = subprocess.run(listing, capture_output=True, text=True, check=True)
-    (mpirun,) = [int(line.split()[0]) for line in listed.stdout.splitlines() if "-m parallel_dl.launch" in line]
+    (mpirun,) = [int(line.split()[0]) for line in listed.stdout.splitlines() if "launch/__main__.py" in line]
     os.kill(mpirun, number)
     status, lines = end_of(started)
     said = [line for line in lines if line.startswith("parallel-dl: ")]

@@ -9,6 +9,7 @@ import pytest
 from conftest import HANG
 from launched import DRIVER, MPI, emptied, launcher_of
 
+import parallel_dl
 from parallel_dl import launch
 from parallel_dl.errors import InputError
 
@@ -31,6 +32,41 @@ def test_module(tmp_path, environment, python):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
     assert ended.stdout.splitlines() == ["__main__ ['a']"] * 2
     assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("program", ["script", "module"])
+def test_a_folder_called_like_the_package(tmp_path, environment, python, program):
+    """Where a clone called parallel_dl lies, without `__init__.py`, ranks still take the package of the launcher."""
+    (tmp_path / "parallel_dl" / "mpi").mkdir(parents=True)
+    (tmp_path / "parallel_dl" / "launch").mkdir()
+    (tmp_path / "program.py").write_text("import parallel_dl; print(parallel_dl.__version__)")
+    environment.delenv("PYTHONPATH", raising=False)
+    arguments = {
+        "script": ["program.py"],
+        "module": ["-m", "parallel_dl", "verify", "mlp", "--dp", "2", "--steps", "1"],
+    }
+    driver = DRIVER.replace("import sys;", "import sys; sys.path.remove('');")
+    command = [python, "-c", driver, "2", *arguments[program]]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == [parallel_dl.__version__] * 2 or "1 of 1 equal" in ended.stdout
+
+
+def test_a_program_finds_modules_as_python_does(tmp_path, environment, python):
+    """Beside the file that a link leads to; with PYTHONSAFEPATH nowhere."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "program.py").write_text("import sys; print(sys.path[0]); import beside")
+    (tmp_path / "there" / "beside.py").write_text("")
+    (tmp_path / "link.py").symlink_to(tmp_path / "there" / "program.py")
+    for safe, status in (("", 0), ("1", 1)):
+        environment.setenv("PYTHONSAFEPATH", safe)
+        said = []
+        for command in ([python, "link.py"], [python, "-c", DRIVER, "1", "link.py"]):
+            ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
+            assert ended.returncode == status
+            said.append(ended.stdout)
+        assert said[0] == said[1]
 
 
 WINDOW = (

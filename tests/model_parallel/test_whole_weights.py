@@ -167,6 +167,22 @@ def test_the_digest_is_that_of_the_serial_network(comm, name):
     trainer.free()
 
 
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("block", [1, 50, 200, 1000])
+def test_the_digest_of_weights_that_are_gathered_in_parts(comm, monkeypatch, block):
+    """Of some rows at a time, the last of them fewer, of weights that are cut by rows and by columns."""
+    monkeypatch.setattr("parallel_dl.model_parallel.network._BLOCK", block)
+    layers = lambda: nn.Sequential(nn.Linear(5, 11), nn.Linear(11, 9), nn.Linear(9, 7))  # noqa: E731
+    sgd = lambda parameters: optim.SGD(parameters, 0.1)  # noqa: E731
+    serial = Trainer(layers().initialize(0, "float64"), sgd, Layout(), Mesh.serial())
+    layout = Layout(mp=comm.size, split={"0": "output", "1": "input", "2": "output"})
+    mesh = Mesh(comm, model=comm.size)
+    trainer = Trainer(layers().initialize(0, "float64"), sgd, layout, mesh, input_shape=(5,))
+    assert trainer.weights_sha256() == serial.weights_sha256()
+    trainer.free()
+    mesh.free()
+
+
 @pytest.mark.ranks(2)
 def test_a_filled_network_leaves_nothing_behind(comm):
     """Neither the plan nor anything else keeps the whole weights alive."""

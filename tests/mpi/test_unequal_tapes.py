@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from movement_cases import LENGTHS, cases
 
+from parallel_dl import partition
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.mpi import CollectiveMismatch, collectives
 
@@ -74,6 +75,9 @@ def test_recording_on_some_ranks_only_is_reported_at_once(comm):
 
 @pytest.mark.parametrize("movement", [collectives.broadcast, collectives.scatter])
 def test_a_constant_on_the_root_meets_the_others_in_backward(comm, movement):
-    y = movement(np.ones((4, 2)) if comm.rank == 0 else None, comm)
+    whole = np.arange(8.0).reshape(4, 2)
+    y = movement(whole if comm.rank == 0 else None, comm)
+    own = whole if movement is collectives.broadcast else whole[partition.share(4, comm.size, comm.rank)]
+    np.testing.assert_array_equal(y.data, own)
     y.sum().backward()
     comm.barrier()

@@ -1,0 +1,134 @@
+"""What `parallel-dl verify` says: a table for people, one JSON object for programs, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from parallel_dl.cli.terminal import console
+
+
+def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None) -> int:
+    """Prints what was found, under stress by that seed; the exit status."""
+    cells = [cell for part in found for cell in part.get("cells", ())]
+    mutants = [verdict for part in found for verdict in part.get("mutants", ())]
+    equal = all(cell["equal"] for cell in cells)
+    caught = all(verdict["caught"] for verdict in mutants)
+    facts: dict[str, Any] = {"equal": equal, "cells": cells} if cells or not mutants else {}
+    floors = [cell["noise"] for cell in cells if cell["noise"] is not None]
+    facts["noise_floor"] = max(floors, default=None)
+    if mutants:
+        noise = max([part["noise"] for part in found if "noise" in part])
+        errors = [v["error"] for v in mutants if v["error"] is not None and math.isfinite(v["error"])]
+        facts |= {"mutants": mutants, "noise_floor": max([noise, *floors])}
+        facts["smallest_mutant"] = min(errors, default=None)
+        facts["distance"] = min(errors) / facts["noise_floor"] if errors and facts["noise_floor"] else None
+    if stress is not None:
+        facts["stress"] = stress
+    if as_json:
+        print(json.dumps(_finite(facts)))
+    else:
+        if cells:
+            _print_cells(cells)
+        if mutants:
+            _print_mutants(mutants, facts)
+        elif facts["noise_floor"] is not None:
+            line = f"noise floor {facts['noise_floor']:.1e}: a serial run with its sums in another order"
+            console().print(line, soft_wrap=True)
+        if stress is not None:
+            console().print(f"under stress, by seed {stress}: ranks late around every call, buffers poisoned")
+    return 0 if equal and caught else 1
+
+
+def _finite(thing: Any) -> Any:
+    """The same with null for numbers that JSON has not."""
+    if isinstance(thing, dict):
+        return {key: _finite(value) for key, value in thing.items()}
+    if isinstance(thing, list):
+        return [_finite(value) for value in thing]
+    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
+
+
+def layout_text(layout: dict[str, Any]) -> str:
+    """A layout, as `Layout.as_dict` gives it, for people."""
+    if layout.get("reproducible"):
+        return f"{layout_text({**layout, 'reproducible': False})} reproducible"
+    if "hybrid" in layout:
+        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
+    parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
+    if layout["schedule"]:
+        parts.append(layout["schedule"])
+    if layout["split"]:
+        parts += [f"{layer}={way}" for layer, way in layout["split"].items()]
+    return f"{' '.join(parts)}, {layout['microbatches']} microbatches"
+
+
+_MANY = 40  # cells, beyond which a table has a line for each network and number of ranks
+
+
+def _print_cells(cells: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    screen = console()
+    table = Table(box=box.SIMPLE)
+    many = len(cells) > _MANY
+    for header in ("network", "ranks", "layouts" if many else "layout", "equal", "largest error", "of", "seconds"):
+        right = header in ("ranks", "largest error", "seconds")
+        table.add_column(header, justify="right" if right else "left", no_wrap=True)
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for number, cell in enumerate(cells):
+        groups.setdefault((cell["network"], cell["ranks"]) if many else number, []).append(cell)
+    for group in groups.values():
+        worst = max((cell["worst"] for cell in group), key=lambda worst: worst["error"])
+        same = sum(cell["equal"] for cell in group)
+        table.add_row(
+            group[0]["network"],
+            str(group[0]["ranks"]),
+            str(len(group)) if many else layout_text(group[0]["layout"]),
+            ("yes" if same == len(group) else "NO") if not many else f"{same} of {len(group)}",
+            f"{worst['error']:.1e}",
+            f"{worst['quantity']}, step {worst['step']}" if worst["error"] else "",
+            f"{sum(cell['seconds'] for cell in group):.2f}",
+        )
+    _print_wide(table)
+    for cell in cells:
+        if not cell["equal"]:
+            told = cell["divergence"]["text"] if cell["divergence"] else f"worst is {cell['worst']['quantity']}"
+            line = f"{cell['network']}, {layout_text(cell['layout'])}: DIFFERENT; {told}"
+            screen.print(line, soft_wrap=True, markup=False)
+    bound = cells[0]["worst"]["bound"]
+    against = "bit by bit" if not bound else f"within {bound:.0e} of the magnitudes that were added"
+    count = sum(cell["equal"] for cell in cells)
+    screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
+
+
+def _print_wide(table: Any) -> None:
+    """A narrow screen wraps the lines: nothing is cut off."""
+    screen = console()
+    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
+    screen.print(table)
+
+
+def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for header in ("planted bug", "caught", "named", "diagnosis"):
+        table.add_column(header)
+    for verdict in mutants:
+        said = verdict["diagnosis"].partition("; likely ")[2] or verdict["diagnosis"]
+        table.add_row(verdict["name"], *("yes" if verdict[key] else "NO" for key in ("caught", "named")), said)
+    screen = console()
+    _print_wide(table)
+    counts = {key: sum(verdict[key] for verdict in mutants) for key in ("caught", "named")}
+    lines = [f"{counts['caught']} of {len(mutants)} caught, {counts['named']} named"]
+    if facts["distance"] is not None:
+        lines.append(
+            f"noise floor {facts['noise_floor']:.1e}, smallest error of a bug {facts['smallest_mutant']:.1e}: "
+            f"a factor of {facts['distance']:.0e} between them"
+        )
+    screen.print(*lines, sep="\n", soft_wrap=True)

@@ -1,0 +1,100 @@
+"""Magnitudes under an update rule that is not known here: measured, by moving what it is given.
+
+Before each update the optimizer is copied, with its network. Copies are then given weights, gradients and state that
+are moved by a small part of their magnitudes, with every choice of signs; by how much what they make of it moves is the
+magnitude of that. For a rule that works on each value by itself this is the sum of what all it is given adds to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+
+from parallel_dl.equivalence.magnitudes import Arrays, Magnitudes, buffer_magnitudes
+from parallel_dl.nn import Module
+from parallel_dl.optim import LARS, SGD, Adam, Optimizer
+
+_STEP = {"float64": 1e-6, "float32": 1e-3}  # of the magnitudes
+_NEEDS = (
+    "a rule of one's own is a subclass of optim.Optimizer, whose state is in the arrays that state_of names, and which "
+    "can be copied with copy.deepcopy"
+)
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether `Magnitudes` knows the rule: the update of one of the package's own, not one that replaces it."""
+    return any(isinstance(optimizer, rule) and type(optimizer)._update is rule._update for rule in (SGD, Adam, LARS))
+
+
+class MeasuredRule(Magnitudes):
+    """As `Magnitudes`, for any optimizer; `before_update` is called before each update."""
+
+    def __init__(self, network: Module, optimizer: Optimizer) -> None:
+        super().__init__(network, optimizer)
+        dtype = str(optimizer.parameters[0].data.dtype)
+        self._step = _STEP[dtype]
+
+    def before_update(self) -> None:
+        """Keeps a copy of the optimizer as it is."""
+        self._before = self._copy(self.network, self.optimizer)
+
+    def update(self, gradients: Arrays, clipped: float = 1.0) -> dict[str, Arrays]:
+        """After the optimizer's step with gradients of these magnitudes; see `Magnitudes.update`."""
+        given = [parameter.grad for parameter in self.optimizer.parameters]
+        made = _result(self.optimizer, self.names)
+        largest = {name: np.abs(array).astype(float) for name, array in made.items()}
+        kinds = ("weights", "gradients", *self.optimizer.state_names)
+        for signs in itertools.product((1.0, -1.0), repeat=len(kinds)):
+            by = {kind: sign * self._step for kind, sign in zip(kinds, signs)}
+            for name, array in self._moved(given, gradients, by, clipped).items():
+                change = np.abs(array - made[name]).astype(float) / self._step
+                largest[name] = np.fmax(largest[name], np.where(np.isfinite(change), change, 0.0))
+        for name in self.names:
+            self.weights[name] = largest.pop(name)
+        self.state = largest
+        return {"state": dict(self.state), "weights": dict(self.weights) | buffer_magnitudes(self.network)}
+
+    def _moved(self, given: list, gradients: Arrays, by: dict[str, float], clipped: float) -> Arrays:
+        """What a copy of the optimizer makes of weights, gradients and state that are moved by so much."""
+        _, optimizer = self._copy(*self._before)
+        saved = optimizer.state_dict()
+        for name, state in zip(self.names, saved["state"]):
+            for key, array in state.items():
+                array += (by[key] * self.state[f"{name} {key}"]).astype(array.dtype)
+        try:
+            with np.errstate(all="ignore"):
+                optimizer.load_state_dict(saved)
+                for name, parameter, gradient in zip(self.names, optimizer.parameters, given):
+                    parameter.data += (by["weights"] * self.weights[name]).astype(parameter.data.dtype)
+                    parameter.grad = None
+                    if gradient is not None:
+                        moved = by["gradients"] * gradients.get(name, np.zeros(gradient.shape))
+                        parameter.grad = (gradient + moved).astype(gradient.dtype)
+                if clipped == 1:
+                    optimizer.step()
+                else:
+                    optimizer.step(clipped)
+        except Exception as error:
+            raise _failed(optimizer, error) from error
+        return _result(optimizer, self.names)
+
+    def _copy(self, network: Module, optimizer: Optimizer) -> tuple[Module, Optimizer]:
+        try:
+            return copy.deepcopy((network, optimizer))
+        except Exception as error:
+            raise _failed(optimizer, error) from error
+
+
+def _result(optimizer: Optimizer, names: list[str]) -> Arrays:
+    """Copies of the weights by name, and of the state like "fc1.weight momentum"."""
+    found = {name: parameter.data.copy() for name, parameter in zip(names, optimizer.parameters)}
+    for name, state in zip(names, optimizer.state_dict()["state"]):
+        found |= {f"{name} {key}": array for key, array in state.items()}
+    return found
+
+
+def _failed(optimizer: Optimizer, error: Exception) -> TypeError:
+    said = f"{type(error).__name__}: {error}"
+    return TypeError(f"{type(optimizer).__name__}: rounding is measured on copies, which fail with {said}; {_NEEDS}")

@@ -1,0 +1,116 @@
+"""The serial run that layouts are held against, and whether it says what a layout should do.
+
+It runs as if there were no other rank, with as many microbatches as the layout: so a network that treats each sample by
+itself, and batch norm, whose statistics are those of a microbatch, compute the same. But a loss that divides by the
+size of its microbatch does so on both sides. With microbatches the run is therefore compared with two more serial ones:
+of one microbatch (without batch norm), and of the samples one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from parallel_dl.equivalence.batches import wrong_batches
+from parallel_dl.equivalence.compare import (
+    BOUNDS,
+    Comparison,
+    Difference,
+    compare,
+    first_difference,
+    samples_are_mixed,
+)
+from parallel_dl.equivalence.record import Experiment, Run, record
+from parallel_dl.equivalence.replay import replay
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import one_rank
+from parallel_dl.nn import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A serial run, how far another order of summation moves it, and whether it depends on how the batch is cut."""
+
+    run: Run
+    noise: float | None
+    mixed: Difference | None = None
+    """where it is not the sum of its samples"""
+    one_microbatch: Run | None = None
+    """None where it would be the same run, or another computation: with batch norm"""
+    has_batch_norm: bool = False
+
+
+def reference_of(
+    experiment: Experiment, microbatches: int, exact: bool = False, one_microbatch: Run | None = None
+) -> Reference:
+    """Runs the experiment serially; `one_microbatch` is the run of one microbatch, if there is one already."""
+    with one_rank():
+        run = record(experiment, Layout(microbatches=microbatches))
+        has_batch_norm = any(isinstance(layer, BatchNorm) for _, layer in experiment.build().named_modules())
+        if microbatches == 1 or has_batch_norm:
+            one_microbatch = None
+        elif one_microbatch is None:
+            one_microbatch = record(experiment, Layout())
+        if exact:
+            return Reference(run, None, None, one_microbatch, has_batch_norm)
+        by_samples = replay(experiment, microbatches, evaluate=run.outcome is not None and run.outcome.note is None)
+    noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
+    return Reference(run, noise, mixed, one_microbatch, has_batch_norm)
+
+
+def held_against(
+    reference: Reference,
+    experiment: Experiment,
+    layout: Layout,
+    parallel: Run,
+    exact: bool = False,
+    bound: float | None = None,
+) -> Comparison:
+    """The comparison; and the batches, and with microbatches the serial run itself, looked at.
+
+    In float32 the bound is at least ten times the noise floor.
+    """
+    if bound is None and reference.noise is not None and reference.mixed is None and experiment.dtype == "float32":
+        bound = max(BOUNDS["float32"], 10 * reference.noise)
+    comparison = compare(reference.run, parallel, bound, exact)
+    if not comparison.equal:
+        return comparison
+    wrong = None if layout.reproducible else wrong_batches(experiment, layout)
+    if wrong is not None:
+        return _different(comparison, Difference(f"batches: {wrong}", 0, np.inf), f"batches: {wrong}")
+    if layout.microbatches > 1:  # replicas alone have cut the batch in the comparison itself
+        return _of_the_serial_run(reference, layout, comparison, bound, exact)
+    return comparison
+
+
+def _of_the_serial_run(
+    reference: Reference, layout: Layout, comparison: Comparison, bound: float | None, exact: bool
+) -> Comparison:
+    """The comparison, or that the serial run depends on how the batch is cut."""
+    worst, what = reference.mixed, "with its samples one by one"
+    one = reference.one_microbatch
+    if one is not None and not compare(one, reference.run, bound, exact).equal:
+        worst, what = first_difference(one, reference.run, bound, exact), "with 1 microbatch"
+    if worst is None:
+        return comparison
+    words = (
+        f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one {what}, "
+        f"by {worst.error:.2e}. {_ADVICE}"
+    )
+    if reference.has_batch_norm:
+        words += f". {_ONLY_SO_MANY.format(layout.microbatches)}"
+    named = f"the serial run, which is not the sum of its samples: {worst.quantity},"
+    return _different(comparison, dataclasses.replace(worst, quantity=named), words)
+
+
+def _different(comparison: Comparison, worst: Difference, words: str) -> Comparison:
+    return dataclasses.replace(comparison, equal=False, worst=worst, message=f"DIFFERENT: {words}")
+
+
+_ADVICE = (
+    "A loss divides by `total`, not by what it is given; a layer does not look at which samples there are, or how many"
+)
+_ONLY_SO_MANY = (
+    "With nn.BatchNorm, which is defined over the microbatch, {} microbatches are compared with the samples, not with 1"
+)

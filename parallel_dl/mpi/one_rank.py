@@ -1,0 +1,72 @@
+"""One rank alone, while a serial program runs inside a job of several: it cannot tell that there are others.
+
+A layer may ask `world().size`, `MPI.COMM_WORLD.rank`, a communicator that it has kept, or the launcher's variables. In
+the context of `one_rank()` all of them answer as in a job of one rank. The handles are exchanged inside the objects, so
+it does not matter who has them and under which name. What a program has read before (a number in a global variable, or
+in a module that was made earlier) stays as it was read, and so do communicators that were made with mpi4py alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from parallel_dl.mpi.communicator import Communicator, world
+from parallel_dl.mpi.startup import MPI
+
+# what launchers tell a rank about itself, and what they would tell the only one
+_OF_ONE_RANK = {
+    **dict.fromkeys(("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"), "1"),
+    **dict.fromkeys(("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS", "SLURM_NPROCS"), "1"),
+    **dict.fromkeys(("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_NODE_RANK"), "0"),
+    **dict.fromkeys(("PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID", "SLURM_PROCID", "SLURM_LOCALID"), "0"),
+    **dict.fromkeys(("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"), "0"),
+}
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """Every communicator that can be found is one of this rank alone; afterwards all is as it was. Not collective."""
+    with ExitStack() as undo:
+        for name, value in _OF_ONE_RANK.items():
+            if name in os.environ:
+                undo.callback(os.environ.__setitem__, name, os.environ[name])
+                os.environ[name] = value
+        found = [one for one in gc.get_objects() if isinstance(one, Communicator) and vars(one).get("size", 1) > 1]
+        for comm in found:
+            undo.callback(_restore, comm, dict(vars(comm)))
+        raw = {id(mpi): mpi for mpi in (MPI.COMM_WORLD, *(comm.mpi for comm in found))}
+        for mpi in raw.values():
+            undo.callback(_exchange, mpi, _exchange(mpi, _handle(_self())))
+        for comm in found:
+            vars(comm).update(rank=0, size=1, ledger=None, _shared=type(comm._shared)())
+        if not world.cache_info().currsize:  # one that is made in here is not to be the world afterwards
+            undo.callback(world.cache_clear)
+        yield
+
+
+def _restore(comm: Communicator, before: dict[str, Any]) -> None:
+    vars(comm).clear()
+    vars(comm).update(before)
+
+
+@functools.cache
+def _self() -> MPI.Intracomm:
+    """This rank in a communicator of its own, in which no message of COMM_SELF is received."""
+    return MPI.COMM_SELF.Dup()
+
+
+def _handle(mpi: MPI.Comm) -> bytes:
+    return ctypes.string_at(MPI._addressof(mpi), MPI._sizeof(MPI.Comm))
+
+
+def _exchange(mpi: MPI.Comm, handle: bytes) -> bytes:
+    """Makes the object one of another communicator; returns the handle that it had."""
+    before = _handle(mpi)
+    ctypes.memmove(MPI._addressof(mpi), handle, len(handle))
+    return before

@@ -1,0 +1,51 @@
+"""The shared window under stress: a number only while it is one, between its two barriers, where ranks are late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.communicator import Communicator
+from parallel_dl.mpi.startup import MPI
+from parallel_dl.mpi.stress import Stressed, keep_window, poison
+from parallel_dl.mpi.window import SharedWindow
+
+
+class StressedWindow(SharedWindow):
+    """A window on a `Stressed` communicator.
+
+    `local` is private, and in shared memory only during a sum: who adds it up too early or too late adds NaN. So is,
+    until it is complete, each rank's share of `total`.
+    """
+
+    def __init__(self, comm: Communicator, size: int, dtype: Any = np.float32) -> None:
+        super().__init__(comm, size, dtype)
+        self._shared, self.local = self.local, self.local.copy()
+        poison(self._shared)
+        comm.barrier()
+
+    @property
+    def _mpi(self) -> Stressed:
+        assert isinstance(self.comm.mpi, Stressed)
+        return self.comm.mpi
+
+    def all_reduce(self) -> Array:
+        self._mpi.pause()
+        self._shared[...] = self.local
+        total = super().all_reduce()
+        poison(self._shared)
+        return total
+
+    def _sum(self) -> None:
+        for result, _ in self._blocks:
+            poison(result)
+        self._mpi.pause()
+        super()._sum()
+
+    def _give_back(self) -> None:
+        MPI.Intracomm.Barrier(self._mpi)  # only now all ranks have done with it
+        for own in (self.local, *(result for result, _ in self._blocks)):
+            poison(own)
+        keep_window(self._mpi, super()._give_back)
