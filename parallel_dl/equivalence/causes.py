@@ -96,13 +96,13 @@ def of_order(got: Array, expected: Array, parts: int) -> str | None:
 
 def of_weights(got: Array, expected: Array, layout: Layout, first: bool, is_buffer: bool = False) -> str | None:
     """Of weights before a step; `first` says whether before the first one."""
+    if first and not is_buffer and got.size and not got.any():
+        return "weights that were never filled: zeros"
     found = of_order(got, expected, layout.mp) or of_factor(factor(got, expected), layout)
     if found is not None:
         return found
     if is_buffer:
         return "a buffer registered with other values" if first else "a buffer that was written by other rules"
-    if first and got.size and not got.any():
-        return "weights that were never filled: zeros"
     return "another seed or initialisation on this rank" if first else "another update in the step before"
 
 
