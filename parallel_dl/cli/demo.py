@@ -31,8 +31,8 @@ NEXT = {
 
 def _result_of(*arguments: str) -> dict[str, Any]:
     """The JSON object that one of our commands prints. If it prints none, the demo ends with its exit status."""
-    command = [sys.executable, "-m", "parallel_dl", *arguments, "--json"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-P", "-m", "parallel_dl", *arguments, "--json"]
+    run = subprocess.Popen(command, env=launch.finding_us(), stdout=subprocess.PIPE, text=True)
     try:
         said, _ = run.communicate()
     except BaseException:  # Ctrl-C, SIGTERM: the command ends its ranks, for which it needs a moment

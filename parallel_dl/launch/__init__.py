@@ -6,6 +6,7 @@ To read in this order: environment, rank, job, run.
 from parallel_dl.launch.environment import (
     cores,
     find_mpirun,
+    finding_us,
     inside_mpirun,
     mpirun_rank,
     mpirun_size,
@@ -19,6 +20,7 @@ __all__ = [
     "Job",
     "cores",
     "find_mpirun",
+    "finding_us",
     "inside_mpirun",
     "mpirun_rank",
     "mpirun_size",

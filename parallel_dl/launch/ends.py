@@ -64,7 +64,7 @@ def late(job: Job, rank: int, line: str, where: str) -> End:
     deadline = time.monotonic() + _LATE_SECONDS
     while len(places) < job.ranks and (left := deadline - time.monotonic()) > 0:
         places.update({event.rank: event.content[1] for event in job.events(left) if event.kind == "late"})
-    said = [f"rank {r} {places.get(r, 'is beyond it')}" for r in range(job.ranks)]
+    said = [f"rank {r} {places.get(r, 'does not say')}" for r in range(job.ranks)]
     return End(f"{line}: {'; '.join(said)}", 1)
 
 

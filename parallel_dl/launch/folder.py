@@ -13,6 +13,7 @@ import tempfile
 from multiprocessing.connection import Connection
 
 from parallel_dl.errors import InputError
+from parallel_dl.launch.environment import finding_us
 from parallel_dl.launch.processes import clear_shared_memory, shared_memory_files
 
 _SOCKET = "socket"
@@ -45,12 +46,10 @@ class Folder:
         self.path = _path()
         self.shared_before = shared_memory_files()
         guard = ["/bin/sh", "-c", _GUARD, "sh", self.path, sys.executable, *self.shared_before]
-        home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        paths = filter(None, [home, os.environ.get("PYTHONPATH")])
         try:
             self._guard = subprocess.Popen(
                 guard,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CLEAR": _CLEAR},
+                env={**finding_us(), "CLEAR": _CLEAR},
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

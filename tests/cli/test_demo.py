@@ -26,6 +26,15 @@ FOUND = {
 }
 
 
+def test_a_folder_called_like_the_package(tmp_path, monkeypatch):
+    """The commands of the demo are ours also where a clone called parallel_dl lies."""
+    (tmp_path / "parallel_dl" / "cli").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    found = demo._result_of("schedule", "gpipe", "--pp", "2", "--microbatches", "2")
+    assert found["name"] == "gpipe"
+
+
 @pytest.fixture
 def said(monkeypatch, capsys):
     """said(many, bug, *arguments) -> (exit status, stdout), with these results instead of those of the commands."""
