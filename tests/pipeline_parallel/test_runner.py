@@ -286,7 +286,7 @@ def test_refusals(comm):
         PipelineParallel(deep(), comm, (6,), "1f2b")
     with pytest.raises(InputError, match="cannot be cut into stages"):
         PipelineParallel(nn.Linear(6, 4), comm, (6,))
-    with pytest.raises(InputError, match="2 stages: the network has 1 layers with weights"):
+    with pytest.raises(InputError, match="2 stages: the network has 1 layer with weights; valid is 1"):
         PipelineParallel(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), comm, (6,))
     tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied[1].weight = tied[0].weight
