@@ -83,6 +83,33 @@ def test_accumulates_several_backward_passes(comm, method, overlap):
     gradients.free()
 
 
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("bucket_bytes", [64, 100, 1 << 20])
+def test_buckets_leave_during_backward(comm, bucket_bytes):
+    """The last layer's first, each when it is complete, in a second backward too; none while gradients accumulate."""
+    model = network()
+    gradients = GradientAllReduce(model.parameters(), comm, "mpi", True, bucket_bytes)
+    assert [p for bucket in gradients._buckets[::-1] for p in bucket.parameters] == model.parameters()
+    assert (len(gradients._buckets) > 1) == (bucket_bytes < 1000)
+    left = []
+    model[0].weight.register_post_accumulate_grad_hook(
+        lambda _: left.append(sum(bucket.pending is not None for bucket in gradients._buckets))
+    )
+    for _ in range(2):
+        model.zero_grad()
+        with gradients.accumulate():
+            backward(model, comm)
+        assert not any(bucket.pending for bucket in gradients._buckets)
+        model.zero_grad()
+        backward(model, comm)
+        assert all(bucket.pending is not None for bucket in gradients._buckets)
+        gradients.all_reduce()
+        assert not any(bucket.pending for bucket in gradients._buckets)
+    assert left[0] == left[2] == 0
+    assert left[1] >= len(gradients._buckets) - 1
+    gradients.free()
+
+
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
 def test_forgetting_zero_grad_is_an_error_not_a_wrong_sum(comm, method, overlap):

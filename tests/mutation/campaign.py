@@ -42,19 +42,28 @@ FILES = {
     "hybrid": ("exchange", "halves", "one_weird_trick", "parts"),
     "splits": ("default", "moves", "placement", "plan", "rules", "tiles", "ways"),
 }
-# file, or package -> the tests that are asked; those of the equivalence of whole networks are the proof once more
+# file, or package -> the tests that are asked
 TESTS = {
     "mpi": ("mpi/test_communicator.py", "mpi/test_sums_in_tree.py"),
     "mpi/collectives.py": ("mpi/test_adjoints.py", "mpi/test_unequal_tapes.py", "autograd/test_collective.py"),
     "mpi/window.py": ("mpi/test_window.py",),
     "mpi/mesh.py": ("mpi/test_mesh.py",),
-    "data_parallel": ("data_parallel",),
-    "model_parallel": ("model_parallel/test_direct_layers.py", "model_parallel/test_splits_equal_serial.py"),
+    "data_parallel": ("data_parallel", "test_evaluation.py"),
+    "model_parallel": (
+        *("model_parallel/test_direct_layers.py", "model_parallel/test_splits_equal_serial.py"),
+        *("model_parallel/test_splits_bitwise.py", "test_evaluation.py"),
+    ),
     "model_parallel/losses.py": ("model_parallel/test_split_losses.py",),
-    "model_parallel/network.py": ("model_parallel/test_whole_weights.py", "model_parallel/test_refusals.py"),
-    "pipeline_parallel": ("pipeline_parallel",),
-    "hybrid": ("hybrid",),
-    "splits": ("splits", "model_parallel/test_splits_equal_serial.py", "model_parallel/test_how_it_is_computed.py"),
+    "model_parallel/network.py": (
+        *("test_evaluation.py", "model_parallel/test_split_losses.py", "model_parallel/test_whole_weights.py"),
+        *("model_parallel/test_refusals.py", "model_parallel/test_ledger_of_splits.py"),
+    ),
+    "pipeline_parallel": ("test_evaluation.py", "pipeline_parallel"),
+    "hybrid": ("test_evaluation.py", "hybrid"),
+    "splits": (
+        *("splits", "model_parallel/test_splits_equal_serial.py", "model_parallel/test_ledger_of_splits.py"),
+        *("model_parallel/test_how_it_is_computed.py", "reproducible/test_same_bits_in_every_layout.py"),
+    ),
 }
 PROOF_SECONDS, TESTS_SECONDS = 90.0, 600.0  # only to end hangs
 

@@ -76,6 +76,7 @@ CELLS = {
         ("fully", Layout(dp=2, microbatches=_M)),
         ("fully", Layout(pp=2, microbatches=_M, schedule="zb-h1")),
         ("images", Layout(mp=2, microbatches=_M, split={"conv1": "channels", "conv2": "filters", "fc1": "input"})),
+        ("fully", Layout(mp=2, microbatches=_M, split={"fc1": "input", "fc4": "output"})),  # whose scores stay split
         ("towers", Layout(mp=2, split={"branches": "towers"})),
         ("images", Layout(dp=2, hybrid="owt", scheme="b")),
     ],
