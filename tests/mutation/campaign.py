@@ -79,6 +79,7 @@ class Finding:
     kind: str
     before: str
     after: str
+    number: int = 1
     adjoint: str = "not asked"
     """as `exact` and `values`: equal, different (and where), crash, hang, or not asked after one of these"""
     exact: str = "not asked"
@@ -90,9 +91,9 @@ class Finding:
     seconds: float = 0.0
 
     @property
-    def key(self) -> tuple[str, int, str, str]:
-        """Which mutant it is of."""
-        return self.file, self.line, self.before, self.after
+    def key(self) -> tuple[str, str, str, str, int]:
+        """That of the mutant."""
+        return self.file, self.function, self.before, self.after, self.number
 
     @property
     def seen_by(self) -> list[str]:
@@ -139,11 +140,13 @@ def _in_turn(queues: list[list[Mutant]]) -> Iterator[Mutant]:
         yield from (queue[turn] for queue in queues if turn < len(queue))
 
 
-def equivalents() -> dict[tuple[str, str, str, str], str]:
+@functools.cache
+def equivalents() -> dict[tuple[str, str, str, str, int], str]:
     """Mutant.key -> the reason why it computes the same."""
     found = {}
     for entry in tomllib.loads((HERE / "equivalent.toml").read_text())["mutant"]:
-        found[entry["file"], entry["function"], entry["before"], entry["after"]] = entry["reason"]
+        for number in entry.get("numbers", [1]):
+            found[entry["file"], entry["function"], entry["before"], entry["after"], number] = entry["reason"]
     return found
 
 
@@ -183,7 +186,7 @@ class Copy:
     ) -> Finding:
         """Plants the mutant, asks the instruments that were not asked `earlier`, and takes it out again."""
         facts = dataclasses.asdict(mutant)
-        fields = ("file", "line", "function", "operator", "kind", "before", "after")
+        fields = ("file", "line", "function", "operator", "kind", "before", "after", "number")
         finding = earlier or Finding(**{name: facts[name] for name in fields})
         start = time.perf_counter()
         file = self.folder / "parallel_dl" / mutant.file
@@ -281,7 +284,7 @@ def table(findings: list[Finding]) -> str:
     columns += ("only tests", "nobody")
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for finding in findings:
-        same = (finding.file, finding.function, finding.before, finding.after) in known
+        same = finding.key in known
         counts = ["planted"]
         if same and not finding.seen_by:
             counts.append("equivalent")
@@ -299,7 +302,7 @@ def table(findings: list[Finding]) -> str:
 def unseen(findings: list[Finding]) -> list[Finding]:
     """Those that nobody saw and that are not known to be equivalent."""
     known = equivalents()
-    return [f for f in findings if not f.seen_by and (f.file, f.function, f.before, f.after) not in known]
+    return [finding for finding in findings if not finding.seen_by and finding.key not in known]
 
 
 def run(mutants: list[Mutant], output: str | None = None, with_tests: bool = True) -> list[Finding]:
@@ -308,7 +311,7 @@ def run(mutants: list[Mutant], output: str | None = None, with_tests: bool = Tru
     known, found = equivalents(), []
     with Copy() as copy:
         for number, mutant in enumerate(mutants, start=1):
-            before = earlier.get((mutant.file, mutant.line, mutant.before, mutant.after))
+            before = earlier.get(mutant.key)
             asked = before is not None and (before.tests != "not asked" or not with_tests or mutant.key in known)
             if before is not None and (asked or before.seen_by):
                 found.append(before)

@@ -48,10 +48,12 @@ def images(activation=nn.Tanh):
         conv2=nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2),
         side=nn.Branches(nn.Conv2d(6, 3, 1), nn.Conv2d(6, 2, 1), join="concatenate"),
         act2=activation(),
+        drop=nn.Dropout(0.5),
         pool=nn.MaxPool2d(2) if exact else nn.AvgPool2d(2, 1),
         flatten=nn.Flatten(),
         fc1=nn.Linear(5 * 2 * 1 if exact else 5 * 3 * 2, 8),
         act3=activation(),
+        drop3=nn.Dropout(0.5),
         fc2=nn.Linear(8, 6),
     )
 

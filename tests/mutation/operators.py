@@ -8,6 +8,7 @@ ledger): they are no part of what ranks compute together.
 from __future__ import annotations
 
 import ast
+import collections
 import dataclasses
 from collections.abc import Iterator
 
@@ -49,11 +50,13 @@ class Mutant:
     start: int
     """where in the file's bytes the change begins"""
     stop: int
+    number: int = 1
+    """which of those of the same text in the same function it is, from 1 on"""
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, str, str, str, int]:
         """What stays the same when lines are added above."""
-        return self.file, self.function, self.before, self.after
+        return self.file, self.function, self.before, self.after, self.number
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.function}: {self.operator}: {self.before} -> {self.after}"
@@ -82,7 +85,12 @@ def mutants_of(source: str, file: str) -> list[Mutant]:
     found = _File(source, file)
     found.walk(ast.parse(source), _Place("", "comm", False, False))
     unique = {(mutant.start, mutant.stop, mutant.after): mutant for mutant in found.mutants}
-    return [mutant for _, mutant in sorted(unique.items())]
+    counts: collections.Counter[tuple] = collections.Counter()
+    numbered = []
+    for _, mutant in sorted(unique.items()):
+        counts[mutant.key] += 1
+        numbered.append(dataclasses.replace(mutant, number=counts[mutant.key]))
+    return numbered
 
 
 class _File:
