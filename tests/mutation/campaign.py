@@ -98,9 +98,9 @@ class Finding:
     @property
     def seen_by(self) -> list[str]:
         """The instruments that saw it; `crash` and `hang` of a job of the proof speak for themselves."""
-        found = [getattr(self, name).partition(":")[0] for name in INSTRUMENTS]
-        seen = [name for name, said in zip(INSTRUMENTS, found) if said == "different"]
-        seen += [loud for loud in ("crash", "hang") if loud in found]
+        found = {name: getattr(self, name).partition(":")[0] for name in INSTRUMENTS}
+        seen = [name for name, said in found.items() if said == "different" or (name == "stress" and said == "crash")]
+        seen += [loud for loud in ("crash", "hang") if loud in found.values() and "stress" not in seen]
         return seen + (["tests"] if self.tests not in ("passed", "not asked") else [])
 
 

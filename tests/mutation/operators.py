@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import collections
 import dataclasses
+import re
 from collections.abc import Iterator
 
 REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter", "replicate", "summed", "return_slices", "_sum_in_tree"}
@@ -318,7 +319,7 @@ def _pullbacks(node: ast.AST, place: _Place) -> Iterator[tuple]:
 
 
 _GATHERS = {"_all", "_rows", "own_state", "gather_state", "state_dict", "load_state_dict", "sha256", "gather", "piece"}
-_PLACES = ("places", "first", "seed", "step")
+_PLACES = re.compile(r"\b(places|seed|step)\b|\.first\b")
 
 
 def _kind(operator: str, node: ast.AST, place: _Place, before: str) -> str:
@@ -339,7 +340,7 @@ def _kind(operator: str, node: ast.AST, place: _Place, before: str) -> str:
         return "another reduction"
     if place.in_message or called in MESSAGES:
         return "deadlock or wrong partner"
-    if operator in ("sign", "slice end", "factor") and any(word in before for word in _PLACES):
+    if operator in ("sign", "slice end", "factor") and _PLACES.search(before):
         return "seed or place of samples"
     return next((kind for kind, operators in _KINDS.items() if operator in operators), "condition")
 
