@@ -142,6 +142,23 @@ def test_replicas_must_begin_equal(comm):
         GradientAllReduce(model.parameters(), comm)
 
 
+@pytest.mark.ranks(2, 3)
+def test_one_bit_of_any_weight_or_buffer_makes_replicas_differ(comm):
+    """Of the first value and of the last, on the last rank."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).initialize(1)
+    weights = [("weights", parameter.data) for parameter in model.parameters()]
+    for what, array in weights + [("buffers", buffer) for buffer in model.buffers()]:
+        for place in (0, -1):
+            flat = array.reshape(-1)
+            before = flat[place].copy()
+            if comm.rank == comm.size - 1:
+                flat[place] = np.nextafter(before, np.float32(2))
+            with pytest.raises(InputError, match=f"the {what} of rank {comm.size - 1} are not those of rank 0"):
+                GradientAllReduce(model.parameters(), comm)
+            flat[place] = before
+    GradientAllReduce(model.parameters(), comm).free()
+
+
 @pytest.mark.ranks(2)
 def test_falls_back_to_mpi_when_shared_memory_is_short(comm, monkeypatch):
     monkeypatch.setattr(window, "_available", lambda: 1000)

@@ -1,6 +1,7 @@
 """Which instrument sees which bug: plants the mutants of a seeded sample one at a time, in a copy of the package.
 
     python tests/mutation/campaign.py --seed 1 --count 60 --output found.jsonl    # goes on where it was stopped
+    python tests/mutation/campaign.py --again --output found.jsonl                # with tests that are new since then
     python tests/mutation/campaign.py --list                                      # what there is to plant
     python tests/mutation/campaign.py --table found.jsonl                         # what was found, by kind of bug
 
@@ -305,13 +306,17 @@ def unseen(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if not finding.seen_by and finding.key not in known]
 
 
-def run(mutants: list[Mutant], output: str | None = None, with_tests: bool = True) -> list[Finding]:
-    """Judges them one after the other; what is in `output` already is not asked again."""
+def run(
+    mutants: Sequence[Mutant], output: str | None = None, with_tests: bool = True, again: bool = False
+) -> list[Finding]:
+    """Judges them one after the other; what is in `output` already is not asked again, unless nobody saw it then."""
     earlier = {finding.key: finding for finding in read(output)} if output else {}
     known, found = equivalents(), []
     with Copy() as copy:
         for number, mutant in enumerate(mutants, start=1):
             before = earlier.get(mutant.key)
+            if again and before is not None and not before.seen_by:
+                before = None
             asked = before is not None and (before.tests != "not asked" or not with_tests or mutant.key in known)
             if before is not None and (asked or before.seen_by):
                 found.append(before)
@@ -331,6 +336,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--part", default="1/1", metavar="K/N", help="every N-th of the sample, from number K on")
     parser.add_argument("--output", help="a file to which findings are added, line by line")
+    parser.add_argument("--again", action="store_true", help="ask again about those of --output that nobody has seen")
     parser.add_argument("--proof", action="store_true", help="do not ask the tests")
     parser.add_argument("--list", action="store_true", help="only say what would be planted")
     parser.add_argument("--table", metavar="FILE", nargs="+", help="only say what was found")
@@ -343,8 +349,11 @@ def main() -> int:
     if arguments.list:
         print(*mutants, sep="\n")
         return 0
+    if arguments.again:
+        known = {finding.key for finding in unseen(read(arguments.output))}
+        mutants = [mutant for mutant in every_mutant() if mutant.key in known]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    found = run(mutants, arguments.output, not arguments.proof)
+    found = run(mutants, arguments.output, not arguments.proof, arguments.again)
     print(table(found))
     left = unseen(found)
     print(*(f"nobody: {f.file}:{f.line} {f.function}: {f.before} -> {f.after}" for f in left), sep="\n")
