@@ -30,7 +30,7 @@ _COMPARED = {
     ast.In: "not in",
     ast.NotIn: "in",
 }
-_DESCRIBES = {"__repr__", "__str__", "__reduce__", "as_dict", "labelled", "nearest"}
+_DESCRIBES = {"__repr__", "__str__", "__reduce__", "as_dict", "labelled", "nearest", "describe"}
 _DESCRIBES |= {"messages", "rows_sent", "of_others", "largest_outbound", "received", "layer_parameters"}  # what is sent
 _EXCHANGED = {"sum": "max", "max": "min", "min": "max"}  # of Python, of NumPy, and by name
 _EXCHANGED_OPERATIONS = {"SUM": "MAX", "MAX": "MIN", "MIN": "MAX", "LOR": "LAND", "LAND": "LOR", "PROD": "SUM"}
@@ -115,7 +115,7 @@ class _File:
                 self.walk(below, place)
             return
         if isinstance(node, ast.FunctionDef):
-            if node.name in _DESCRIBES or node.name.lstrip("_").startswith("require"):
+            if node.name in _DESCRIBES or node.name.lstrip("_").startswith(("require", "check_")):
                 return
             inner = place.function != "" and node.name in ("pullback", "backward", "together")
             name = f"{place.function}.{node.name}" if place.function else node.name
@@ -133,6 +133,11 @@ class _File:
             for below in node.body:
                 if isinstance(below, ast.FunctionDef | ast.ClassDef):
                     self.walk(below, place)
+            return
+        if isinstance(node, ast.Call) and _called(node) in ("labelled", "announce", "enter_shared_memory"):
+            self.walk(node.func, place)
+            return
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _refuses(node.value):
             return
         if isinstance(node, ast.Lambda) and [a.arg for a in node.args.args] == ["g"]:
             place = dataclasses.replace(place, in_pullback=True)
@@ -165,6 +170,10 @@ class _File:
 
 def _called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _refuses(node: ast.Call) -> bool:
+    return _called(node).lstrip("_").startswith(("require", "check_", "announce", "enter_shared_memory"))
 
 
 def _text(node: ast.AST) -> str:
