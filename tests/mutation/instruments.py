@@ -45,6 +45,7 @@ def images(activation=nn.Tanh):
         conv1=nn.Conv2d(2, 4, 3, padding=1),
         norm=nn.Identity() if exact else nn.BatchNorm2d(4),
         act1=activation(),
+        lrn=nn.Identity() if exact else nn.LocalResponseNorm(3),
         both=nn.Branches(nn.Conv2d(4, 4, 1), nn.Identity(), join="sum"),
         conv2=nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2),
         side=nn.Branches(nn.Conv2d(6, 3, 1), nn.Conv2d(6, 2, 1), join="concatenate"),
@@ -82,6 +83,7 @@ CELLS = {
         ("fully", Layout(mp=2, microbatches=_M, split={"fc1": "input", "fc4": "output"})),  # whose scores stay split
         ("towers", Layout(mp=2, split={"branches": "towers"})),
         ("images", Layout(dp=2, hybrid="owt", scheme="b")),
+        ("towers", Layout(dp=2, reproducible=True)),  # sums in a tree
     ],
     3: [
         ("images", Layout(dp=3, microbatches=_M)),

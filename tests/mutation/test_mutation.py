@@ -148,7 +148,7 @@ def test_a_planted_bug_is_seen_and_nothing_is_left():
 @pytest.mark.soak
 def test_campaign():
     """A seeded sample, of which nobody misses one; MUTANTS=N takes another number, MUTANTS_SEED another sample."""
-    count, seed = int(os.environ.get("MUTANTS", "70")), int(os.environ.get("MUTANTS_SEED", "1"))
+    count, seed = int(os.environ.get("MUTANTS", "30")), int(os.environ.get("MUTANTS_SEED", "1"))
     found = campaign.run(campaign.sample(seed, count))
     print(campaign.table(found))
     assert not campaign.unseen(found)
