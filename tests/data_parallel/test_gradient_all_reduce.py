@@ -67,6 +67,29 @@ def test_a_gradient_that_some_ranks_lack_is_the_sum_of_the_others(comm, method, 
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_one_weight_alone(comm, method, overlap):
+    """And one alone of another type, and one that is unfrozen later."""
+    layers = [nn.Linear(6, 5, bias=False), nn.Linear(5, 3, bias=False), nn.Linear(5, 3, bias=False)]
+    for layer, dtype in zip(layers, ("float32", "float64", "float32"), strict=True):
+        layer.initialize(1, dtype)
+    weights = [layer.weight for layer in layers]
+    weights[2].requires_grad = False
+    gradients = GradientAllReduce(weights, comm, method, overlap)
+    for turn in range(2):
+        for number, weight in enumerate(weights):
+            weight.grad = None
+            if weight.requires_grad:
+                (weight * (10.0 * number + comm.rank + turn)).sum().backward()
+        gradients.all_reduce()
+        for number, weight in enumerate(weights):
+            if weight.requires_grad:
+                np.testing.assert_array_equal(weight.grad, np.full(weight.shape, 20 * number + 1 + 2 * turn))
+        weights[2].requires_grad = True
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
 def test_accumulates_several_backward_passes(comm, method, overlap):
     model, plain = network(), network()
     gradients = GradientAllReduce(model.parameters(), comm, method, overlap, bucket_bytes=64)
