@@ -271,7 +271,7 @@ def _last_error(said: str) -> str:
 
 
 # -- what is said --------------------------------------------------------------------------------------------------
-def read(path: str) -> list[Finding]:
+def read(path: str | Path) -> list[Finding]:
     """The findings of a file that a campaign has written."""
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     found = [Finding(**json.loads(line)) for line in lines]

@@ -18,6 +18,18 @@ WAITS = {"Barrier", "barrier", "Sync", "wait", "Wait", "finish"}
 MESSAGES = {"send", "receive", "isend", "ireceive", "shift", "_send", "Send", "Recv", "Isend", "Irecv", "sendrecv"}
 COMMUNICATORS = {"comm", "world", "data", "model", "pipe", "_data", "_exchange", "_own", "mpi"}
 AXES = {"axis", "split_axis", "concat_axis", "whole_axis", "position"}
+ALIKE = (
+    AXES,
+    {"owned", "wanted", "have", "want", "own", "seen", "slices", "pieces"},
+    {"split_sizes", "concat_sizes", "sizes", "rows", "columns", "vertical", "horizontal", "widths", "heights"},
+    {"stage", "microbatch", "first", "last", "start", "stop", "size", "rank", "count", "step", "ranks", "width"},
+    {"rank", "root", "source", "destination", "partner", "owner", "tag", "offset", "shift"},
+    {"rank", "ACTIVATIONS", "GRADIENTS", "TAG_SLICES", "TAG_TREE", "TAG_SHIFT"},
+    {"before", "after", "arrive", "depart", "forward", "backward", "moves"},
+    {"x", "y", "g", "weight", "bias", "total", "local", "received", "array", "gradient", "share", "flat"},
+    {"kernel", "stride", "padding", "dilation", "in_features", "out_features", "in_channels", "out_channels"},
+    {"comm", "model", "pipe", "data", "world"},
+)
 _COMPARED = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -290,9 +302,14 @@ def _arguments(node: ast.AST, place: _Place) -> Iterator[tuple]:
         if isinstance(argument, ast.Constant) and argument.value in ("sum", "or", "max", "min"):
             yield "reduction operation", repr({"sum": "max", "or": "and"}.get(argument.value, "sum")), argument
     for one, other in zip(node.args, node.args[1:]):
-        named = isinstance(one, ast.Name | ast.Attribute) and isinstance(other, ast.Name | ast.Attribute)
-        if named and _text(one) != _text(other):
+        if _are_alike(one, other):
             yield "arguments swapped", f"{_text(other)}, {_text(one)}", _Span(one, other)
+
+
+def _are_alike(one: ast.expr, other: ast.expr) -> bool:
+    """Whether the program would go on if one were given for the other: what is of another type ends with an error."""
+    names = [_text(node).rpartition(".")[2].strip("_") for node in (one, other)]
+    return names[0] != names[1] and any(set(names) <= alike for alike in ALIKE)
 
 
 class _Span(ast.AST):
@@ -328,7 +345,7 @@ def _pullbacks(node: ast.AST, place: _Place) -> Iterator[tuple]:
 
 
 _GATHERS = {"_all", "_rows", "own_state", "gather_state", "state_dict", "load_state_dict", "sha256", "gather", "piece"}
-_PLACES = re.compile(r"\b(places|seed|step)\b|\.first\b")
+_PLACES = re.compile(r"\b(places|seed)\b|\.first\b|\.at\(|\bfirst \+ s\.")
 
 
 def _kind(operator: str, node: ast.AST, place: _Place, before: str) -> str:
@@ -349,7 +366,7 @@ def _kind(operator: str, node: ast.AST, place: _Place, before: str) -> str:
         return "another reduction"
     if place.in_message or called in MESSAGES:
         return "deadlock or wrong partner"
-    if operator in ("sign", "slice end", "factor") and _PLACES.search(before):
+    if operator in ("sign", "slice end", "factor", "dropped call", "index", "order") and _PLACES.search(before):
         return "seed or place of samples"
     return next((kind for kind, operators in _KINDS.items() if operator in operators), "condition")
 
