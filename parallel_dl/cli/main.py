@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 import parallel_dl
+from parallel_dl import interrupts
 from parallel_dl.cli.demo import demo
 from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
@@ -44,7 +45,8 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, context: Any) -> Any:
         try:
-            return super().invoke(context)
+            with interrupts.raised():
+                return super().invoke(context)
         except KeyboardInterrupt:
             raise _Interrupted from None
 
