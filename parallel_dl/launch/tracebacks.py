@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -45,6 +45,12 @@ def _leads_to_program(file: str) -> bool:
     return _starts_ranks(file) or _starts_command(file)
 
 
+def _after(leads: Callable[[str], bool], frames: TracebackType | None) -> TracebackType | None:
+    while frames is not None and leads(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return frames
+
+
 def own(frames: TracebackType | None) -> TracebackType | None:
     """The frames from the user's program on; where it is a command of ours, from that one's on."""
     first = frames
@@ -53,10 +59,8 @@ def own(frames: TracebackType | None) -> TracebackType | None:
         if name == "__main__" and not is_ours(code.co_filename):
             return first
         first = first.tb_next
-    first = frames
-    while first is not None and _leads_to_program(first.tb_frame.f_code.co_filename):
-        first = first.tb_next
-    return first or frames  # the error may be that of reading the command
+    frames = _after(_starts_ranks, frames)
+    return _after(_leads_to_program, frames) or frames  # the error may be that of reading the command
 
 
 def end_at_the_call(error: BaseException) -> None:
