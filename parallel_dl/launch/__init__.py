@@ -3,13 +3,6 @@
 To read in this order: environment, rank, job, pages, ends, run.
 """
 
-import sys
-
-from parallel_dl import interrupts
-
-if sys.orig_argv[1:3] == ["-m", "parallel_dl.launch"]:  # a rank of ours: what follows takes a moment
-    interrupts.end_at_once("parallel-dl: a rank was interrupted (SIGINT) while it started")
-
 from parallel_dl.launch.environment import (
     cores,
     find_mpirun,
