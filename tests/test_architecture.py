@@ -51,11 +51,12 @@ OURS = {
     "metrics": {"autograd", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,
     "equivalence": TRAINING | BASE,
-    "launch": {"errors"},
+    "interrupts": set(),
+    "launch": {"errors", "interrupts"},
     "testing": {"launch", "mpi", "errors"},
-    "cli": TRAINING | BASE | {"cost", "equivalence", "launch", "schedule"},
+    "cli": TRAINING | BASE | {"cost", "equivalence", "interrupts", "launch", "schedule"},
     "__init__": set(),
-    "__main__": {"cli"},
+    "__main__": {"cli", "interrupts"},
 }
 
 # beside the standard library; nothing for those without a line, and mpi4py for one only

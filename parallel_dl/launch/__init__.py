@@ -1,6 +1,6 @@
 """Starting ranks and watching them: everything about mpirun, nothing of MPI itself (it is never imported here).
 
-To read in this order: environment, rank, job, run.
+To read in this order: environment, rank, job, pages, ends, run.
 """
 
 from parallel_dl.launch.environment import (

@@ -43,7 +43,7 @@ class Folder:
 
     def __init__(self, backlog: int) -> None:
         """InputError when none can be made."""
-        self.path = _path()
+        self.path = os.path.join(place(), _name())
         self.shared_before = shared_memory_files()
         guard = ["/bin/sh", "-c", _GUARD, "sh", self.path, sys.executable, *self.shared_before]
         try:
@@ -88,15 +88,18 @@ class Folder:
             self._guard.stdin.close()
 
 
-def _path() -> str:
-    """A new name in the folder for temporary files, or in /tmp if that would make a socket's path too long."""
-    name = f"pdl-{secrets.token_hex(6)}"
+def place() -> str:
+    """The folder for temporary files, or /tmp if the path of a socket in it would be too long."""
     try:
-        path = os.path.join(tempfile.gettempdir(), name)
+        path = tempfile.gettempdir()
     except OSError as error:
         raise InputError(f"TMPDIR: {error.strerror or error}") from error
-    too_long = len(os.fsencode(os.path.join(path, _SOCKET))) > _LONGEST
-    return os.path.join("/tmp", name) if too_long else path
+    too_long = len(os.fsencode(os.path.join(path, _name(), _SOCKET))) > _LONGEST
+    return "/tmp" if too_long else path
+
+
+def _name() -> str:
+    return f"pdl-{secrets.token_hex(6)}"
 
 
 def connection_to(folder: str) -> Connection:
