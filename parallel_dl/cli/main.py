@@ -18,7 +18,7 @@ from parallel_dl.cli.demo import demo
 from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
-from parallel_dl.cli.networks import NetworkCommand
+from parallel_dl.cli.networks import NetworkCommand, VerifiedNetworkCommand
 from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
@@ -64,7 +64,7 @@ app = typer.Typer(
 app.command(cls=NetworkCommand)(train)
 app.command(cls=NetworkCommand)(summary)
 app.command()(schedule)
-app.command(cls=NetworkCommand)(verify)
+app.command(cls=VerifiedNetworkCommand)(verify)
 app.command()(demo)
 app.command()(diff)
 app.command()(info)

@@ -58,7 +58,8 @@ def layout_text(layout: dict[str, Any]) -> str:
     if layout.get("reproducible"):
         return f"{layout_text({**layout, 'reproducible': False})} reproducible"
     if "hybrid" in layout:
-        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
+        variable = ", variable batch" if layout["hybrid"]["variable_batch"] else ""
+        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}{variable}"
     parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
     if layout["schedule"]:
         parts.append(layout["schedule"])

@@ -35,9 +35,13 @@ def test_every_layout_of_two_ranks():
     assert {"features": "rows"} in other
     assert {"conv1": "filters", "conv2": "rows"} in other
     cells = [cell for cell in cells if not cell["layout"]["split"]]
-    assert [cell["layout"]["schedule"] for cell in cells[2:7]] == ["naive", "gpipe", "1f1b", "interleaved", "zb-h1"]
-    assert [cell["layout"]["hybrid"]["scheme"] for cell in cells[7:]] == ["a", "b", "c"]
-    assert all(cell["worst"]["error"] == 0 for cell in cells[2:7])
+    schedules = ["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "pipedream"]
+    assert [cell["layout"]["schedule"] for cell in cells[2:8]] == schedules
+    hybrids = [cell["layout"]["hybrid"] for cell in cells[8:13]]
+    assert [hybrid["scheme"] for hybrid in hybrids] == ["a", "b", "c", "b", "c"]
+    assert [hybrid["variable_batch"] for hybrid in hybrids] == [False] * 3 + [True] * 2
+    assert len(cells) == 13
+    assert all(cell["worst"]["error"] == 0 for cell in cells[2:8])
     exact = verify("mlp", "--ranks", 2, "--exact")
     assert all(cell["worst"]["error"] == cell["worst"]["bound"] == 0 for cell in exact["cells"])
     assert exact["noise_floor"] is None
@@ -167,7 +171,13 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("mlp", "--exact", "--dtype", "float32"), "--exact --dtype float32"),
         (("mlp", "--exact", "--batch-size", "12"), "--batch-size 12"),
         (("lenet5_small", "--exact"), "a Tanh, rounds"),
-        (("mlp", "--pp", "2", "--schedule", "pipedream"), "another computation than the serial one"),
+        (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "the layout is compared with weight stashing"),
+        (("residul", "--dp", "2"), "did you mean 'residual'?"),
+        (("mlp", "--ranks", "2", "--variable-batch"), "--variable-batch"),
+        (
+            ("residual", "--hybrid", "owt", "--ranks", "2", "--scheme", "b", "--variable-batch"),
+            "is not compared for networks with batch norm",
+        ),
         (("mlp", "--pp", "9"), "--pp 9: the network has 3 layers with weights; valid are 1 to 3"),
         (("mlp", "--mp", "2", "--split", "fc9=output"), "--split fc9=output"),
         (("mlp", "--hybrid", "owt", "--ranks", "2"), "no convolution"),
