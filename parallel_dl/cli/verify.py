@@ -366,7 +366,7 @@ def verify(
             found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
         found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
-    return report(found, as_json, seed if stress else None)
+    return report(found, as_json, seed if stress else None, dtype)
 
 
 @contextmanager
@@ -433,4 +433,4 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     if to_launcher:
         print(json.dumps(found))
         return 0
-    return report([found], as_json, job.seed if job.stress else None)
+    return report([found], as_json, job.seed if job.stress else None, job.dtype)
