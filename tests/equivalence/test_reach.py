@@ -55,8 +55,12 @@ def test_specimens(comm):
     assert [equal for equal, _ in cells(comm, *tasks)] == [True] * 4
 
 
+def lars(parameters):
+    return optim.LARS(parameters, 1.0, weight_decay=1e-3)
+
+
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 1e-2), lambda p: optim.SGD(p, 0.1, momentum=0.9)])
+@pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 1e-2), pytest.param(lars, marks=pytest.mark.grid)])
 def test_programs_of_their_own_with_other_optimizers(comm, make):
     tasks = [("inception", STASHING), ("inception", VARIABLE), ("local_norm", REPLICAS)]
     assert [equal for equal, _ in cells(comm, *tasks, make=make)] == [True] * 3
