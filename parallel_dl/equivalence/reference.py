@@ -2,8 +2,8 @@
 
 It runs as if there were no other rank, with as many microbatches as the layout: so a network that treats each sample by
 itself, and batch norm, whose statistics are those of a microbatch, compute the same. But a loss that divides by the
-size of its microbatch does so on both sides. With microbatches the run is therefore compared with two more serial ones:
-of one microbatch (without batch norm), and of the samples one by one.
+size of its microbatch does so on both sides. So the run is compared with two more serial ones: where the batch is cut,
+with that of the samples one by one; where it is cut into microbatches (without batch norm), with that of one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def reference_of(
 def held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
-    """The comparison; and the batches, and with microbatches the serial run itself, looked at."""
+    """The comparison; and the batches, and where the layout cuts them the serial run itself, looked at."""
     comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
@@ -83,7 +83,7 @@ def held_against(
     if wrong is not None:
         return _different(comparison, Difference(f"batches: {wrong}", 0, np.inf), f"batches: {wrong}")
     worst = reference.mixed
-    if layout.microbatches == 1 or worst is None:  # replicas alone have cut the batch in the comparison itself
+    if worst is None or layout.dp == layout.microbatches == 1:  # the batch is whole
         return comparison
     words = (
         f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one "
