@@ -61,8 +61,7 @@ def reference_of(
             evaluate = run.outcome is not None and run.outcome.note is None
             by_samples = replay(experiment, microbatches, evaluate=evaluate)
             noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
-            if bound is None and mixed is None and experiment.dtype == "float32":
-                bound = max(BOUNDS["float32"], 10 * noise)
+            bound = reference_bound(experiment, noise, mixed) if bound is None else bound
         if microbatches > 1 and not has_batch_norm:
             one = one_microbatch or record(experiment, Layout())
             if not compare(one, run, bound, exact).equal:
@@ -70,6 +69,11 @@ def reference_of(
     if has_batch_norm:
         how += f" ({_ONLY_SO_MANY.format(microbatches)})"
     return Reference(run, noise, bound, mixed, how)
+
+
+def reference_bound(experiment: Experiment, noise: float, mixed: Difference | None) -> float | None:
+    """That of `compare`: in float32 at least ten times the noise floor, else None, the usual one."""
+    return max(BOUNDS["float32"], 10 * noise) if experiment.dtype == "float32" and mixed is None else None
 
 
 def held_against(
