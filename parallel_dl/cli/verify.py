@@ -340,7 +340,7 @@ def verify(
     if everything:  # how far the noise is from the smallest known bug
         flags = ["--time-limit", str(time_limit), *(["--stress", "--seed", str(seed)] if stress else [])]
         found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants", *flags]))
-    return report(found, as_json, seed if stress else None)
+    return report(found, as_json, seed if stress else None, dtype)
 
 
 def _small_networks() -> list[str]:
@@ -395,4 +395,4 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     if to_launcher:
         print(json.dumps(found))
         return 0
-    return report([found], as_json, job.seed if job.stress else None)
+    return report([found], as_json, job.seed if job.stress else None, job.dtype)

@@ -76,7 +76,7 @@ def assert_equivalent(
     reference, error = None, None
     if comm.rank == 0:
         try:
-            reference = reference_of(experiment, layout.microbatches, exact)
+            reference = reference_of(experiment, layout.microbatches, exact, bound=bound)
         except Exception as caught:
             error = caught
     failed = comm.broadcast_object(
@@ -91,13 +91,13 @@ def assert_equivalent(
     race = race_in(parallel, comm)
     said, differs = "", False
     if reference is not None:
-        comparison = held_against(reference, experiment, layout, parallel, exact, bound)
+        comparison = held_against(reference, experiment, layout, parallel, exact)
         comparison = comparison if race is None else told(comparison, race)
         said = "" if comparison.equal else comparison.message
-        differs = race is None and not compare(reference.run, parallel, bound, exact).equal
+        differs = bool(said) and race is None and not compare(reference.run, parallel, reference.bound, exact).equal
     said, differs = comm.broadcast_object((said, differs))
     found = None
-    if said and differs:
+    if differs:
         serial = None if reference is None else reference.run
         found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact))
     mesh.free()

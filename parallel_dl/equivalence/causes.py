@@ -21,6 +21,9 @@ Array = np.ndarray
 Pieces = dict[int, tuple[Array, Array]]
 """rank -> (what it has, what it should have)"""
 
+Edges = dict[int, tuple[bool, bool]]
+"""axis of an image -> whether another rank's tile is before ours, and after"""
+
 _SAME = 1e-6  # of the largest value
 _MOST_MICROBATCHES = 8  # whose subsets are tried
 
@@ -28,7 +31,7 @@ _MOST_MICROBATCHES = 8  # whose subsets are tried
 def close(a: Array, b: Array) -> bool:
     """Equal to 1e-6 of the largest value, and not all zero."""
     largest = float(np.abs(b).max()) if b.size else 0.0
-    return a.shape == b.shape and largest > 0 and float(np.abs(a - b).max()) <= _SAME * largest
+    return a.shape == b.shape and 0 < largest < math.inf and float(np.abs(a - b).max()) <= _SAME * largest
 
 
 def factor(got: Array, expected: Array) -> float | None:
@@ -62,7 +65,7 @@ def of_factor(found: float | None, layout: Layout, axes: Sequence[str] = ("dp", 
             return f"divided by {size}: a mean over the {size} {ranks} in place of their sum"
     if layout.microbatches > 1 and abs(found - layout.microbatches) < 1e-6 * found:
         return f"not scaled by 1/{layout.microbatches}: each microbatch counts as a whole batch"
-    if abs(found - round(found)) < 1e-6:
+    if round(found) != 1 and abs(found - round(found)) < 1e-6:
         return f"counted {round(found)} times"
     return None
 
@@ -91,10 +94,16 @@ def of_order(got: Array, expected: Array, parts: int) -> str | None:
     return None
 
 
-def of_weights(got: Array, expected: Array, layout: Layout, first: bool) -> str | None:
+def of_weights(got: Array, expected: Array, layout: Layout, first: bool, is_buffer: bool = False) -> str | None:
     """Of weights before a step; `first` says whether before the first one."""
+    if first and not is_buffer and got.size and not got.any():
+        return "weights that were never filled: zeros"
     found = of_order(got, expected, layout.mp) or of_factor(factor(got, expected), layout)
-    return found or ("another seed or initialisation on this rank" if first else "another update in the step before")
+    if found is not None:
+        return found
+    if is_buffer:
+        return "a buffer registered with other values" if first else "a buffer that was written by other rules"
+    return "another seed or initialisation on this rank" if first else "another update in the step before"
 
 
 def of_samples(got: Array, batch: Array, what: str = "samples") -> str | None:
@@ -140,6 +149,7 @@ def of_forward(
     weights: dict[str, Array],
     name: str,
     layout: Layout,
+    edges: Edges,
 ) -> str | None:
     """Of a layer's output."""
     got, expected = pieces[rank]
@@ -157,8 +167,10 @@ def of_forward(
         found = "a missing reduction: each rank has its own summand"
     if found is None:
         found = of_factor(factor(got, expected), layout)
-    if found is None and len(partners) > 1:
-        found = _of_borders(layer, got, expected)
+    if found is None:
+        found = _of_borders(got, expected, edges)
+    if found is None and len(partners) > 1 and isinstance(layer, LocalResponseNorm):
+        found = "halo channels missing: the neighbours of the rank's channels"
     return found
 
 
@@ -193,18 +205,33 @@ def _of_bias(pieces: Pieces, rank: int, partners: Sequence[int], bias: Array, ax
     return None
 
 
-def _of_borders(layer: Module, got: Array, expected: Array) -> str | None:
-    """Whether only values at a border of the rank's tile, or of its channels, are wrong."""
-    wrong = np.abs(got - expected) > 1e-9 * np.abs(expected).max()
-    if got.ndim == 4:
-        for axis, what in ((2, "rows"), (3, "columns")):
-            others = tuple(other for other in range(4) if other != axis)
-            lines = np.flatnonzero(wrong.any(axis=others))
-            if 0 < len(lines) < got.shape[axis] and (0 in lines or got.shape[axis] - 1 in lines):
-                return f"halo {what} missing: only {what} {lines.tolist()} of the rank's tile are wrong"
-    if isinstance(layer, LocalResponseNorm):
-        return "halo channels missing: the neighbours of the rank's channels"
+def _of_borders(got: Array, expected: Array, edges: Edges) -> str | None:
+    """Whether only values at a border of the rank's tile are wrong, or all rows or columns are shifted."""
+    if got.ndim != 4:
+        return None
+    wrong = np.abs(got - expected) > 1e-9 * np.abs(expected).max(initial=0.0)
+    for axis, what in ((2, "rows"), (3, "columns")):
+        size = got.shape[axis]
+        lines = np.flatnonzero(wrong.any(axis=tuple(other for other in range(4) if other != axis))).tolist()
+        if len(lines) < size and (0 in lines or size - 1 in lines):
+            return _of_lines(lines, size, what, edges[axis])
+        for by in range(1, min(4, size)):
+            first, last = np.arange(size - by), np.arange(by, size)
+            for ours, theirs in ((first, last), (last, first)):
+                if close(got.take(ours, axis), expected.take(theirs, axis)):
+                    return f"{what} shifted by {by}: a wrong padding, or a tile that begins at the wrong place"
     return None
+
+
+def _of_lines(lines: list[int], size: int, what: str, neighbours: tuple[bool, bool]) -> str:
+    """Of wrong lines at a border: where the next tile begins they need its halo, and elsewhere the padding."""
+    only = f"only {what} {lines} of the rank's tile are wrong"
+    at_border = [has_neighbour for has_neighbour, line in zip(neighbours, (0, size - 1)) if line in lines]
+    if all(at_border):
+        return f"halo {what} missing: {only}"
+    if any(at_border):
+        return f"halo {what} missing, or a wrong padding: {only}"
+    return f"a wrong padding: {only}, and they are at the border of the image"
 
 
 def of_divisor(found: float, total: int, microbatch: int, share: int, layout: Layout) -> str | None:
@@ -222,7 +249,7 @@ def of_loss(ours: float, theirs: float, layout: Layout) -> str | None:
     return of_factor(theirs / ours, layout) if ours else None
 
 
-def of_backward(pieces: Pieces, rank: int, partners: Sequence[int], layout: Layout) -> str | None:
+def of_backward(pieces: Pieces, rank: int, partners: Sequence[int], layout: Layout, edges: Edges) -> str | None:
     """Of the gradient of a layer's output."""
     got, expected = pieces[rank]
     if got.shape != expected.shape:
@@ -230,8 +257,8 @@ def of_backward(pieces: Pieces, rank: int, partners: Sequence[int], layout: Layo
     if _are_summands(pieces, partners):
         return "a missing reduction in backward: each rank has its own summand"
     found = of_place(got, rank, pieces, partners) or of_factor(factor(got, expected), layout)
-    if found is None and len(partners) > 1 and got.ndim == 4:
-        found = _of_borders(Module(), got, expected)
+    if found is None:
+        found = _of_borders(got, expected, edges)
     if found is None and len(partners) > 1 and all(r in pieces for r in partners):
         total = np.sum([pieces[r][0] for r in partners], axis=0) if _alike(pieces, partners) else None
         if total is not None and close(total / len(partners), expected):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import partition
-from parallel_dl.autograd import Tensor
+from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence import causes
 from parallel_dl.equivalence.causes import Pieces
 from parallel_dl.equivalence.compare import first_different_step
@@ -120,6 +120,7 @@ class _Search:
         self.tolerance = TOLERANCES[experiment.dtype]
         self.network = experiment.build()
         self.layers = list(dict.fromkeys(at.layer for at in serial.outputs))
+        self.buffers = {name for name, _ in self.network.named_buffers()}
 
     def first(self) -> Divergence | None:
         """The first one, if any."""
@@ -148,13 +149,19 @@ class _Search:
         return rows
 
     def _compare(self, pieces: Pieces, whole: np.ndarray) -> Iterator[tuple[int, float]]:
-        """(rank, error) of those that differ."""
-        largest = float(np.abs(whole).max()) if whole.size else 0.0
+        """(rank, error) of those that differ. Equal infinities do not."""
+        finite = np.abs(whole[np.isfinite(whole)])
+        largest = float(finite.max()) if finite.size else 0.0
         for rank, (got, expected) in pieces.items():
-            if got.shape != expected.shape or not np.isfinite(got).all():
+            if got.shape != expected.shape:
                 yield rank, np.inf
                 continue
-            error = float(np.abs(got - expected).max()) if got.size else 0.0
+            wrong = (got != expected) & ~((got != got) & (expected != expected))
+            ours, theirs = expected[wrong], got[wrong]
+            if not (np.isfinite(ours) & np.isfinite(theirs)).all():
+                yield rank, np.inf
+                continue
+            error = float(np.abs(theirs - ours).max()) if ours.size else 0.0
             if error > self.tolerance * largest:
                 yield rank, error / largest if largest else np.inf
 
@@ -178,8 +185,20 @@ class _Search:
         for name, whole in self.serial.before.items():
             pieces = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
             for rank, error in self._compare(pieces, whole):
-                cause = causes.of_weights(*pieces[rank], self.layout, self.step == 0)
+                cause = self._of_gathering(name, whole) or causes.of_weights(
+                    *pieces[rank], self.layout, self.step == 0, name in self.buffers
+                )
                 yield self._report("weights before", name, None, rank, error, pieces, cause)
+
+    def _of_gathering(self, name: str, whole: np.ndarray) -> str | None:
+        """Whether each rank that has some of it has what it should: then only what was made of the pieces is wrong."""
+        pieces = [(of.own_before[name], whole[of.pieces.get(name, ())]) for of in self.traces if name in of.own_before]
+        if not pieces or next(self._compare(dict(enumerate(pieces)), whole), None) is not None:
+            return None
+        return (
+            "gathered wrongly, while the ranks that have it have it right: a broadcast from another rank, or pieces "
+            "put together out of place"
+        )
 
     def _samples(self) -> Iterator[Divergence]:
         for kind, name in (("inputs", "samples"), ("targets", "targets")):
@@ -225,9 +244,10 @@ class _Search:
                             self.serial.before,
                             layer,
                             self.layout,
+                            self._inner_edges(layer, rank),
                         )
                         or self._stale(at, *pieces[rank], rank)
-                        or self._of_share(at, rank)
+                        or self._of_share(at, rank, pieces[rank][0])
                     )
                     yield self._report("forward", layer, microbatch, rank, error, pieces, cause)
 
@@ -241,33 +261,61 @@ class _Search:
             return None
         return causes.of_arrival(got, expected, self.layout)
 
-    def _of_share(self, at: At, rank: int) -> str | None:
-        """A layer that no cause is known for, and that was given some of the samples."""
-        if self.layout.dp == 1 or len(self.traces[rank].arrived.get(at, ())) == self.serial.shares[at.microbatch][1]:
+    def _inner_edges(self, layer: str, rank: int) -> causes.Edges:
+        """By axis of an image, whether another rank's tile is before ours, and after."""
+        placement = self.traces[rank].placements.get(layer, Whole())
+        if not isinstance(placement, Tiled):
+            return {2: (False, False), 3: (False, False)}
+        row, column = divmod(self.traces[rank].place["model"], len(placement.columns))
+        return {
+            axis: (place > 0, place < len(lengths) - 1)
+            for axis, place, lengths in ((2, row, placement.rows), (3, column, placement.columns))
+        }
+
+    def _of_share(self, at: At, rank: int, got: np.ndarray) -> str | None:
+        """Whether the serial layer, given the rank's samples alone, makes of them what the rank has: it mixes them."""
+        x = self.traces[rank].arrived.get(at)
+        if self.layout.dp == 1 or x is None or len(x) == self.serial.shares[at.microbatch][1]:
+            return None
+        network = self._before_the_step(self.serial.before)
+        network.at(self.step, self.traces[rank].shares[at.microbatch][0])
+        try:
+            with one_rank(), no_grad():
+                y = self._layer(at.layer, network)(Tensor(x))
+        except Exception:  # it needs more than its input
+            return None
+        alone = np.asarray(y.data if isinstance(y, Tensor) else y)
+        if alone.shape != got.shape or not causes.close(got, alone):
             return None
         return "a layer that mixes the samples it is given: of a share it makes something else than of all"
+
+    def _before_the_step(self, state: Mapping[str, np.ndarray]) -> Module:
+        """The serial network, with these weights and buffers, in training mode."""
+        network = self.experiment.build().initialize(self.experiment.seed, self.experiment.dtype)
+        network.load_state_dict(state)
+        return network.train()
 
     def _stale(self, at: At, got: np.ndarray, expected: np.ndarray, rank: int) -> str | None:
         """Whether the layer's output is that with the weights before the last update."""
         if self.step == 0 or self.run is None:
             return None
-        network = self.experiment.build().initialize(self.experiment.seed, self.experiment.dtype)
-        network.load_state_dict(self.run.weights[self.step - 2] if self.step > 1 else _initial(self.experiment))
+        network = self._before_the_step(self.run.weights[self.step - 2] if self.step > 1 else _initial(self.experiment))
         first, _ = self.serial.shares[at.microbatch]
         x: Any = self.serial.inputs[At(at.microbatch, "")]
-        network.train().at(self.step, first)
+        network.at(self.step, first)
         outputs: dict[str, Any] = {}
         for name, layer in network.named_modules():
             layer.register_forward_hook(_keep(outputs, name))
-        network(x)
+        with one_rank():
+            network(x)
         y = outputs[at.layer]
         old = self._piece(y.data if isinstance(y, Tensor) else y, rank, at)
         if old.shape == got.shape and causes.close(got, old):
             return "weights of an earlier version: before the last update"
         return None
 
-    def _layer(self, name: str) -> Module:
-        layer = self.network
+    def _layer(self, name: str, network: Module | None = None) -> Module:
+        layer = self.network if network is None else network
         for child in name.split("."):
             layer = layer._modules[child]
         return layer
@@ -276,7 +324,8 @@ class _Search:
         if self.run is None or self.step >= len(self.parallel.losses):
             return
         ours, theirs = self.run.losses[self.step], self.parallel.losses[self.step]
-        error = abs(ours - theirs) / max(abs(ours), 1e-300)
+        magnitudes = None if self.run.magnitudes is None else self.run.magnitudes[self.step]["losses"][""]
+        error = abs(ours - theirs) / max(abs(ours) if magnitudes is None else float(magnitudes.max()), 1e-300)
         if not error <= self.tolerance:
             cause = self._cause_of_loss(ours, theirs)
             factor = causes.factor(np.array([theirs]), np.array([ours]))
@@ -305,13 +354,14 @@ class _Search:
                 pieces, whole = compared
                 for rank, error in self._compare(pieces, whole):
                     neighbours = self._neighbours(rank, "model")
-                    cause = causes.of_backward(pieces, rank, neighbours, self.layout)
+                    edges = self._inner_edges(layer, rank)
+                    cause = causes.of_backward(pieces, rank, neighbours, self.layout, edges)
                     yield self._report("backward", layer, microbatch, rank, error, pieces, cause)
 
     def _gradients(self) -> Iterator[Divergence]:
         for name in reversed(list(self.serial.gradients)):
             whole = self.serial.gradients[name]
-            scale = whole if self.run is None or self.run.magnitudes is None else self._magnitudes(name, whole)
+            scale = self._magnitudes("gradients", name, whole)
             pieces = {}
             for rank, of in enumerate(self.traces):
                 if name in of.gradients:
@@ -327,11 +377,11 @@ class _Search:
                 )
                 yield self._report("gradient", name, None, rank, error, pieces, cause)
 
-    def _magnitudes(self, name: str, whole: np.ndarray) -> np.ndarray:
-        assert self.run is not None
-        assert self.run.magnitudes is not None
-        found = self.run.magnitudes[self.step]["gradients"].get(name)
-        return whole if found is None else found
+    def _magnitudes(self, kind: str, name: str, whole: np.ndarray) -> np.ndarray:
+        """What an error is held against: the magnitudes that were added, or the values where none are known."""
+        if self.run is None or self.run.magnitudes is None:
+            return whole
+        return self.run.magnitudes[self.step][kind].get(name, whole)
 
     def _update(self) -> Iterator[Divergence]:
         """Gradients are alike: it is what the optimizer made of them, or what was gathered."""
@@ -342,7 +392,7 @@ class _Search:
             for name, whole in arrays.items():
                 got = others.get(name, np.zeros(0))
                 pieces = {0: (got, whole)}
-                for rank, error in self._compare(pieces, whole):
+                for rank, error in self._compare(pieces, self._magnitudes(kind, name, whole)):
                     what = "gradient" if kind == "gradients" else "update"
                     before = self.serial.before.get(name) if kind == "weights" else None
                     cause = causes.of_update(got, whole, before, self.layout)

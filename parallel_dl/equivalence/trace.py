@@ -51,7 +51,9 @@ class Trace:
     returned: dict[At, Array] = dataclasses.field(default_factory=dict)
     """the gradient of each layer's output"""
     before: Arrays = dataclasses.field(default_factory=dict)
-    """whole weights and buffers before the step"""
+    """whole weights and buffers before the step, gathered"""
+    own_before: Arrays = dataclasses.field(default_factory=dict)
+    """what this rank itself has of them: whole, or its piece"""
     gradients: Arrays = dataclasses.field(default_factory=dict)
     """of this rank's weights, summed over the ranks that share the batch"""
     summands: Arrays = dataclasses.field(default_factory=dict)
@@ -81,6 +83,14 @@ def trace(experiment: Experiment, layout: Layout, mesh: Mesh, step: int, allredu
     return tracer.found
 
 
+def _own_values(trainer: Trainer) -> Arrays:
+    """Name -> a copy of the weights and buffers of this rank."""
+    if trainer.pipeline is not None:
+        return trainer.pipeline.own_state()
+    own = {name: parameter.data.copy() for name, parameter in zip(trainer.names, trainer.parameters)}
+    return own | {name: array.copy() for name, array in trainer.network.named_buffers()}
+
+
 class _Tracer:
     """Hooks on all layers of a trainer, for one batch."""
 
@@ -88,6 +98,7 @@ class _Tracer:
         mesh = trainer.mesh
         place = {"pipe": mesh.pipe.rank, "data": mesh.data.rank, "model": mesh.model.rank}
         self.found = Trace(place, [(part.first, len(part.x)) for part in batch.microbatches])
+        self.found.own_before = _own_values(trainer)
         self.found.before = trainer.state_dict()
         self.microbatch = 0
         self.calls: dict[int, int] = {}  # id of a layer -> how often it has run in this microbatch
