@@ -26,8 +26,30 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
     valid = sorted(valid)
     near = difflib.get_close_matches(name[:MOST_OF_LINE], valid, n=1, cutoff=0.4)
     hint = f"did you mean {shown(near[0])}? " if near else ""
-    more = f" and {len(valid) - _MOST_NAMES} more" if len(valid) > _MOST_NAMES else ""
-    return InputError(f"unknown {what} {shown(name)}: {hint}valid are {', '.join(valid[:_MOST_NAMES])}{more}")
+    return InputError(f"unknown {what} {shown(name)}: {hint}{one_of(valid)}")
+
+
+def one_of(valid: Iterable[Any], here: str = "") -> str:
+    """What would be valid: "valid is a", or "valid are a, b"; with `here`, "valid here are a, b"."""
+    names = [str(one) for one in valid]
+    if not names:
+        return "none is valid"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"valid{here and f' {here}'} {verb} {', '.join(names[:_MOST_NAMES])}{more}"
+
+
+def up_to(most: int) -> str:
+    """What would be valid of a count: "valid is 1", or "valid are 1 to 8"."""
+    return "valid is 1" if most == 1 else f"valid are 1 to {most}"
+
+
+def number_of(number: int, word: str) -> str:
+    """A number of things: "1 rank", "2 ranks", "1,000 microbatches", "0 axes"."""
+    if number == 1:
+        return f"1 {word}"
+    stem, end = (word[:-2], "es") if word.endswith("is") else (word, "es" if word.endswith(("ch", "s", "x")) else "s")
+    return f"{number:,} {stem}{end}"
 
 
 def shown(value: Any) -> str:
@@ -41,8 +63,8 @@ def shown(value: Any) -> str:
 
 
 def named(path: str | os.PathLike[str]) -> str:
-    """How a line repeats a path: as far as it exists, and at most 80 characters of the rest."""
-    return _cut_value(os.fsdecode(path))
+    """How a line repeats a path: as far as it exists, and at most 80 characters of the rest; an empty one as ''."""
+    return _cut_value(os.fsdecode(path)) or "''"
 
 
 def cut(text: str, most: int = MOST_OF_VALUE) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parallel_dl.errors import InputError, cut, named, shown, unknown_name
-from parallel_dl.files import read_table
+from parallel_dl.errors import InputError, cut, named, number_of, unknown_name, up_to
+from parallel_dl.files import as_written, read_table
 from parallel_dl.partition import LEAVES
 from parallel_dl.schedule import ASYNCHRONOUS
 
@@ -176,7 +176,7 @@ class Layout:
         if smallest < per_batch:
             raise InputError(
                 f"--microbatches {per_batch}: {self.schedule_name} makes an update with each, but a batch has "
-                f"{smallest} samples; valid are 1 to {smallest}"
+                f"{number_of(smallest, 'sample')}; {up_to(smallest)}"
             )
         return in_all
 
@@ -185,7 +185,7 @@ class Layout:
         most = max(samples, self.pp)
         if self.microbatches > most:
             raise InputError(
-                f"--microbatches {self.microbatches}: a batch has {samples:,} samples; valid are 1 to {most}"
+                f"--microbatches {self.microbatches}: a batch has {number_of(samples, 'sample')}; {up_to(most)}"
             )
 
     @property
@@ -234,4 +234,4 @@ def read_keys(path: str | Path) -> dict[str, Any]:
 
 def _require_kind(what: str, value: Any, kind: type, hint: str = "") -> None:
     if type(value) is not kind:  # True is no number
-        raise InputError(f"{what} {shown(value)}: must be {_KINDS[kind]}{hint}")
+        raise InputError(f"{what} {as_written(value)}: must be {_KINDS[kind]}{hint}")

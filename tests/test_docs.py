@@ -142,7 +142,7 @@ for page, examples in json.load(sys.stdin).items():
 json.dump(results, sys.stdout)
 """
 PRINTED = {
-    "index": "equal: worst is",
+    "index": "equal: no difference at all",
     **dict.fromkeys(
         ("convolution", "model-parallelism", "pipelining", "hybrids", "verification", "reproducibility"), ""
     ),

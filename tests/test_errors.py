@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_dl.errors import MOST_OF_LINE, MOST_OF_VALUE, InputError, bounded, shown, unknown_name
+from parallel_dl.errors import (
+    MOST_OF_LINE,
+    MOST_OF_VALUE,
+    InputError,
+    bounded,
+    named,
+    number_of,
+    one_of,
+    shown,
+    unknown_name,
+    up_to,
+)
 
 
 def longest_run(line, letter):
@@ -78,6 +89,31 @@ def test_many_valid_names_are_not_all_listed():
     assert len(line) < MOST_OF_LINE
     assert "did you mean" in line
     assert line.endswith("and 99950 more")
+
+
+@pytest.mark.parametrize(
+    ("valid", "said"),
+    [
+        (["owt"], "unknown --hybrid 'x': valid is owt"),
+        (["b", "a"], "unknown --hybrid 'x': valid are a, b"),
+        ([], "unknown --hybrid 'x': none is valid"),
+    ],
+)
+def test_what_is_valid_in_the_singular(valid, said):
+    assert str(unknown_name("--hybrid", "x", valid)) == said
+
+
+def test_counts_and_choices():
+    assert [number_of(n, "rank") for n in (0, 1, 2, 1437)] == ["0 ranks", "1 rank", "2 ranks", "1,437 ranks"]
+    words = ("microbatch", "class", "axis", "layer", "box")
+    assert [number_of(2, word) for word in words] == ["2 microbatches", "2 classes", "2 axes", "2 layers", "2 boxes"]
+    assert [number_of(1, word) for word in words[:3]] == ["1 microbatch", "1 class", "1 axis"]
+    assert (up_to(1), up_to(8)) == ("valid is 1", "valid are 1 to 8")
+    assert (one_of(["a"], "here"), one_of([2, 4])) == ("valid here is a", "valid are 2, 4")
+
+
+def test_an_empty_path_can_be_seen():
+    assert (named(""), named("a")) == ("''", "a")
 
 
 @given(st.text(max_size=4000))

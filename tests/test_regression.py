@@ -179,7 +179,7 @@ def test_npz_with_float_targets(tmp_path, kind, dtype):
         (np.zeros((4, 0)), np.zeros((2, 0)), "targets without values"),
         (np.zeros(3), np.zeros(2), "3 targets for the 4 samples"),
         (np.array([0, 1, np.nan, np.inf]), np.zeros(2), "2 of 4 values are not finite as float32, the first is nan"),
-        (np.array([0, 1, 1e300, 0]), np.zeros(2), "1 of 4 values are not finite as float32"),
+        (np.array([0, 1, 1e300, 0]), np.zeros(2), "1 of 4 values is not finite as float32"),
         (np.float64(3), np.zeros(2), "targets of shape ()"),
         (np.array([0, 1, 0, 0.5]), np.zeros(2, int), "whole numbers from 0 to 999999, or floats in both parts"),
         (np.zeros((4, 2), int), np.zeros((2, 2), int), "one class number per sample, or floats (n, ...)"),
@@ -203,12 +203,25 @@ def test_classes_written_as_floats_are_classes_where_a_loss_wants_them(shape):
     assert losses.fitted("mse", found) is found
 
 
-@pytest.mark.parametrize("values", [[0, 1.5], [-1, 0], [0, 2e6], [[0, 1], [1, 0]]])
-def test_floats_that_are_no_classes(values):
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ([0, 1.5], ""),
+        ([-1, 0], ""),
+        ([0, 2e6], ""),
+        ([[0, 1.5], [1, 0]], ""),
+        ([[0, 1], [1, 0]], r" \(of one-hot targets: y.argmax\(-1\)\), or --loss logistic for several answers in 0..1"),
+        ([[0, 1], [1, 1]], r" \(of one-hot targets: y.argmax\(-1\)\), or --loss logistic for several answers in 0..1"),
+    ],
+)
+def test_floats_that_are_no_classes(values, more):
     x, y = np.zeros((2, 4)), np.array(values, float)
     found = Dataset.from_arrays("own", x, y, x, y)
-    with pytest.raises(InputError, match="not class numbers; valid is mse, or targets that are whole numbers"):
+    said = f"not class numbers; valid is --loss mse for values to predict, or class numbers{more}$"
+    with pytest.raises(InputError, match=said):
         losses.fitted("cross-entropy", found)
+    for other in ("mse", "logistic") if more else ("mse",):  # what the line names is taken
+        assert losses.fitted(other, found) is found
 
 
 @pytest.mark.ranks(2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, number_of, unknown_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,7 @@ def fetch(
             f"{error}; try again, or give another address by --from, or install Debian's package dataset-{dataset}, "
             "or name a folder that has the files by --data-dir"
         ) from error
-    print(f"{dataset} is in {folder}: {len(new)} files fetched, {len(files) - len(new)} were there already")
+    print(f"{dataset} is in {folder}: {number_of(len(new), 'file')} fetched, {len(files) - len(new)} already there")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 from parallel_dl import launch
 from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_halves, require_hybrid
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
+from parallel_dl.cli.stages import stages_for
 from parallel_dl.errors import InputError, cut, named
 from parallel_dl.layout import Layout, read_keys
 
@@ -60,6 +61,7 @@ __all__ = [
     "Split",
     "Stage",
     "VariableBatch",
+    "flags_of_ranks",
     "in_words_of",
     "layout_of",
     "require_fits",
@@ -183,25 +185,21 @@ def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) ->
 
     It is for samples (*input_shape). No MPI is needed.
     """
-    from parallel_dl.cost.stages import cut_stages
-    from parallel_dl.schedule import PlanError, make
-
     if layout.splits_layers:
         plan_for(network, input_shape, layout.mp, layout.split)
     if layout.hybrid:
         require_halves(network, input_shape, layout)
     if layout.is_pipelined:
-        try:
-            stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
-        except PlanError as error:
-            raise InputError(f"--schedule {cut(layout.schedule_name)}: {error}") from None
-        try:
-            cut_stages(network, input_shape, stages, layout.stages)
-        except InputError as error:
-            flags = (
-                f"--pp {layout.pp}" if layout.stages is None else f"--stage {' --stage '.join(map(cut, layout.stages))}"
-            )
-            raise InputError(f"{flags}: {error}") from None
+        name, microbatches = layout.schedule_name, layout.microbatches
+        stages_for(network, input_shape, name, layout.pp, microbatches, layout.chunks, layout.stages)
+
+
+def flags_of_ranks(layout: Layout) -> str:
+    """The flags that say how many ranks there are, with their values."""
+    if layout.hybrid:
+        return f"--ranks {layout.dp}"
+    numbers = {"dp": layout.dp, "mp": layout.mp, "pp": layout.pp}
+    return " ".join(f"--{flag} {n}" for flag, n in numbers.items() if n > 1) or "--dp 1"
 
 
 @contextmanager

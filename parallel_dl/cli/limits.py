@@ -19,6 +19,19 @@ def require_count(flag: str, number: int | None, least: int = 1, most: int = MOS
 
 
 @contextmanager
+def of_ranks(flags: str, ranks: int) -> Iterator[None]:
+    """Makes the message about too many ranks begin with the flags that ask for them."""
+    try:
+        yield
+    except InputError as error:
+        line, number = str(error), f"{ranks} ranks"
+        if not line.startswith(number):
+            raise
+        said = line.removeprefix(number).lstrip(": ") if flags.split()[1:] == [str(ranks)] else line
+        raise InputError(f"{flags}: {said}") from None
+
+
+@contextmanager
 def of_flag(flag: str) -> Iterator[None]:
     """Makes the message of an InputError that is raised inside begin with the flag."""
     try:

@@ -36,11 +36,21 @@ def fitted(loss: str, data: Dataset) -> Dataset:
     what = f"--loss {loss}: the targets of {data.name} are"
     if data.classes is not None:
         if loss == "mse":
-            raise InputError(f"{what} class numbers; valid are cross-entropy and logistic, or targets that are floats")
+            raise InputError(
+                f"{what} class numbers; valid are --loss cross-entropy and logistic, or targets that are floats"
+            )
         return data
     floats = f"floats of shape {data.y_train.shape[1:]}, not class numbers"
     if loss == "cross-entropy":
-        raise InputError(f"{what} {floats}; valid is mse, or targets that are whole numbers")
-    if loss == "logistic" and not all(y.min() >= 0 and y.max() <= 1 for y in (data.y_train, data.y_test)):
-        raise InputError(f"{what} {floats}, and not all in 0..1; valid is mse")
+        valid = "valid is --loss mse for values to predict, or class numbers"
+        if data.y_train.ndim > 1 and _are_answers(data):
+            valid += " (of one-hot targets: y.argmax(-1)), or --loss logistic for several answers in 0..1"
+        raise InputError(f"{what} {floats}; {valid}")
+    if loss == "logistic" and not _are_answers(data):
+        raise InputError(f"{what} {floats}, and not all in 0..1; valid is --loss mse")
     return data
+
+
+def _are_answers(data: Dataset) -> bool:
+    """Whether every target is in 0..1: one-hot, or a yes or no for each class."""
+    return all(y.min() >= 0 and y.max() <= 1 for y in (data.y_train, data.y_test))

@@ -35,7 +35,12 @@ class _Interrupted(Exception):
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands; an interruption of one is told."""
+    """The commands; an interruption of one is told, and their help has whole sentences."""
+
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        commands = [(name, self.get_command(context, name)) for name in self.list_commands(context)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _first_sentence(command.help)) for name, command in commands if command])
 
     def invoke(self, context: Any) -> Any:
         try:
@@ -63,6 +68,10 @@ app.command()(diff)
 app.command()(info)
 app.command()(fetch)
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})(run)
+
+
+def _first_sentence(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())
 
 
 def _version(show: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 
 from parallel_dl.cli.limits import of_flag
-from parallel_dl.errors import InputError, named
+from parallel_dl.errors import InputError, named, number_of
 
 if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
@@ -35,7 +35,7 @@ def network_for(name: str, dataset: Dataset, flag: str) -> Module:
         outputs = networks.NETWORKS[name].classes
         if dataset.classes is None and outputs is not None and outputs != dataset.outputs:
             raise InputError(
-                f"network {name}: gives {outputs} values for a sample, but a target has {dataset.outputs}; "
-                f"try {networks.NETWORKS[name].small or 'mlp'}"
+                f"network {name}: gives {number_of(outputs, 'value')} for a sample, but a target has "
+                f"{dataset.outputs}; try {networks.NETWORKS[name].small or 'mlp'}"
             )
         return networks.create(name, dataset.input_shape, dataset.outputs)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.limits import of_flag, require_count
-from parallel_dl.errors import InputError
+from parallel_dl.cli.limits import of_flag, of_ranks, require_count
+from parallel_dl.errors import InputError, bounded, named
 from parallel_dl.files import MOST_TEXT, require_regular
 from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.launch.tracebacks import FULL_VARIABLE as FULL_TRACEBACK
 
+_OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback")
+
 
 def run(
+    context: typer.Context,
     program: Annotated[str, typer.Argument(help="A Python file.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="What it gets as its arguments.")] = None,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="How many ranks.")] = 2,
@@ -28,5 +34,20 @@ def run(
         require_regular(program, "a Python file", MOST_TEXT)
     if launch.inside_mpirun():
         raise InputError("run: starts the ranks itself; call it outside mpirun, or mpirun python PROGRAM without it")
+    _hint(program, arguments or [], context.obj)
     environment = {FULL_TRACEBACK: "1"} if full_traceback else None
-    return launch.run(ranks, [program, *(arguments or [])], environment)
+    with of_ranks(f"-n {ranks}", ranks):
+        return launch.run(ranks, [program, *(arguments or [])], environment)
+
+
+def _hint(program: str, arguments: Sequence[str], line: Sequence[str]) -> None:
+    """Tells where a flag of ours goes that comes after the program, unless a -- before the program says it is meant."""
+    at = next((place for place, argument in enumerate(arguments) if _OWN_FLAG.fullmatch(argument)), None)
+    if at is None or "--" in line[: len(line) - len(arguments)]:
+        return
+    valued = arguments[at] in ("-n", "--ranks") and at + 1 < len(arguments)
+    flag = bounded(" ".join(arguments[at : at + 2] if valued else [arguments[at]]))
+    print(
+        f"parallel-dl: {flag} is passed to {named(program)}; if it is for run: parallel-dl run {flag} {named(program)}",
+        file=sys.stderr,
+    )

@@ -10,7 +10,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError, cut, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -190,7 +190,7 @@ def _print(plan: Plan, report: Report, simulation: Simulation | None, wire: Wire
     if not draw:
         actions = sum(map(len, plan.programs))
         counts = {"rank": plan.pp, "stage": plan.stages, "microbatch": plan.microbatches, "action": actions}
-        what = ", ".join(_several(count, word) for word, count in counts.items())
+        what = ", ".join(number_of(count, word) for word, count in counts.items())
         screen.print(f"{plan.name}: right ({what})", soft_wrap=True, markup=False)
     if simulation is not None:
         if draw:
@@ -208,7 +208,7 @@ def _draw(plan: Plan, simulation: Simulation) -> None:
     screen = console()
     label = len(f"rank {plan.pp - 1}  ")
     width = max(20, screen.width - label) if screen.is_terminal else _PIPED
-    sizes = f"{_several(plan.pp, 'rank')}, {_several(plan.microbatches, 'microbatch')}"
+    sizes = f"{number_of(plan.pp, 'rank')}, {number_of(plan.microbatches, 'microbatch')}"
     screen.print(f"{plan.name}: {sizes}, time from left to right\n", soft_wrap=True)
     rows = grid(simulation, width)
     for rank, row in enumerate(rows[:_MOST_ROWS]):
@@ -217,7 +217,7 @@ def _draw(plan: Plan, simulation: Simulation) -> None:
             line.append(piece.text, _STYLES[piece.kind])
         screen.print(line, soft_wrap=True)
     if len(rows) > _MOST_ROWS:
-        screen.print(f"... and {len(rows) - _MOST_ROWS} ranks more")
+        screen.print(f"... and {number_of(len(rows) - _MOST_ROWS, 'more rank')}")
     kinds = {action.kind for _, action in plan.actions()}
     legend = Text("\n")
     for kind, meaning in _MEANINGS.items():
@@ -244,11 +244,11 @@ def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
         f"makespan         {_number(simulation.makespan)}",
         f"idle             {_percent(simulation.idle_fraction)} of the step, "
         f"{_percent(simulation.bubble_overhead)} of the work",
-        f"concurrency      {_number(simulation.concurrency)} of {plan.pp} ranks compute at a time, in the mean",
+        f"concurrency      {_number(simulation.concurrency)} of {number_of(plan.pp, 'rank')} at work on average",
         f"overlap          {_percent(simulation.overlap)} of the step: a forward, and a backward of another microbatch",
         f"latency          {_number(simulation.latency)} for one microbatch forward through all stages",
-        f"throughput       {_number(simulation.throughput)} microbatches per unit of time, over the whole step",
-        f"critical path    {' '.join(shown)} ({len(path)} actions)",
+        f"throughput       {_rate(simulation.throughput)}, over the whole step",
+        f"critical path    {' '.join(shown)} ({number_of(len(path), 'action')})",
         *_of_stream(simulation),
         "",
         "Simulated: each rank does one action at a time; a message takes "
@@ -269,7 +269,7 @@ def _of_stream(simulation: Simulation) -> list[str]:
         return [first, "steady state     none: too few microbatches, or more than half of them alive at a time"]
     return [
         first,
-        f"steady state     {_number(simulation.steady_throughput)} microbatches per unit of time enter stage 0, "
+        f"steady state     {_rate(simulation.steady_throughput)} into stage 0, "
         f"the queue grows by {_number(simulation.queue_growth)}",
     ]
 
@@ -290,12 +290,13 @@ def _said(waits: Iterable[Wait]) -> str:
     return ", ".join(map(str, waits))
 
 
-def _several(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('ch') else 's'}"
-
-
 def _number(number: float) -> str:
     return f"{number:.6g}" if math.isfinite(number) else "-"
+
+
+def _rate(number: float) -> str:
+    text = _number(number)
+    return f"{text} microbatch{'' if text == '1' else 'es'} per unit of time"
 
 
 def _percent(share: float) -> str:

@@ -45,7 +45,7 @@ def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
     if ranks < 1:
         raise InputError(f"--mp {ranks}: must be at least 1")
     if ranks > MOST_RANKS:
-        raise InputError(f"--mp {ranks}: at most {MOST_RANKS}")
+        raise InputError(f"--mp {ranks}: must be in 1..{MOST_RANKS}")
     if split and ranks == 1:
         raise InputError(f"--split {cut(split[0])}: belongs to --mp N with N above 1")
     return ranks

@@ -17,7 +17,7 @@ from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.summary_of_pipeline import CacheBytes, Microbatches, Pp
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError, named
+from parallel_dl.errors import InputError, named, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -103,7 +103,7 @@ def summary(
         _print(_table_of_pipeline(network, pipeline), of_pipeline.notes(pipeline, _samples(batch_size)))
     if traffic is not None:
         print()
-        table = _empty_table(f"{network} on {hybrid_ranks or 1} ranks: one weird trick", show_footer=False)
+        table = _empty_table(f"{network} on {number_of(hybrid_ranks or 1, 'rank')}: one weird trick", show_footer=False)
         for header in ("what is sent", "data parallel", "hybrid"):
             table.add_column(header, justify="left" if header == "what is sent" else "right", no_wrap=True)
         for row in of_hybrid.rows(traffic):
@@ -212,7 +212,7 @@ def _short(number: float | None) -> str:
 
 
 def _samples(number: int) -> str:
-    return "1 sample" if number == 1 else f"{number:,} samples"
+    return number_of(number, "sample")
 
 
 def _empty_table(title: str | None, show_footer: bool = True) -> Table:
@@ -232,7 +232,7 @@ def _print(table: Table, notes: Iterable[str]) -> None:
 
 
 def _table(network: str, shape: Iterable[int], classes: int, facts: NetworkCost) -> Table:
-    table = _empty_table(f"{network}: input {_by(shape)}, {classes:,} classes")
+    table = _empty_table(f"{network}: input {_by(shape)}, {number_of(classes, 'class')}")
     # header, a layer's cell, the total
     columns: list[tuple[str, Callable[[LayerCost], str], str]] = [
         ("layer", lambda layer: layer.name, "total"),
@@ -301,7 +301,7 @@ def _notes_of_shares(ranks: int, samples: int) -> list[str]:
 
 
 def _table_of_shares(network: str, ranks: int, shares: PlanShares) -> Table:
-    title = f"{network} divided among {'1 rank' if ranks == 1 else f'{ranks:,} ranks'}"
+    title = f"{network} divided among {number_of(ranks, 'rank')}"
     table = _empty_table(title, show_footer=False)
     for header in ("layer", "split", "parameters", "W", "messages", "values\nforward", "values\nbackward"):
         table.add_column(header, justify="left" if header in ("layer", "split") else "right", no_wrap=True)

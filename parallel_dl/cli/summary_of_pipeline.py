@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl.cli.limits import require_count
-from parallel_dl.errors import InputError, cut
+from parallel_dl.cli.stages import stages_for
+from parallel_dl.errors import InputError, cut, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,29 +69,10 @@ def pipeline_for(
 ) -> PipelineCost:
     """`cost.pipeline_cost` of the flags, cut as `train` does; its refusals begin with the flag."""
     from parallel_dl import cost
-    from parallel_dl.schedule import PlanError, make
 
-    name = schedule or "1f1b"
-    try:
-        plan = make(name, pp, pp if microbatches is None else microbatches, chunks)
-    except PlanError as error:
-        word = str(error).split()[0]
-        flag = f"--{error}" if word in ("pp", "microbatches", "chunks") else f"--schedule {cut(name)}: {error}"
-        raise InputError(flag) from None
-    try:
-        stages = cost.cut_stages(network, shape, plan.stages, stage)
-    except InputError as error:
-        raise InputError(_with_flag(str(error), pp, stage or ())) from None
+    fed = pp if microbatches is None else microbatches
+    plan, stages = stages_for(network, shape, schedule or "1f1b", pp, fed, chunks, stage)
     return cost.pipeline_cost(facts, stages, plan, cache_bytes)
-
-
-def _with_flag(line: str, pp: int, stage: Sequence[str]) -> str:
-    """What `cut_stages` refuses, beginning with the flag."""
-    for layer in stage:
-        if line.startswith(f"stage at {cut(layer)}: "):
-            return f"--{line.replace(' at ', ' ', 1)}"
-    flag = " ".join(f"--stage {cut(layer)}" for layer in stage) if line.startswith("stage") else f"--pp {pp}"
-    return f"{flag}: {line}"
 
 
 def as_object(pipeline: PipelineCost) -> dict[str, Any]:
@@ -125,8 +107,8 @@ def as_object(pipeline: PipelineCost) -> dict[str, Any]:
 def title(network: str, pipeline: PipelineCost) -> str:
     """What the table is of."""
     ranks, m = len(pipeline.ranks), pipeline.microbatches
-    what = f"{'1 rank' if ranks == 1 else f'{ranks:,} ranks'}, {pipeline.schedule}"
-    return f"{network} in a pipeline: {what}, {'1 microbatch' if m == 1 else f'{m:,} microbatches'}"
+    what = f"{number_of(ranks, 'rank')}, {pipeline.schedule}"
+    return f"{network} in a pipeline: {what}, {number_of(m, 'microbatch')}"
 
 
 def headers(pipeline: PipelineCost) -> list[str]:
@@ -164,7 +146,7 @@ def notes(pipeline: PipelineCost, samples: str) -> list[str]:
     ]
     if pipeline.cache_bytes is None:
         return lines
-    cache = f"{pipeline.cache_bytes:,} bytes"
+    cache = number_of(pipeline.cache_bytes, "byte")
     return [
         *lines,
         f"Loaded: weight bytes from memory, forward. Once if all of the rank's fit into {cache},",

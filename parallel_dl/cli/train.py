@@ -24,15 +24,16 @@ from parallel_dl.cli.layout import (
     Reproducible,
     Schedule,
     Stage,
+    flags_of_ranks,
     in_words_of,
     layout_of,
     require_fits,
 )
-from parallel_dl.cli.limits import of_flag, require_count
+from parallel_dl.cli.limits import of_flag, of_ranks, require_count
 from parallel_dl.cli.networks import network_for
 from parallel_dl.cli.splits import Mp, Split
 from parallel_dl.cli.terminal import console, for_ranks
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, number_of, unknown_name
 from parallel_dl.files import require_writable
 
 if TYPE_CHECKING:
@@ -176,10 +177,10 @@ class Job:
             return optim.SGD(parameters, policy, momentum=momentum, nesterov=self.nesterov, **decay)
         return (optim.Adam if self.optimizer == "adam" else optim.AdamW)(parameters, policy, **decay)
 
-    def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
-        """Trains on the ranks of `world`; the run's JSON object, how gradients were summed, and what --output holds.
+    def train(self, world: Communicator, dataset: Dataset) -> tuple[dict[str, Any], Result, str, dict[str, Any] | None]:
+        """Trains on the ranks of `world`: the run's JSON object, its result, how gradients were summed, and the state.
 
-        The last is there only on rank 0 and with --output.
+        The state, for --output, is there only on rank 0 and with the flag.
         """
         import numpy as np
 
@@ -228,7 +229,7 @@ class Job:
                 print(f"parallel-dl: {note}", file=sys.stderr)
         state = None if self.output is None else trainer.gather_state()
         trainer.free()
-        return facts, trainer.gradients.method, state if world.rank == 0 else None
+        return facts, result, trainer.gradients.method, state if world.rank == 0 else None
 
     def save(self, state: dict[str, Any] | None, facts: dict[str, Any]) -> bool:
         """Writes --output, if there is a state."""
@@ -244,7 +245,7 @@ class Job:
         samples = len(dataset.x_train)
         if self.batch_size in (_BATCH_SIZE, samples) or self.batch_size < samples:
             return None
-        return f"--batch-size {self.batch_size}: all {samples:,} training samples are one batch"
+        return f"--batch-size {self.batch_size}: one batch has all {number_of(samples, 'training sample')}"
 
     def as_json(self, dataset: Dataset, result: Result, trainer: Trainer) -> dict[str, Any]:
         """One object, everything in it finite or null."""
@@ -399,7 +400,8 @@ def train(
         with in_words_of(layout_file):
             data = job.check()
         if job.layout.ranks > 1:
-            return launch.run(job.layout.ranks, ["-m", "parallel_dl", *context.obj], for_ranks())
+            with in_words_of(layout_file), of_ranks(flags_of_ranks(job.layout), job.layout.ranks):
+                return launch.run(job.layout.ranks, ["-m", "parallel_dl", *context.obj], for_ranks())
         return _train_here(job, data, as_json)
     return _train_here(job, None, as_json)
 
@@ -422,27 +424,23 @@ def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
         if job.layout.hybrid and job.layout.ranks != comm.size:
             raise InputError(f"--ranks {dp}: mpirun started {comm.size}; valid here is --ranks {comm.size}")
         if job.layout.ranks != comm.size:
-            given = " ".join(
-                f"--{flag} {n}" for flag, n in (("dp", dp), ("mp", mp), ("pp", pp)) if flag == "dp" or n > 1
-            )
             valid = f"--{'pp' if pp > 1 else 'mp'} {_divisors(comm.size)}"
             if comm.size % (mp * pp) == 0:
                 valid = f"--dp {comm.size // (mp * pp)}"
             elif mp > 1 and pp > 1:
                 valid = f"--dp, --mp and --pp whose product is {comm.size}"
-            raise InputError(
-                f"{given}: needs {job.layout.ranks} ranks, but mpirun started {comm.size}; valid here is {valid}"
-            )
+            needs = f"{flags_of_ranks(job.layout)}: needs {number_of(job.layout.ranks, 'rank')}"
+            raise InputError(f"{needs}, but mpirun started {comm.size}; valid here is {valid}")
         return job.check() if data is None else data
 
     dataset = agreed(comm, prepare)
-    facts, method, state = job.train(comm, dataset)
+    facts, result, method, state = job.train(comm, dataset)
     try:
         if comm.rank == 0:
             if as_json:
                 print(json.dumps(facts), flush=True)
             else:
-                _print_table(facts, method)
+                _print_table(facts, result, method)
                 if rounds_by_layout(job):
                     console().print(_ROUNDING, soft_wrap=True)
     finally:  # results first; if printing or writing fails, the other is still done
@@ -464,7 +462,7 @@ def _divisors(ranks: int) -> str:
     return " or ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
 
 
-def _print_table(facts: dict[str, Any], method: str) -> None:
+def _print_table(facts: dict[str, Any], result: Result, method: str) -> None:
     from rich.table import Table
 
     layout, losses = facts["layout"], facts["losses"]
@@ -493,10 +491,11 @@ def _print_table(facts: dict[str, Any], method: str) -> None:
             taken, growth = stream["throughput"], stream["queue_growth"]
             grew = f"the queue grew by {growth:,.0f}" if growth >= 0.5 else "the queue did not grow"
             table.add_row("steady state", f"{taken:,.0f} taken per second, {grew}")
-        table.add_row("queue at the end", f"{stream['queue']:,} samples")
+        table.add_row("queue at the end", number_of(stream["queue"], "sample"))
     table.add_row("loss", " -> ".join("not finite" if x is None else f"{x:.6f}" for x in ends))
     loss, accuracy = facts["test_loss"], facts["test_accuracy"]
-    table.add_row("test loss", "not finite, or not computed" if loss is None else f"{loss:.6f}")
+    unknown = "not computed" if result.test_loss is None else "not finite"
+    table.add_row("test loss", unknown if loss is None else f"{loss:.6f}")
     table.add_row("test accuracy", "none: the targets are not classes" if accuracy is None else f"{accuracy:.2%}")
     if layout.get("reproducible"):
         table.add_row("reproducible: weights", facts["weights_sha256"])

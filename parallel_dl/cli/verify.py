@@ -24,14 +24,15 @@ from parallel_dl.cli.layout import (
     Scheme,
     Split,
     Stage,
+    flags_of_ranks,
     layout_of,
     require_fits,
 )
-from parallel_dl.cli.limits import require_count
+from parallel_dl.cli.limits import of_ranks, require_count
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.cli.time_limit import MOST_SECONDS, TIME_LIMIT, TimeLimit
 from parallel_dl.cli.verify_report import layout_text, report
-from parallel_dl.errors import InputError, cut, unknown_name
+from parallel_dl.errors import InputError, cut, number_of, unknown_name
 from parallel_dl.files import require_memory
 from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.layout import Layout
@@ -101,7 +102,11 @@ class Job:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: must be in 0..2**63-1")
         for ranks in self.ranks:
-            require_count("ranks", ranks, most=MOST_RANKS)
+            if self.layout is None:
+                require_count("ranks", ranks, most=MOST_RANKS)
+            elif ranks > MOST_RANKS:
+                flags = flags_of_ranks(self.layout)
+                raise InputError(f"{flags}: needs {number_of(ranks, 'rank')}; valid are at most {MOST_RANKS}")
         for name in self.networks:
             what = self.experiment(name)
             if self.layout is None:
@@ -193,7 +198,7 @@ class Job:
         for name, what in experiments.items():
             every = layouts_of(comm.size, what.build(), what.x.shape[1:], self.microbatches)
             tasks += [(name, layout) for layout in (every if self.layout is None else [self.layout])]
-        with _progress(len(tasks), f"{comm.size} ranks", comm.rank) as advance:
+        with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:
             timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
             cells = [cell for cell in verify(comm, experiments, timed, self.exact) if advance() or cell is not None]
         return {"cells": [dataclasses.asdict(cell) for cell in cells]}
@@ -360,7 +365,8 @@ def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
         return job.run(world())
     found: list[bytes] = []
     program = ["-m", "parallel_dl", *arguments, "--to-launcher"]
-    status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
+    with of_ranks(flags_of_ranks(job.layout) if job.layout else f"--ranks {ranks}", ranks):
+        status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
     if status:
         raise SystemExit(status)
     return json.loads(b"".join(found))
@@ -376,7 +382,7 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     def prepare() -> bool:
         if comm.size not in job.ranks:
             valid = " or ".join(map(str, job.ranks))
-            raise InputError(f"needs {valid} ranks, but mpirun started {comm.size}")
+            raise InputError(f"needs {valid} {'rank' if valid == '1' else 'ranks'}, but mpirun started {comm.size}")
         if not to_launcher:
             job.check()
         return True

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallel_dl.cli.terminal import console
+from parallel_dl.errors import number_of
 
 
 def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None) -> int:
@@ -62,7 +63,7 @@ def layout_text(layout: dict[str, Any]) -> str:
         parts.append(layout["schedule"])
     if layout["split"]:
         parts += [f"{layer}={way}" for layer, way in layout["split"].items()]
-    return f"{' '.join(parts)}, {layout['microbatches']} microbatches"
+    return f"{' '.join(parts)}, {number_of(layout['microbatches'], 'microbatch')}"
 
 
 _MANY = 40  # cells, beyond which a table has a line for each network and number of ranks

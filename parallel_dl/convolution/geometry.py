@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of, one_of
 
 Pair = tuple[int, int]
 
@@ -48,7 +48,7 @@ class Axis:
     before: int
     """zeros before the first row"""
     after: int
-    """zeros behind the last row"""
+    """zeros after the last row"""
     dilation: int
 
     @property
@@ -119,7 +119,7 @@ class Geometry:
         out_channels, per_group, *kernel = weight_shape
         require_groups(channels, out_channels, groups)
         if channels != per_group * groups:
-            raise InputError(f"needs {per_group * groups} channels, got {channels}")
+            raise InputError(f"needs {number_of(per_group * groups, 'channel')}, got {channels}")
         return cls(batch, channels, out_channels, groups, *axes((height, width), kernel, stride, padding, dilation))
 
     @property
@@ -166,7 +166,7 @@ def require_groups(in_channels: int, out_channels: int, groups: int) -> None:
     if not fits:
         most = min(in_channels, out_channels) or max(in_channels, out_channels)
         valid = [n for n in range(1, most + 1) if in_channels % n == out_channels % n == 0]
-        listed = ", ".join(map(str, valid[:12])) + (", ..." if len(valid) > 12 else "")
         raise InputError(
-            f"groups {groups!r}: must divide {in_channels} input and {out_channels} output channels; valid are {listed}"
+            f"groups {groups!r}: must divide {in_channels} input and {number_of(out_channels, 'output channel')}; "
+            f"{one_of([*valid[:12], *['...'][: len(valid) - 12]])}"
         )

@@ -10,7 +10,7 @@ import numpy as np
 from parallel_dl.convolution import direct, fft, im2col, winograd
 from parallel_dl.convolution.geometry import Geometry
 from parallel_dl.convolution.rows import Array, Convolved
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, one_of, unknown_name
 
 
 class Method(NamedTuple):
@@ -56,6 +56,6 @@ def require_able(name: str, geometry: Geometry) -> Method:
         raise unknown_name("convolution method", name, NAMES)
     reason = METHODS[name].refusal(geometry)
     if reason is not None:
-        able = ", ".join(other for other in METHODS if METHODS[other].refusal(geometry) is None)
-        raise InputError(f"method {name!r} cannot do {reason}; valid are {able}")
+        able = [other for other in METHODS if METHODS[other].refusal(geometry) is None]
+        raise InputError(f"method {name!r} cannot do {reason}; {one_of(able)}")
     return METHODS[name]

@@ -128,7 +128,7 @@ def weight_matrix(layer: nn.Module) -> Any:
     return layer.weight if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
-# kind of layer -> function (layer, shape of a sample before, and behind it, samples)
+# kind of layer -> function (layer, shape of a sample before, and after it, samples)
 RULES: dict[type[nn.Module], Callable[[Any, Shape, Shape, int], Operations]] = {
     nn.Linear: _linear,
     nn.Conv2d: _convolution,

@@ -119,7 +119,7 @@ class NetworkCost:
 def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) -> NetworkCost:
     """The cost of a forward pass of (samples, *input_shape).
 
-    `network` is a Sequential or Branches of layers, which may be such themselves; Branches stand behind their layers,
+    `network` is a Sequential or Branches of layers, which may be such themselves; Branches come after their layers,
     for the join. Raises InputError for shapes that do not fit, for a module of another kind (it is named), and
     for fewer than one sample.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from parallel_dl.cost.network import NetworkCost
 from parallel_dl.cost.stages import Stages
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.partition import shares
 from parallel_dl.schedule import Plan, Program, peak_live
 
@@ -77,7 +77,9 @@ def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes:
     another number of stages, and for less than 0 bytes.
     """
     if len(stages) != plan.stages:
-        raise InputError(f"{plan.name} has {plan.stages} stages, but the network is cut into {len(stages)}")
+        raise InputError(
+            f"{plan.name} has {number_of(plan.stages, 'stage')}, but the network is cut into {len(stages)}"
+        )
     if cache_bytes is not None and cache_bytes < 0:
         raise InputError(f"cache_bytes {cache_bytes}: must be at least 0")
     samples, m = network.samples, plan.microbatches

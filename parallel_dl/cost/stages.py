@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError, cut, number_of, one_of, up_to
 from parallel_dl.nn.shapes import computes_as
 
 Shape = tuple[int, ...]
@@ -63,16 +63,17 @@ def cut_stages(
     names = tuple(network._modules)
     weighted = [number for number, name in enumerate(names) if network._modules[name].parameters()]
     if not 1 <= stages <= max(1, len(weighted)):
-        raise InputError(f"{stages} stages: the network has {len(weighted)} layers with weights; valid are 1 to that")
+        layers = number_of(len(weighted), "layer")
+        raise InputError(f"{number_of(stages, 'stage')}: the network has {layers} with weights; {up_to(len(weighted))}")
     shapes, work = [tuple(input_shape)], []
     for name in names:
         layer, done = network._modules[name], 0
-        behind = shapes[-1]
+        after = shapes[-1]
         for passed in nn.layer_shapes(layer, shapes[-1], name, measure=True):
             done += operations(passed).work
-            behind = passed.output
+            after = passed.output
         work.append(float(done))
-        shapes.append(behind)
+        shapes.append(after)
     if starts is not None:
         cuts = _by_hand(names, stages, starts)
     else:
@@ -81,8 +82,8 @@ def cut_stages(
         cuts = tuple(begins[block] for block in lightest(blocks, stages))
     for begin, end in pairwise(cuts):
         if stages > 1 and not any(begin <= number < end for number in weighted):
-            where = f"stage at {names[begin]}" if begin else f"what is in front of the stage at {names[end]}"
-            raise InputError(f"{where}: has no weights; put it together with a neighbour")
+            where = f"stage at {names[begin]}" if begin else f"the stage before {names[end]}"
+            raise InputError(f"{where}: has no weights; put it with a neighbour")
     found = Stages(names, cuts, tuple(shapes[cut] for cut in cuts[:-1]), shapes[-1])
     _require_own_weights(network, found)
     return found
@@ -90,12 +91,12 @@ def cut_stages(
 
 def _by_hand(names: Sequence[str], stages: int, starts: Sequence[str]) -> tuple[int, ...]:
     if len(starts) != stages - 1:
-        raise InputError(f"stages begin at {', '.join(starts)}: {stages} stages need {stages - 1} such layers")
+        wanted = f"for {number_of(stages, 'stage')} name {number_of(stages - 1, 'layer')}"
+        raise InputError(f"stages begin at {', '.join(starts)}: {wanted}")
     cuts = [0]
     for name in starts:
         if name not in names[cuts[-1] + 1 :]:
-            valid = ", ".join(names[cuts[-1] + 1 :]) or "none"
-            raise InputError(f"stage at {cut(name)}: valid here are {valid}")
+            raise InputError(f"stage at {cut(name)}: {one_of(names[cuts[-1] + 1 :], 'here')}")
         cuts.append(names.index(name))
     return (*cuts, len(names))
 

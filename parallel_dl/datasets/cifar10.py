@@ -14,7 +14,7 @@ import numpy as np
 
 from parallel_dl.datasets import places
 from parallel_dl.datasets.dataset import Dataset
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.files import opened
 
 NAME = "cifar-10"
@@ -46,18 +46,19 @@ def load(data_dir: str | os.PathLike[str] | None, dtype: np.dtype) -> Dataset:
 
 def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The (n, 3, 32, 32) images and the (n,) labels of one file, both uint8; InputError names it when damaged."""
-    expected = f"a file of one or more records of {RECORD} bytes, as in CIFAR-10's binary version"
+    expected = f"a file of one or more records of {RECORD:,} bytes, as in CIFAR-10's binary version"
     with opened(path, expected) as file:
         content = file.read()
     count, rest = divmod(len(content), RECORD)
     if rest or not count:
-        raise InputError(f"{path}: {len(content)} bytes, {rest} more than {count} whole records; valid is {expected}")
+        found = f"{number_of(len(content), 'byte')}, {rest:,} more than {number_of(count, 'whole record')}"
+        raise InputError(f"{path}: {found}; valid is {expected}")
     records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
     labels = records[:, 0]
     wrong = np.flatnonzero(labels >= CLASSES)
     if len(wrong):
         raise InputError(
-            f"{path}: {len(wrong)} of {count} labels are no class of {NAME}, the first is {labels[wrong[0]]} in record "
-            f"{wrong[0]}; valid are 0 to {CLASSES - 1}"
+            f"{path}: {len(wrong)} of {number_of(count, 'label')} cannot be a class of {NAME}, the first is "
+            f"{labels[wrong[0]]} in record {wrong[0]}; valid are 0 to {CLASSES - 1}"
         )
     return records[:, 1:].reshape(count, *SHAPE), labels

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, number_of, unknown_name
 from parallel_dl.files import require_memory
 
 DTYPES = ("float32", "float64")
@@ -99,12 +99,11 @@ class Dataset:
         else:
             most = MOST_CLASSES if classes is None else classes
             y = [_labels(array, where, most) for array, where in zip(given, called[1::2])]
-        what = "targets" if floats else "labels"
+        what = "target" if floats else "label"
         for images, own, x_where, y_where in zip(x, y, called[::2], called[1::2]):
             if len(images) != len(own):
-                raise InputError(
-                    f"{y_where}: {len(own)} {what} for the {len(images)} samples of {x_where}; valid is one each"
-                )
+                given_for = f"{number_of(len(own), what)} for the {number_of(len(images), 'sample')} of {x_where}"
+                raise InputError(f"{y_where}: {given_for}; valid is one each")
         if x[0].shape[1:] != x[1].shape[1:]:
             raise InputError(
                 f"{called[2]}: samples of shape {x[1].shape[1:]}, but {called[0]} has {x[0].shape[1:]}; "
@@ -197,9 +196,10 @@ def _finite(array: np.ndarray, where: str, dtype: np.dtype) -> np.ndarray:
     bad = ~np.isfinite(x)
     if bad.any():
         first = np.unravel_index(int(bad.argmax()), bad.shape)
+        count = np.count_nonzero(bad)
         raise InputError(
-            f"{where}: {np.count_nonzero(bad)} of {bad.size} values are not finite as {dtype.name}, the first is "
-            f"{array[first]} at {[int(i) for i in first]}; valid are finite numbers"
+            f"{where}: {count} of {number_of(bad.size, 'value')} {'is' if count == 1 else 'are'} not finite "
+            f"as {dtype.name}, the first is {array[first]} at {[int(i) for i in first]}; valid are finite numbers"
         )
     return x
 
@@ -222,7 +222,8 @@ def _labels(array: np.ndarray, where: str, classes: int) -> np.ndarray:
     _require_real(array, where)
     if array.ndim != 1:
         raise InputError(
-            f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample, or floats (n, ...)"
+            f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample, or floats (n, ...); "
+            "one-hot labels become class numbers by y.argmax(-1)"
         )
     if len(array) == 0:
         raise InputError(f"{where}: no labels; valid is at least one")
@@ -231,7 +232,7 @@ def _labels(array: np.ndarray, where: str, classes: int) -> np.ndarray:
     if len(bad):
         hint = ", or floats in both parts: a regression" if array.dtype.kind == "f" else ""
         raise InputError(
-            f"{where}: {len(bad)} of {len(array)} labels are not class numbers, the first is {array[bad[0]]} at "
-            f"[{bad[0]}]; valid are whole numbers from 0 to {classes - 1}{hint}"
+            f"{where}: {len(bad)} of {number_of(len(array), 'label')} cannot be a class number, "
+            f"the first is {array[bad[0]]} at [{bad[0]}]; valid are whole numbers from 0 to {classes - 1}{hint}"
         )
     return array.astype(np.int64)

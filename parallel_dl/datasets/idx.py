@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.files import one_line, opened, replacing, require_memory
 
 SHORT_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
@@ -36,7 +36,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
     Returns a new array of the shape and type that the header declares, in native byte order.
 
-    Raises InputError, naming the file: missing, unreadable or a directory; wrong magic; unknown element type;
+    Raises InputError, naming the file: missing, unreadable or a folder; wrong magic; unknown element type;
     truncated or with trailing bytes (with the expected and the found number of bytes); broken gzip; more than fits in
     memory. Memory is taken for the bytes that are there, never for a declared size; nothing is decompressed beyond it.
     """
@@ -93,7 +93,7 @@ def _read_array(
     if len(sizes) < 4 * dimensions:
         raise InputError(
             f"{path}: truncated: expected at least {4 + 4 * dimensions} bytes of header for "
-            f"{dimensions} dimensions, found {4 + len(sizes)}"
+            f"{number_of(dimensions, 'dimension')}, found {4 + len(sizes)}"
         )
     shape, dtype = struct.unpack(f">{dimensions}I", sizes), TYPES[code]
 
@@ -109,7 +109,7 @@ def _read_array(
         elements = bytearray()
     if length != header + body:
         more = length - header - body
-        what = "truncated" if more < 0 else f"{'at least 1' if compressed else more} trailing bytes"
+        what = "truncated" if more < 0 else "trailing bytes" if compressed else number_of(more, "trailing byte")
         raise InputError(f"{path}: {what}: {declared}, found {length}{' or more' if compressed and more > 0 else ''}")
     try:
         return np.frombuffer(elements, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)

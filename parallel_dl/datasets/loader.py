@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, one_of, up_to
 from parallel_dl.partition import share
 
 ORDER_STREAM = 0x6F72646572  # "order": keeps the shuffle apart from other streams keyed by the same seed
@@ -104,7 +104,7 @@ class Loader:
         if leaves is not None and _whole("leaves", leaves, 1) % self.ranks:
             raise InputError(f"leaves {leaves}: must be a multiple of the {self.ranks} ranks")
         if drop_last and self.batch_size > len(self.x):
-            raise InputError(f"batch_size {self.batch_size} with drop_last: valid are 1 to {len(self.x)}, the samples")
+            raise InputError(f"batch_size {self.batch_size} with drop_last: {up_to(len(self.x))}, the samples")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,6 +153,6 @@ def _whole(name: str, value: int, lowest: int, end: int | None = None) -> int:
     except TypeError:
         number = lowest - 1
     if number < lowest or (end is not None and number >= end):
-        valid = f"{lowest} to {end - 1}" if end is not None else f"whole numbers from {lowest}"
-        raise InputError(f"{name} {value!r}: valid are {valid}")
+        span = one_of([lowest]) if end == lowest + 1 else f"valid are {lowest} to {None if end is None else end - 1}"
+        raise InputError(f"{name} {value!r}: {span if end is not None else f'valid are whole numbers from {lowest}'}")
     return number

@@ -42,13 +42,15 @@ def load(
     Raises InputError, one line that names the file, for everything that is missing, damaged or does not fit together.
     """
     name = os.fsdecode(name_or_path)
+    if data_dir is not None and not os.fspath(data_dir):
+        raise InputError("data folder '': is empty; give the name of a folder")
     dtype = checked_dtype(dtype)
     if name in ON_THIS_MACHINE:
         return ON_THIS_MACHINE[name](data_dir, dtype)
     if name in ("idx", "npz"):
         if data_dir is None:
             what = "the folder of the four IDX files" if name == "idx" else "the .npz file, or the folder that holds it"
-            raise InputError(f"dataset {name!r} needs a data directory: {what}")
+            raise InputError(f"dataset {name!r} needs a data folder: {what}")
         return _load_idx(name, Path(data_dir), dtype) if name == "idx" else _load_npz(name, Path(data_dir), dtype)
     if name != "digits" and not (os.sep in name or name.endswith(".npz") or os.path.exists(name)):
         raise InputError(
@@ -56,7 +58,7 @@ def load(
         )
     if data_dir is not None:
         raise InputError(
-            f"dataset {shown(name)} takes no data directory, but {shown(os.fspath(data_dir))} was given; "
+            f"dataset {shown(name)} takes no data folder, but {shown(os.fspath(data_dir))} was given; "
             f"valid with one are {', '.join(NAMES[1:])}"
         )
     if name == "digits":

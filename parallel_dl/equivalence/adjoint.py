@@ -46,7 +46,7 @@ def assert_adjoint(
 
     Both sides may differ by `bound` (1e-10 in float64, 1e-4 in float32) times the larger one of |F x| |y| and
     |x| |F* y|. The message gives both sides, their ratio and what it speaks for, and between which ranks they differ;
-    for that, `forward` is called several times. ValueError for a kind or a dtype that there is none of.
+    for that, `forward` is called several times. ValueError for an unknown kind or dtype.
     """
     __tracebackhide__ = True
     if x not in KINDS or y not in KINDS:

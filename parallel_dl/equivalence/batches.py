@@ -6,6 +6,7 @@ import numpy as np
 
 from parallel_dl.datasets import Loader
 from parallel_dl.equivalence.record import Experiment
+from parallel_dl.errors import number_of
 from parallel_dl.layout import Layout
 
 
@@ -39,7 +40,7 @@ def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
                 part = batch.microbatches[number]
                 where = f"step {step}, microbatch {number}, rank {rank}"
                 if part.size != size or batch.size != size:
-                    return f"{where}: divides by {part.size}, but the batch has {size} samples"
+                    return f"{where}: divides by {part.size}, but the batch has {number_of(size, 'sample')}"
                 if len(part.x) and part.first != at:
                     return f"{where}: its share begins at sample {part.first} of the batch, expected {at}"
                 if not np.array_equal(part.x, part.y):
@@ -47,7 +48,7 @@ def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
                 at += len(part.x)
                 seen += part.x.tolist()
         if at != size:
-            return f"step {step}: the ranks have {at} samples of a batch of {size}"
+            return f"step {step}: the ranks have {number_of(at, 'sample')} of a batch of {size}"
     if sorted(seen) != samples.tolist():
         return "an epoch does not have every sample once"
     return None

@@ -294,7 +294,7 @@ def of_gradient(
 
 
 def of_update(got: Array, expected: Array, before: Array | None, layout: Layout) -> str | None:
-    """Of the optimizer's state, or, with the weights `before`, of those behind an update whose gradients are right."""
+    """Of the optimizer's state, or, with the weights `before`, of those after an update whose gradients are right."""
     if got.shape != expected.shape:
         return f"gathered in another shape: {got.shape} in place of {expected.shape}" if got.size else "there is none"
     found = of_order(got, expected, layout.mp)

@@ -11,6 +11,7 @@ import numpy as np
 
 from parallel_dl.equivalence.magnitudes import scale
 from parallel_dl.equivalence.outcome import EVALUATED, unlike
+from parallel_dl.errors import number_of
 
 if TYPE_CHECKING:
     from parallel_dl.equivalence.record import Run
@@ -64,7 +65,8 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     if not parallel.replicas_equal:
         return _different(Difference("replicas", len(parallel.losses), np.inf), limits.bound, "the replicas differ")
     if len(serial.losses) != len(parallel.losses):
-        message = f"{len(serial.losses)} steps in the serial run, {len(parallel.losses)} in the parallel one"
+        steps = number_of(len(serial.losses), "step")
+        message = f"{steps} in the serial run, {len(parallel.losses)} in the parallel one"
         return _different(Difference("steps", 0, np.inf), limits.bound, message)
     if not exact and not serial.repeats:
         message = (
@@ -83,7 +85,8 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
     if other is not None:
         equal, worst = False, Difference(other, len(serial.losses) - 1, np.inf)
     verdict = "equal" if equal else "DIFFERENT"
-    message = f"{verdict}: worst is {worst.quantity} at step {worst.step}, {worst.error:.2e} (bound {held:.0e})"
+    at = f"worst is {worst.quantity} at step {worst.step}, {worst.error:.2e}" if worst.error else "no difference at all"
+    message = f"{verdict}: {at} (bound {held:.0e})"
     note = limits.said()
     return Comparison(equal, worst, held, f"{message}; {note}" if note and equal else message, limits.void_from, note)
 

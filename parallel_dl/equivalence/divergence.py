@@ -2,7 +2,7 @@
 
 Both runs are traced at the step in which they part, and compared in the order in which things were computed: weights
 before the step, samples, layer by layer forward, the loss, layer by layer backward, gradients, the update. What comes
-first is the cause; what comes behind it follows from it.
+first is the cause; what comes after it follows from it.
 """
 
 from __future__ import annotations

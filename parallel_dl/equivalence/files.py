@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import checkpoint
-from parallel_dl.errors import InputError, cut, named, shown, unknown_name
-from parallel_dl.files import read_table, require_regular
+from parallel_dl.errors import InputError, cut, named, number_of, shown, unknown_name
+from parallel_dl.files import as_written, read_table, require_regular
 
 Arrays = dict[str, np.ndarray]
 
@@ -76,8 +76,8 @@ class ArraysComparison:
             return "equal: there are no tensors"
         of_worst = f"worst is {cut(worst.name)}, {worst.error:.2e} (bound {worst.bound:.0e})"
         if self.equal:
-            return f"equal: {len(self.tensors)} tensors; {of_worst}"
-        return f"DIFFERENT: {len(self.different)} of {len(self.tensors)} tensors; {of_worst}"
+            return f"equal: {number_of(len(self.tensors), 'tensor')}; {of_worst}"
+        return f"DIFFERENT: {len(self.different)} of {number_of(len(self.tensors), 'tensor')}; {of_worst}"
 
 
 def compare_arrays(
@@ -226,7 +226,7 @@ def read_placement(path: str) -> Placement:
     for name, how in placement.items():
         if isinstance(how, bool) or not (isinstance(how, int) or how in ("sum", "replicated")):
             raise InputError(
-                f"--placement {named(path)}: {cut(name)} = {shown(how)}; valid are an axis, 'sum' and 'replicated'"
+                f"--placement {named(path)}: {cut(name)} = {as_written(how)}; valid are an axis, 'sum' and 'replicated'"
             )
         if isinstance(how, int) and not -_MOST_AXES <= how < _MOST_AXES:
             raise InputError(f"--placement {named(path)}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")
@@ -243,6 +243,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def files_of(text: str) -> list[Path]:
     """The files that a side names: a file, several with commas between, or a folder of safetensors files."""
+    if not text:
+        raise InputError("'': is empty; give a safetensors file, or a folder of them")
     paths = [Path(text)] if os.path.exists(text) else [Path(part) for part in text.split(",")]
     found: list[Path] = []
     for path in paths:
@@ -262,7 +264,7 @@ def read_side(text: str, placement: Placement | None = None) -> tuple[Arrays, di
 
     `text` is as in `files_of`; the files are those of the ranks, in their order, and `placement` says what each has of
     a name: see `read_placement`. A name without a place there is equal in all files that have it. InputError for
-    files that cannot be read, for different values of such a name, and for an axis that there is none of.
+    files that cannot be read, for different values of such a name, and for an axis that they do not have.
     """
     files = files_of(text)
     if len(files) == 1:

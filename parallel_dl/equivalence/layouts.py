@@ -55,7 +55,7 @@ def _products(ranks: int, microbatches: int | None) -> Iterator[Layout]:
 
 
 def _other_splits(ranks: int, network: Module, microbatches: int | None) -> Iterator[Layout]:
-    """Splits of convolutions that are no default of theirs: each way for all, and one way behind another."""
+    """Splits of convolutions that are no default of theirs: each way for all, and one way after another."""
     convolutions = [name for name, layer in network.named_modules() if isinstance(layer, Conv2d)]
     if ranks == 1 or not convolutions:
         return

@@ -43,9 +43,9 @@ class Trace:
     targets: dict[At, Array] = dataclasses.field(default_factory=dict)
     """their targets, where the loss is computed"""
     arrived: dict[At, Array] = dataclasses.field(default_factory=dict)
-    """the input of each layer, behind the moves that bring it there"""
+    """the input of each layer, after the moves that bring it there"""
     outputs: dict[At, Array] = dataclasses.field(default_factory=dict)
-    """of each layer, behind the moves that belong to it"""
+    """of each layer, after the moves that belong to it"""
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     """by microbatch, where this rank has it"""
     returned: dict[At, Array] = dataclasses.field(default_factory=dict)
@@ -119,7 +119,7 @@ class _Tracer:
 
     def _hook_layers(self, trainer: Trainer) -> None:
         places: dict[int, tuple[Module, list[str]]] = {}
-        # those behind the Flatten of a hybrid get parts of several shares
+        # those after the Flatten of a hybrid get parts of several shares
         traced = trainer.network if trainer.hybrid is None else trainer.hybrid.features
         for name, layer in traced.named_modules():
             if name and not computes_as(layer, Sequential):

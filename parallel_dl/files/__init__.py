@@ -10,11 +10,12 @@ Read in this order:
 
 from parallel_dl.files.memory import bytes_of_memory, require_memory
 from parallel_dl.files.reading import MOST_TEXT, listed, one_line, opened, read_text, require_regular
-from parallel_dl.files.tables import read_table
+from parallel_dl.files.tables import as_written, read_table
 from parallel_dl.files.writing import replacing, require_writable
 
 __all__ = [
     "MOST_TEXT",
+    "as_written",
     "bytes_of_memory",
     "listed",
     "one_line",

@@ -68,7 +68,7 @@ def _require_readable(
     status: os.stat_result, path: str | os.PathLike[str], expected: str, most: int | None = None
 ) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{named(path)}: is a directory; valid is {expected}")
+        raise InputError(f"{named(path)}: is a folder; valid is {expected}")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{named(path)}: is not a regular file; valid is {expected}")
     most = bytes_of_memory() // 4 if most is None else most

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import tomllib
 from typing import Any
 
-from parallel_dl.errors import InputError, named, shown
+from parallel_dl.errors import InputError, cut, named, shown
 from parallel_dl.files.reading import one_line, read_text
 
 DEEPEST = 32  # tables and lists inside each other
@@ -28,9 +29,19 @@ def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
     except ValueError as error:  # bad syntax; or an integer of more digits than Python reads
         raise InputError(f"{named(path)}: is not {kind}: {one_line(error)}") from None
     if not isinstance(table, dict):
-        raise InputError(f"{named(path)}: holds {shown(table)}; valid is {expected}")
+        raise InputError(f"{named(path)}: holds {as_written(table)}; valid is {expected}")
     _require_plain(path, table)
     return table
+
+
+def as_written(value: Any) -> str:
+    """How a line repeats a value of a file: as the file has it, true and not True; at most 80 characters."""
+    if isinstance(value, bool | list | dict | None):
+        try:
+            return cut(json.dumps(value, ensure_ascii=False, default=str))
+        except (RecursionError, ValueError):
+            return shown(value)
+    return str(value) if isinstance(value, datetime.date | datetime.time) else shown(value)
 
 
 def _require_plain(path: str | os.PathLike[str], table: dict[str, Any]) -> None:

@@ -66,6 +66,8 @@ def require_writable(path: str | os.PathLike[str]) -> None:
 
 def _place(path: str | os.PathLike[str]) -> Path:
     """The path with links followed: of a file, or of one yet to be made, in a folder that exists."""
+    if not os.fspath(path):
+        raise InputError(f"{named(path)}: is empty; give the name of a file")
     try:
         place = Path(path).resolve()
         if place.is_dir():

@@ -39,14 +39,14 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
     layers = network._modules
     names = list(layers)
     at = next((at for at, name in enumerate(names) if _has(layers[name], nn.Flatten)), len(names))
-    before, behind = names[:at], names[at:]
+    before, after = names[:at], names[at:]
     if not any(_has(layers[name], nn.Conv2d) for name in before):
         raise InputError("--hybrid owt: no convolution is before the first Flatten; valid are --dp and --mp")
-    if not any(_has(layers[name], nn.Linear) for name in behind):
+    if not any(_has(layers[name], nn.Linear) for name in after):
         raise InputError("--hybrid owt: no fully connected layer is after a Flatten; valid is --dp")
-    if not _begins_with_flatten(layers[behind[0]]):
-        raise InputError(f"--hybrid owt: the first Flatten is inside of {behind[0]}, after others; put it in front")
-    for name in behind:
+    if not _begins_with_flatten(layers[after[0]]):
+        raise InputError(f"--hybrid owt: the first Flatten is inside of {after[0]}, after others; put it in front")
+    for name in after:
         for inner, module in layers[name].named_modules(name):
             if isinstance(module, nn.BatchNorm):
                 raise InputError(
@@ -54,7 +54,7 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
                     "parts; valid is batch norm before it, or layer norm"
                 )
     features = nn.Sequential(**{name: layers[name] for name in before})
-    classifier = nn.Sequential(**{name: layers[name] for name in behind})
+    classifier = nn.Sequential(**{name: layers[name] for name in after})
     _require_own_weights(features, classifier)
     for half in (features, classifier):
         half.is_part_of(network)

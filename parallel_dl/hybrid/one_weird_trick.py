@@ -13,7 +13,7 @@ import numpy as np
 from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Share
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.hybrid.exchange import Exchange, Reduction
 from parallel_dl.hybrid.halves import halves_of
 from parallel_dl.hybrid.parts import Part, parts_of, require_scheme
@@ -101,7 +101,9 @@ class OneWeirdTrick:
         """
         shares = partition.shares(share.size, self.comm.size)
         if shares[self.comm.rank] != len(share.x):
-            raise ValueError(f"rank {self.comm.rank} has {len(share.x)} of {share.size} samples, expected {shares}")
+            raise ValueError(
+                f"rank {self.comm.rank} has {len(share.x)} of {number_of(share.size, 'sample')}, expected {shares}"
+            )
         targets = self.comm.labelled("targets", "forward").all_gather(share.y, 0, shares)
         own = self.features_of(share.x, update, share.first)
         flat = np.ascontiguousarray(own.data.reshape(len(share.x), self.values))

@@ -50,7 +50,7 @@ class Part:
 def parts_of(scheme: str, shares: Sequence[int]) -> list[Part]:
     """The parts in their order, for ranks whose shares have so many samples; a part may be empty.
 
-    InputError for a scheme that there is none of.
+    InputError for an unknown scheme.
     """
     require_scheme(scheme)
     ranks = len(shares)
@@ -71,7 +71,7 @@ def parts_of(scheme: str, shares: Sequence[int]) -> list[Part]:
 
 
 def require_scheme(scheme: str) -> None:
-    """InputError, with the nearest valid one, for a scheme that there is none of."""
+    """InputError, with the nearest valid one, for an unknown scheme."""
     if scheme not in SCHEMES:
         raise unknown_name("--scheme", scheme, SCHEMES)
 

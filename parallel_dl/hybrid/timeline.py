@@ -68,7 +68,7 @@ def timeline(
     """One iteration on so many ranks: `forward` and `backward` are those of the whole batch, divided among the ranks.
 
     `send` and `reduce` (by default as long) are those of one rank's share; on one rank there are none. InputError for a
-    scheme that there is none of, for no rank, and for times that are negative or not finite.
+    scheme that is unknown, for no rank, and for times that are negative or not finite.
     """
     require_scheme(scheme)
     reduce = send if reduce is None else reduce

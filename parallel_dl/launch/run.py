@@ -134,8 +134,9 @@ class _Run:
                 return status
             if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:
                 first = next(rank for rank, kind in ended.items() if kind == "exited")
-                others = ", ".join(str(rank) for rank in range(job.ranks) if rank not in ended)
-                return End(f"rank {first} called sys.exit(0) while rank {others} went on", 1)
+                others = [str(rank) for rank in range(job.ranks) if rank not in ended]
+                more = f"s {', '.join(others[:-1])} and" if len(others) > 1 else ""
+                return End(f"rank {first} called sys.exit(0) while rank{more} {others[-1]} went on", 1)
             if job.mpirun.poll() is not None and len(ended) < job.ranks and not any(job.events(0.2)):
                 missing = [rank for rank in range(job.ranks) if rank not in ended]
                 return ended_by_mpirun(job, missing[0], self.errors.tail)

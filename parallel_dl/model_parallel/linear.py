@@ -19,7 +19,7 @@ from typing import Any
 
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, number_of, unknown_name
 from parallel_dl.model_parallel.axis import ModelAxis, name_of, summed
 from parallel_dl.model_parallel.pieces import cut
 from parallel_dl.mpi import Communicator
@@ -124,5 +124,7 @@ def _placement(what: str, state: str, width: int, comm: Communicator, sizes: Seq
         raise unknown_name(what, str(state), STATES)
     given = even(width, comm.size) if sizes is None else tuple(sizes)
     if len(given) != comm.size or sum(given) != width or min(given) < 0:
-        raise InputError(f"{what} sizes {given}: must be {comm.size} numbers, one per rank, that add up to {width}")
+        raise InputError(
+            f"{what} sizes {given}: must be {number_of(comm.size, 'number')}, one per rank, adding up to {width}"
+        )
     return Whole() if state == "whole" else Sliced(given)

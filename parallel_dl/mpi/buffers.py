@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_dl.errors import number_of
 from parallel_dl.mpi.startup import MPI
 
 Array = np.ndarray
@@ -105,7 +106,7 @@ def slices_along(array: Array, axis: int, sizes: Sequence[int]) -> list[Array]:
 def normal_axis(axis: int, ndim: int) -> int:
     """`axis` counted from the front."""
     if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} of an array with {ndim} axes")
+        raise ValueError(f"axis {axis} of an array with {number_of(ndim, 'axis')}")
     return axis % ndim
 
 

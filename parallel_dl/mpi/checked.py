@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from parallel_dl.errors import number_of
 from parallel_dl.mpi.buffers import Array, native
 from parallel_dl.mpi.communicator import Communicator, Pending, Sizes
 from parallel_dl.mpi.ledger import Ledger
@@ -259,9 +260,10 @@ class CheckedCommunicator(Communicator):
         expected = Note.of(array)
         if source == MPI.PROC_NULL or (note.values, note.kind) == (expected.values, expected.kind):
             return None
+        wanted, sent = number_of(array.nbytes, "byte"), number_of(note.bytes, "byte")
         return MessageMismatch(
-            f"expected {array.nbytes} bytes from rank {source}, {expected.values} {expected.kind}, but it sends "
-            f"{note.bytes} bytes, {note.values} {note.kind} (to rank {self.rank} on {self.name!r}, tag {tag})"
+            f"expected {wanted} from rank {source}, {expected.values} {expected.kind}, but it sends "
+            f"{sent}, {note.values} {note.kind} (to rank {self.rank} on {self.name!r}, tag {tag})"
         )
 
     def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:

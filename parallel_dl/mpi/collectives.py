@@ -40,6 +40,7 @@ import numpy as np
 
 from parallel_dl import partition
 from parallel_dl.autograd import Tensor, is_grad_enabled, primitive
+from parallel_dl.errors import number_of
 from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.communicator import Communicator, Sizes
@@ -167,7 +168,7 @@ def exchange_halo(x: Any, comm: Communicator, axis: int, before: int, after: int
     the slices by rank, need not be exchanged if given.
     """
     if before < 0 or after < 0:
-        raise ValueError(f"a halo of {before} rows before and {after} after: neither can be negative")
+        raise ValueError(f"a halo of {number_of(before, 'row')} before and {after} after: neither can be negative")
     sizes = comm.shard_sizes(x.shape[axis]) if sizes is None else sizes
     owned = [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]
     total = sum(sizes)

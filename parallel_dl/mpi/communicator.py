@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from parallel_dl import partition
+from parallel_dl.errors import number_of
 from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.ledger import Counted, Ledger, counted
@@ -658,7 +659,7 @@ class Pending:
 def _check_length(status: MPI.Status, piece: Array, source: int) -> None:
     received = status.Get_count(MPI.BYTE)
     if received != piece.nbytes:
-        raise ValueError(f"expected {piece.nbytes} bytes from rank {source}, received {received}")
+        raise ValueError(f"expected {number_of(piece.nbytes, 'byte')} from rank {source}, received {received}")
 
 
 def _overlap(a: slice, b: slice) -> slice | None:

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from parallel_dl.autograd import is_in_backward
+from parallel_dl.errors import number_of
 from parallel_dl.mpi.startup import MPI
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Ledger:
         self._counts: dict[tuple[str, str, str, str], list[int]] = {}
 
     def __repr__(self) -> str:
-        return f"Ledger(rank {self.rank}, {len(self._counts)} rows)"
+        return f"Ledger(rank {self.rank}, {number_of(len(self._counts), 'row')})"
 
     @property
     def is_counting(self) -> bool:

@@ -8,7 +8,7 @@ each layer says how it uses it. Serial is the mesh 1x1x1, not a special case.
 
 from __future__ import annotations
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.mpi.communicator import Communicator, alone
 from parallel_dl.mpi.communicator import world as all_ranks
 
@@ -35,8 +35,8 @@ class Mesh:
             raise InputError(f"mesh {sizes}: every size is at least 1")
         if pipe * data * model != self.world.size:
             raise InputError(
-                f"mesh {sizes}: needs {pipe * data * model} ranks, the communicator has {self.world.size}; "
-                f"valid are sizes whose product is {self.world.size}"
+                f"mesh {sizes}: needs {number_of(pipe * data * model, 'rank')}, the communicator has "
+                f"{self.world.size}; valid are sizes whose product is {self.world.size}"
             )
         rest, model_index = divmod(self.world.rank, model)
         pipe_index, data_index = divmod(rest, data)

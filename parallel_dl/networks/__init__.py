@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl.errors import InputError, number_of, unknown_name
 from parallel_dl.networks.alexnet import AlexNet, alexnet_one_tower, alexnet_small
 from parallel_dl.networks.lenet5 import LeNet5, lenet5_small
 from parallel_dl.networks.mlp import MLP, mlp_deep
@@ -73,7 +73,7 @@ def create(name: str, input_shape: Sequence[int] | None = None, classes: int | N
         raise InputError(f"network {name}: takes {_by(shipped.input_shape)}, not {_by(input_shape)}{instead}")
     if classes is not None and classes > shipped.classes:
         instead = _instead(shipped.small, shipped.input_shape)
-        raise InputError(f"network {name}: has {shipped.classes} classes, not {classes}{instead}")
+        raise InputError(f"network {name}: has {number_of(shipped.classes, 'class')}, not {classes}{instead}")
     return shipped.create(shipped.input_shape, shipped.classes)
 
 
@@ -84,7 +84,7 @@ def _instead(small: str | None, input_shape: Sequence[int]) -> str:
 
 
 def _by(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]} features"
+    return " x ".join(map(str, shape)) if len(shape) > 1 else number_of(shape[0], "feature")
 
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parallel_dl import nn
-from parallel_dl.networks.images import channels_of, values_behind
+from parallel_dl.networks.images import channels_of, values_after
 from parallel_dl.networks.initialization import initialize_for_relu
 
 
@@ -65,7 +65,7 @@ class AlexNet(nn.Sequential):
         convolution(4, k3, k4, 3, 1, groups=towers)
         convolution(5, k4, k5, 3, 1, groups=towers)
         pool(5)
-        values = values_behind(layers.values(), input_shape)
+        values = values_after(layers.values(), input_shape)
         layers["flatten"] = nn.Flatten()
         for number, before, after in ((6, values, hidden[0]), (7, *hidden)):
             if dropout:

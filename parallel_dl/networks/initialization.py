@@ -14,7 +14,7 @@ def initialize_for_relu(layers: Iterable[nn.Module]) -> None:
 
     (He, Zhang, Ren and Sun 2015, arXiv 1502.01852, section 2.2.) ReLU halves the mean square of a signal, and these
     weights double it again. With PyTorch's default, variance 1 / (3 fan in), a layer with ReLU leaves a sixth: deep
-    networks hardly begin to learn. Behind the last layer is no ReLU: it keeps that default, with which no class is
+    networks hardly begin to learn. No ReLU follows the last layer: it keeps that default, with which no class is
     preferred at the start.
     """
     _initialize(_weighted(layers)[:-1], math.sqrt(2.0))

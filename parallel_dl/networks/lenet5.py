@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from parallel_dl import nn
-from parallel_dl.networks.images import channels_of, values_behind
+from parallel_dl.networks.images import channels_of, values_after
 from parallel_dl.networks.initialization import initialize_for_tanh
 
 
@@ -15,7 +15,7 @@ class LeNet5(nn.Sequential):
 
     LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition", section II.B, in
     the form that is usual today: without the trained scale and bias of the pooling, with a full convolution in the
-    place of the sparse table behind pool1, and a linear layer in that of the distances to prototypes. The 28 x 28
+    place of the sparse table after pool1, and a linear layer in that of the distances to prototypes. The 28 x 28
     images are padded by 2, as theirs were.
 
     tanh and averages are smooth: in float32, too, runs that add up in another order stay together for thousands of
@@ -40,7 +40,7 @@ class LeNet5(nn.Sequential):
             layers[f"conv{number}"] = nn.Conv2d(before, after, 5, padding=padding[number - 1])
             layers[f"tanh{number}"] = nn.Tanh()
             layers[f"pool{number}"] = nn.AvgPool2d(2)
-        widths = (values_behind(layers.values(), input_shape), *hidden)
+        widths = (values_after(layers.values(), input_shape), *hidden)
         layers["flatten"] = nn.Flatten()
         for number, (before, after) in enumerate(pairwise(widths), start=1):
             layers[f"fc{number}"] = nn.Linear(before, after)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from parallel_dl import nn
-from parallel_dl.networks.images import channels_of, values_behind
+from parallel_dl.networks.images import channels_of, values_after
 from parallel_dl.networks.initialization import initialize_for_relu
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
 
 
 class VGG(nn.Sequential):
-    """Blocks of 3 x 3 convolutions with ReLU, 2 x 2 max pooling behind each block, then fully connected layers.
+    """Blocks of 3 x 3 convolutions with ReLU, 2 x 2 max pooling after each block, then fully connected layers.
 
     Simonyan and Zisserman 2015, "Very deep convolutional networks for large-scale image recognition", arXiv 1409.1556,
     section 2. `blocks` has (channels, number of convolutions) per block; the defaults are configuration D, VGG-16:
@@ -40,7 +40,7 @@ class VGG(nn.Sequential):
                 layers[f"relu{convolutions}"] = nn.ReLU()
                 channels = width
             layers[f"pool{block}"] = nn.MaxPool2d(2)
-        widths = (values_behind(layers.values(), input_shape), *hidden)
+        widths = (values_after(layers.values(), input_shape), *hidden)
         layers["flatten"] = nn.Flatten()
         for number, (before, after) in enumerate(pairwise(widths), start=1):
             layers[f"fc{number}"] = nn.Linear(before, after)

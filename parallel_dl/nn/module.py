@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from parallel_dl.autograd import Tensor
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.nn.calls import frames
 from parallel_dl.nn.initializers import Initializer
 from parallel_dl.nn.streams import Places, parameter_values
@@ -489,10 +489,10 @@ class Module:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}({self.describe()})"]
         if self._modules:
-            lines[0] += f"  {self.parameter_count():,} parameters"
+            lines[0] += f"  {number_of(self.parameter_count(), 'parameter')}"
         elif self._parameters:
             shapes = ", ".join(f"{name} {parameter.shape}" for name, parameter in self._parameters.items())
-            lines[0] += f"  {shapes}: {self.parameter_count():,} parameters"
+            lines[0] += f"  {shapes}: {number_of(self.parameter_count(), 'parameter')}"
         for name, child in self._modules.items():
             first, *rest = repr(child).splitlines()
             lines += [f"  {name}: {first}", *(f"  {line}" for line in rest)]

@@ -60,7 +60,7 @@ class BatchNorm(Module):
     feature: its variance is not known.
     """
 
-    shapes: tuple[tuple[str, ...], ...] = ()  # the axes behind the features in what this layer takes; () is any
+    shapes: tuple[tuple[str, ...], ...] = ()  # the axes after the features in what this layer takes; () is any
 
     running_mean: np.ndarray
     running_var: np.ndarray

@@ -116,13 +116,13 @@ def _passing(network: Module, shape: Shape, name: str, measure: bool) -> Generat
         for child, branch in network._modules.items():
             output = yield from _passing(branch, shape, _below(name, child), measure)
             outputs.append((1, *output))
-        behind = network.joined_shape(x, outputs)
+        after = network.joined_shape(x, outputs)
     elif kind_among(network, RULES) is None and (measure or says_its_shape(network)):
-        behind = (1, *_own_shape(network, shape, name))
+        after = (1, *_own_shape(network, shape, name))
     else:
-        behind = RULES[require_kind(network, RULES, name)](network, x)
-    yield LayerShape(name, network, shape, behind[1:])
-    return behind[1:]
+        after = RULES[require_kind(network, RULES, name)](network, x)
+    yield LayerShape(name, network, shape, after[1:])
+    return after[1:]
 
 
 def _below(name: str, child: str) -> str:

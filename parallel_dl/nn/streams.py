@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from parallel_dl.errors import number_of
+
 TILE = 256
 
 Places = int | np.ndarray
@@ -69,7 +71,7 @@ def keep_mask(seed: int, step: int, name: str, shape: tuple[int, ...], first_sam
     """
     if isinstance(first_sample, np.ndarray):
         if first_sample.shape != shape[:1]:
-            raise ValueError(f"places of shape {first_sample.shape} for {shape[0]} samples")
+            raise ValueError(f"places of shape {first_sample.shape} for {number_of(shape[0], 'sample')}")
         mask = np.empty(shape, bool)
         starts = np.flatnonzero(np.diff(first_sample, prepend=-2) != 1).tolist()  # of runs of neighbours
         for start, stop in pairwise([*starts, shape[0]]):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.nn import Newcomers, Parameter, ordered
 from parallel_dl.nn.flat import BLOCK, Piece, Stretch, in_blocks
 from parallel_dl.optim.options import Option, Options, is_number, require
@@ -273,10 +273,13 @@ class Optimizer:
         own = self._state_views()
         for what in ("state", "updates_of"):
             if len(saved[what]) != len(own):
-                raise InputError(f"optimizer state of {len(saved[what])} parameters for {len(own)} parameters")
+                has, needs = (number_of(len(of), "parameter") for of in (saved[what], own))
+                raise InputError(f"optimizer state of {has} for {needs}")
         for count in (saved["updates"], *saved["updates_of"]):
             if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-                raise InputError(f"optimizer state: {count!r} updates; valid is a whole number, at least 0")
+                raise InputError(
+                    f"optimizer state: the number of updates is {count!r}; valid is a whole number, at least 0"
+                )
         for parameter, state, given in zip(self.parameters, own, saved["state"]):
             if set(given) != set(state):
                 names = [", ".join(sorted(found)) or "nothing" for found in (given, state)]

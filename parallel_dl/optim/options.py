@@ -24,7 +24,7 @@ def require(name: str, value: float, valid: bool, expected: str) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number, Python's or NumPy's, and no truth value."""
+    """Whether it is a real number, Python's or NumPy's, and no boolean."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 

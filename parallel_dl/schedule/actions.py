@@ -33,7 +33,7 @@ _ACTION = re.compile(r"([0-9]{1,6})([A-Z_]+)([0-9]{1,6})")
 
 
 class PlanError(ValueError):
-    """A plan that cannot be read, or a schedule that there is none of; one line says why."""
+    """A plan that cannot be read, or an unknown schedule; one line says why."""
 
 
 class Action(NamedTuple):

@@ -1,6 +1,6 @@
 """The checker: proves a plan before anything runs, or names its first fault.
 
-- every forward once and every backward once (B, or I and then W), each behind what it needs
+- every forward once and every backward once (B, or I and then W), each after what it needs
 - every send has its receive on the other rank, and between two stages they come in the same order
 - no deadlock, neither with buffered sends, which return at once, nor with rendezvous, where a blocking send waits
   for its receive; or else the circle of ranks that wait for each other

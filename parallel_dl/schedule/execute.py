@@ -42,7 +42,7 @@ class Runner(Protocol):
         """RB: `stage` receives the gradient of its output from stage + 1."""
 
     def finish(self) -> None:
-        """Behind the last action: whatever is still under way comes to its end. Not called after an exception."""
+        """After the last action: waits for whatever is still under way. Not called after an exception."""
 
 
 METHODS = {

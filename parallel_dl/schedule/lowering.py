@@ -10,7 +10,7 @@ from parallel_dl.schedule.actions import GRADIENTS, Action, Plan
 def with_messages(plan: Plan, blocking: bool | None = None) -> Plan:
     """The plan with every send and receive that it needs; the programs of one that has any are left as they are.
 
-    A receive stands right before the action that needs it, a send right behind the action that makes what is sent.
+    A receive stands right before the action that needs it, a send right after the action that makes what is sent.
     Nothing is sent between two stages of one rank. `blocking`: see `Plan`; None leaves it as it is.
     """
     if blocking is None:
@@ -27,13 +27,13 @@ def with_messages(plan: Plan, blocking: bool | None = None) -> Plan:
         lowered: list[Action] = []
         for action in program:
             stage, kind, j = action
-            before, behind = travels(stage, stage - 1), travels(stage, stage + 1)
+            before, after = travels(stage, stage - 1), travels(stage, stage + 1)
             if kind == "F" and before:
                 lowered.append(Action(stage, "RF", j))
-            if kind in GRADIENTS and behind:
+            if kind in GRADIENTS and after:
                 lowered.append(Action(stage, "RB", j))
             lowered.append(action)
-            if kind == "F" and behind:
+            if kind == "F" and after:
                 lowered.append(Action(stage, "SF", j))
             if kind in GRADIENTS and before:
                 lowered.append(Action(stage, "SB", j))

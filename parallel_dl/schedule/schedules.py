@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from parallel_dl.errors import one_of
 from parallel_dl.schedule.actions import Plan, PlanError, plan_of
 
 MOST_FORWARDS = 100_000  # of all ranks and microbatches: what takes seconds here, not hours
@@ -87,7 +88,7 @@ def interleaved(pp: int, microbatches: int, chunks: int = DEFAULT_CHUNKS) -> Pro
 
 
 def pipedream(pp: int, microbatches: int) -> Programs:
-    """1f1b, with an update of the stage's weights behind each backward."""
+    """1f1b, with an update of the stage's weights after each backward."""
     programs = []
     for program in one_forward_one_backward(pp, microbatches):
         with_updates: list[Compute] = []
@@ -123,7 +124,7 @@ def make(name: str, pp: int, microbatches: int, chunks: int | None = None) -> Pl
     if name not in SCHEDULES:
         near = difflib.get_close_matches(name.lower(), SCHEDULES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise PlanError(f"unknown schedule {name!r}: {hint}valid are {', '.join(SCHEDULES)}")
+        raise PlanError(f"unknown schedule {name!r}: {hint}{one_of(SCHEDULES)}")
     for parameter, value in (("pp", pp), ("microbatches", microbatches), ("chunks", 1 if chunks is None else chunks)):
         if value < 1:
             raise PlanError(f"{parameter} {value}: must be at least 1")
@@ -131,8 +132,8 @@ def make(name: str, pp: int, microbatches: int, chunks: int | None = None) -> Pl
         raise PlanError(f"chunks {chunks}: belongs to interleaved; {name} has one stage per rank")
     per_rank = 1 if name != "interleaved" else DEFAULT_CHUNKS if chunks is None else chunks
     if pp * per_rank * microbatches > MOST_FORWARDS:
-        what = f"{pp * per_rank:,} stages with {microbatches:,} microbatches"
-        raise PlanError(f"{what}: at most {MOST_FORWARDS:,} forward passes in all")
+        what = f"pp {pp}" if pp >= microbatches else f"microbatches {microbatches}"
+        raise PlanError(f"{what}: valid are at most {MOST_FORWARDS:,} forward passes in all, stages times microbatches")
     if name == "interleaved":
         if microbatches % pp:
             valid = f"{pp}, {2 * pp}, {3 * pp} and so on"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from parallel_dl.errors import number_of
 from parallel_dl.schedule.actions import RECEIVES, SENDS, Action, Plan, PlanError
 from parallel_dl.schedule.check import peak_live
 from parallel_dl.schedule.order import walk
@@ -51,7 +52,7 @@ class Times:
         if not isinstance(value, Sequence):
             return value
         if stage >= len(value):
-            raise PlanError(f"{name}: has times for {len(value)} stages, none for stage {stage}")
+            raise PlanError(f"{name}: has times for {number_of(len(value), 'stage')}, none for stage {stage}")
         return value[stage]
 
 
@@ -221,7 +222,7 @@ class Simulation:
     def queue(self, time: float) -> int:
         """How many microbatches of an endless stream have come until `time` and wait before stage 0.
 
-        Up to the plan's last entry, behind which nothing is simulated; 0 without an input rate.
+        Up to the plan's last entry, after which nothing is simulated; 0 without an input rate.
         """
         if self.input_rate is None:
             return 0
@@ -257,7 +258,7 @@ def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate
     events: list[Event] = []
     before: list[int | None] = []  # by event: the one that it has waited for, as index
     last: list[int | None] = [None] * plan.pp  # by rank: what its next event follows, as index of an event
-    arrivals: dict[Action, tuple[float, int | None]] = {}  # send -> when, index of the event behind it
+    arrivals: dict[Action, tuple[float, int | None]] = {}  # send -> when, index of the event that caused it
     for rank, action in order:
         if action.kind in SENDS:
             start, cause = clock[rank], last[rank]

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 
 from parallel_dl import nn
-from parallel_dl.errors import InputError, cut, shown
+from parallel_dl.errors import InputError, cut, number_of, one_of, shown
 from parallel_dl.splits.ways import Way, can, nearest, ways_of
 
 GROUPS = ("features", "classifier")  # the layers before the first Flatten, and the others, where no layer is so named
@@ -38,7 +38,7 @@ def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: i
     able = [member for member, layer in weighted.items() if way is not None and can(layer, way)]
     if not able or way is None:
         valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
-        choice = f"valid are {', '.join(valid)}" if valid else "none of its layers can"
+        choice = one_of(valid) if valid else "none of its layers can be"
         raise InputError(f"split {name}={cut(text)}: {name} has no layer that can be split so; {choice}")
     _require_grid(name, way, ranks)
     return dict.fromkeys(able, way)
@@ -55,7 +55,7 @@ def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) 
         kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
         raise InputError(
             f"split {name}={cut(text)}: {_a(kind)} cannot be split so; nearest is {name}={nearest(text, valid)}, "
-            f"valid are {', '.join(valid)}"
+            f"{one_of(valid)}"
         )
     _require_grid(name, way, ranks)
     return way
@@ -69,7 +69,7 @@ def _require_grid(name: str, way: Way, ranks: int) -> None:
     if way.grid is not None and way.grid.rows * way.grid.columns != ranks:
         near = f"{ranks}x1"
         raise InputError(
-            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles are not for {ranks} ranks; "
+            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles are not for {number_of(ranks, 'rank')}; "
             f"valid are rows, columns, rows-columns and products like {near}"
         )
 
@@ -91,4 +91,4 @@ def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
     able += [group for group in GROUPS if any(ways_of(layers[layer]) for layer in _members(group, layers))]
     close = difflib.get_close_matches(name, able, 1)
     suggestion = f"did you mean {close[0]}? " if close else ""
-    return f"split {cut(name)}={cut(text)}: there is no layer {cut(name)}; {suggestion}valid are {', '.join(able)}"
+    return f"split {cut(name)}={cut(text)}: there is no layer {cut(name)}; {suggestion}{one_of(able)}"

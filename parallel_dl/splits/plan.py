@@ -123,7 +123,7 @@ def plan(
     With `partial_input` the input has a gradient, which may stay a summand on each rank: nothing is sent for it, if the
     first layer with weights is a fully connected one that is split. `Plan.partial_input` says whether it is so.
 
-    Raises InputError for a name or a way that there is none of, with the nearest one that is valid.
+    Raises InputError for an unknown name or way, with the nearest valid one.
     """
     if not isinstance(input_shape, Sequence):
         raise InputError(f"input_shape {input_shape!r}: is the shape of one sample, like (64,) or (1, 28, 28)")

@@ -19,7 +19,7 @@ class Window:
     before: int
     """rows of zeros before those"""
     after: int
-    """rows of zeros behind those"""
+    """rows of zeros after those"""
 
     @property
     def length(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from parallel_dl.errors import number_of
 from parallel_dl.launch.environment import inside_mpirun, mpirun_size
 from parallel_dl.testing.group import Group
 from parallel_dl.testing.marks import IN_GROUP, PARAMETER, RANKS_HERE, marked, number_of_ranks, numbers_of
@@ -59,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             number = number_of_ranks(item)
             if number not in (None, here):
-                reason = f"needs {number} MPI ranks; this pytest itself runs under an mpirun with {here}"
+                reason = f"needs {number_of(number, 'MPI rank')}; this pytest itself runs under an mpirun with {here}"
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

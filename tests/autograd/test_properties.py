@@ -8,8 +8,7 @@ from hypothesis.extra import numpy as hnp
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.autograd.ops.elementwise import unbroadcast
 
-settings.register_profile("autograd", deadline=None, max_examples=80, derandomize=True)
-settings.load_profile("autograd")
+repeatable = settings(max_examples=80, derandomize=True)
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 full_shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=4)
@@ -48,6 +47,7 @@ def jacobian_transposed(function, array, g):
     return np.array([np.sum(function(column) * g) for column in columns]).reshape(array.shape)
 
 
+@repeatable
 @given(shape_and_axes(shapes), st.booleans())
 def test_sum(shape_axis, keepdims):
     shape, axis = shape_axis
@@ -59,6 +59,7 @@ def test_sum(shape_axis, keepdims):
     )
 
 
+@repeatable
 @given(shape_and_axes(full_shapes), st.booleans())
 def test_mean(shape_axis, keepdims):
     shape, axis = shape_axis
@@ -69,6 +70,7 @@ def test_mean(shape_axis, keepdims):
     np.testing.assert_allclose(gradient, expected, rtol=1e-14, strict=True)
 
 
+@repeatable
 @given(shape_and_axes(full_shapes), st.booleans())
 def test_max(shape_axis, keepdims):
     shape, axis = shape_axis
@@ -80,12 +82,14 @@ def test_max(shape_axis, keepdims):
     np.testing.assert_array_equal(gradient, np.where(a == kept, g.reshape(kept.shape), 0), strict=True)
 
 
+@repeatable
 @given(hnp.arrays(np.int64, full_shapes, elements=st.integers(0, 2)))
 def test_equal_maxima_share(a):
     _, g, gradient = run(lambda x: x.max(), a.astype(np.float64))
     np.testing.assert_allclose(gradient, g * (a == a.max()) / (a == a.max()).sum(), strict=True)
 
 
+@repeatable
 @given(st.data())
 def test_basic_index(data):
     shape = data.draw(full_shapes)
@@ -93,6 +97,7 @@ def test_basic_index(data):
     check_index(integers(shape), index)
 
 
+@repeatable
 @given(st.data())
 def test_integer_index(data):
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4))
@@ -100,6 +105,7 @@ def test_integer_index(data):
     check_index(integers(shape), index)
 
 
+@repeatable
 @given(st.data())
 def test_boolean_index(data):
     shape = data.draw(shapes)
@@ -114,6 +120,7 @@ def check_index(a, index):
     np.testing.assert_array_equal(gradient, jacobian_transposed(lambda c: c[index], a, g), strict=True)
 
 
+@repeatable
 @given(st.data())
 def test_reshape(data):
     shape = data.draw(full_shapes)
@@ -126,6 +133,7 @@ def test_reshape(data):
     np.testing.assert_array_equal(gradient, g.reshape(shape), strict=True)
 
 
+@repeatable
 @given(st.data())
 def test_transpose(data):
     shape = data.draw(shapes)
@@ -149,6 +157,7 @@ def pieces_along_axis(draw):
     return tuple(shape), axis, sizes
 
 
+@repeatable
 @given(pieces_along_axis())
 def test_concatenate(where):
     shape, axis, sizes = where
@@ -162,6 +171,7 @@ def test_concatenate(where):
         np.testing.assert_array_equal(part.grad, expected, strict=True)
 
 
+@repeatable
 @given(pieces_along_axis(), st.data())
 def test_split(where, data):
     shape, axis, sizes = where
@@ -181,6 +191,7 @@ def test_split(where, data):
     np.testing.assert_array_equal(x.grad, np.concatenate(expected, axis), strict=True)
 
 
+@repeatable
 @given(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_side=3, max_dims=4))
 def test_gradients_of_broadcast_operands(shapes):
     a, b = (Tensor(integers(shape, seed=i), requires_grad=True) for i, shape in enumerate(shapes.input_shapes))
@@ -193,6 +204,7 @@ def test_gradients_of_broadcast_operands(shapes):
         np.testing.assert_array_equal(own.grad, expected, strict=True)
 
 
+@repeatable
 @given(hnp.mutually_broadcastable_shapes(num_shapes=1, base_shape=(2, 3, 1, 2), min_side=0, max_dims=4))
 def test_unbroadcast_is_the_adjoint_of_broadcasting(shapes):
     # <broadcast x, g> = <x, unbroadcast g>
@@ -205,6 +217,7 @@ def test_unbroadcast_is_the_adjoint_of_broadcasting(shapes):
     assert np.sum(np.broadcast_to(x, g.shape) * g) == np.sum(x * back)
 
 
+@repeatable
 @given(hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, min_side=0, max_side=3, max_dims=2))
 def test_matmul(shapes):
     arrays = [integers(shape, seed=i) for i, shape in enumerate(shapes.input_shapes)]

@@ -162,7 +162,7 @@ def test_a_placement_of_no_tensor(tmp_path, capsys):
         checkpoint.save(tmp_path / name, {"fc1.bias": np.zeros(3)}, {})
     (tmp_path / "place.json").write_text('{"fc9.bias": 0}')
     assert main(["diff", str(tmp_path / "a"), str(tmp_path / "b"), "--placement", str(tmp_path / "place.json")]) == 2
-    said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? valid are fc1.bias\n"
+    said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? valid is fc1.bias\n"
     assert capsys.readouterr().err == said
 
 
@@ -244,7 +244,7 @@ def test_bad_input(shards, diff, write, tmp_path):
         ("{", "Expecting property name"),
         ("[1]", "valid is a placement, name to axis"),
         ('{"norm": "mean"}', "norm = 'mean'; valid are an axis, 'sum' and 'replicated'"),
-        ('{"norm": true}', "norm = True; valid are"),
+        ('{"norm": true}', "norm = true; valid are"),
         (json.dumps({**PLACEMENT, "fc1.weight": 2}), "fc1.weight = 2 does not fit the shapes (4, 4), (2, 4): "),
         (json.dumps({**PLACEMENT, "fc10.weight": "sum"}), "fc10.weight = 'sum' does not fit the shapes"),
     ):

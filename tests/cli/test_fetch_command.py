@@ -76,15 +76,15 @@ def test_fetch_says_what_is_where(server, monkeypatch, capfd, tmp_path, into):
     folder = tmp_path / "here" if into else tmp_path / "cache" / "parallel_dl" / "fashion-mnist"
     arguments = ["fetch", "fashion-mnist", *(["--into", str(folder)] if into else [])]
     assert main(arguments) == 0
-    assert capfd.readouterr() == (f"fashion-mnist is in {folder}: 4 files fetched, 0 were there already\n", "")
+    assert capfd.readouterr() == (f"fashion-mnist is in {folder}: 4 files fetched, 0 already there\n", "")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     (folder / FIRST).unlink()
     assert main(arguments) == 0
-    assert capfd.readouterr() == (f"fashion-mnist is in {folder}: 1 files fetched, 3 were there already\n", "")
+    assert capfd.readouterr() == (f"fashion-mnist is in {folder}: 1 file fetched, 3 already there\n", "")
 
 
 def test_wrong_names_and_folders(server, capfd, tmp_path):
-    assert "unknown data set to fetch 'nothing': valid are fashion-mnist" in refused(capfd, "fetch", "nothing")
+    assert "unknown data set to fetch 'nothing': valid is fashion-mnist" in refused(capfd, "fetch", "nothing")
     assert "did you mean 'fashion-mnist'?" in refused(capfd, "fetch", "fashion_mnist")
     assert "Missing argument" in refused(capfd, "fetch")
     assert "--from) 'ftp://a'" in refused(capfd, "fetch", "fashion-mnist", "--from", "ftp://a")

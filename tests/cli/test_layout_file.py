@@ -24,7 +24,7 @@ def train(*arguments):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """written(text) -> the name of a file with it, in the working directory."""
+    """written(text) -> the name of a file with it, in the working folder."""
     monkeypatch.chdir(tmp_path)
 
     def write(text):
@@ -109,7 +109,7 @@ def refused(capfd, monkeypatch, *arguments):
     [
         ("microbatch = 2", "layout.toml: unknown key 'microbatch': did you mean 'microbatches'? valid are chunks, dp,"),
         ('dp = "2"', "layout.toml: dp '2': must be a whole number"),
-        ("mp = true", "layout.toml: mp True: must be a whole number"),
+        ("mp = true", "layout.toml: mp true: must be a whole number"),
         ("pp = 2.0", "layout.toml: pp 2.0: must be a whole number"),
         ("schedule = 1", "layout.toml: schedule 1: must be a string"),
         ('stages = "fc2"', "layout.toml: stages 'fc2': must be a list of strings"),
@@ -118,16 +118,16 @@ def refused(capfd, monkeypatch, *arguments):
         ("[split]\nfc1 = 2", "layout.toml: split.fc1 2: must be a string"),
         (
             "[split]\na.fc1 = 'output'",
-            "layout.toml: split.a {'fc1': 'output'}: must be a string; names with dots are in",
+            'layout.toml: split.a {"fc1": "output"}: must be a string; names with dots are in',
         ),
         ("dp = 0", "layout.toml: dp 0: must be at least 1"),
-        ("dp = 2\nmp = 1025", "layout.toml: mp 1025: at most 1024"),
+        ("dp = 2\nmp = 1025", "layout.toml: mp 1025: must be in 1..1024"),
         ("pp = 2\npp = 3", "layout file layout.toml: is not TOML: Cannot overwrite a value"),
         ("stages = ['fc2']", "layout.toml: stages fc2: belongs to a pipeline"),
         ("chunks = 2", "layout.toml: chunks 2: belongs to a pipeline"),
-        ("pp = 12", "layout.toml: pp 12: 12 stages: the network has 3 layers with weights"),
-        ("pp = 2\nstages = ['fc9']", "layout.toml: stages fc9: stage at fc9: valid here are"),
-        ("pp = 2\nschedule = '1f2b'", "layout.toml: schedule 1f2b: unknown schedule '1f2b': did you mean '1f1b'?"),
+        ("pp = 12", "layout.toml: pp 12: the network has 3 layers with weights"),
+        ("pp = 2\nstages = ['fc9']", "layout.toml: stages fc9: valid here are"),
+        ("pp = 2\nschedule = '1f2b'", "layout.toml: unknown schedule '1f2b': did you mean '1f1b'?"),
         ("[split]\nfc1 = 'output'", "layout.toml: split fc1=output: belongs to --mp N with N above 1"),
         ("mp = 2\n[split]\nfc9 = 'output'", "layout.toml: split fc9=output: there is no layer fc9"),
         ("hybrid = 'owl'", "layout.toml: unknown hybrid 'owl': did you mean 'owt'?"),
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_read(capfd, monkeypatch, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, said in (
         ("no.toml", "no such file"),
-        (".", "is a directory"),
+        (".", "is a folder"),
         ("pipe", "is not a regular file"),
         ("/dev/zero", "is not a regular file"),
         ("bytes.toml", "is not UTF-8 text (byte 0)"),

@@ -21,7 +21,7 @@ REFUSED = [
     (*TRAIN, "--warmup", NINES, "must be in 0..2147483647"),
     (*TRAIN, "--seed", NINES, "must be in 0..2**63-1"),
     (*TRAIN, "--dp", NINES, "..."),
-    (*TRAIN, "--mp", NINES, "at most 1024"),
+    (*TRAIN, "--mp", NINES, "must be in 1..1024"),
     (*TRAIN, "--pp", NINES, "at most 100,000 forward passes"),
     (*TRAIN, "--pp", "2", "--chunks", NINES, "belongs to interleaved"),
     (*TRAIN, "--microbatches", "100000000", "a batch has 64 samples; valid are 1 to 64"),
@@ -47,7 +47,7 @@ REFUSED = [
     ("verify", "mlp", "--ranks", NINES, "must be in 1..1024"),
     (*SUMMARY, "--batch-size", NINES, "must be in 1..2147483647"),
     (*SUMMARY, "--json", "--batch-size", NINES, "must be in 1..2147483647"),
-    (*SUMMARY, "--mp", NINES, "at most 1024"),
+    (*SUMMARY, "--mp", NINES, "must be in 1..1024"),
     (*SUMMARY, "--pp", NINES, "must be in 1.."),
     (*SUMMARY, "--pp", "2", "--microbatches", "100000000", "at most 100,000 forward passes"),
     (*SUMMARY, "--pp", "2", "--cache-bytes", NINES, "must be in 0.."),
@@ -114,7 +114,7 @@ def test_a_summary_of_many_ranks_is_quick(capfd):
 def test_what_is_odd_is_said():
     status, out, err = call("train", "mlp", "--batch-size", 5000, "--steps", 1, "--json")
     assert (status, json.loads(out)["batch_size"]) == (0, 5000)
-    assert err == "parallel-dl: --batch-size 5000: all 1,437 training samples are one batch\n"
+    assert err == "parallel-dl: --batch-size 5000: one batch has all 1,437 training samples\n"
 
 
 @pytest.fixture
@@ -130,9 +130,9 @@ def regression(tmp_path):
     ("arguments", "said"),
     [
         (("--dataset", "{}/r.npz"), "--loss cross-entropy: the targets of "),
-        (("--dataset", "{}/r.npz"), "floats of shape (2,), not class numbers; valid is mse, or "),
-        (("--dataset", "{}/r.npz", "--loss", "logistic"), "and not all in 0..1; valid is mse"),
-        (("--loss", "mse"), "--loss mse: the targets of digits are class numbers; valid are cross-entropy"),
+        (("--dataset", "{}/r.npz"), "floats of shape (2,), not class numbers; valid is --loss mse for values to "),
+        (("--dataset", "{}/r.npz", "--loss", "logistic"), "and not all in 0..1; valid is --loss mse"),
+        (("--loss", "mse"), "--loss mse: the targets of digits are class numbers; valid are --loss cross-entropy"),
         (("--loss", "mes"), "unknown --loss 'mes': did you mean 'mse'? valid are cross-entropy, logistic, mse"),
     ],
 )  # fmt: skip

@@ -137,7 +137,7 @@ def test_inside_a_users_own_mpirun():
     assert (layout["dp"], layout["mp"]) == (2, 2)
     status, out, err = call("train", "mlp", "--mp", 2, "--json", command=mpirun(3))
     assert (status, out.strip()) == (2, "")
-    line = "parallel-dl: --dp 1 --mp 2: needs 2 ranks, but mpirun started 3; valid here is --mp 1 or 3"
+    line = "parallel-dl: --mp 2: needs 2 ranks, but mpirun started 3; valid here is --mp 1 or 3"
     assert err.count(line) == 1
 
 
@@ -145,7 +145,7 @@ def test_inside_a_users_own_mpirun():
     ("flags", "words"),
     [
         (("mlp", "--mp", "0"), ("--mp 0", "at least 1")),
-        (("mlp", "--mp", "1025"), ("--mp 1025", "at most 1024")),
+        (("mlp", "--mp", "1025"), ("--mp 1025", "must be in 1..1024")),
         (("mlp", "--mp", "2", "--split", "fc1"), ("--split fc1", "LAYER=HOW")),
         (("mlp", "--split", "fc1=output"), ("--split fc1=output", "--mp")),
         (("mlp", "--mp", "2", "--split", "fc9=output"), ("--split fc9=output", "no layer fc9", "fc1, fc2, fc3")),

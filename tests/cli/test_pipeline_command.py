@@ -46,7 +46,7 @@ def test_with_data_parallelism_inside_a_users_own_mpirun():
     assert [rows[rank, "stage 1", "backward"] for rank in (2, 3)] == [5, 5]
     status, out, err = call("train", "mlp_deep", "--pp", 2, "--json", command=mpirun(3))
     assert (status, out.strip()) == (2, "")
-    assert err.count("parallel-dl: --dp 1 --pp 2: needs 2 ranks, but mpirun started 3; valid here is --pp 1 or 3") == 1
+    assert err.count("parallel-dl: --pp 2: needs 2 ranks, but mpirun started 3; valid here is --pp 1 or 3") == 1
 
 
 def test_pipedream_updates_once_per_microbatch():
@@ -58,12 +58,12 @@ def test_pipedream_updates_once_per_microbatch():
     ("flags", "words"),
     [
         (("mlp_deep", "--pp", "0"), "--pp 0: must be at least 1"),
-        (("mlp_deep", "--pp", "12"), "--pp 12: 12 stages: the network has 9 layers with weights; valid are 1 to that"),
+        (("mlp_deep", "--pp", "12"), "--pp 12: the network has 9 layers with weights; valid are 1 to 9"),
         (("mlp", "--pp", "2", "--microbatches", "0"), "--microbatches 0: must be at least 1"),
         (("mlp", "--pp", "2", "--schedule", "1f2b"), "did you mean '1f1b'?"),
         (("mlp", "--stage", "fc2"), "--stage fc2: belongs to a pipeline"),
         (("mlp", "--chunks", "2"), "--chunks 2: belongs to a pipeline"),
-        (("mlp", "--pp", "2", "--schedule", ""), "unknown schedule ''"),
+        (("mlp", "--pp", "2", "--schedule", ""), "unknown --schedule ''"),
         (
             ("mlp", "--pp", "2", "--schedule", "pipedream", "--microbatches", "40"),
             "a batch has 29 samples; valid are 1 to 29",
@@ -71,7 +71,7 @@ def test_pipedream_updates_once_per_microbatch():
         (("mlp", "--schedule", "1f2b"), "did you mean '1f1b'?"),
         (("mlp", "--input-rate", "0"), "--input-rate 0.0: must be in 1e-6..1e12"),
         (("mlp", "--input-rate", "nan"), "--input-rate nan: must be in 1e-6..1e12"),
-        (("mlp", "--pp", "2", "--stage", "fc9"), "--stage fc9: stage at fc9: valid here are fc1"),
+        (("mlp", "--pp", "2", "--stage", "fc9"), "--stage fc9: valid here are fc1"),
         (("mlp", "--pp", "2", "--chunks", "3"), "chunks"),
         (("mlp", "--pp", "2", "--schedule", "interleaved", "--microbatches", "3"), "multiples of pp"),
         (("mlp", "--pp", "2", "--schedule", "pipedream", "--microbatches", "4", "--steps", "6"), "multiples of 4"),

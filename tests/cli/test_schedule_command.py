@@ -148,7 +148,7 @@ def test_the_grid_has_colours_in_a_terminal(capfd, monkeypatch):
 
 def test_many_ranks_are_cut(capfd):
     out, _ = schedule(capfd, *of("gpipe", 100, 1))
-    assert "... and 36 ranks more" in out
+    assert "... and 36 more ranks" in out
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ BAD = [
     (of("gpipe", 2, 2, "--check", "file"), "NAME gpipe: not with --check"),
     (["--check", "file", "--pp", 2], "--pp 2: not with --check"),
     (["--check", "/no/such/file"], "/no/such/file: no such file"),
-    (["--check", "/tmp"], "/tmp: is a directory"),
+    (["--check", "/tmp"], "/tmp: is a folder"),
     (of("gpipe", 2, 2, "--blocking", "--nonblocking"), "only one of them"),
     (of("gpipe", 2, 2, "--forward", "fast"), "--forward fast: valid is a number, or one for each stage"),
     (of("gpipe", 2, 2, "--forward=-1"), "--forward -1: must be finite and at least 0"),

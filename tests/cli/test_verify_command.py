@@ -167,7 +167,7 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("mlp", "--exact", "--batch-size", "12"), "--batch-size 12"),
         (("lenet5_small", "--exact"), "a Tanh, rounds"),
         (("mlp", "--pp", "2", "--schedule", "pipedream"), "another computation than the serial one"),
-        (("mlp", "--pp", "9"), "9 stages"),
+        (("mlp", "--pp", "9"), "--pp 9: the network has 3 layers with weights; valid are 1 to 3"),
         (("mlp", "--mp", "2", "--split", "fc9=output"), "--split fc9=output"),
         (("mlp", "--hybrid", "owt", "--ranks", "2"), "no convolution"),
         (("mlp", "--scheme", "b"), "belongs to --hybrid"),

@@ -112,7 +112,7 @@ def test_ways(layer, size, ranks, way, expected, held):
 
 
 def test_layers_that_follow():
-    """Behind 5 filters on two ranks, and behind 5 rows: everything in proportion, until something needs it whole."""
+    """After 5 filters on two ranks, and after 5 rows: everything in proportion, until something needs it whole."""
 
     def network():
         return nn.Sequential(

@@ -51,10 +51,10 @@ def test_by_hand():
     cut = cut_stages(network, (8,), 3, ["fc2", "fc4"])
     assert [" ".join(cut.layers(stage)) for stage in range(3)] == ["flatten fc1 relu1", "fc2 relu2 fc3 relu3", "fc4"]
     for starts, message in (
-        (["fc2"], "3 stages need 2 such layers"),
-        (["fc4", "fc2"], "stage at fc2: valid here are none"),
+        (["fc2"], "for 3 stages name 2 layers"),
+        (["fc4", "fc2"], "stage at fc2: none is valid"),
         (["fc9", "fc2"], "stage at fc9: valid here are fc1"),
-        (["fc1", "relu3"], "in front of the stage at fc1: has no weights"),
+        (["fc1", "relu3"], "the stage before fc1: has no weights"),
     ):
         with pytest.raises(InputError, match=message):
             cut_stages(network, (8,), 3, starts)

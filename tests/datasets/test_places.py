@@ -191,12 +191,12 @@ def test_cifar_10_damage_names_the_file(tmp_path, name):
     path = tmp_path / name
     content = bytearray(path.read_bytes())
     for damaged, word in (
-        (content[:-1], "6145 bytes, 3072 more than 1 whole records"),
+        (content[:-1], "6,145 bytes, 3,072 more than 1 whole record;"),
         (content + b"a", "1 more than 2 whole records"),
         (b"", "0 bytes"),
         (
             content[:3073] + b"\x0a" + content[3074:],
-            "1 of 2 labels are no class of cifar-10, the first is 10 in",
+            "1 of 2 labels cannot be a class of cifar-10, the first is 10 in",
         ),
     ):
         path.write_bytes(damaged)

@@ -23,7 +23,7 @@ class Images(nn.Module):
 
 
 def network(statistics="global"):
-    """Both kinds, first and in the middle, with and without affine, behind a bias whose gradient is zero in theory."""
+    """Both kinds, first and in the middle, with and without affine, after a bias whose gradient is zero in theory."""
     return nn.Sequential(
         nn.BatchNorm1d(12, affine=False, statistics=statistics),
         nn.Linear(12, 24),

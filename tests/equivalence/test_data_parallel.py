@@ -83,7 +83,7 @@ def _integers(low, high):
 def integer_experiment(build, outputs, steps, batch_size=100):
     random = np.random.default_rng(11)
     # few small integers: after k updates weights are multiples of 2**-4k, and the loss, a sum of squares, has to fit
-    # into 53 bits: 32 behind the point at the fifth step, and it must not grow
+    # into 53 bits: 32 after the point at the fifth step, and it must not grow
     x = random.integers(-1, 2, (300, 12)) * (random.random((300, 12)) < 0.15).astype(float)
     y = random.integers(-2, 3, (300, outputs)).astype(float)
     loss = lambda predictions, targets, total: nn.mse(predictions, targets, total=1)  # noqa: E731  (a sum)

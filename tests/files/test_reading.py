@@ -32,7 +32,7 @@ def not_regular(tmp_path):
 def test_what_is_no_file(not_regular, tmp_path, read):
     for path in not_regular:
         assert refused(read, path, "a thing") == f"{path}: is not a regular file; valid is a thing"
-    assert refused(read, tmp_path, "a thing") == f"{tmp_path}: is a directory; valid is a thing"
+    assert refused(read, tmp_path, "a thing") == f"{tmp_path}: is a folder; valid is a thing"
     assert refused(read, tmp_path / "no", "a thing") == f"{tmp_path / 'no'}: no such file; valid is a thing"
     assert "cannot be read (embedded null byte)" in refused(read, "a\0b", "a thing")
     assert "name too long" in refused(read, "x" * 5000, "a thing")

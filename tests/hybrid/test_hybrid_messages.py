@@ -10,7 +10,7 @@ from parallel_dl.mpi import Communicator, Ledger, Mesh, gather_rows
 from parallel_dl.partition import shares
 from parallel_dl.trainer import Trainer
 
-VALUES = 27  # behind the features
+VALUES = 27  # after the features
 
 
 def network():

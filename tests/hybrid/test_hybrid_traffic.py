@@ -89,8 +89,8 @@ def test_one_rank_sends_nothing():
     assert (said.hybrid, said.data_parallel) == (0, 0)
 
 
-def norm(*behind):
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), *behind)
+def norm(*after):
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), *after)
 
 
 def in_both_halves():

@@ -27,17 +27,17 @@ def replay(what, scheme, ranks):
     """(losses, weights after each iteration) of the serial program."""
     network = what.build().initialize(what.seed, what.dtype).train()
     names = list(network._modules)
-    behind = names.index("flatten")
+    after = names.index("flatten")
     layers = network._modules
-    features = [p for name in names[:behind] for p in layers[name].parameters()]
-    classifier = [p for name in names[behind:] for p in layers[name].parameters()]
+    features = [p for name in names[:after] for p in layers[name].parameters()]
+    classifier = [p for name in names[after:] for p in layers[name].parameters()]
     of_features, of_classifier = what.make_optimizer(features), what.make_optimizer(classifier)
     losses, weights = [], []
     for x, y in batches(what):
         iteration = len(losses)
         network.at(iteration, 0)
         activations = x
-        for name in names[:behind]:
+        for name in names[:after]:
             activations = layers[name](activations)
         gradient = np.zeros(activations.shape)
         total = 0.0
@@ -47,7 +47,7 @@ def replay(what, scheme, ranks):
             network.at(iteration, np.array(places))
             leaf = Tensor(activations.data[places], requires_grad=True)
             scores = leaf
-            for name in names[behind:]:
+            for name in names[after:]:
                 scores = layers[name](scores)
             loss = nn.cross_entropy(scores, y[places], len(places))
             loss.backward()

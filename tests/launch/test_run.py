@@ -84,7 +84,7 @@ KILLED = ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIG
         ("raise ValueError('no good')", 1, "rank 1 raised ValueError: no good"),
         ("sys.exit(3)", 3, "rank 1 called sys.exit(3)"),
         pytest.param("sys.exit('a reason')", 1, "rank 1 called sys.exit('a reason')", marks=pytest.mark.grid),
-        ("sys.exit(0)", 1, "rank 1 called sys.exit(0) while rank 0, 2 went on"),
+        ("sys.exit(0)", 1, "rank 1 called sys.exit(0) while ranks 0 and 2 went on"),
         ("os._exit(5)", 5, "rank 1 ended with status 5"),
         pytest.param("os._exit(9)", 9, "rank 1 ended with status 9", marks=pytest.mark.grid),  # not signal 9
         pytest.param("os._exit(0)", 1, "rank 1 ended with status 0", marks=pytest.mark.grid),

@@ -217,10 +217,10 @@ def images(splits, shape, make, **options):
     """The layers that `make()` gives by name, then Flatten and `fc`, a Linear to three classes."""
 
     def build():
-        layers, behind = make(), shape
+        layers, after = make(), shape
         for layer in layers.values():
-            behind = nn.output_shape(layer, behind)
-        return nn.Sequential(**layers, flatten=nn.Flatten(), fc=nn.Linear(math.prod(behind), 3))
+            after = nn.output_shape(layer, after)
+        return nn.Sequential(**layers, flatten=nn.Flatten(), fc=nn.Linear(math.prod(after), 3))
 
     return Case(build, splits, shape, **options)
 
@@ -344,7 +344,7 @@ CONVOLUTIONS = {
 CONV = {"conv": lambda: nn.Conv2d(2, 6, 3, padding=1), "small": lambda: nn.Conv2d(2, 3, 3, padding=1)}
 
 
-def behind(way, shape, layers, conv="conv", **more):
+def after(way, shape, layers, conv="conv", **more):
     """A convolution split in this way, then these layers, made by functions, named 1, 2, ..."""
     splits = {"conv": way} | more
     return images(
@@ -375,56 +375,56 @@ def next_conv(**options):
 
 
 LAYERS = {
-    "max pool follows rows": behind("rows", (2, 9, 5), [max_pool]),
-    "max pool follows rows-columns": behind("rows-columns", (2, 9, 7), [max_pool]),
-    "max pool follows filters": behind("filters", (2, 7, 5), [max_pool]),
-    "max pool in rows": behind("filters", (2, 9, 5), [max_pool], layer1="rows"),
-    "max pool in columns": behind("rows", (2, 5, 9), [max_pool], layer1="columns"),
+    "max pool follows rows": after("rows", (2, 9, 5), [max_pool]),
+    "max pool follows rows-columns": after("rows-columns", (2, 9, 7), [max_pool]),
+    "max pool follows filters": after("filters", (2, 7, 5), [max_pool]),
+    "max pool in rows": after("filters", (2, 9, 5), [max_pool], layer1="rows"),
+    "max pool in columns": after("rows", (2, 5, 9), [max_pool], layer1="columns"),
     "max pool first": images({"pool": "rows"}, (2, 9, 5), lambda: {"pool": max_pool()}),
     "max pool first in tiles": images(
         {"pool": "rows-columns", "conv": "rows"}, (2, 9, 7), lambda: {"pool": max_pool(), "conv": CONV["conv"]()}
     ),
-    "max pool behind nothing split": images(
+    "max pool after nothing split": images(
         {"pool": "rows-columns"}, (2, 9, 7), lambda: {"conv": CONV["conv"](), "pool": max_pool()}
     ),
-    "max pool with gaps": behind("rows", (2, 11, 5), [lambda: nn.MaxPool2d(2, stride=3)]),
-    "avg pool follows rows": behind("rows", (2, 9, 5), [lambda: nn.AvgPool2d(2)]),
-    "avg pool in tiles": behind(
+    "max pool with gaps": after("rows", (2, 11, 5), [lambda: nn.MaxPool2d(2, stride=3)]),
+    "avg pool follows rows": after("rows", (2, 9, 5), [lambda: nn.AvgPool2d(2)]),
+    "avg pool in tiles": after(
         "rows", (2, 9, 7), [lambda: nn.AvgPool2d(3, stride=2, padding=1)], layer1="rows-columns"
     ),
-    "avg pool follows filters": behind("filters", (2, 6, 4), [lambda: nn.AvgPool2d(2)], "small"),
-    "pools, few rows": behind("rows", (2, 5, 5), [max_pool, max_pool]),
-    "global pool on rows": behind("rows", (2, 7, 4), [nn.GlobalAvgPool2d]),
-    "global pool on tiles": behind("rows-columns", (2, 7, 4), [nn.Tanh, nn.GlobalAvgPool2d], fc="output"),
-    "global pool on few rows": behind("rows", (2, 2, 4), [nn.GlobalAvgPool2d]),
-    "global pool on filters": behind("filters", (2, 7, 4), [nn.GlobalAvgPool2d], fc="input"),
-    "response norm on filters": behind("filters", (2, 4, 3), [norm(5), next_conv()]),
-    "response norm, even size": behind("filters", (2, 4, 3), [norm(4), norm(2)], fc="output"),
-    "response norm, size 1": behind("filters", (2, 4, 3), [norm(1)]),
-    "response norm, wide": behind("filters", (2, 4, 3), [norm(9)], fc="input"),
-    "response norm, 2 groups": behind("filters", (2, 4, 3), [norm(5, 2), next_conv(groups=2)], layer2="filters"),
-    "response norm, 3 groups": behind("filters", (2, 4, 3), [norm(4, 3)]),
-    "response norm on few filters": behind("filters", (2, 4, 3), [norm(3)], "small"),
-    "response norm on tiles": behind("rows-columns", (2, 5, 4), [norm(5), norm(4, 2)]),
-    "batch norm on filters": behind("filters", (2, 4, 3), [batch_norm(), nn.ReLU], fc="input"),
-    "batch norm on rows": behind("rows", (2, 7, 3), [batch_norm(), nn.ReLU], fc="output"),
-    "batch norm on tiles": behind(
+    "avg pool follows filters": after("filters", (2, 6, 4), [lambda: nn.AvgPool2d(2)], "small"),
+    "pools, few rows": after("rows", (2, 5, 5), [max_pool, max_pool]),
+    "global pool on rows": after("rows", (2, 7, 4), [nn.GlobalAvgPool2d]),
+    "global pool on tiles": after("rows-columns", (2, 7, 4), [nn.Tanh, nn.GlobalAvgPool2d], fc="output"),
+    "global pool on few rows": after("rows", (2, 2, 4), [nn.GlobalAvgPool2d]),
+    "global pool on filters": after("filters", (2, 7, 4), [nn.GlobalAvgPool2d], fc="input"),
+    "response norm on filters": after("filters", (2, 4, 3), [norm(5), next_conv()]),
+    "response norm, even size": after("filters", (2, 4, 3), [norm(4), norm(2)], fc="output"),
+    "response norm, size 1": after("filters", (2, 4, 3), [norm(1)]),
+    "response norm, wide": after("filters", (2, 4, 3), [norm(9)], fc="input"),
+    "response norm, 2 groups": after("filters", (2, 4, 3), [norm(5, 2), next_conv(groups=2)], layer2="filters"),
+    "response norm, 3 groups": after("filters", (2, 4, 3), [norm(4, 3)]),
+    "response norm on few filters": after("filters", (2, 4, 3), [norm(3)], "small"),
+    "response norm on tiles": after("rows-columns", (2, 5, 4), [norm(5), norm(4, 2)]),
+    "batch norm on filters": after("filters", (2, 4, 3), [batch_norm(), nn.ReLU], fc="input"),
+    "batch norm on rows": after("rows", (2, 7, 3), [batch_norm(), nn.ReLU], fc="output"),
+    "batch norm on tiles": after(
         "rows-columns", (2, 5, 4), [batch_norm(), next_conv(), nn.ReLU, lambda: nn.BatchNorm2d(4, affine=False)]
     ),
-    "batch norm on few rows": behind("rows", (2, 2, 3), [batch_norm(), nn.Tanh]),
-    "layer norm behind rows": behind(
+    "batch norm on few rows": after("rows", (2, 2, 3), [batch_norm(), nn.Tanh]),
+    "layer norm after rows": after(
         "rows", (2, 5, 3), [nn.Tanh, lambda: nn.LayerNorm((6, 5, 3)), next_conv()], layer3="rows"
     ),
-    "layer norm behind filters": behind("filters", (2, 5, 3), [nn.Tanh, lambda: nn.LayerNorm(3)]),
-    "dropout on rows": behind("rows", (2, 7, 3), [late, next_conv()], layer2="filters"),
-    "dropout on tiles": behind("rows-columns", (2, 7, 4), [late, max_pool, late]),
-    "dropout on filters": behind("filters", (2, 5, 3), [late, next_conv()], layer2="channels"),
+    "layer norm after filters": after("filters", (2, 5, 3), [nn.Tanh, lambda: nn.LayerNorm(3)]),
+    "dropout on rows": after("rows", (2, 7, 3), [late, next_conv()], layer2="filters"),
+    "dropout on tiles": after("rows-columns", (2, 7, 4), [late, max_pool, late]),
+    "dropout on filters": after("filters", (2, 5, 3), [late, next_conv()], layer2="channels"),
     "dropout on flat filters": images(
         {"conv": "filters", "fc": "input"},
         (2, 4, 3),
         lambda: {"conv": CONV["conv"](), "flat": nn.Flatten(), "late": late()},
     ),
-    "identity": behind("rows", (2, 7, 3), [nn.Identity, next_conv(), nn.Identity], layer2="rows"),
+    "identity": after("rows", (2, 7, 3), [nn.Identity, next_conv(), nn.Identity], layer2="rows"),
     "lenet": Case(lambda: networks.create("lenet5_small", (1, 8, 8), 4), None, (1, 8, 8)),
     "alexnet": Case(lambda: small_alexnet(2), None, (1, 8, 8)),
     "alexnet, one tower": Case(
@@ -497,7 +497,7 @@ BRANCHES = {
         "concatenate",
         after=[lambda: norm(3)()],
     ),
-    "towers of images behind rows": side_by_side(
+    "towers of images after rows": side_by_side(
         {"conv": "rows", "both": "towers", "fc": "input"}, (2, 7, 3), lambda: {"a": same(), "b": nn.Identity()}
     ),
     "branch in branch": side_by_side(

@@ -45,19 +45,19 @@ def draw_network(seed):
     """(network, shape of a sample); the same for the same seed."""
     draw = np.random.default_rng(seed)
     shape = int(draw.integers(1, 4)), int(draw.integers(1, 9)), int(draw.integers(1, 9))
-    layers, behind = [], shape
+    layers, after = [], shape
     while len(layers) < 5:
-        layer = draw_layer(draw, behind)
+        layer = draw_layer(draw, after)
         try:
-            behind = nn.output_shape(layer, behind)
+            after = nn.output_shape(layer, after)
         except InputError:
             continue  # larger than the image
         layers.append(layer)
     layers.append(nn.Tanh())
     if draw.integers(2):
         layers.append(nn.GlobalAvgPool2d())
-        behind = behind[0], 1, 1
-    layers += [nn.Flatten(), nn.Linear(int(np.prod(behind)), 5), nn.Tanh(), nn.Linear(5, 4)]
+        after = after[0], 1, 1
+    layers += [nn.Flatten(), nn.Linear(int(np.prod(after)), 5), nn.Tanh(), nn.Linear(5, 4)]
     return nn.Sequential(*layers), shape
 
 

@@ -156,7 +156,7 @@ RECEIVED = {
     "nothing": (DOUBLES, (0,), np.float64),
     "something of nothing": (DOUBLES[:0], (1,), np.float64),
     "half as bytes": (np.ones(4, np.float16), (4,), np.uint16),
-    "truth values as bytes": (np.ones(4, bool), (4,), np.uint8),
+    "booleans as bytes": (np.ones(4, bool), (4,), np.uint8),
     "records": (np.zeros(2, [("a", "i4"), ("b", "f4")]), (2,), np.int64),
     "large": (np.zeros(100_000), (200_000,), np.float32),
 }

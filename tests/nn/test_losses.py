@@ -138,8 +138,14 @@ def test_labels_of_any_integer_type(of_classes, dtype):
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (np.array([True, True]), "must be integers, not bool"),
-        (np.array([0.0, 1.0]), "must be integers, not float64"),
+        (np.array([True, True]), "must be integers, not bool; class numbers are integers after .astype"),
+        (np.array([0.0, 1.0]), r"must be integers, not float64; .*\.astype\(int\), and values to predict .* nn\.mse"),
+        (
+            np.eye(3)[:2],
+            r"not float64; one-hot .* \.argmax\(-1\); answers for each class to nn\.logistic_loss, .* nn\.mse",
+        ),
+        (np.eye(3, dtype=bool)[:2], r"not bool; one-hot .* \.argmax\(-1\); .* to nn\.logistic_loss, as floats, "),
+        (np.eye(3, dtype=int)[:2], r"logits \(2, 3\) do not fit targets \(2, 3\); one-hot .* by \.argmax\(-1\)"),
         (np.array(["0", "1"]), "must be integers, not <U1"),
         (np.array([0, -1], np.int8), r"must be in 0\.\.2, found -1\.\.0"),
         (np.array([0, 255], np.uint8), r"must be in 0\.\.2, found 0\.\.255"),
@@ -149,14 +155,23 @@ def test_labels_of_any_integer_type(of_classes, dtype):
     ],
 )
 def test_class_numbers_that_are_none(targets, said):
-    """The operation itself, too: as an index, truth values are a mask, and -1 is the last class."""
+    """The operation itself, too: as an index, booleans are a mask, and -1 is the last class."""
     for loss in (nn.cross_entropy, lambda z, y: ops.cross_entropy(z, targets=y)):
         with pytest.raises(InputError, match=f"^cross_entropy: .*{said}"):
             loss(random(2, 3), targets)
 
 
-def test_other_losses_refuse_truth_values():
+def test_other_losses_refuse_booleans():
     with pytest.raises(InputError, match=r"^logistic_loss: targets must be numbers in 0\.\.1, not bool"):
         ops.logistic_loss(random(2, 3), targets=np.ones((2, 3), bool))
     with pytest.raises(InputError, match=r"^mse: targets must be numbers, not bool"):
         nn.mse(random(2, 3), np.ones((2, 3), bool))
+
+
+def test_what_a_refusal_names_can_be_done():
+    logits, one_hot = random(2, 3), np.eye(3)[:2]
+    assert nn.cross_entropy(logits, one_hot.argmax(-1)).item() > 0
+    assert nn.cross_entropy(logits, np.array([0.0, 1.0]).astype(int)).item() > 0
+    assert nn.logistic_loss(logits, one_hot).item() > 0
+    assert nn.logistic_loss(logits, one_hot.astype(bool).astype(float)).item() > 0
+    assert nn.mse(logits, one_hot).item() > 0

@@ -12,7 +12,7 @@ from parallel_dl.autograd import Tensor, tape
 from parallel_dl.autograd.ops import normalization
 from parallel_dl.errors import InputError
 
-settings.register_profile("normalization", deadline=None, max_examples=40, derandomize=True)
+repeatable = settings(max_examples=40, derandomize=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def check_like_torch(torch, ours, theirs, x, tolerance=1e-12):
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------------
-@settings(settings.get_profile("normalization"))
+@repeatable
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 9)),
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
@@ -73,7 +73,7 @@ def test_local_response_norm_is_pytorchs(torch, first, rest, size, beta, alpha, 
     check_like_torch(torch, ours, torch.nn.LocalResponseNorm(size, alpha, beta, k), values(*first, *rest))
 
 
-@settings(settings.get_profile("normalization"))
+@repeatable
 @given(
     st.integers(2, 6),
     st.integers(1, 5),
@@ -99,7 +99,7 @@ def test_batch_norm_is_pytorchs(torch, samples, features, rest, affine, eps, mom
     assert all(np.array_equal(before[name], array) for name, array in ours.state_dict().items())
 
 
-@settings(settings.get_profile("normalization"))
+@repeatable
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=2),
     st.lists(st.integers(2, 5), min_size=1, max_size=3),

@@ -32,10 +32,13 @@ def broken(change):
         (lambda: made(optim.Adam).state_dict(), "optimizer state of 'adam': valid here is that of 'sgd'"),
         (lambda: made(optim.LARS).state_dict(), "optimizer state of 'lars': valid here is that of 'sgd'"),
         (lambda: made(momentum=0.0).state_dict(), r"0\.weight: has nothing, expected momentum"),
-        (lambda: broken(lambda s: s["state"].pop()), "optimizer state of 1 parameters for 2 parameters"),
+        (lambda: broken(lambda s: s["state"].pop()), "optimizer state of 1 parameter for 2 parameters"),
         (lambda: broken(lambda s: s.pop("updates")), "'updates' is missing"),
-        (lambda: broken(lambda s: s.update(updates=-1)), "-1 updates; valid is a whole number, at least 0"),
-        (lambda: broken(lambda s: s.update(updates_of=[1, True])), "True updates"),
+        (
+            lambda: broken(lambda s: s.update(updates=-1)),
+            "number of updates is -1; valid is a whole number, at least 0",
+        ),
+        (lambda: broken(lambda s: s.update(updates_of=[1, True])), "number of updates is True"),
         (
             lambda: broken(lambda s: s["state"][1].update(momentum=np.zeros((2, 2)))),
             r"0\.bias: momentum is float64 \(2",

@@ -41,7 +41,7 @@ def images():
 
 
 def towers():
-    """Branches that ranks have whole, one of them with a branch less; they meet behind a boundary of stages."""
+    """Branches that ranks have whole, one of them with a branch less; they meet after a boundary of stages."""
     tower = lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())  # noqa: E731
     return nn.Sequential(
         conv=nn.Conv2d(1, 2, 3, padding=1),
@@ -131,7 +131,7 @@ def test_more_stages(comm, m, schedules):
 
 @pytest.mark.ranks(2, 4)
 def test_images(comm):
-    """Behind a convolution memory has another order, which travels along."""
+    """After a convolution memory has another order, which travels along."""
     check(comm, experiment(images, steps=3), ("1f1b", "zb-h1"), (3,))
     if comm.size == 2:
         check(comm, experiment(images, steps=3), ["interleaved"], (4,))

@@ -38,7 +38,7 @@ def features():
 
 
 def images():
-    """A pair of convolutions by filters and channels, a third one behind it; slices of channels become features."""
+    """A pair of convolutions by filters and channels, a third one after it; slices of channels become features."""
     return nn.Sequential(
         conv1=nn.Conv2d(3, 6, 3, padding=1),
         tanh1=nn.Tanh(),

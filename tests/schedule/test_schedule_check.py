@@ -76,10 +76,10 @@ def test_every_action_is_needed_once_and_on_its_rank(arguments):
     right = plan(*arguments)
     for rank, program in enumerate(right.programs):
         for at, action in enumerate(program):
-            without, behind = [*program[:at], *program[at + 1 :]], program[at + 1 :]
+            without, after = [*program[:at], *program[at + 1 :]], program[at + 1 :]
             if action.kind != "U":
                 assert check(with_program(right, rank, without)).faults, f"without {action}"
-            assert check(with_program(right, rank, [*program[: at + 1], action, *behind])).faults, f"twice {action}"
+            assert check(with_program(right, rank, [*program[: at + 1], action, *after])).faults, f"twice {action}"
             other = (rank + 1) % right.pp
             moved = with_program(with_program(right, rank, without), other, [*right.programs[other], action])
             assert check(moved).faults, f"{action} on rank {other}"

@@ -121,7 +121,7 @@ def test_files_that_cannot_be_read(text, said, tmp_path):
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, said in (("nothing", "no such file"), (".", "is a directory"), ("binary", "is not UTF-8 text")):
+    for name, said in (("nothing", "no such file"), (".", "is a folder"), ("binary", "is not UTF-8 text")):
         with pytest.raises(PlanError, match=said):
             read(tmp_path / name)
 

@@ -35,10 +35,18 @@ def class_numbers(targets, classes, loss):
     """
     targets = np.asarray(targets)
     if targets.dtype.kind not in "iu":
-        raise InputError(f"{loss}: targets must be integers, not {targets.dtype}")
+        raise InputError(f"{loss}: targets must be integers, not {targets.dtype}; {_instead(targets, classes, loss)}")
     if targets.size and not 0 <= targets.min() <= targets.max() < classes:
         raise InputError(f"{loss}: targets must be in 0..{classes - 1}, found {targets.min()}..{targets.max()}")
     return targets.astype(np.intp, copy=False)  # a narrow type would overflow where classes are counted
+
+
+def _instead(targets, classes, loss):
+    """What to do with targets that are no integers; 0 and 1 for each class may be one-hot."""
+    if targets.ndim < 2 or targets.shape[-1] != classes:
+        return "class numbers are integers after .astype(int), and values to predict belong to nn.mse"
+    of_several = "answers for each class to nn.logistic_loss" + (", as floats" if targets.dtype.kind == "b" else "")
+    return f"one-hot targets become class numbers by .argmax(-1); {of_several}, values to predict to nn.mse"
 
 
 def answers(targets, shape, loss):
@@ -68,7 +76,8 @@ def cross_entropy(logits, *, targets, total=1):
     classes = logits.shape[-1]
     targets = class_numbers(targets, classes, "cross_entropy")
     if logits.shape[:-1] != targets.shape:
-        raise InputError(f"cross_entropy: logits {logits.shape} do not fit targets {targets.shape}")
+        hint = "; one-hot targets become class numbers by .argmax(-1)" if logits.shape == targets.shape else ""
+        raise InputError(f"cross_entropy: logits {logits.shape} do not fit targets {targets.shape}{hint}")
     scores = logits.reshape(targets.size, classes)
     labels = targets.reshape(-1)
     rows = np.arange(labels.size)

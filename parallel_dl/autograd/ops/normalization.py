@@ -10,6 +10,7 @@ import numpy as np
 
 from parallel_dl.autograd.tape import once, primitive
 from parallel_dl.autograd.tensor import floating
+from parallel_dl.errors import number_of
 
 _BLOCK = 262144  # values in a piece, about
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -46,7 +47,7 @@ def local_response_norm(x, *, size, alpha=1e-4, beta=0.75, k=1.0, groups=1):
     x = np.asarray(x, floating(x))
     channels = x.shape[1]
     if channels % groups:
-        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+        raise ValueError(f"{number_of(channels, 'channel')} cannot be divided into {number_of(groups, 'group')}")
     before, after = size // 2, (size - 1) // 2
     pieces = _pieces(x, [axis for axis in range(x.ndim) if axis != 1])
     value, sums = np.empty_like(x), np.empty_like(x)

@@ -25,7 +25,7 @@ def _restore(g, shape, axis, keepdims):
 def _spread(g, a, axis):
     """g, of length 1 along the reduced axes, repeated to a's shape.
 
-    In a's order of memory, so that what is added up behind it is added in the same order wherever the tape is cut; the
+    In a's order of memory, so that what is added up after it is added in the same order wherever the tape is cut; the
     gradient of a sum over everything stays one number.
     """
     if axis is None:
