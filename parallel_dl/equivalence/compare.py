@@ -72,9 +72,11 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
         message = (
             "the serial run is another one each time: it draws from a generator, or reads a state, that is not its own"
         )
-        return _different(Difference("the serial run, which is another each time,", 0, np.inf), limits.bound, message)
+        worst = Difference("the serial run, which is another each time,", 0, np.inf)
+        return Comparison(False, worst, limits.bound, message, note=message)
     if limits.void_from == 0:
-        return _different(Difference("the serial run", 0, np.inf), limits.bound, limits.said())
+        worst, message = Difference("the serial run, which rounding alone makes another,", 0, np.inf), limits.said()
+        return Comparison(False, worst, limits.bound, message, limits.void_from, message)
     worst, held, excess = Difference("nothing", 0, 0.0), limits.bound, 0.0
     for quantity, step, error, limit in _judged(serial, parallel, limits):
         over = error / limit if limit else (np.inf if error else 0.0)

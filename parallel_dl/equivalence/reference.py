@@ -14,7 +14,6 @@ import numpy as np
 
 from parallel_dl.equivalence.batches import wrong_batches
 from parallel_dl.equivalence.compare import (
-    BOUNDS,
     Comparison,
     Difference,
     compare,
@@ -67,12 +66,7 @@ def held_against(
     exact: bool = False,
     bound: float | None = None,
 ) -> Comparison:
-    """The comparison; and the batches, and with microbatches the serial run itself, looked at.
-
-    In float32 the bound is at least ten times the noise floor.
-    """
-    if bound is None and reference.noise is not None and reference.mixed is None and experiment.dtype == "float32":
-        bound = max(BOUNDS["float32"], 10 * reference.noise)
+    """The comparison; and the batches, and with microbatches the serial run itself, looked at."""
     comparison = compare(reference.run, parallel, bound, exact)
     if not comparison.equal:
         return comparison
