@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed-$(MPI)
 
-.PHONY: demo test grid soak bench lint clean
+.PHONY: demo test grid soak coverage bench lint clean
 
 demo: $(STAMP)
 	@$(BIN)/parallel-dl demo
@@ -24,6 +24,14 @@ grid: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak
 
+# which statements of the parallel packages `verify --all` runs, on all ranks
+coverage: $(STAMP)
+	@rm -rf .coverage.d && mkdir .coverage.d
+	@$(BIN)/python -m coverage run --rcfile=tests/coverage.ini -m parallel_dl verify --all > .coverage.d/said || (cat .coverage.d/said; false)
+	@tail -n 2 .coverage.d/said
+	@$(BIN)/python -m coverage combine --quiet --rcfile=tests/coverage.ini
+	@$(BIN)/python -m coverage report --rcfile=tests/coverage.ini --show-missing
+
 # needs the extra `bench` (torch) for the comparisons with torch; says so when it is not there
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -41,4 +49,4 @@ $(STAMP): setup.cfg pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-mpich .coverage.d build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

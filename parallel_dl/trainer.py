@@ -68,11 +68,11 @@ class Trainer:
 
     `make_optimizer(parameters)` is called once, with variable batch twice: for the layers after the first Flatten, and
     for those before it. It may choose among the parameters: those it leaves out stay as they are. `allreduce` is a
-    method of `data_parallel.GradientAllReduce`. `loss` is a function (logits, targets, total) that divides a sum over
-    the samples given by `total`. A layout that splits layers, or is a hybrid, turns the network, in place, into this
-    rank's part, and needs `input_shape`, that of one sample (ValueError without); so does a reproducible one, for which
-    the network computes in leaves from then on. With `clip_norm` gradients whose norm, over the whole network, is
-    larger are scaled down to it.
+    method of `data_parallel.GradientAllReduce`, or a dictionary of its options. `loss` is a function (logits, targets,
+    total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid, turns the
+    network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError without); so does
+    a reproducible one, for which the network computes in leaves from then on. With `clip_norm` gradients whose norm,
+    over the whole network, is larger are scaled down to it.
 
     Raises InputError for a network that is split already, for splits that do not fit, for ranks that do not have the
     same weights, for an optimizer of other parameters, for a `clip_norm` that is not above 0, and for one together with
@@ -85,7 +85,7 @@ class Trainer:
         make_optimizer: Callable[[Any], Optimizer],
         layout: Layout,
         mesh: Mesh,
-        allreduce: str = "auto",
+        allreduce: str | Mapping[str, Any] = "auto",
         loss: Callable[..., Any] = cross_entropy,
         input_shape: Sequence[int] | None = None,
         clip_norm: float | None = None,
@@ -152,7 +152,8 @@ class Trainer:
             self.names, parameters = self.pipeline.names, self.pipeline.parameters
         self.parameters = parameters  # this rank's, in the order of `names`
         replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
-        self.gradients = GradientAllReduce(replicated, mesh.data, allreduce)
+        options = {"method": allreduce} if isinstance(allreduce, str) else allreduce
+        self.gradients = GradientAllReduce(replicated, mesh.data, **options)
         self.updates = 0
         if self.hybrid is not None and layout.variable_batch:
             of_parts = self._made(make_optimizer, self.hybrid.classifier_parameters)

@@ -51,11 +51,12 @@ OURS = {
     "metrics": {"autograd", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,
     "equivalence": TRAINING | BASE,
-    "launch": {"errors"},
+    "interrupts": set(),
+    "launch": {"errors", "interrupts"},
     "testing": {"launch", "mpi", "errors"},
-    "cli": TRAINING | BASE | {"cost", "equivalence", "launch", "schedule"},
+    "cli": TRAINING | BASE | {"cost", "equivalence", "interrupts", "launch", "schedule"},
     "__init__": set(),
-    "__main__": {"cli"},
+    "__main__": {"cli", "interrupts"},
 }
 
 # beside the standard library; nothing for those without a line, and mpi4py for one only
@@ -183,3 +184,11 @@ def test_public_names_exist_and_are_documented(packages, environment):
     """In a process of its own: this one never imports MPI. (A dataclass's own docstring is only its signature.)"""
     run = subprocess.run([sys.executable, "-c", PUBLIC_NAMES, *packages], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_hypothesis_profiles_are_loaded_in_one_place():
+    """A profile loaded while a test module is imported is that of all modules after it; tests use @settings."""
+    calls = {"register_profile", "load_profile"}
+    for path in (ROOT / "tests").rglob("*.py"):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert path.name == "conftest.py" or names.isdisjoint(calls), path

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parallel_dl import launch
+from parallel_dl import interrupts, launch
 from parallel_dl.errors import InputError
 
 _LINES = 10  # of losses, at most
@@ -31,16 +31,18 @@ NEXT = {
 
 def _result_of(*arguments: str) -> dict[str, Any]:
     """The JSON object that one of our commands prints. If it prints none, the demo ends with its exit status."""
-    command = [sys.executable, "-m", "parallel_dl", *arguments, "--json"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-P", "-m", "parallel_dl", *arguments, "--json"]
+    run = subprocess.Popen(command, env=launch.finding_us(), stdout=subprocess.PIPE, text=True)
     try:
         said, _ = run.communicate()
-    except BaseException:  # Ctrl-C, SIGTERM: the command ends its ranks, for which it needs a moment
-        run.terminate()
+    except BaseException as stopped:  # Ctrl-C, SIGTERM: the command ends its ranks, for which it needs a moment
+        interrupted = isinstance(stopped, KeyboardInterrupt)
+        run.send_signal(signal.SIGINT if interrupted else signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             run.communicate(timeout=_ENDING_SECONDS)
         run.kill()
-        run.wait()
+        if run.wait() == interrupts.STATUS and interrupted:  # the command has said so
+            raise typer.Exit(interrupts.STATUS) from None
         raise
     if not said:
         raise typer.Exit(run.returncode or 1)

@@ -13,18 +13,19 @@ import typer
 import typer.core
 
 import parallel_dl
+from parallel_dl import interrupts
 from parallel_dl.cli.demo import demo
 from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
-from parallel_dl.cli.networks import NetworkCommand
+from parallel_dl.cli.networks import NetworkCommand, VerifiedNetworkCommand
 from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
 from parallel_dl.cli.train import train
 from parallel_dl.cli.verify import verify
 from parallel_dl.errors import MOST_OF_VALUE, InputError, bounded, named, shown
-from parallel_dl.launch import inside_mpirun, mpirun_rank, rank
+from parallel_dl.launch import inside_mpirun, mpirun_rank, rank, tracebacks
 from parallel_dl.launch.streams import Printed, lost_output, occupy_closed
 
 _MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
@@ -44,7 +45,8 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, context: Any) -> Any:
         try:
-            return super().invoke(context)
+            with interrupts.raised():
+                return super().invoke(context)
         except KeyboardInterrupt:
             raise _Interrupted from None
 
@@ -62,7 +64,7 @@ app = typer.Typer(
 app.command(cls=NetworkCommand)(train)
 app.command(cls=NetworkCommand)(summary)
 app.command()(schedule)
-app.command(cls=NetworkCommand)(verify)
+app.command(cls=VerifiedNetworkCommand)(verify)
 app.command()(demo)
 app.command()(diff)
 app.command()(info)
@@ -157,6 +159,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         return 2, "not enough memory; with a smaller --batch-size or more ranks each rank needs less"
     except Exception as error:
         if not hasattr(error, "format_message"):
+            tracebacks.shorten(error)
             raise
         # no command given: typer has printed its help, and there is no message
         return getattr(error, "exit_code", 2), _short(_refusal(error, arguments), arguments) or None

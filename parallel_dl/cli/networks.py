@@ -17,13 +17,26 @@ if TYPE_CHECKING:
 class NetworkCommand(TyperCommand):
     """A command with the argument NETWORK. Only who asks for its help waits for the networks to be imported."""
 
-    def format_help(self, *arguments: Any) -> None:
+    def names(self) -> list[str]:
+        """What NETWORK may be."""
         from parallel_dl.networks import NETWORKS
 
+        return list(NETWORKS)
+
+    def format_help(self, *arguments: Any) -> None:
         for parameter in self.params:
             if parameter.name == "network":
-                parameter.help = f"Which network: {', '.join(NETWORKS)}."  # type: ignore[attr-defined]
+                parameter.help = f"Which network: {', '.join(self.names())}."  # type: ignore[attr-defined]
         super().format_help(*arguments)
+
+
+class VerifiedNetworkCommand(NetworkCommand):
+    """The same for `verify`, which has networks of its own, too."""
+
+    def names(self) -> list[str]:
+        from parallel_dl.equivalence.specimens import SPECIMENS
+
+        return [*super().names(), *SPECIMENS]
 
 
 def network_for(name: str, dataset: Dataset, flag: str) -> Module:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +26,7 @@ from parallel_dl.cli.layout import (
     Scheme,
     Split,
     Stage,
+    VariableBatch,
     flags_of_ranks,
     layout_of,
     require_fits,
@@ -45,7 +48,8 @@ if TYPE_CHECKING:
     from parallel_dl.mpi import Communicator
     from parallel_dl.nn import Module
 
-RANKS = (1, 2, 3, 4, 6, 8)
+FOLDER = "PARALLEL_DL_SERIAL_RUNS"  # names the folder in which jobs keep serial runs for each other
+RANKS = (1, 2, 3, 4, 5, 6, 7, 8)
 SHAPE, CLASSES = (2, 9, 8), 10  # of the synthetic data, for networks that take their input's: nothing is alike
 MOST_SAMPLES, MOST_STEPS = 1 << 16, 10_000  # the serial run goes through its samples one by one, and keeps every step
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
@@ -73,11 +77,13 @@ class Job:
     mutant: str | None = None
     stress: bool = False
     time_limit: float = TIME_LIMIT
+    everything: bool = False
+    """a covering set of layouts, not all of them"""
 
     def check(self) -> None:
         """Refuses (InputError) what can be known to be wrong before a rank is started."""
-        from parallel_dl import networks
-        from parallel_dl.schedule import ASYNCHRONOUS
+        from parallel_dl.equivalence.replayed import program_of
+        from parallel_dl.equivalence.specimens import require_known
 
         if self.mutant is not None:
             self._planted()
@@ -86,7 +92,7 @@ class Job:
         if self.stress and self.ranks == [1]:
             raise InputError("--stress: one rank waits for nobody; valid are layouts of several")
         for name in self.networks:
-            networks.require_known(name)
+            require_known(name)
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("--optimizer", self.optimizer, OPTIMIZERS)
         if self.dtype not in ("float32", "float64"):
@@ -111,11 +117,9 @@ class Job:
             what = self.experiment(name)
             if self.layout is None:
                 continue
-            if self.layout.is_pipelined and self.layout.schedule_name in ASYNCHRONOUS:
-                raise InputError(
-                    f"--schedule {self.layout.schedule_name}: updates the weights between microbatches: another "
-                    "computation than the serial one"
-                )
+            program = program_of(what.build(), self.layout)
+            if self.exact and program is not None:
+                raise InputError(f"--exact: is one update with the whole batch; the layout is compared with {program}")
             require_fits(what.build(), what.x.shape[1:], self.layout)
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
@@ -134,20 +138,25 @@ class Job:
         from parallel_dl import networks, optim
         from parallel_dl.cli.networks import network_for
         from parallel_dl.equivalence import exact_experiment, synthetic_experiment
+        from parallel_dl.equivalence.specimens import network_named
         from parallel_dl.nn import cross_entropy, mse
 
-        shipped = networks.NETWORKS[name]
-        shape, classes = shipped.input_shape or SHAPE, shipped.classes or CLASSES
+        shipped = networks.NETWORKS.get(name)
+        shape = SHAPE if shipped is None else shipped.input_shape or SHAPE
+        classes = CLASSES if shipped is None else shipped.classes or CLASSES
         data = None
         loss: Callable[..., Any] = cross_entropy
-        build: Callable[[], Module] = lambda: networks.create(name, shape, classes)  # noqa: E731
+        build: Callable[[], Module] = lambda: network_named(name, shape, classes)  # noqa: E731
         if self.dataset is not None:
             from parallel_dl import datasets
 
             found = datasets.load(self.dataset, self.data_dir, self.dtype).with_flat_targets()
             loss = cross_entropy if found.classes is not None else mse
             shape, data = found.input_shape, (found.x_train, found.y_train)
-            build = lambda: network_for(name, found, self.dataset or "")  # noqa: E731
+            if shipped is None:
+                build = lambda: network_named(name, shape, found.outputs)  # noqa: E731
+            else:
+                build = lambda: network_for(name, found, self.dataset or "")  # noqa: E731
             build()
         if data is None:  # twice as many, drawn in float64 and copied
             require_memory(f"--batch-size {self.batch_size}", 32 * self.batch_size * math.prod(shape))
@@ -183,7 +192,10 @@ class Job:
 
     def _run(self, comm: Communicator, limit: TimeLimit) -> dict[str, Any]:
         from parallel_dl.equivalence import layouts_of, verify
+        from parallel_dl.equivalence.layouts import covering_set
         from parallel_dl.equivalence.mutants import noise_of_mutants, verdicts
+        from parallel_dl.equivalence.replayed import program_of
+        from parallel_dl.equivalence.verify import moved
 
         if self.mutants:
             planted = self._planted()
@@ -194,13 +206,25 @@ class Job:
                 found = [verdict for verdict in verdicts(comm, each) if advance() or verdict is not None]
             return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
         experiments = {name: self.experiment(name) for name in self.networks}
-        tasks = []
-        for name, what in experiments.items():
-            every = layouts_of(comm.size, what.build(), what.x.shape[1:], self.microbatches)
-            tasks += [(name, layout) for layout in (every if self.layout is None else [self.layout])]
+        networks = {name: (what.build(), what.x.shape[1:]) for name, what in experiments.items()}
+        if self.everything:
+            tasks = covering_set(comm.size, networks, self.microbatches)
+        elif self.layout is not None:
+            tasks = [(name, self.layout) for name in networks]
+        else:
+            tasks = [
+                (name, layout)
+                for name, (network, shape) in networks.items()
+                for layout in layouts_of(comm.size, network, shape, self.microbatches)
+            ]
+        if self.exact:
+            tasks = [(name, layout) for name, layout in tasks if program_of(networks[name][0], layout) is None]
         with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:
             timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
-            cells = [cell for cell in verify(comm, experiments, timed, self.exact) if advance() or cell is not None]
+            verified = verify(comm, experiments, timed, self.exact, os.environ.get(FOLDER))
+            cells = [cell for cell in verified if advance() or cell is not None]
+        if self.everything and comm.size > 1:
+            cells += [cell for cell in [moved(comm)] if cell is not None]
         return {"cells": [dataclasses.asdict(cell) for cell in cells]}
 
 
@@ -232,10 +256,11 @@ def verify(
     microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; with --ranks 4]")] = None,
     hybrid: Hybrid = None,
     scheme: Scheme = None,
+    variable_batch: VariableBatch = False,
     reproducible: Reproducible = False,
     ranks: Annotated[int | None, typer.Option(help="Every layout, and every schedule, of so many ranks.")] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every layout of 1, 2, 3, 4, 6, 8 ranks, all small networks.")
+        bool, typer.Option("--all", help="1 to 8 ranks, all small networks, every kind of layout.")
     ] = False,
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Plant known bugs: is each of them caught, and named?")
@@ -272,6 +297,7 @@ def verify(
     """
     given = {"--dp": dp, "--mp": mp, "--split": split, "--schedule": schedule, "--stage": stage, "--chunks": chunks}
     given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp, "--layout": layout_file}
+    given["--variable-batch"] = variable_batch
     one = [flag for flag, value in given.items() if value]
     planted = "--mutants" if mutants else "--mutant" if mutant is not None else None
     whole = "--all" if everything else planted
@@ -297,10 +323,9 @@ def verify(
             hybrid=hybrid,
             ranks=ranks,
             scheme=scheme,
+            variable_batch=variable_batch,
             reproducible=reproducible,
         )
-        if layout.variable_batch:
-            raise InputError("variable batch: is another computation than one update with the whole batch")
     elif one:
         raise InputError(f"{one[0]}: does not go with --ranks, which takes every layout; valid is one of the two")
     if exact:
@@ -328,6 +353,7 @@ def verify(
         mutant,
         stress,
         time_limit,
+        everything,
     )
     if everything and exact:
         job.networks = [name for name in job.networks if _is_exact(job, name)]
@@ -335,17 +361,30 @@ def verify(
         return _inside(job, to_launcher, as_json)
     job.check()
     found: list[dict[str, Any]] = []
-    for number in job.ranks:
-        found.append(_start(job, number, context.obj))
+    with _folder() if everything else nullcontext():
+        for number in job.ranks:
+            found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
         found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
-    return report(found, as_json, seed if stress else None)
+    return report(found, as_json, seed if stress else None, dtype)
+
+
+@contextmanager
+def _folder() -> Iterator[None]:
+    """Inside, jobs keep serial runs for each other."""
+    with tempfile.TemporaryDirectory(prefix="pdl-verify-") as folder:
+        os.environ[FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER]
 
 
 def _small_networks() -> list[str]:
+    from parallel_dl.equivalence.specimens import SPECIMENS
     from parallel_dl.networks import NETWORKS
 
-    return [name for name, shipped in NETWORKS.items() if shipped.input_shape is None]
+    return [name for name, shipped in NETWORKS.items() if shipped.input_shape is None] + list(SPECIMENS)
 
 
 def _is_exact(job: Job, name: str) -> bool:
@@ -394,4 +433,4 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     if to_launcher:
         print(json.dumps(found))
         return 0
-    return report([found], as_json, job.seed if job.stress else None)
+    return report([found], as_json, job.seed if job.stress else None, job.dtype)

@@ -11,8 +11,8 @@ from parallel_dl.cli.terminal import console
 from parallel_dl.errors import number_of
 
 
-def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None) -> int:
-    """Prints what was found, under stress by that seed; the exit status."""
+def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None, dtype: str = "float64") -> int:
+    """Prints what was found, under stress by that seed, with cells of `dtype`; the exit status."""
     cells = [cell for part in found for cell in part.get("cells", ())]
     mutants = [verdict for part in found for verdict in part.get("mutants", ())]
     equal = all(cell["equal"] for cell in cells)
@@ -25,7 +25,8 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
         errors = [v["error"] for v in mutants if v["error"] is not None and math.isfinite(v["error"])]
         facts |= {"mutants": mutants, "noise_floor": max([noise, *floors])}
         facts["smallest_mutant"] = min(errors, default=None)
-        facts["distance"] = min(errors) / facts["noise_floor"] if errors and facts["noise_floor"] else None
+        noise = max([noise, *(floors if dtype == "float64" else [])])  # bugs are planted in float64
+        facts["distance"] = min(errors) / noise if errors and noise else None
     if stress is not None:
         facts["stress"] = stress
     if as_json:
@@ -57,7 +58,8 @@ def layout_text(layout: dict[str, Any]) -> str:
     if layout.get("reproducible"):
         return f"{layout_text({**layout, 'reproducible': False})} reproducible"
     if "hybrid" in layout:
-        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}"
+        variable = ", variable batch" if layout["hybrid"]["variable_batch"] else ""
+        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}{variable}"
     parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
     if layout["schedule"]:
         parts.append(layout["schedule"])
@@ -133,7 +135,8 @@ def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None
     lines = [f"{counts['caught']} of {len(mutants)} caught, {counts['named']} named"]
     if facts["distance"] is not None:
         lines.append(
-            f"noise floor {facts['noise_floor']:.1e}, smallest error of a bug {facts['smallest_mutant']:.1e}: "
+            f"noise floor in float64 {facts['smallest_mutant'] / facts['distance']:.1e}, smallest error of a bug "
+            f"{facts['smallest_mutant']:.1e}: "
             f"a factor of {facts['distance']:.0e} between them"
         )
     screen.print(*lines, sep="\n", soft_wrap=True)

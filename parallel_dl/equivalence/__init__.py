@@ -17,7 +17,11 @@ To read in this order:
     trace.py        what passes through every layer in one step
     causes.py       what a difference says: a factor, a summand, a slice out of place
     divergence.py   the first tensor that differs
-    layouts.py      every layout of so many ranks
+    replayed.py     serial programs of layouts that make other updates: asynchronous, variable batch, local batch norm
+    specimens.py    networks for verify alone, with the layers that the others lack
+    layouts.py      every layout of so many ranks; for many networks a covering set
+    kept.py         serial runs, each made once
+    movements.py    the differentiable movements: by their definition, and the adjoint test
     verify.py       all of it, on the ranks of one job
     mutants.py      known bugs, planted one at a time
     assertions.py   the same for a test of your own network

@@ -218,7 +218,7 @@ def _different(what: Difference, bound: float, message: str) -> Comparison:
 
 
 def _dtype(serial: Run) -> str:
-    return str(next(iter(serial.weights[0].values())).dtype)
+    return str(next(iter(serial.weights[-1].values())).dtype)
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -> float:

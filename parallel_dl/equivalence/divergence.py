@@ -76,7 +76,7 @@ def first_divergence(
     parallel: Run,
     exact: bool = False,
     alone: Mapping[int, Trace] | None = None,
-    allreduce: str = "auto",
+    allreduce: str | Mapping[str, Any] = "auto",
 ) -> Divergence | None:
     """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
 

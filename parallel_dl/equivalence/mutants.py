@@ -29,6 +29,7 @@ from parallel_dl.errors import unknown_name
 from parallel_dl.hybrid import Part, one_weird_trick
 from parallel_dl.hybrid.exchange import Reduction
 from parallel_dl.layout import Layout
+from parallel_dl.model_parallel import ModelParallel
 from parallel_dl.model_parallel import axis as model_axis
 from parallel_dl.model_parallel import losses as split_losses
 from parallel_dl.model_parallel import network as split_network
@@ -417,6 +418,72 @@ def _parts_out_of_place(stack: ExitStack) -> None:
     replaced(stack, one_weird_trick, "parts_of", make)
 
 
+# -- what is left after training -------------------------------------------------------------------------------------
+def _scores_out_of_place(stack: ExitStack) -> None:
+    """In evaluation the slices of the scores come in another order; training has its own exchange."""
+    replaced(
+        stack,
+        ModelParallel,
+        "whole_output",
+        lambda before: lambda parallel, output: np.roll(before(parallel, output), 1, axis=-1),
+    )
+
+
+def _test_loss_of_one_rank(stack: ExitStack) -> None:
+    """Losses of the test set are those of the first rank's samples."""
+
+    def make(before: Any) -> Any:
+        def wrong(trainer: Trainer, tallies: Sequence[Any], samples: int) -> Any:
+            for tally in tallies:
+                tally.sum_of_losses *= trainer.mesh.world.rank == 0
+            return before(trainer, tallies, samples)
+
+        return wrong
+
+    replaced(stack, Trainer, "_evaluation", make)
+
+
+def _digest_of_own_pieces(stack: ExitStack) -> None:
+    """Rows that other ranks have are left out of the digest."""
+
+    def make(before: Any) -> Any:
+        def wrong(parallel: ModelParallel, name: str, array: np.ndarray) -> Iterator[np.ndarray]:
+            for _ in before(parallel, name, array):
+                pass
+            yield array
+
+        return wrong
+
+    replaced(stack, ModelParallel, "_rows", make)
+
+
+def _loaded_by_one_rank(stack: ExitStack) -> None:
+    """The last rank keeps its weights when others are loaded."""
+
+    def make(before: Any) -> Any:
+        def wrong(parallel: ModelParallel, state: Any) -> None:
+            if parallel.comm.rank < parallel.comm.size - 1 or parallel.comm.size == 1:
+                before(parallel, state)
+
+        return wrong
+
+    replaced(stack, ModelParallel, "load_state_dict", make)
+
+
+def _updates_by_replica(stack: ExitStack) -> None:
+    """Every replica's share counts as an update: masks and rates run ahead in the next step."""
+
+    def make(before: Any) -> Any:
+        def wrong(trainer: Trainer) -> float:
+            scale = before(trainer)
+            trainer.updates += trainer.mesh.data.size - 1
+            return scale
+
+        return wrong
+
+    replaced(stack, Trainer, "update", make)
+
+
 # -- the list ------------------------------------------------------------------------------------------------------
 def _fully() -> nn.Module:
     return nn.Sequential(
@@ -519,6 +586,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("samples of a boundary reversed", "fully", _PIPE, _sent("SF", lambda a: a[::-1].copy()), ("another order",)),
     Mutant(
         "deferred weight gradients forgotten", "fully", _ZERO_BUBBLE, _weights_never_deferred_back, ("accumulated",)
+    ),
+    Mutant("scores gathered in another order", "fully", _OUTPUT, _scores_out_of_place, ("output in evaluation mode",)),
+    Mutant("test loss of one rank", "fully", _DP, _test_loss_of_one_rank, ("test loss",)),
+    Mutant("digest of a rank's own pieces", "fully", _PAIRS, _digest_of_own_pieces, ("not the digest",)),
+    Mutant("weights not loaded by one rank", "fully", _PAIRS, _loaded_by_one_rank, ("load_state_dict",)),
+    Mutant(
+        "updates counted once per replica", "fully", _DP, _updates_by_replica, ("dropout mask", "number of updates")
     ),
     Mutant("hybrid: a rank's own summand only", "images", _HYBRID, _only_own_summand, ("gradient of the output of",)),
     Mutant("hybrid: parts taken for others", "images", _HYBRID, _parts_out_of_place, ("loss",)),

@@ -2,7 +2,8 @@
 
 Before each update the optimizer is copied, with its network. Copies are then given weights, gradients and state that
 are moved by a small part of their magnitudes, with every choice of signs; by how much what they make of it moves is the
-magnitude of that. For a rule that works on each value by itself this is the sum of what all it is given adds to it.
+magnitude of that, at least the value itself and its change. For a rule that works on each value by itself this is the
+sum of what all it is given adds to it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class MeasuredRule(Magnitudes):
         """After the optimizer's step with gradients of these magnitudes; see `Magnitudes.update`."""
         given = [parameter.grad for parameter in self.optimizer.parameters]
         made = _result(self.optimizer, self.names)
-        largest = {name: np.abs(array).astype(float) for name, array in made.items()}
+        before = _result(self._before[1], self.names)
+        largest = {
+            name: np.maximum(np.abs(array), np.abs(array - before[name])).astype(float) for name, array in made.items()
+        }
         kinds = ("weights", "gradients", *self.optimizer.state_names)
         for signs in itertools.product((1.0, -1.0), repeat=len(kinds)):
             by = {kind: sign * self._step for kind, sign in zip(kinds, signs)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def record(
     experiment: Experiment,
     layout: Layout | None = None,
     mesh: Mesh | None = None,
-    allreduce: str = "auto",
+    allreduce: str | Mapping[str, Any] = "auto",
     evaluate: bool = True,
 ) -> Run:
     """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
@@ -160,7 +160,7 @@ def _require_one_rule(trainer: Trainer) -> None:
             raise AssertionError(f"the optimizers differ: that of rank 0 is {first}, that of rank {rank} is {other}")
 
 
-def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str = "auto") -> Trainer:
+def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str | Mapping[str, Any] = "auto") -> Trainer:
     """The trainer of an experiment under a layout, before its first step."""
     network = experiment.build().initialize(experiment.seed, experiment.dtype, fill=experiment.prepare is not None)
     if experiment.prepare is not None:

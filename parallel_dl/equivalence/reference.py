@@ -33,67 +33,59 @@ class Reference:
 
     run: Run
     noise: float | None
+    bound: float | None
+    """that of `compare`: None for the usual one"""
     mixed: Difference | None = None
-    """where it is not the sum of its samples"""
-    one_microbatch: Run | None = None
-    """None where it would be the same run, or another computation: with batch norm"""
-    has_batch_norm: bool = False
+    """where it is not the sum of its samples, nor of its microbatches"""
+    mixed_how: str = ""
+    """what else gives another value there"""
 
 
 def reference_of(
-    experiment: Experiment, microbatches: int, exact: bool = False, one_microbatch: Run | None = None
+    experiment: Experiment,
+    microbatches: int,
+    exact: bool = False,
+    one_microbatch: Run | None = None,
+    bound: float | None = None,
 ) -> Reference:
-    """Runs the experiment serially; `one_microbatch` is the run of one microbatch, if there is one already."""
+    """Runs the experiment serially; `one_microbatch` is the run of one microbatch, if there is one already.
+
+    `bound` is that of `compare`.
+    """
+    noise, mixed, how = None, None, "with its samples one by one"
     with one_rank():
         run = record(experiment, Layout(microbatches=microbatches))
         has_batch_norm = any(isinstance(layer, BatchNorm) for _, layer in experiment.build().named_modules())
-        if microbatches == 1 or has_batch_norm:
-            one_microbatch = None
-        elif one_microbatch is None:
-            one_microbatch = record(experiment, Layout())
-        if exact:
-            return Reference(run, None, None, one_microbatch, has_batch_norm)
-        by_samples = replay(experiment, microbatches, evaluate=run.outcome is not None and run.outcome.note is None)
-    noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
-    return Reference(run, noise, mixed, one_microbatch, has_batch_norm)
+        if not exact:
+            evaluate = run.outcome is not None and run.outcome.note is None
+            by_samples = replay(experiment, microbatches, evaluate=evaluate)
+            noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
+        if microbatches > 1 and not has_batch_norm:
+            one = one_microbatch or record(experiment, Layout())
+            if not compare(one, run, bound, exact).equal:
+                mixed, how = first_difference(one, run, bound, exact), "with 1 microbatch"
+    if has_batch_norm:
+        how += f" ({_ONLY_SO_MANY.format(microbatches)})"
+    return Reference(run, noise, bound, mixed, how)
 
 
 def held_against(
-    reference: Reference,
-    experiment: Experiment,
-    layout: Layout,
-    parallel: Run,
-    exact: bool = False,
-    bound: float | None = None,
+    reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
     """The comparison; and the batches, and with microbatches the serial run itself, looked at."""
-    comparison = compare(reference.run, parallel, bound, exact)
+    comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
     wrong = None if layout.reproducible else wrong_batches(experiment, layout)
     if wrong is not None:
         return _different(comparison, Difference(f"batches: {wrong}", 0, np.inf), f"batches: {wrong}")
-    if layout.microbatches > 1:  # replicas alone have cut the batch in the comparison itself
-        return _of_the_serial_run(reference, layout, comparison, bound, exact)
-    return comparison
-
-
-def _of_the_serial_run(
-    reference: Reference, layout: Layout, comparison: Comparison, bound: float | None, exact: bool
-) -> Comparison:
-    """The comparison, or that the serial run depends on how the batch is cut."""
-    worst, what = reference.mixed, "with its samples one by one"
-    one = reference.one_microbatch
-    if one is not None and not compare(one, reference.run, bound, exact).equal:
-        worst, what = first_difference(one, reference.run, bound, exact), "with 1 microbatch"
-    if worst is None:
+    worst = reference.mixed
+    if layout.microbatches == 1 or worst is None:  # replicas alone have cut the batch in the comparison itself
         return comparison
     words = (
-        f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one {what}, "
-        f"by {worst.error:.2e}. {_ADVICE}"
+        f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one "
+        f"{reference.mixed_how}, by {worst.error:.2e}. {_ADVICE}"
     )
-    if reference.has_batch_norm:
-        words += f". {_ONLY_SO_MANY.format(layout.microbatches)}"
     named = f"the serial run, which is not the sum of its samples: {worst.quantity},"
     return _different(comparison, dataclasses.replace(worst, quantity=named), words)
 
@@ -105,6 +97,4 @@ def _different(comparison: Comparison, worst: Difference, words: str) -> Compari
 _ADVICE = (
     "A loss divides by `total`, not by what it is given; a layer does not look at which samples there are, or how many"
 )
-_ONLY_SO_MANY = (
-    "With nn.BatchNorm, which is defined over the microbatch, {} microbatches are compared with the samples, not with 1"
-)
+_ONLY_SO_MANY = "with nn.BatchNorm, which is defined over the microbatch, {} microbatches are not compared with 1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +68,9 @@ class Trace:
     """of layers in a branch that one rank of the model axis has: which"""
 
 
-def trace(experiment: Experiment, layout: Layout, mesh: Mesh, step: int, allreduce: str = "auto") -> Trace:
+def trace(
+    experiment: Experiment, layout: Layout, mesh: Mesh, step: int, allreduce: str | Mapping[str, Any] = "auto"
+) -> Trace:
     """Runs an experiment again, up to this step, and traces it; all ranks of `mesh` together."""
     trainer = start(experiment, layout, mesh, allreduce)
     for number, batch in enumerate(batches(experiment, trainer)):

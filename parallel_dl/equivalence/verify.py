@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,20 @@ import numpy as np
 from parallel_dl import nn, optim
 from parallel_dl.equivalence.compare import Comparison
 from parallel_dl.equivalence.divergence import Divergence, first_divergence
+from parallel_dl.equivalence.kept import Kept, key_of
+from parallel_dl.equivalence.movements import wrong_movement
 from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.equivalence.reference import Reference, held_against, reference_of
+from parallel_dl.equivalence.replayed import program_of, record_updates, reference_of_program
 from parallel_dl.layout import Layout
-from parallel_dl.mpi import Communicator, Mesh
+from parallel_dl.mpi import Communicator, Ledger, Mesh, stress
 from parallel_dl.nn import Module
+from parallel_dl.schedule import ASYNCHRONOUS
 
-SAMPLES = 32  # of synthetic data: with batches of 13 the third is a short one
+BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
+CHECKED_UP_TO, EVERY = 4, 3  # ranks, layouts: in checked mode, counted by a ledger
+SAMPLES = 34  # of synthetic data: with batches of 13 the third is a short one, of 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +88,50 @@ def verify(
     experiments: dict[str, Experiment],
     layouts: Iterable[tuple[str, Layout]],
     exact: bool = False,
+    folder: str | None = None,
 ) -> Iterator[Cell | None]:
     """Runs each (name of an experiment, layout of comm.size ranks), and compares it with the serial run.
 
     Gives a Cell on rank 0, None on the others, which have to follow. A serial run is made once for each experiment and
-    number of microbatches, by rank 0. All ranks call it together.
+    number of microbatches, by rank 0, or taken from the `folder` that an earlier job has kept it in. All ranks call it
+    together.
     """
-    references: dict[tuple[str, int], Reference] = {}
-    for name, layout in layouts:
+    kept = Kept(folder)
+    compares = 1 < comm.size <= CHECKED_UP_TO and not stress.collects()  # which stress would delay, too
+    checked = Communicator(comm.mpi, checked=True, ledger=Ledger()) if compares else comm
+    for number, (name, layout) in enumerate(layouts):
         experiment = experiments[name]
         reference = None
         if comm.rank == 0:
-            key = name, layout.microbatches
-            if key not in references:
-                one = references[name, 1].run if (name, 1) in references else None
-                references[key] = reference_of(experiment, layout.microbatches, exact, one)
-            reference = references[key]
-        mesh = Mesh(comm, pipe=layout.pp, data=layout.dp, model=layout.mp)
-        yield verify_one(name, experiment, layout, mesh, reference, exact)
+            key = key_of(name, experiment.build(), layout)
+            reference = kept.get(key, lambda: _reference(name, experiment, layout, exact, kept))  # noqa: B023
+        ranks = checked if number % EVERY == 1 else comm
+        mesh = Mesh(ranks, pipe=layout.pp, data=layout.dp, model=layout.mp)
+        with nullcontext() if ranks.ledger is None else ranks.ledger.counting():
+            cell = verify_one(name, experiment, layout, mesh, reference, exact)
         mesh.free()
+        yield cell
+
+
+def _reference(name: str, experiment: Experiment, layout: Layout, exact: bool, kept: Kept) -> Reference:
+    if program_of(experiment.build(), layout) is not None:
+        return reference_of_program(experiment, layout)
+    one = None
+    has_batch_norm = any(isinstance(layer, nn.BatchNorm) for _, layer in experiment.build().named_modules())
+    if layout.microbatches > 1 and not has_batch_norm:
+        one = kept.get((name, None, 1), lambda: reference_of(experiment, 1, exact)).run
+    return reference_of(experiment, layout.microbatches, exact, one)
+
+
+def moved(comm: Communicator) -> Cell | None:
+    """The movements between ranks, as a cell: rank 0's, None on the others. All ranks together."""
+    start = time.perf_counter()
+    wrong = wrong_movement(comm)
+    if comm.rank:
+        return None
+    worst = {"quantity": wrong or "nothing", "step": 0, "error": 0.0 if wrong is None else np.inf, "bound": 1e-10}
+    seconds = time.perf_counter() - start
+    return Cell("movements", Layout(dp=comm.size).as_dict(), comm.size, wrong is None, worst, seconds, None, None)
 
 
 def verify_one(
@@ -108,10 +140,13 @@ def verify_one(
     """One layout on the ranks of `mesh`; `reference` is needed on rank 0, which gets the Cell."""
     comparisons: list[Comparison] = []
     only_data = layout.dp == layout.ranks > 1 and layout.hybrid is None and not layout.reproducible
-    for allreduce in ("auto", "mpi") if only_data else ("auto",):  # gradients through shared memory, and through MPI
+    # gradients through shared memory, through MPI, and in buckets that leave during backward
+    methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS) if only_data else ("auto",)
+    asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
+    for allreduce in methods:
         mesh.world.barrier()
         start = time.perf_counter()
-        parallel = record(experiment, layout, mesh, allreduce)
+        parallel = (record_updates if asynchronous else record)(experiment, layout, mesh, allreduce)
         seconds = time.perf_counter() - start
         race = race_in(parallel, mesh.world)
         if reference is not None:
@@ -121,7 +156,7 @@ def verify_one(
         if not equal:
             break
     found: Divergence | None = None
-    if not equal and race is None:
+    if not equal and race is None and program_of(experiment.build(), layout) is None:
         serial = None if reference is None else reference.run
         found = first_divergence(experiment, layout, mesh, serial, parallel, exact, allreduce=allreduce)
     if reference is None:
@@ -133,4 +168,4 @@ def verify_one(
     return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, noise, divergence, note)
 
 
-__all__ = ["Cell", "synthetic_experiment", "verify", "verify_one"]
+__all__ = ["Cell", "moved", "synthetic_experiment", "verify", "verify_one"]

@@ -49,8 +49,6 @@ class OneWeirdTrick:
         halves = halves_of(network, input_shape)
         self.network, self.scheme = network, scheme
         self.features, self.classifier, self.values = halves.features, halves.classifier, halves.values
-        # weights are drawn as those of the whole network; here they are only what the ranks compare
-        self.classifier.__dict__.update(_seed=network.seed, _dtype=network.dtype)
         model = comm.split(0, comm.rank, name="model", axis="model")  # the same ranks
         assert model is not None
         self.comm = model

@@ -1,11 +1,12 @@
 """Starting ranks and watching them: everything about mpirun, nothing of MPI itself (it is never imported here).
 
-To read in this order: environment, rank, job, run.
+To read in this order: environment, rank, job, pages, ends, run.
 """
 
 from parallel_dl.launch.environment import (
     cores,
     find_mpirun,
+    finding_us,
     inside_mpirun,
     mpirun_rank,
     mpirun_size,
@@ -19,6 +20,7 @@ __all__ = [
     "Job",
     "cores",
     "find_mpirun",
+    "finding_us",
     "inside_mpirun",
     "mpirun_rank",
     "mpirun_size",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from parallel_dl.launch.job import Job
+from parallel_dl.launch.pages import Said, end_in, not_started_in
 from parallel_dl.launch.rank import INTERRUPTED
 from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH
 
@@ -64,7 +65,7 @@ def late(job: Job, rank: int, line: str, where: str) -> End:
     deadline = time.monotonic() + _LATE_SECONDS
     while len(places) < job.ranks and (left := deadline - time.monotonic()) > 0:
         places.update({event.rank: event.content[1] for event in job.events(left) if event.kind == "late"})
-    said = [f"rank {r} {places.get(r, 'is beyond it')}" for r in range(job.ranks)]
+    said = [f"rank {r} {places.get(r, 'does not say')}" for r in range(job.ranks)]
     return End(f"{line}: {'; '.join(said)}", 1)
 
 
@@ -101,16 +102,35 @@ def ended_by_mpirun(job: Job, rank: int, said: bytes) -> End:
         return End(f"mpirun was killed by {signal_name(-code)}, and the ranks ended with it", 128 - code)
     if (aborted := _aborted(said)) is not None:
         return aborted._replace(status=code or 1)
+    if (end := not_started(said)) is not None:
+        return end
+    if (said_of := end_in(said)) is not None:
+        return _as_said(job, said_of)
     # Open MPI gives 128 + the signal, MPICH the signal itself
     number = (code or 0) - 128 if (code or 0) > 128 else (code or 0) if job.is_hydra else 0
     told = [-end.code for end in job.exits.values() if end.told and end.code < 0]
     if number in _DEADLY and rank not in job.exits and number not in told:
         return End(f"rank {rank} was killed by {signal_name(number)}", 128 + number, _of_rank(rank, job.crash(rank)))
     if told:
-        return End(f"mpirun ended the ranks by {signal_name(told[0])}: it was told to end", 128 + told[0])
+        return End("mpirun was told to end by a signal (SIGTERM, SIGINT or SIGHUP)", 128 + told[0])
     known = f" with status {code}" if code else ""
     before = f"rank {rank} had completed (MPI_Abort or a crash)" if job.pids else "any rank had started"
     return End(f"mpirun ended{known} before {before}", code or 1)
+
+
+def _as_said(job: Job, said: Said) -> End:
+    if said.signal:
+        line = f"rank {said.rank} was killed by {signal_name(said.signal)}"
+        return End(line, 128 + said.signal, _of_rank(said.rank, job.crash(said.rank)))
+    return End(f"rank {said.rank} ended with status {said.code} before it had started", said.code or 1)
+
+
+def not_started(said: bytes) -> End | None:
+    """A rank said, through mpirun, why it did not start; MPICH's mpirun then goes on with the others."""
+    line = not_started_in(said)
+    if line is None:
+        return None
+    return End(line, 128 + signal.SIGINT if "interrupted" in line.partition(":")[0] else 1)
 
 
 def _aborted(said: bytes) -> End | None:

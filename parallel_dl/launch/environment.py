@@ -86,6 +86,13 @@ def check_launcher(size: int, environment: Mapping[str, str] | None = None) -> N
             )
 
 
+def finding_us() -> dict[str, str]:
+    """The environment in which `python -P`, which looks at no current folder, finds the package that this is."""
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths = filter(None, [home, os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

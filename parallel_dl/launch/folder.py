@@ -13,6 +13,7 @@ import tempfile
 from multiprocessing.connection import Connection
 
 from parallel_dl.errors import InputError
+from parallel_dl.launch.environment import finding_us
 from parallel_dl.launch.processes import clear_shared_memory, shared_memory_files
 
 _SOCKET = "socket"
@@ -42,15 +43,13 @@ class Folder:
 
     def __init__(self, backlog: int) -> None:
         """InputError when none can be made."""
-        self.path = _path()
+        self.path = os.path.join(place(), _name())
         self.shared_before = shared_memory_files()
         guard = ["/bin/sh", "-c", _GUARD, "sh", self.path, sys.executable, *self.shared_before]
-        home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        paths = filter(None, [home, os.environ.get("PYTHONPATH")])
         try:
             self._guard = subprocess.Popen(
                 guard,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CLEAR": _CLEAR},
+                env={**finding_us(), "CLEAR": _CLEAR},
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -89,15 +88,18 @@ class Folder:
             self._guard.stdin.close()
 
 
-def _path() -> str:
-    """A new name in the folder for temporary files, or in /tmp if that would make a socket's path too long."""
-    name = f"pdl-{secrets.token_hex(6)}"
+def place() -> str:
+    """The folder for temporary files, or /tmp if the path of a socket in it would be too long."""
     try:
-        path = os.path.join(tempfile.gettempdir(), name)
+        path = tempfile.gettempdir()
     except OSError as error:
         raise InputError(f"TMPDIR: {error.strerror or error}") from error
-    too_long = len(os.fsencode(os.path.join(path, _SOCKET))) > _LONGEST
-    return os.path.join("/tmp", name) if too_long else path
+    too_long = len(os.fsencode(os.path.join(path, _name(), _SOCKET))) > _LONGEST
+    return "/tmp" if too_long else path
+
+
+def _name() -> str:
+    return f"pdl-{secrets.token_hex(6)}"
 
 
 def connection_to(folder: str) -> Connection:

@@ -17,6 +17,7 @@ from parallel_dl.launch import tracebacks
 from parallel_dl.launch.attendant import ATTENDED
 from parallel_dl.launch.environment import find_mpirun, is_hydra, settings
 from parallel_dl.launch.folder import Folder
+from parallel_dl.launch.limits import require_temporary
 from parallel_dl.launch.processes import session, started
 from parallel_dl.launch.rank import JOB_VARIABLE
 
@@ -59,6 +60,8 @@ class Job:
     ) -> None:
         mpirun = find_mpirun()
         self.is_hydra = is_hydra(mpirun)
+        if not self.is_hydra:
+            require_temporary(ranks)
         self.ranks = ranks
         self.pids: dict[int, int] = {}
         self.exits: dict[int, Exit] = {}

@@ -6,7 +6,8 @@ import os
 import resource
 
 from parallel_dl.errors import InputError
-from parallel_dl.launch.environment import SHARED_MEMORY, cores, is_hydra, shared_memory_free
+from parallel_dl.launch.environment import SHARED_MEMORY, cores, is_hydra, little_shared_memory, shared_memory_free
+from parallel_dl.launch.folder import place
 
 MOST_RANKS = 1024
 _MOST_RANKS_PER_CORE = 64  # each takes about half a second of a core to start
@@ -14,6 +15,10 @@ _SLOW_RANKS_PER_CORE = 8
 _FILES, _FILES_PER_RANK = 32, 8  # that mpirun opens
 _ADDRESSES = 500 << 20  # bytes: the address space of a rank, of which most is never used
 _FILE = 16 << 20  # bytes
+# what Open MPI's mpirun and ranks write to the folder for temporary files: with less room mpirun dies of SIGBUS
+_TEMPORARY, _TEMPORARY_PER_RANK = 128 << 10, 8 << 10  # bytes
+_TEMPORARY_FILES, _TEMPORARY_FILES_PER_RANK = 16, 4
+_TEMPORARY_SHARED = 32 << 20  # bytes, where shared memory is there, too: of its 16 MiB per rank little is written
 _HYDRA_SHARED_MEMORY = 64 << 10  # bytes per rank; below 48 KiB it is SIGBUS
 
 
@@ -79,6 +84,29 @@ def _require_shared_memory(ranks: int) -> None:
         raise InputError(
             f"{SHARED_MEMORY} has {free} KiB free, but MPICH needs {needed >> 10} KiB for {what}; "
             "make it larger (docker run --shm-size=1g), or use Open MPI"
+        )
+
+
+def require_temporary(ranks: int) -> None:
+    """Refuses (InputError) a folder for temporary files with too little room for Open MPI."""
+    folder = place()
+    try:
+        status = os.statvfs(folder)
+    except OSError:  # the launcher's own folder cannot be made there: that is said then
+        return
+    needed = _TEMPORARY + ranks * _TEMPORARY_PER_RANK
+    if little_shared_memory():
+        needed += _TEMPORARY_SHARED
+    what = f"{ranks} ranks" if ranks > 1 else "one rank"
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise InputError(
+            f"TMPDIR: {folder} has {free >> 10} KiB free, but Open MPI needs {needed >> 10} KiB there for {what}"
+        )
+    files = _TEMPORARY_FILES + ranks * _TEMPORARY_FILES_PER_RANK
+    if status.f_files > 0 and status.f_favail < files:  # some file systems do not count them
+        raise InputError(
+            f"TMPDIR: {folder} takes {status.f_favail} more files, but Open MPI needs {files} there for {what}"
         )
 
 

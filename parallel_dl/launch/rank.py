@@ -17,12 +17,14 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
+from parallel_dl import interrupts
 from parallel_dl.launch import tracebacks
 from parallel_dl.launch.attendant import ATTENDED, ENDED_BY_LAUNCHER_SECONDS, attend
 from parallel_dl.launch.environment import MPI_FILES, mapped_shared_memory, mpirun_rank
 from parallel_dl.launch.folder import connection_to
+from parallel_dl.launch.pages import not_started
 
 JOB_VARIABLE = "PARALLEL_DL_JOB"
 
@@ -81,20 +83,26 @@ class Result(io.BytesIO):
 def connect(attendant: int | None = None) -> None:
     """Connects to the launcher that the environment names, and watches it from a thread.
 
-    `attendant` is the process id of this rank's, if it has one. Ends the process silently if the launcher has
-    gone.
+    `attendant` is the process id of this rank's, if it has one. If it cannot connect it ends the process, and says
+    why through mpirun, for the launcher to repeat; if the launcher has gone, nobody hears it.
     """
     global _connection
     folder = os.environ[JOB_VARIABLE]
     try:
         _connection = connection_to(folder)
-    except OSError:
-        os._exit(1)
+    except OSError as error:
+        _give_up(f"{folder}, where its launcher listens, cannot be reached: {error.strerror or error}")
     # a stack is written even while the rank waits inside MPI
     faulthandler.register(signal.SIGUSR1, file=_open(folder, "stack"), all_threads=True)
     faulthandler.enable(_open(folder, "crash"))
     send(("hello", mpirun_rank(), os.getpid(), attendant))
     threading.Thread(target=_watch, name="launcher watch", daemon=True).start()
+
+
+def _give_up(why: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, not_started(mpirun_rank(), why))
+    os._exit(1)
 
 
 def _open(folder: str, name: str) -> Any:
@@ -161,8 +169,12 @@ def main() -> None:
     attended = arguments[:1] == [ATTENDED]
     if attended:
         arguments = arguments[1:]
-        attend(os.environ[JOB_VARIABLE])
+        try:
+            attend(os.environ[JOB_VARIABLE])
+        except OSError as error:
+            _give_up(f"no process can be started: {error.strerror or error}")
     connect(os.getppid() if attended else None)
+    interrupts.raise_again()
     if attended:
         _report_interrupts()
     _find_modules_of(arguments)

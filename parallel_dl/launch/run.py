@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from parallel_dl.errors import InputError
 from parallel_dl.launch import limits
-from parallel_dl.launch.ends import End, ended_by_mpirun, failed, late, lost, signal_name
+from parallel_dl.launch.ends import End, ended_by_mpirun, failed, late, lost, not_started, signal_name
 from parallel_dl.launch.environment import check_launcher, find_mpirun
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_closed, say
 
-_START_SECONDS = 60.0  # until the first rank must have connected
+_START_SECONDS = 60.0  # within which the first rank must have connected, and then each further one
 _EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0)
 _RECORD_SECONDS = 0.5  # after a rank's end, for its completion record to be read
 _FINALIZE_SECONDS = 10.0  # for MPI to shut down after all ranks are done
@@ -99,13 +99,15 @@ class _Run:
         """Follows the ranks until all have completed, one has failed, or a signal has come."""
         ended: dict[int, str] = {}  # rank -> "done" or "exited"
         status, lines = 0, []
-        start = time.monotonic()
+        latest = time.monotonic()  # when a rank connected
         exit_deadline = refusal_deadline = None
         while len(ended) < job.ranks:
             if self.stopped or isinstance(self.stdout.error, BrokenPipeError):
                 return status
             for rank, kind, content in job.events(0.1):
-                if kind == "done":
+                if kind == "hello":
+                    latest = time.monotonic()
+                elif kind == "done":
                     ended[rank] = kind
                     code, line = content
                     status = status or code
@@ -140,8 +142,11 @@ class _Run:
             if job.mpirun.poll() is not None and len(ended) < job.ranks and not any(job.events(0.2)):
                 missing = [rank for rank in range(job.ranks) if rank not in ended]
                 return ended_by_mpirun(job, missing[0], self.errors.tail)
-            if not job.pids and time.monotonic() - start > _START_SECONDS:
-                return End(f"mpirun started no rank within {_START_SECONDS:.0f} s", 1)
+            if len(job.pids) < job.ranks and (end := not_started(self.errors.tail)) is not None:
+                return end
+            if len(job.pids) < job.ranks and time.monotonic() - latest > _START_SECONDS:
+                number = f"{len(job.pids)} of {job.ranks} ranks, and no other" if job.pids else "no rank"
+                return End(f"mpirun started {number} within {_START_SECONDS:.0f} s", 1)
         deadline = time.monotonic() + _FINALIZE_SECONDS
         while job.mpirun.poll() is None and time.monotonic() < deadline and not self.stopped:
             list(job.events(0.01))

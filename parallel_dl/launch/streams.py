@@ -15,6 +15,8 @@ import sys
 import threading
 from typing import Any
 
+from parallel_dl.launch.pages import Filter
+
 
 def occupy_closed() -> None:
     """Opens /dev/null where stdin, stdout or stderr is closed: else the next file opened would get its number.
@@ -175,20 +177,22 @@ def _write(number: int, data: Any) -> int:
 
 
 class Passage(threading.Thread):
-    """Passes on what comes out of a pipe to an outlet, until all its writers have closed it."""
+    """Passes on what comes out of mpirun's pipe to an outlet, less its pages about ranks, until all have closed it."""
 
     def __init__(self, pipe: Any, outlet: Outlet) -> None:
         super().__init__(name="passage", daemon=True)
         self.pipe, self.outlet = pipe, outlet
-        self.tail = b""  # the last of it
+        self.tail = b""  # the last of it, with the pages
         self._writing = False
+        self._pages = Filter()
 
     def run(self) -> None:
         while data := os.read(self.pipe.fileno(), 1 << 16):
             self.tail = (self.tail + data)[-(1 << 16) :]
             self._writing = True
-            self.outlet.write(data)
+            self.outlet.write(self._pages.passed(data))
             self._writing = False
+        self.outlet.write(self._pages.rest())
 
     def drain(self, patience: float, stopped: list[int]) -> None:
         """Waits until all has been passed on: `patience` s for more to come, and as long as the outlet's reader takes.

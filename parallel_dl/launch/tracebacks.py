@@ -6,14 +6,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 _LAUNCH = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_LAUNCH)
+_COMMAND_LINE = [os.path.join(_PACKAGE, "__main__.py"), os.path.join(_PACKAGE, "cli", "main.py")]
 _STANDARD = os.path.dirname(os.path.abspath(traceback.__file__))
 _RUNPY = ("runpy.py", "<frozen runpy>")
+_TYPER = re.compile(r"-packages/(typer|click)/")
 _FRAME = re.compile(r'  File "(?P<file>[^"]*)", line (?P<line>\d+) in ')
 FULL_VARIABLE = "PARALLEL_DL_FULL_TRACEBACK"
 
@@ -34,6 +36,21 @@ def _starts_ranks(file: str) -> bool:
     return file.endswith(_RUNPY) or os.path.abspath(file).startswith(_LAUNCH + os.sep)
 
 
+def _starts_command(file: str) -> bool:
+    """Whether it leads to a command of ours: the module that reads commands, and typer."""
+    return os.path.abspath(file) in _COMMAND_LINE or _TYPER.search(file) is not None
+
+
+def _leads_to_program(file: str) -> bool:
+    return _starts_ranks(file) or _starts_command(file)
+
+
+def _after(leads: Callable[[str], bool], frames: TracebackType | None) -> TracebackType | None:
+    while frames is not None and leads(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return frames
+
+
 def own(frames: TracebackType | None) -> TracebackType | None:
     """The frames from the user's program on; where it is a command of ours, from that one's on."""
     first = frames
@@ -42,9 +59,8 @@ def own(frames: TracebackType | None) -> TracebackType | None:
         if name == "__main__" and not is_ours(code.co_filename):
             return first
         first = first.tb_next
-    while frames is not None and _starts_ranks(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    return frames
+    frames = _after(_starts_ranks, frames)
+    return _after(_leads_to_program, frames) or frames  # the error may be that of reading the command
 
 
 def end_at_the_call(error: BaseException) -> None:
@@ -57,16 +73,22 @@ def end_at_the_call(error: BaseException) -> None:
         last.tb_next = None
 
 
+def shorten(error: BaseException) -> None:
+    """Cuts the traceback, and those of the errors that led to it, to what concerns the user."""
+    if FULL_VARIABLE in os.environ:
+        return
+    end_at_the_call(error)
+    chained: BaseException | None = error
+    seen: set[int] = set()
+    while chained is not None and id(chained) not in seen:
+        seen.add(id(chained))
+        chained.__traceback__ = own(chained.__traceback__)
+        chained = chained.__cause__ or chained.__context__
+
+
 def text_of(error: BaseException) -> str:
     """The traceback, and those of the errors that led to it."""
-    if FULL_VARIABLE not in os.environ:
-        end_at_the_call(error)
-        chained: BaseException | None = error
-        seen: set[int] = set()
-        while chained is not None and id(chained) not in seen:
-            seen.add(id(chained))
-            chained.__traceback__ = own(chained.__traceback__)
-            chained = chained.__cause__ or chained.__context__
+    shorten(error)
     return "".join(traceback.format_exception(error))
 
 
@@ -167,7 +189,7 @@ def of_crash(text: str) -> list[str]:
             frames = part[part.index("Current thread") :].splitlines()[1:]
             while frames and FULL_VARIABLE not in os.environ:
                 frame = _FRAME.match(frames[-1])
-                if frame is None or not _starts_ranks(frame["file"]):
+                if frame is None or not _leads_to_program(frame["file"]):
                     break
                 frames.pop()
             lines += frames

@@ -125,6 +125,6 @@ def _placement(what: str, state: str, width: int, comm: Communicator, sizes: Seq
     given = even(width, comm.size) if sizes is None else tuple(sizes)
     if len(given) != comm.size or sum(given) != width or min(given) < 0:
         raise InputError(
-            f"{what} sizes {given}: must be {number_of(comm.size, 'number')}, one per rank, adding up to {width}"
+            f"{what} sizes {given}: must be {number_of(comm.size, 'number')}, one per rank, that add up to {width}"
         )
     return Whole() if state == "whole" else Sliced(given)

@@ -1,9 +1,9 @@
 """Movement between ranks; the one package that imports mpi4py.
 
-To read in this order: startup (how MPI is imported), buffers and communicator (arrays), notes and checked (the same
-with checks), mesh (communicators along axes), collectives (tensors), window (sums in shared memory), ledger (what is
-sent, counted), stress (calls early and late), abort (one rank's failure ends all), one_rank (a serial program among
-the ranks).
+To read in this order: scratch and startup (how MPI is imported), buffers and communicator (arrays), notes and checked
+(the same with checks), mesh (communicators along axes), collectives (tensors), window (sums in shared memory), ledger
+(what is sent, counted), stress (calls early and late), abort (one rank's failure ends all), one_rank (a serial program
+among the ranks).
 """
 
 from parallel_dl.mpi import abort, collectives, stress

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,24 +120,8 @@ def counts_and_starts(sizes: Sequence[int], scale: int) -> tuple[list[int], list
 
 
 # -- operations ----------------------------------------------------------------------------------------------------
-def _elementwise(function: Any) -> Any:
-    """An MPI operation from a NumPy one: MPI's own MAX and MIN give ranks different answers where one has a NaN."""
-
-    def combine(received: Any, result: Any, datatype: Any) -> None:
-        dtype = np.dtype(datatype.tocode())
-        b = np.frombuffer(result, dtype)
-        function(np.frombuffer(received, dtype), b, out=b)
-
-    return MPI.Op.Create(combine, commute=True)
-
-
-@functools.cache
-def _nan_propagating(op: str) -> Any:
-    return _elementwise(np.maximum if op == "max" else np.minimum)
-
-
 def _table() -> dict[str, dict[np.dtype, Any]]:
-    """op -> dtype -> MPI operation, for what MPI does directly; None stands for an operation of our own."""
+    """op -> dtype -> MPI operation, for what MPI does directly."""
     table: dict[str, dict[np.dtype, Any]] = {
         "sum": dict.fromkeys(_NUMBERS + _COMPLEX, MPI.SUM),
         "prod": dict.fromkeys(_NUMBERS + _COMPLEX, MPI.PROD),
@@ -155,14 +139,74 @@ def _table() -> dict[str, dict[np.dtype, Any]]:
 OPERATIONS = _table()
 
 
-def operation_for(op: str, dtype: np.dtype) -> tuple[Any, np.dtype]:
-    """The MPI operation, and the type to calculate in: float16 is added up in float32."""
+class Reduction(NamedTuple):
+    """What MPI calculates, and on what: of contiguous values `encode` makes a flat array, `decode` is the way back.
+
+    No operation is a Python function: MPI would call it, and an exception in it (Ctrl-C) could not get out.
+    """
+
+    operation: Any
+    compute: np.dtype  # what is calculated in: float16 is added up in float32
+    encode: Callable[..., Array]  # (array, copy=True)
+    decode: Callable[[Array, Array], Array]  # (result, an array of the shape and type wanted)
+
+
+@functools.cache
+def reduction_for(op: str, dtype: np.dtype) -> Reduction:
+    """How MPI reduces arrays of that type; ValueError or TypeError if it does not."""
     if op not in OPERATIONS:
         raise ValueError(f"op {op!r}: valid are {', '.join(OPERATIONS)}")
     compute = np.dtype(np.float32) if dtype == _HALF else dtype
     if compute.kind == "f" and op in ("max", "min"):
-        return _nan_propagating(op), compute
+        return _nan_propagating(op, compute)
     operation = OPERATIONS[op].get(compute)
     if operation is None:
         raise TypeError(f"op {op!r} is not defined for {dtype}")
-    return operation, compute
+    return Reduction(operation, compute, functools.partial(_flat, compute), _like)
+
+
+def _flat(dtype: np.dtype, array: Array, copy: bool = True) -> Array:
+    return array.astype(dtype, copy=copy).reshape(-1)
+
+
+def _like(result: Array, wanted: Array) -> Array:
+    return result.reshape(wanted.shape).astype(wanted.dtype, copy=False)
+
+
+@functools.cache
+def _nan_propagating(op: str, dtype: np.dtype) -> Reduction:
+    """max or min in which a NaN anywhere gives NaN: MPI's own give ranks different answers then.
+
+    Floats become whole numbers of the same order, NaN the most extreme one. Where no whole number has as many bits
+    (long double) there are two halves: the values, with an infinity for NaN, and flags.
+    """
+    operation = MPI.MAX if op == "max" else MPI.MIN
+    if dtype.itemsize > 8:
+        sign = 1 if op == "max" else -1
+
+        def with_flags(array: Array, copy: bool = True) -> Array:
+            flat = _flat(dtype, array)
+            flags = sign * np.isnan(flat).astype(dtype)
+            flat[flags != 0] = -sign * np.inf
+            return np.concatenate([flat, flags])
+
+        def without_flags(result: Array, wanted: Array) -> Array:
+            values, flags = np.split(result, 2)
+            return _like(np.where(flags == 0, values, np.nan), wanted)
+
+        return Reduction(operation, dtype, with_flags, without_flags)
+
+    whole = np.dtype(f"i{dtype.itemsize}")
+    largest, smallest = np.iinfo(whole).max, np.iinfo(whole).min
+
+    def flip(bits: Array) -> Array:
+        """Whole numbers in the order of the floats with these bits, or the other way round: its own inverse."""
+        return bits ^ ((bits >> (8 * whole.itemsize - 1)) & largest)
+
+    def encode(array: Array, copy: bool = True) -> Array:
+        flat = _flat(dtype, array, copy=False)
+        ordered = flip(flat.view(whole))
+        ordered[np.isnan(flat)] = largest if op == "max" else smallest
+        return ordered
+
+    return Reduction(operation, dtype, encode, lambda result, wanted: _like(flip(result).view(dtype), wanted))

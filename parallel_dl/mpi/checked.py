@@ -262,8 +262,8 @@ class CheckedCommunicator(Communicator):
             return None
         wanted, sent = number_of(array.nbytes, "byte"), number_of(note.bytes, "byte")
         return MessageMismatch(
-            f"expected {wanted} from rank {source}, {expected.values} {expected.kind}, but it sends "
-            f"{sent}, {note.values} {note.kind} (to rank {self.rank} on {self.name!r}, tag {tag})"
+            f"expected {wanted} from rank {source}, {expected.values:,} {expected.kind}, but it sends "
+            f"{sent}, {note.values:,} {note.kind} (to rank {self.rank} on {self.name!r}, tag {tag})"
         )
 
     def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:

@@ -221,11 +221,11 @@ class Communicator:
 
     def _all_reduce(self, array: Any, op: str, out: Array | None) -> Array:
         array = buffers.contiguous(array)
-        operation, compute = buffers.operation_for(op, array.dtype)
-        total = array.astype(compute)
-        for piece in buffers.pieces(total.reshape(-1)):
-            self.mpi.Allreduce(MPI.IN_PLACE, piece, operation)
-        total = total.astype(array.dtype, copy=False)
+        reduction = buffers.reduction_for(op, array.dtype)
+        flat = reduction.encode(array)
+        for piece in buffers.pieces(flat):
+            self.mpi.Allreduce(MPI.IN_PLACE, piece, reduction.operation)
+        total = reduction.decode(flat, array)
         return (
             total if out is None else buffers.put(out, total)
         )  # refused only now: the other ranks are not kept waiting
@@ -250,26 +250,26 @@ class Communicator:
         All ranks start them in the same order, and none of them calls a blocking all_reduce instead.
         """
         dtype = buffers.native(array.dtype)
-        operation, compute = buffers.operation_for(op, dtype)
-        if not array.flags.c_contiguous or not array.flags.writeable or compute != dtype:
+        reduction = buffers.reduction_for(op, dtype)
+        if not array.flags.c_contiguous or not array.flags.writeable or reduction.compute != dtype:
             raise ValueError(f"start_all_reduce needs a writable C-contiguous array and not {array.dtype.name}")
-        total = array if array.dtype.isnative else array.astype(dtype)
-        flat = buffers.pieces(total.reshape(-1))
-        requests = [self.mpi.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in flat]
-        return Pending(total, flat, requests, into=array)
+        total = reduction.encode(array, copy=False)  # the array itself, where MPI can calculate in it
+        flat = buffers.pieces(total)
+        requests = [self.mpi.Iallreduce(MPI.IN_PLACE, piece, reduction.operation) for piece in flat]
+        into_itself = np.may_share_memory(total, array)
+        return Pending(array if into_itself else total, flat, requests, into=array, decode=reduction.decode)
 
     def reduce(self, array: Array, root: int = 0, op: str = "sum") -> Array | None:
         """As `all_reduce`, but only `root` gets the result; the others get None."""
         array = buffers.contiguous(array)
-        operation, compute = buffers.operation_for(op, array.dtype)
-        if self.rank != root:
-            for piece in buffers.pieces(array.astype(compute, copy=False).reshape(-1)):
-                self.mpi.Reduce(piece, None, operation, root)
-            return None
-        total = array.astype(compute)
-        for piece in buffers.pieces(total.reshape(-1)):
-            self.mpi.Reduce(MPI.IN_PLACE, piece, operation, root)
-        return total.astype(array.dtype, copy=False)
+        reduction = buffers.reduction_for(op, array.dtype)
+        flat = reduction.encode(array, copy=self.rank == root)
+        for piece in buffers.pieces(flat):
+            if self.rank == root:
+                self.mpi.Reduce(MPI.IN_PLACE, piece, reduction.operation, root)
+            else:
+                self.mpi.Reduce(piece, None, reduction.operation, root)
+        return reduction.decode(flat, array) if self.rank == root else None
 
     def reduce_scatter(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
         """The sum of the ranks' arrays, of which each rank gets `sizes[rank]` rows along `axis` (partition.shares)."""
@@ -280,7 +280,7 @@ class Communicator:
             start = sum(sizes[: self.rank])
             total = self._sum_in_tree(buffers.contiguous(array))
             return buffers.contiguous(_along(total, axis, slice(start, start + sizes[self.rank])))
-        operation, compute = buffers.operation_for("sum", array.dtype)
+        operation, compute, *_ = buffers.reduction_for("sum", array.dtype)
         buffers.check_count("reduce_scatter", array.size)
         shapes = buffers.block_shapes(array.shape, axis, sizes)
         packed, blocks = buffers.blocks(shapes, compute)
@@ -632,7 +632,9 @@ class Pending:
         requests: list[Any],
         source: int | None = None,
         into: Array | None = None,
+        decode: Callable[[Array, Array], Array] = lambda array, _: array,
     ) -> None:
+        self._decode = decode
         self._array = array
         self._flat = flat
         self._requests = requests
@@ -647,7 +649,7 @@ class Pending:
             if self._source is not None:
                 _check_length(status, piece, self._source)
         if self._requests and self._into is not self._array:
-            self._into[...] = self._array
+            self._into[...] = self._decode(self._array, self._into)
         self._requests = []
         return self._into
 

@@ -2,8 +2,9 @@
 
 A layer may ask `world().size`, `MPI.COMM_WORLD.rank`, a communicator that it has kept, or the launcher's variables. In
 the context of `one_rank()` all of them answer as in a job of one rank. The handles are exchanged inside the objects, so
-it does not matter who has them and under which name. What a program has read before (a number in a global variable, or
-in a module that was made earlier) stays as it was read, and so do communicators that were made with mpi4py alone.
+it does not matter who has them and under which name. Communicators that were made with mpi4py alone are found where
+functions, classes and modules of Python have them, not inside of other objects. What a program has read before (a
+number in a global variable, or in a module that was made earlier) stays as it was read.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import CellType
 from typing import Any
 
 from parallel_dl.mpi.communicator import Communicator, world
@@ -37,17 +40,42 @@ def one_rank() -> Iterator[None]:
             if name in os.environ:
                 undo.callback(os.environ.__setitem__, name, os.environ[name])
                 os.environ[name] = value
-        found = [one for one in gc.get_objects() if isinstance(one, Communicator) and vars(one).get("size", 1) > 1]
+        found, raw = _communicators()
         for comm in found:
             undo.callback(_restore, comm, dict(vars(comm)))
-        raw = {id(mpi): mpi for mpi in (MPI.COMM_WORLD, *(comm.mpi for comm in found))}
-        for mpi in raw.values():
+        for mpi in raw:
             undo.callback(_exchange, mpi, _exchange(mpi, _handle(_self())))
         for comm in found:
             vars(comm).update(rank=0, size=1, ledger=None, _shared=type(comm._shared)())
         if not world.cache_info().currsize:  # one that is made in here is not to be the world afterwards
             undo.callback(world.cache_clear)
         yield
+
+
+def _communicators() -> tuple[list[Communicator], list[MPI.Intracomm]]:
+    """Those of several ranks: of the package, and what mpi4py has of them and beside them."""
+    found: list[Communicator] = []
+    raw: list[Any] = [MPI.COMM_WORLD]
+    for one in gc.get_objects():
+        if type(one) is CellType:  # what a function has from the one around it
+            raw += [one.cell_contents] if _is_filled(one) else []
+        elif isinstance(one, Communicator):
+            if vars(one).get("size", 1) > 1:
+                found.append(one)
+                raw.append(one.mpi)
+        elif isinstance(one, type):
+            raw += vars(one).values()
+    for module in list(sys.modules.values()):
+        raw += list(getattr(module, "__dict__", {}).values())
+    several = {id(mpi): mpi for mpi in raw if isinstance(mpi, MPI.Intracomm) and mpi != MPI.COMM_NULL and mpi.size > 1}
+    return found, list(several.values())
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _restore(comm: Communicator, before: dict[str, Any]) -> None:

@@ -6,15 +6,14 @@ This is the only place that imports `mpi4py.MPI`; the rest of the package takes 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from parallel_dl.errors import InputError
 from parallel_dl.launch import limits
 from parallel_dl.launch.environment import check_launcher, home, little_shared_memory, mpirun_size
+from parallel_dl.mpi.scratch import scratch_folder
 
 # Set in every process that an MPI launcher has started; without one the process is a singleton.
 _STARTED_BY_LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "PMI_FD", "SLURM_STEP_ID")
@@ -44,23 +43,22 @@ def settings_for_start(environment: Mapping[str, str], folder: str) -> dict[str,
 @contextmanager
 def _prepared_environment() -> Iterator[None]:
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # UCX windows only print a warning when there is no such network
-    try:
-        folder = tempfile.mkdtemp(prefix="pdl-") if is_singleton(os.environ) else ""
-    except OSError as error:
-        raise InputError(f"TMPDIR: cannot make a folder for MPI's files: {error.strerror or error}") from error
-    wanted = settings_for_start(os.environ, folder)
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as scratch:
+        try:
+            folder = scratch.enter_context(scratch_folder()) if is_singleton(os.environ) else ""
+        except OSError as error:
+            raise InputError(f"TMPDIR: cannot make a folder for MPI's files: {error.strerror or error}") from error
+        wanted = settings_for_start(os.environ, folder)
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _import_mpi() -> Any:

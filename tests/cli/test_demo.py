@@ -2,12 +2,17 @@
 
 import copy
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import time
 
 import pytest
 import typer
-from test_commands import call
+from conftest import HANG
+from test_commands import PARALLEL_DL, call
 
 from parallel_dl.cli import demo, main
 from parallel_dl.cli.main import app
@@ -24,6 +29,15 @@ FOUND = {
     "diagnosis": "first divergence: there; likely this",
     "error": 1,
 }
+
+
+def test_a_folder_called_like_the_package(tmp_path, monkeypatch):
+    """The commands of the demo are ours also where a clone called parallel_dl lies."""
+    (tmp_path / "parallel_dl" / "cli").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    found = demo._result_of("schedule", "gpipe", "--pp", "2", "--microbatches", "2")
+    assert found["name"] == "gpipe"
 
 
 @pytest.fixture
@@ -101,7 +115,15 @@ def test_what_it_names_is_there():
         assert name != "verify" or arguments[0] in {*NETWORKS, "--mutants"}
 
 
-def test_ctrl_c_lets_the_command_end_its_ranks(monkeypatch):
+@pytest.mark.parametrize(
+    ("stopped", "number", "status", "raised"),
+    [
+        (KeyboardInterrupt(), signal.SIGINT, 130, typer.Exit),  # the command has said so
+        (KeyboardInterrupt(), signal.SIGINT, -2, KeyboardInterrupt),
+        (SystemExit(143), signal.SIGTERM, 143, SystemExit),
+    ],
+)
+def test_the_command_ends_its_ranks_and_says_by_which_signal(monkeypatch, stopped, number, status, raised):
     """If it were killed at once it could not, and mpirun would report ranks that failed."""
     asked = []
 
@@ -112,14 +134,41 @@ def test_ctrl_c_lets_the_command_end_its_ranks(monkeypatch):
         def communicate(self, timeout=None):
             asked.append(timeout)
             if timeout is None:
-                raise KeyboardInterrupt
+                raise stopped
 
-        def __getattr__(self, name):
-            return lambda: asked.append(name)
+        def send_signal(self, number):
+            asked.append(number)
+
+        def kill(self):
+            asked.append("kill")
+
+        def wait(self):
+            return status
 
     monkeypatch.setattr(demo.subprocess, "Popen", Command)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised) as ended:
         demo._result_of("train", "mlp")
-    assert asked[:2] == [None, "terminate"]
+    assert getattr(ended.value, "exit_code", 130) == 130
+    assert asked[:2] == [None, number]
     assert asked[2] >= 10
-    assert asked[3:] == ["kill", "wait"]
+    assert asked[3:] == ["kill"]
+
+
+def test_ctrl_c_is_told_once(tmp_path, environment):
+    """Only the demo gets the signal, and not its command."""
+    with subprocess.Popen(
+        [*PARALLEL_DL, "demo", "--epochs", "1000"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        deadline = time.monotonic() + HANG
+        while not any(tmp_path.iterdir()):
+            assert time.monotonic() < deadline, "no command has started"
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=HANG)
+    assert err in ("parallel-dl: stopped by SIGINT\n", "parallel-dl: stopped by SIGINT; ended all ranks\n")
+    assert running.returncode == 130
+    assert list(tmp_path.iterdir()) == []

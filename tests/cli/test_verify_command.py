@@ -7,6 +7,7 @@ import pytest
 from test_commands import call, mpirun
 
 from parallel_dl.cli import main
+from parallel_dl.cli.verify_report import report
 
 
 def verify(*arguments, status=0, **options):
@@ -34,9 +35,13 @@ def test_every_layout_of_two_ranks():
     assert {"features": "rows"} in other
     assert {"conv1": "filters", "conv2": "rows"} in other
     cells = [cell for cell in cells if not cell["layout"]["split"]]
-    assert [cell["layout"]["schedule"] for cell in cells[2:7]] == ["naive", "gpipe", "1f1b", "interleaved", "zb-h1"]
-    assert [cell["layout"]["hybrid"]["scheme"] for cell in cells[7:]] == ["a", "b", "c"]
-    assert all(cell["worst"]["error"] == 0 for cell in cells[2:7])
+    schedules = ["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "pipedream"]
+    assert [cell["layout"]["schedule"] for cell in cells[2:8]] == schedules
+    hybrids = [cell["layout"]["hybrid"] for cell in cells[8:13]]
+    assert [hybrid["scheme"] for hybrid in hybrids] == ["a", "b", "c", "b", "c"]
+    assert [hybrid["variable_batch"] for hybrid in hybrids] == [False] * 3 + [True] * 2
+    assert len(cells) == 13
+    assert all(cell["worst"]["error"] == 0 for cell in cells[2:8])
     exact = verify("mlp", "--ranks", 2, "--exact")
     assert all(cell["worst"]["error"] == cell["worst"]["bound"] == 0 for cell in exact["cells"])
     assert exact["noise_floor"] is None
@@ -125,7 +130,7 @@ def test_a_hang_is_named(tmp_path, ours):
         command = [*mpirun(2)[:3], sys.executable, tmp_path / "program.py"]
         status, _, err = call(*flags, command=command)
     assert status == 1
-    assert "parallel-dl: mlp, mp 2, 1 microbatches: took more than 5 s: rank " in err
+    assert "parallel-dl: mlp, mp 2, 1 microbatch: took more than 5 s: rank " in err
     assert "rank 0 waits in all_gather(array=float64 (64,), axis=0, sizes=(64, 64)) on 'model', called from " in err
     assert "rank 1 waits in reduce_scatter(array=float64 (64,), axis=0, sizes=[32, 32]) on 'model'" in err
 
@@ -166,7 +171,13 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("mlp", "--exact", "--dtype", "float32"), "--exact --dtype float32"),
         (("mlp", "--exact", "--batch-size", "12"), "--batch-size 12"),
         (("lenet5_small", "--exact"), "a Tanh, rounds"),
-        (("mlp", "--pp", "2", "--schedule", "pipedream"), "another computation than the serial one"),
+        (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "the layout is compared with weight stashing"),
+        (("residul", "--dp", "2"), "did you mean 'residual'?"),
+        (("mlp", "--ranks", "2", "--variable-batch"), "--variable-batch"),
+        (
+            ("residual", "--hybrid", "owt", "--ranks", "2", "--scheme", "b", "--variable-batch"),
+            "is not compared for networks with batch norm",
+        ),
         (("mlp", "--pp", "9"), "--pp 9: the network has 3 layers with weights; valid are 1 to 3"),
         (("mlp", "--mp", "2", "--split", "fc9=output"), "--split fc9=output"),
         (("mlp", "--hybrid", "owt", "--ranks", "2"), "no convolution"),
@@ -184,3 +195,26 @@ def test_bad_input(capsys, flags, words):
     assert err.startswith("parallel-dl: ")
     assert err.count("\n") == 1
     assert words in err, err
+
+
+def test_the_distance_to_bugs_is_that_of_float64(capsys):
+    """Bugs are planted in float64, whatever the cells are."""
+    cells = [{"noise": 1e-3, "equal": True}]
+    bug = {"name": "it", "caught": True, "named": True, "diagnosis": "", "error": 0.5}
+    for dtype, expected in (("float32", 0.5 / 1e-15), ("float64", 500)):
+        assert report([{"cells": cells}, {"mutants": [bug], "noise": 1e-15}], as_json=True, dtype=dtype) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["distance"] == pytest.approx(expected)
+        assert found["noise_floor"] == 1e-3
+
+
+@pytest.mark.grid
+def test_all_with_other_steps_batches_and_types(monkeypatch, capsys):
+    """On two ranks only."""
+    monkeypatch.setattr("parallel_dl.cli.verify.RANKS", (2,))
+    flags = ("--steps", "7", "--dtype", "float32", "--batch-size", "40", "--json")
+    assert main(["verify", "--all", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {cell["network"] for cell in found["cells"]} >= {"mlp", "lenet5_small"}
+    assert all(cell["worst"]["bound"] >= 1e-5 for cell in found["cells"])
+    assert found["distance"] >= 1e4

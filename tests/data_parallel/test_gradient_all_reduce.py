@@ -67,6 +67,29 @@ def test_a_gradient_that_some_ranks_lack_is_the_sum_of_the_others(comm, method, 
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("method", "overlap"), METHODS)
+def test_one_weight_alone(comm, method, overlap):
+    """And one alone of another type, and one that is unfrozen later."""
+    layers = [nn.Linear(6, 5, bias=False), nn.Linear(5, 3, bias=False), nn.Linear(5, 3, bias=False)]
+    for layer, dtype in zip(layers, ("float32", "float64", "float32"), strict=True):
+        layer.initialize(1, dtype)
+    weights = [layer.weight for layer in layers]
+    weights[2].requires_grad = False
+    gradients = GradientAllReduce(weights, comm, method, overlap)
+    for turn in range(2):
+        for number, weight in enumerate(weights):
+            weight.grad = None
+            if weight.requires_grad:
+                (weight * (10.0 * number + comm.rank + turn)).sum().backward()
+        gradients.all_reduce()
+        for number, weight in enumerate(weights):
+            if weight.requires_grad:
+                np.testing.assert_array_equal(weight.grad, np.full(weight.shape, 20 * number + 1 + 2 * turn))
+        weights[2].requires_grad = True
+    gradients.free()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("method", "overlap"), METHODS)
 def test_accumulates_several_backward_passes(comm, method, overlap):
     model, plain = network(), network()
     gradients = GradientAllReduce(model.parameters(), comm, method, overlap, bucket_bytes=64)
@@ -80,6 +103,33 @@ def test_accumulates_several_backward_passes(comm, method, overlap):
     gradients.all_reduce()
     for mine, other in zip(model.parameters(), plain.parameters()):
         np.testing.assert_allclose(mine.grad, sum(comm.all_gather_object(other.grad)), rtol=1e-5, atol=1e-7)
+    gradients.free()
+
+
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("bucket_bytes", [64, 100, 1 << 20])
+def test_buckets_leave_during_backward(comm, bucket_bytes):
+    """The last layer's first, each when it is complete, in a second backward too; none while gradients accumulate."""
+    model = network()
+    gradients = GradientAllReduce(model.parameters(), comm, "mpi", True, bucket_bytes)
+    assert [p for bucket in gradients._buckets[::-1] for p in bucket.parameters] == model.parameters()
+    assert (len(gradients._buckets) > 1) == (bucket_bytes < 1000)
+    left = []
+    model[0].weight.register_post_accumulate_grad_hook(
+        lambda _: left.append(sum(bucket.pending is not None for bucket in gradients._buckets))
+    )
+    for _ in range(2):
+        model.zero_grad()
+        with gradients.accumulate():
+            backward(model, comm)
+        assert not any(bucket.pending for bucket in gradients._buckets)
+        model.zero_grad()
+        backward(model, comm)
+        assert all(bucket.pending is not None for bucket in gradients._buckets)
+        gradients.all_reduce()
+        assert not any(bucket.pending for bucket in gradients._buckets)
+    assert left[0] == left[2] == 0
+    assert left[1] >= len(gradients._buckets) - 1
     gradients.free()
 
 
@@ -113,6 +163,23 @@ def test_replicas_must_begin_equal(comm):
     model = network().initialize(comm.rank)
     with pytest.raises(InputError, match="the weights of rank 1 are not those of rank 0"):
         GradientAllReduce(model.parameters(), comm)
+
+
+@pytest.mark.ranks(2, 3)
+def test_one_bit_of_any_weight_or_buffer_makes_replicas_differ(comm):
+    """Of the first value and of the last, on the last rank."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).initialize(1)
+    weights = [("weights", parameter.data) for parameter in model.parameters()]
+    for what, array in weights + [("buffers", buffer) for buffer in model.buffers()]:
+        for place in (0, -1):
+            flat = array.reshape(-1)
+            before = flat[place].copy()
+            if comm.rank == comm.size - 1:
+                flat[place] = np.nextafter(before, np.float32(2))
+            with pytest.raises(InputError, match=f"the {what} of rank {comm.size - 1} are not those of rank 0"):
+                GradientAllReduce(model.parameters(), comm)
+            flat[place] = before
+    GradientAllReduce(model.parameters(), comm).free()
 
 
 @pytest.mark.ranks(2)

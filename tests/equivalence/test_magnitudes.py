@@ -1,9 +1,11 @@
 """What rounding is judged against is the sum of the magnitudes that were added: no less, and no more."""
 
+import dataclasses
+
 import numpy as np
 
 from parallel_dl import nn, optim
-from parallel_dl.equivalence import Experiment, record
+from parallel_dl.equivalence import Experiment, compare, record
 
 
 def linear_experiment(steps):
@@ -34,3 +36,13 @@ def test_magnitudes_bound_what_they_judge():
             ratio = np.abs(gradient) / magnitudes["gradients"][name]
             assert ratio.max() <= 1 + 1e-12
             assert ratio.max() > 1e-3
+
+
+def test_the_sentence_about_no_difference_and_about_one():
+    run = record(linear_experiment(2))
+    assert compare(run, run).message == "equal: no difference at all (bound 1e-10)"
+    assert compare(run, run, exact=True).message == "equal: no difference at all (bound 0e+00)"
+    other = dataclasses.replace(run, losses=[run.losses[0], run.losses[1] * 2])
+    assert compare(run, other).message.startswith("DIFFERENT: worst is loss at step 1, ")
+    short = dataclasses.replace(run, losses=run.losses[:1])
+    assert compare(short, run).message == "1 step in the serial run, 2 in the parallel one"

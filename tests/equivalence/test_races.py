@@ -2,8 +2,9 @@
 
 import pytest
 
-from parallel_dl.equivalence import verify
-from parallel_dl.equivalence.mutants import experiments, mutants_of, verdicts
+from parallel_dl import nn
+from parallel_dl.equivalence import assert_equivalent, verify
+from parallel_dl.equivalence.mutants import experiments, mutants_of, planted, verdicts
 from parallel_dl.equivalence.races import RACES
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import stress
@@ -42,6 +43,21 @@ def test_right_programs_have_none(comm):
         cells = [cell for cell in verify(late, experiments(), tasks) if cell is not None]
         assert stress.races(late) == []
     assert all(cell.equal for cell in cells), cells
+
+
+@pytest.mark.ranks(2)
+def test_an_assertion_under_stress(comm):
+    """A race that without stress makes no difference: the messages are small, and leave at once."""
+    race = next(race for race in RACES if race.name == "race: send buffer cleared while it is sent")
+    with stress.stressed(comm, 2) as late:
+        assert_equivalent(lambda: mlp(4, 3), race.layout, 6, 2, comm=late, input_shape=(4,))
+        said = "DIFFERENT: a race; rank 0: the buffer of a send to rank 1 on 'pipe'"
+        with planted(race), pytest.raises(AssertionError, match=said):
+            assert_equivalent(lambda: mlp(4, 3), race.layout, 6, 2, comm=late, input_shape=(4,))
+
+
+def mlp(inputs, classes):
+    return nn.Sequential(fc1=nn.Linear(inputs, 5), act=nn.Tanh(), fc2=nn.Linear(5, classes))
 
 
 def test_they_have_names_of_their_own():

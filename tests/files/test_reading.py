@@ -1,12 +1,22 @@
 """Only regular files of a plausible size are read; tables have limited nesting."""
 
+import datetime
 import os
 import socket
 
 import pytest
 
-from parallel_dl.errors import InputError
-from parallel_dl.files import bytes_of_memory, listed, opened, read_table, read_text, require_memory, require_regular
+from parallel_dl.errors import MOST_OF_VALUE, InputError
+from parallel_dl.files import (
+    as_written,
+    bytes_of_memory,
+    listed,
+    opened,
+    read_table,
+    read_text,
+    require_memory,
+    require_regular,
+)
 
 
 def refused(call, *arguments):
@@ -84,6 +94,8 @@ def test_text(tmp_path):
         ("a.json", '{"w": ' + "9" * 5000 + "}", "is not JSON"),
         ("a.json", '{"w": 99999999999999999999}', "valid are whole numbers of 64 bits"),
         ("a.json", "[1]", "holds [1]; valid is a thing"),
+        ("a.json", "true", "holds true; valid is a thing"),
+        ("a.json", "[null, false]", "holds [null, false]; valid is a thing"),
         ("a.json", '"' + "x" * 500 + '"', "..."),
         ("a.json", "{", "is not JSON"),
     ],
@@ -102,6 +114,31 @@ def test_tables_that_are_right(tmp_path):
     assert read_table(tmp_path / "a.toml", "a thing") == found
     (tmp_path / "a.json").write_text('{"a": 1, "b": {"c": null}}')
     assert read_table(tmp_path / "a.json", "a thing") == {"a": 1, "b": {"c": None}}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (True, "true"),
+        (False, "false"),
+        (None, "null"),
+        ([True, None, "a"], '[true, null, "a"]'),
+        ({"a": {"b": False}}, '{"a": {"b": false}}'),
+        (datetime.date(1979, 5, 27), "1979-05-27"),
+        ([datetime.time(7, 32)], '["07:32:00"]'),
+        ("True", "'True'"),
+        (2.5, "2.5"),
+    ],
+)
+def test_a_value_is_repeated_as_its_file_has_it(value, said):
+    assert as_written(value) == said
+
+
+def test_a_long_value_is_cut():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert all(len(as_written(value)) <= MOST_OF_VALUE for value in ([True] * 999, deep, {"a": "x" * 999}))
 
 
 def test_memory():

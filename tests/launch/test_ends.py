@@ -97,6 +97,20 @@ def test_a_signal_to_mpirun_is_none_to_a_rank(waiting, end_of, number, can_unsha
     assert status > 128
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.grid)])
+def test_a_signal_to_an_attendant(waiting, end_of, number):
+    """It cannot tell how its rank ended; mpirun tells, on a page, which is not shown."""
+    started = waiting(IN_PYTHON)
+    listing = ["ps", "-o", "ppid=", "-p", str(started.pids[1])]
+    attendant = int(subprocess.run(listing, capture_output=True, text=True, check=True).stdout)
+    os.kill(attendant, number)
+    status, lines = end_of(started)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("parallel-dl: rank ")
+    assert lines[0].endswith(f" was killed by {number.name}; ended the other ranks")
+    assert status == 128 + number
+
+
 def test_a_rank_that_handles_its_interrupts_has_them(run):
     wait = "os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(1000)"
     ended = run(f"try:\n    {wait}\nexcept KeyboardInterrupt:\n    print('mine')", ranks=1)

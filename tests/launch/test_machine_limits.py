@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 from conftest import HANG
@@ -133,6 +134,50 @@ def test_a_tmpdir_that_cannot_be_used(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"TMPDIR: .*/none/pdl-\w+ cannot be used: No such file"):
         Folder(backlog=2)
+
+
+@pytest.mark.parametrize(
+    ("free", "files", "little", "ranks", "said"),
+    [
+        (64 << 10, 100, False, 2, "TMPDIR: /t has 64 KiB free, but Open MPI needs 144 KiB there for 2 ranks"),
+        (1 << 20, 100, True, 1, "TMPDIR: /t has 1024 KiB free, but Open MPI needs 32904 KiB there for one rank"),
+        (1 << 20, 23, False, 2, "TMPDIR: /t takes 23 more files, but Open MPI needs 24 there for 2 ranks"),
+    ],
+)
+def test_little_room_for_temporary_files_is_refused(monkeypatch, free, files, little, ranks, said):
+    room = SimpleNamespace(f_bavail=free >> 10, f_frsize=1 << 10, f_files=1000, f_favail=files)
+    monkeypatch.setattr(limits, "place", lambda: "/t")
+    monkeypatch.setattr(limits.os, "statvfs", lambda _: room)
+    monkeypatch.setattr(limits, "little_shared_memory", lambda: {"a": "setting"} if little else {})
+    with pytest.raises(InputError, match=said):
+        limits.require_temporary(ranks)
+
+
+def test_enough_room_for_temporary_files(monkeypatch):
+    room = SimpleNamespace(f_bavail=144, f_frsize=1 << 10, f_files=0, f_favail=0)  # Btrfs counts no files
+    monkeypatch.setattr(limits.os, "statvfs", lambda _: room)
+    monkeypatch.setattr(limits, "little_shared_memory", dict)
+    limits.require_temporary(2)
+
+
+@pytest.mark.parametrize("options", ["size=64k", "size=144k", "size=1m,nr_inodes=8"])
+def test_a_tmpdir_as_it_is(python, environment, tmp_path, can_unshare, options):
+    if not can_unshare:
+        pytest.skip("needs root on Linux to mount a small folder")
+    (tmp_path / "program.py").write_text(MEET.replace("sys.", "__import__('sys')."))
+    environment.setenv("TMPDIR", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    command = (
+        f"mount -t tmpfs -o {options} tmpfs t && {python} -m parallel_dl run program.py; status=$?; ls t; exit $status"
+    )
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
+    )
+    if is_hydra() or options == "size=144k":
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "met\n" * 2, "")
+    else:
+        assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
+        assert ended.stderr.startswith(f"parallel-dl: TMPDIR: {tmp_path}/t ")
 
 
 def test_no_home(run, environment):

@@ -1,5 +1,7 @@
 """Losses of scores that are split by class: values and gradients of the serial ones, and what they refuse."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -155,6 +157,34 @@ def test_a_loss_that_nobody_told_of_is_refused(comm):
     assert whole.loss(sharp) is sharp
     with no_grad():
         assert whole.network(np.ones((2, 5), np.float32)).shape == (2, CLASSES)
+
+
+@pytest.mark.ranks(1, 2, 4)
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("loss", TAKE_SLICES, ids=lambda loss: loss.__name__)
+def test_losses_of_a_training_are_those_of_all_classes(comm, loss, microbatches):
+    """Of summands, and of what every rank has; also in stages, and on 2 replicas of 2 ranks."""
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((23, 5)), targets_for(loss, 23)
+    data = Dataset("random", x, y, x, y, None if loss is nn.mse else CLASSES)
+    sgd = lambda parameters: optim.SGD(parameters, 0.05, momentum=0.9)  # noqa: E731
+
+    def trained(layout, mesh):
+        trainer = Trainer(network().initialize(0, "float64"), sgd, layout, mesh, loss=loss, input_shape=(5,))
+        result = trainer.fit(data, 7, steps=5)
+        trainer.free()
+        mesh.free()
+        return result
+
+    serial = trained(Layout(microbatches=microbatches), Mesh.serial())
+    layouts = {1: [Layout()], 2: [Layout(mp=2, split=SPLITS)], 4: [Layout(2, 2, split=SPLITS)]}[comm.size]
+    if comm.size == 4:
+        layouts.append(Layout(mp=2, pp=2, split=SPLITS))
+    for layout in layouts:
+        layout = dataclasses.replace(layout, microbatches=microbatches)
+        found = trained(layout, Mesh(comm, data=layout.dp, model=layout.mp, pipe=layout.pp))
+        np.testing.assert_allclose(found.losses, serial.losses, rtol=1e-10)
+        assert found.test_loss == pytest.approx(serial.test_loss, rel=1e-10)
 
 
 @pytest.mark.ranks(1, 2, 4)

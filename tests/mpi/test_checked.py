@@ -165,7 +165,9 @@ RECEIVED = {
 @pytest.mark.parametrize("name", RECEIVED)
 def test_a_receive_of_something_else_is_refused(comm, name):
     sent, shape, dtype = RECEIVED[name]
-    said = rf"expected \d+ bytes from rank 0, .* but it sends {sent.nbytes} bytes, {sent.size} .* \(to rank 1 on"
+    said = (
+        rf"expected [\d,]+ bytes? from rank 0, .* but it sends {sent.nbytes:,} bytes, {sent.size:,} .* \(to rank 1 on"
+    )
     for start in (False, True):
         if comm.rank == 0:
             comm.isend(sent, 1, 7).wait() if start else comm.send(sent, 1, 7)

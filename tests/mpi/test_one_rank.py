@@ -57,6 +57,27 @@ def test_after_an_exception_and_within_another(comm):
     comm.barrier()
 
 
+class Holder:
+    comm = None
+
+
+@pytest.mark.ranks(2)
+def test_communicators_of_mpi4py_alone(comm):
+    in_a_closure, Holder.comm = (MPI.COMM_WORLD.Dup() for _ in range(2))
+    globals()["KEPT_DUPLICATE"] = MPI.COMM_WORLD.Dup()
+    ask = lambda: {in_a_closure.size, Holder.comm.size, globals()["KEPT_DUPLICATE"].size}  # noqa: E731
+    assert ask() == {2}
+    with one_rank():
+        assert ask() == {1}
+    assert ask() == {2}
+    assert in_a_closure.allreduce(1) == Holder.comm.allreduce(1) == 2
+    for mpi in (in_a_closure, Holder.comm, globals().pop("KEPT_DUPLICATE")):
+        mpi.Free()
+    Holder.comm = None
+    with one_rank():  # what has been freed is no communicator any more
+        pass
+
+
 @pytest.mark.ranks(2)
 def test_with_a_ledger(comm):
     counted = type(comm)(comm.mpi, name="counted", ledger=Ledger(comm.rank))

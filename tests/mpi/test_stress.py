@@ -80,6 +80,7 @@ def test_the_ledger_counts_the_same(comm):
         if late:
             with ledger.counting(), stress.stressed(counted, 1) as counted:
                 moved(counted.labelled("here"))
+                assert isinstance(counted.labelled("there").mpi, stress.Stressed)
         else:
             with ledger.counting():
                 moved(counted.labelled("here"))

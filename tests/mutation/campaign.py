@@ -1,6 +1,7 @@
 """Which instrument sees which bug: plants the mutants of a seeded sample one at a time, in a copy of the package.
 
     python tests/mutation/campaign.py --seed 1 --count 60 --output found.jsonl    # goes on where it was stopped
+    python tests/mutation/campaign.py --again --output found.jsonl                # with tests that are new since then
     python tests/mutation/campaign.py --list                                      # what there is to plant
     python tests/mutation/campaign.py --table found.jsonl                         # what was found, by kind of bug
 
@@ -42,19 +43,28 @@ FILES = {
     "hybrid": ("exchange", "halves", "one_weird_trick", "parts"),
     "splits": ("default", "moves", "placement", "plan", "rules", "tiles", "ways"),
 }
-# file, or package -> the tests that are asked; those of the equivalence of whole networks are the proof once more
+# file, or package -> the tests that are asked
 TESTS = {
     "mpi": ("mpi/test_communicator.py", "mpi/test_sums_in_tree.py"),
     "mpi/collectives.py": ("mpi/test_adjoints.py", "mpi/test_unequal_tapes.py", "autograd/test_collective.py"),
     "mpi/window.py": ("mpi/test_window.py",),
     "mpi/mesh.py": ("mpi/test_mesh.py",),
-    "data_parallel": ("data_parallel",),
-    "model_parallel": ("model_parallel/test_direct_layers.py", "model_parallel/test_splits_equal_serial.py"),
+    "data_parallel": ("data_parallel", "test_evaluation.py"),
+    "model_parallel": (
+        *("model_parallel/test_direct_layers.py", "model_parallel/test_splits_equal_serial.py"),
+        *("model_parallel/test_splits_bitwise.py", "test_evaluation.py"),
+    ),
     "model_parallel/losses.py": ("model_parallel/test_split_losses.py",),
-    "model_parallel/network.py": ("model_parallel/test_whole_weights.py", "model_parallel/test_refusals.py"),
-    "pipeline_parallel": ("pipeline_parallel",),
-    "hybrid": ("hybrid",),
-    "splits": ("splits", "model_parallel/test_splits_equal_serial.py", "model_parallel/test_how_it_is_computed.py"),
+    "model_parallel/network.py": (
+        *("test_evaluation.py", "model_parallel/test_split_losses.py", "model_parallel/test_whole_weights.py"),
+        *("model_parallel/test_refusals.py", "model_parallel/test_ledger_of_splits.py"),
+    ),
+    "pipeline_parallel": ("test_evaluation.py", "pipeline_parallel"),
+    "hybrid": ("test_evaluation.py", "hybrid"),
+    "splits": (
+        *("splits", "model_parallel/test_splits_equal_serial.py", "model_parallel/test_ledger_of_splits.py"),
+        *("model_parallel/test_how_it_is_computed.py", "reproducible/test_same_bits_in_every_layout.py"),
+    ),
 }
 PROOF_SECONDS, TESTS_SECONDS = 90.0, 600.0  # only to end hangs
 
@@ -70,6 +80,7 @@ class Finding:
     kind: str
     before: str
     after: str
+    number: int = 1
     adjoint: str = "not asked"
     """as `exact` and `values`: equal, different (and where), crash, hang, or not asked after one of these"""
     exact: str = "not asked"
@@ -81,16 +92,16 @@ class Finding:
     seconds: float = 0.0
 
     @property
-    def key(self) -> tuple[str, int, str, str]:
-        """Which mutant it is of."""
-        return self.file, self.line, self.before, self.after
+    def key(self) -> tuple[str, str, str, str, int]:
+        """That of the mutant."""
+        return self.file, self.function, self.before, self.after, self.number
 
     @property
     def seen_by(self) -> list[str]:
         """The instruments that saw it; `crash` and `hang` of a job of the proof speak for themselves."""
-        found = [getattr(self, name).partition(":")[0] for name in INSTRUMENTS]
-        seen = [name for name, said in zip(INSTRUMENTS, found) if said == "different"]
-        seen += [loud for loud in ("crash", "hang") if loud in found]
+        found = {name: getattr(self, name).partition(":")[0] for name in INSTRUMENTS}
+        seen = [name for name, said in found.items() if said == "different" or (name == "stress" and said == "crash")]
+        seen += [loud for loud in ("crash", "hang") if loud in found.values() and "stress" not in seen]
         return seen + (["tests"] if self.tests not in ("passed", "not asked") else [])
 
 
@@ -130,11 +141,13 @@ def _in_turn(queues: list[list[Mutant]]) -> Iterator[Mutant]:
         yield from (queue[turn] for queue in queues if turn < len(queue))
 
 
-def equivalents() -> dict[tuple[str, str, str, str], str]:
+@functools.cache
+def equivalents() -> dict[tuple[str, str, str, str, int], str]:
     """Mutant.key -> the reason why it computes the same."""
     found = {}
     for entry in tomllib.loads((HERE / "equivalent.toml").read_text())["mutant"]:
-        found[entry["file"], entry["function"], entry["before"], entry["after"]] = entry["reason"]
+        for number in entry.get("numbers", [1]):
+            found[entry["file"], entry["function"], entry["before"], entry["after"], number] = entry["reason"]
     return found
 
 
@@ -174,7 +187,7 @@ class Copy:
     ) -> Finding:
         """Plants the mutant, asks the instruments that were not asked `earlier`, and takes it out again."""
         facts = dataclasses.asdict(mutant)
-        fields = ("file", "line", "function", "operator", "kind", "before", "after")
+        fields = ("file", "line", "function", "operator", "kind", "before", "after", "number")
         finding = earlier or Finding(**{name: facts[name] for name in fields})
         start = time.perf_counter()
         file = self.folder / "parallel_dl" / mutant.file
@@ -258,7 +271,7 @@ def _last_error(said: str) -> str:
 
 
 # -- what is said --------------------------------------------------------------------------------------------------
-def read(path: str) -> list[Finding]:
+def read(path: str | Path) -> list[Finding]:
     """The findings of a file that a campaign has written."""
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     found = [Finding(**json.loads(line)) for line in lines]
@@ -272,7 +285,7 @@ def table(findings: list[Finding]) -> str:
     columns += ("only tests", "nobody")
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for finding in findings:
-        same = (finding.file, finding.function, finding.before, finding.after) in known
+        same = finding.key in known
         counts = ["planted"]
         if same and not finding.seen_by:
             counts.append("equivalent")
@@ -290,16 +303,20 @@ def table(findings: list[Finding]) -> str:
 def unseen(findings: list[Finding]) -> list[Finding]:
     """Those that nobody saw and that are not known to be equivalent."""
     known = equivalents()
-    return [f for f in findings if not f.seen_by and (f.file, f.function, f.before, f.after) not in known]
+    return [finding for finding in findings if not finding.seen_by and finding.key not in known]
 
 
-def run(mutants: list[Mutant], output: str | None = None, with_tests: bool = True) -> list[Finding]:
-    """Judges them one after the other; what is in `output` already is not asked again."""
+def run(
+    mutants: Sequence[Mutant], output: str | None = None, with_tests: bool = True, again: bool = False
+) -> list[Finding]:
+    """Judges them one after the other; what is in `output` already is not asked again, unless nobody saw it then."""
     earlier = {finding.key: finding for finding in read(output)} if output else {}
     known, found = equivalents(), []
     with Copy() as copy:
         for number, mutant in enumerate(mutants, start=1):
-            before = earlier.get((mutant.file, mutant.line, mutant.before, mutant.after))
+            before = earlier.get(mutant.key)
+            if again and before is not None and not before.seen_by:
+                before = None
             asked = before is not None and (before.tests != "not asked" or not with_tests or mutant.key in known)
             if before is not None and (asked or before.seen_by):
                 found.append(before)
@@ -319,6 +336,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--part", default="1/1", metavar="K/N", help="every N-th of the sample, from number K on")
     parser.add_argument("--output", help="a file to which findings are added, line by line")
+    parser.add_argument("--again", action="store_true", help="ask again about those of --output that nobody has seen")
     parser.add_argument("--proof", action="store_true", help="do not ask the tests")
     parser.add_argument("--list", action="store_true", help="only say what would be planted")
     parser.add_argument("--table", metavar="FILE", nargs="+", help="only say what was found")
@@ -331,8 +349,11 @@ def main() -> int:
     if arguments.list:
         print(*mutants, sep="\n")
         return 0
+    if arguments.again:
+        known = {finding.key for finding in unseen(read(arguments.output))}
+        mutants = [mutant for mutant in every_mutant() if mutant.key in known]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    found = run(mutants, arguments.output, not arguments.proof)
+    found = run(mutants, arguments.output, not arguments.proof, arguments.again)
     print(table(found))
     left = unseen(found)
     print(*(f"nobody: {f.file}:{f.line} {f.function}: {f.before} -> {f.after}" for f in left), sep="\n")

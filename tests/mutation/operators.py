@@ -8,7 +8,9 @@ ledger): they are no part of what ranks compute together.
 from __future__ import annotations
 
 import ast
+import collections
 import dataclasses
+import re
 from collections.abc import Iterator
 
 REDUCTIONS = {"all_reduce", "reduce", "reduce_scatter", "replicate", "summed", "return_slices", "_sum_in_tree"}
@@ -16,6 +18,18 @@ WAITS = {"Barrier", "barrier", "Sync", "wait", "Wait", "finish"}
 MESSAGES = {"send", "receive", "isend", "ireceive", "shift", "_send", "Send", "Recv", "Isend", "Irecv", "sendrecv"}
 COMMUNICATORS = {"comm", "world", "data", "model", "pipe", "_data", "_exchange", "_own", "mpi"}
 AXES = {"axis", "split_axis", "concat_axis", "whole_axis", "position"}
+ALIKE = (
+    AXES,
+    {"owned", "wanted", "have", "want", "own", "seen", "slices", "pieces"},
+    {"split_sizes", "concat_sizes", "sizes", "rows", "columns", "vertical", "horizontal", "widths", "heights"},
+    {"stage", "microbatch", "first", "last", "start", "stop", "size", "rank", "count", "step", "ranks", "width"},
+    {"rank", "root", "source", "destination", "partner", "owner", "tag", "offset", "shift"},
+    {"rank", "ACTIVATIONS", "GRADIENTS", "TAG_SLICES", "TAG_TREE", "TAG_SHIFT"},
+    {"before", "after", "arrive", "depart", "forward", "backward", "moves"},
+    {"x", "y", "g", "weight", "bias", "total", "local", "received", "array", "gradient", "share", "flat"},
+    {"kernel", "stride", "padding", "dilation", "in_features", "out_features", "in_channels", "out_channels"},
+    {"comm", "model", "pipe", "data", "world"},
+)
 _COMPARED = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -28,7 +42,7 @@ _COMPARED = {
     ast.In: "not in",
     ast.NotIn: "in",
 }
-_DESCRIBES = {"__repr__", "__str__", "__reduce__", "as_dict", "labelled", "nearest"}
+_DESCRIBES = {"__repr__", "__str__", "__reduce__", "as_dict", "labelled", "nearest", "describe"}
 _DESCRIBES |= {"messages", "rows_sent", "of_others", "largest_outbound", "received", "layer_parameters"}  # what is sent
 _EXCHANGED = {"sum": "max", "max": "min", "min": "max"}  # of Python, of NumPy, and by name
 _EXCHANGED_OPERATIONS = {"SUM": "MAX", "MAX": "MIN", "MIN": "MAX", "LOR": "LAND", "LAND": "LOR", "PROD": "SUM"}
@@ -49,11 +63,13 @@ class Mutant:
     start: int
     """where in the file's bytes the change begins"""
     stop: int
+    number: int = 1
+    """which of those of the same text in the same function it is, from 1 on"""
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, str, str, str, int]:
         """What stays the same when lines are added above."""
-        return self.file, self.function, self.before, self.after
+        return self.file, self.function, self.before, self.after, self.number
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.function}: {self.operator}: {self.before} -> {self.after}"
@@ -82,7 +98,12 @@ def mutants_of(source: str, file: str) -> list[Mutant]:
     found = _File(source, file)
     found.walk(ast.parse(source), _Place("", "comm", False, False))
     unique = {(mutant.start, mutant.stop, mutant.after): mutant for mutant in found.mutants}
-    return [mutant for _, mutant in sorted(unique.items())]
+    counts: collections.Counter[tuple] = collections.Counter()
+    numbered = []
+    for _, mutant in sorted(unique.items()):
+        counts[mutant.key] += 1
+        numbered.append(dataclasses.replace(mutant, number=counts[mutant.key]))
+    return numbered
 
 
 class _File:
@@ -106,7 +127,7 @@ class _File:
                 self.walk(below, place)
             return
         if isinstance(node, ast.FunctionDef):
-            if node.name in _DESCRIBES or node.name.lstrip("_").startswith("require"):
+            if node.name in _DESCRIBES or node.name.lstrip("_").startswith(("require", "check_")):
                 return
             inner = place.function != "" and node.name in ("pullback", "backward", "together")
             name = f"{place.function}.{node.name}" if place.function else node.name
@@ -124,6 +145,11 @@ class _File:
             for below in node.body:
                 if isinstance(below, ast.FunctionDef | ast.ClassDef):
                     self.walk(below, place)
+            return
+        if isinstance(node, ast.Call) and _called(node) in ("labelled", "announce", "enter_shared_memory"):
+            self.walk(node.func, place)
+            return
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _refuses(node.value):
             return
         if isinstance(node, ast.Lambda) and [a.arg for a in node.args.args] == ["g"]:
             place = dataclasses.replace(place, in_pullback=True)
@@ -156,6 +182,10 @@ class _File:
 
 def _called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _refuses(node: ast.Call) -> bool:
+    return _called(node).lstrip("_").startswith(("require", "check_", "announce", "enter_shared_memory"))
 
 
 def _text(node: ast.AST) -> str:
@@ -272,9 +302,14 @@ def _arguments(node: ast.AST, place: _Place) -> Iterator[tuple]:
         if isinstance(argument, ast.Constant) and argument.value in ("sum", "or", "max", "min"):
             yield "reduction operation", repr({"sum": "max", "or": "and"}.get(argument.value, "sum")), argument
     for one, other in zip(node.args, node.args[1:]):
-        named = isinstance(one, ast.Name | ast.Attribute) and isinstance(other, ast.Name | ast.Attribute)
-        if named and _text(one) != _text(other):
+        if _are_alike(one, other):
             yield "arguments swapped", f"{_text(other)}, {_text(one)}", _Span(one, other)
+
+
+def _are_alike(one: ast.expr, other: ast.expr) -> bool:
+    """Whether the program would go on if one were given for the other: what is of another type ends with an error."""
+    names = [_text(node).rpartition(".")[2].strip("_") for node in (one, other)]
+    return names[0] != names[1] and any(set(names) <= alike for alike in ALIKE)
 
 
 class _Span(ast.AST):
@@ -310,7 +345,7 @@ def _pullbacks(node: ast.AST, place: _Place) -> Iterator[tuple]:
 
 
 _GATHERS = {"_all", "_rows", "own_state", "gather_state", "state_dict", "load_state_dict", "sha256", "gather", "piece"}
-_PLACES = ("places", "first", "seed", "step")
+_PLACES = re.compile(r"\b(places|seed)\b|\.first\b|\.at\(|\bfirst \+ s\.")
 
 
 def _kind(operator: str, node: ast.AST, place: _Place, before: str) -> str:
@@ -331,7 +366,7 @@ def _kind(operator: str, node: ast.AST, place: _Place, before: str) -> str:
         return "another reduction"
     if place.in_message or called in MESSAGES:
         return "deadlock or wrong partner"
-    if operator in ("sign", "slice end", "factor") and any(word in before for word in _PLACES):
+    if operator in ("sign", "slice end", "factor", "dropped call", "index", "order") and _PLACES.search(before):
         return "seed or place of samples"
     return next((kind for kind, operators in _KINDS.items() if operator in operators), "condition")
 

@@ -39,7 +39,6 @@ def test_operators():
         ("dropped call", "comm.barrier()", "pass", "race: not waited for"),
         ("axis", "axis", "0", "wrong adjoint"),
         ("adjoint", "comm.all_gather(g, axis, sizes)", "-(comm.all_gather(g, axis, sizes))", "wrong adjoint"),
-        ("arguments swapped", "axis, sizes", "sizes, axis", "wrong adjoint"),
     }
     assert expected <= found
     assert not [f for f in found if "axis - 1" in f[1] or "axis < 0" in f[1]], "a refusal"
@@ -63,6 +62,8 @@ def test_operators():
         ("x = count // ranks", "rounding", "(count // (ranks) + 1)"),
         ("f(x, keep=True)", "flag", "False"),
         ("comm.send(x, self.rank - 1)", "sign", "(self.rank + 1)"),
+        ("exchange(x, axis, owned, wanted)", "arguments swapped", "wanted, owned"),
+        ("self.go_back(self.stage, microbatch)", "arguments swapped", "microbatch, self.stage"),
     ],
 )
 def test_each_operator(statement, operator, after):
@@ -72,7 +73,7 @@ def test_each_operator(statement, operator, after):
 
 def test_what_is_found_is_python_and_one_change():
     mutants = campaign.every_mutant()
-    assert len(mutants) > 2000
+    assert len(mutants) > 1500
     assert all(mutant.before != mutant.after for mutant in mutants)
     assert {m.file.partition("/")[0] for m in mutants} == set(campaign.FILES)
     for mutant in mutants[::50]:
@@ -127,6 +128,12 @@ def test_the_table_counts():
     assert campaign.unseen(found) == [found[-1]]
 
 
+def test_the_page_has_the_table_of_what_was_found():
+    findings = campaign.read(campaign.HERE / "findings.jsonl")
+    assert campaign.table(findings) in (campaign.ROOT / "docs" / "verification.md").read_text()
+    assert not campaign.unseen(findings)
+
+
 def mutant_of(file, before, after):
     (found,) = [m for m in campaign.every_mutant() if (m.file, m.before, m.after) == (file, before, after)]
     return found
@@ -148,7 +155,7 @@ def test_a_planted_bug_is_seen_and_nothing_is_left():
 @pytest.mark.soak
 def test_campaign():
     """A seeded sample, of which nobody misses one; MUTANTS=N takes another number, MUTANTS_SEED another sample."""
-    count, seed = int(os.environ.get("MUTANTS", "70")), int(os.environ.get("MUTANTS_SEED", "1"))
+    count, seed = int(os.environ.get("MUTANTS", "30")), int(os.environ.get("MUTANTS_SEED", "1"))
     found = campaign.run(campaign.sample(seed, count))
     print(campaign.table(found))
     assert not campaign.unseen(found)

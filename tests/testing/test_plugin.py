@@ -340,7 +340,7 @@ def test_under_a_users_own_mpirun(run, project, environment, tmp_path):
     source = "@pytest.mark.ranks(1, 2)\ndef test_a(comm): assert comm.size == 2\ndef test_b(): pass"
     result = run(source, "-p", "no:cacheprovider", before=before)
     assert len(re.findall("2 passed, 1 skipped", lines(result))) == 2
-    assert "needs 1 MPI ranks; this pytest itself runs under an mpirun with 2" in lines(result)
+    assert "needs 1 MPI rank; this pytest itself runs under an mpirun with 2" in lines(result)
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.grid), signal.SIGKILL])

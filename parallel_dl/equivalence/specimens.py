@@ -1,0 +1,121 @@
+"""Specimens: small networks for `verify` alone, which together have the layers that the shipped networks lack.
+
+Batch norm, layer norm, GELU, sigmoid, branches that are summed and concatenated, a layer that is used twice, strides,
+dilation, four groups, global pooling. They take images (channels, height, width) of any size from 4 x 4 on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from parallel_dl import nn
+from parallel_dl.errors import unknown_name
+from parallel_dl.networks import NETWORKS, create
+
+
+def residual(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Convolutions with a stride and with dilation, batch norm over images, a residual block, global pooling."""
+    return nn.Sequential(
+        conv1=nn.Conv2d(input_shape[0], 8, 3, stride=2, padding=1, bias=False),
+        norm1=nn.BatchNorm2d(8),
+        act1=nn.GELU(),
+        block=nn.Branches(
+            skip=nn.Identity(),
+            deep=nn.Sequential(
+                conv=nn.Conv2d(8, 8, 3, padding=2, dilation=2), norm=nn.BatchNorm2d(8), act=nn.Sigmoid()
+            ),
+        ),
+        conv2=nn.Conv2d(8, 12, (3, 2), stride=(1, 2), padding=(1, 0)),
+        act2=nn.Tanh(),
+        pool=nn.GlobalAvgPool2d(),
+        flatten=nn.Flatten(),
+        norm2=nn.LayerNorm(12),
+        fc1=nn.Linear(12, 9),
+        act3=nn.GELU(),
+        fc2=nn.Linear(9, classes),
+    )
+
+
+def inception(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Branches that are concatenated, a convolution of four groups, response norm, overlapping pooling, dropout."""
+    channels, height, width = input_shape
+    features = {
+        "conv1": nn.Conv2d(channels, 8, 3, padding=1),
+        "act1": nn.Tanh(),
+        "mixed": nn.Branches(
+            narrow=nn.Conv2d(8, 4, 1),
+            wide=nn.Sequential(conv=nn.Conv2d(8, 6, 3, padding=1), act=nn.GELU()),
+            pooled=nn.Sequential(pool=nn.MaxPool2d(3, 1, 1), conv=nn.Conv2d(8, 6, 1)),
+            join="concatenate",
+        ),
+        "norm": nn.LocalResponseNorm(3, 0.5),
+        "conv2": nn.Conv2d(16, 8, 3, stride=2, padding=1, groups=4),
+        "act2": nn.Sigmoid(),
+        "pool": nn.AvgPool2d(2, 1, 1),
+    }
+    shape: Sequence[int] = (channels, height, width)
+    for layer in features.values():
+        shape = nn.output_shape(layer, shape)
+    return nn.Sequential(
+        **features,
+        flatten=nn.Flatten(),
+        drop=nn.Dropout(0.3),
+        fc1=nn.Linear(math.prod(shape), 12),
+        act3=nn.Tanh(),
+        fc2=nn.Linear(12, classes),
+    )
+
+
+def norms(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Fully connected: batch norm and layer norm, a layer used twice in a residual block, two towers side by side."""
+    again = nn.Linear(12, 12)
+    return nn.Sequential(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(math.prod(input_shape), 12),
+        norm1=nn.BatchNorm1d(12),
+        act1=nn.Sigmoid(),
+        block=nn.Branches(nn.Identity(), nn.Sequential(again, nn.GELU(), nn.Dropout(0.2), again)),
+        norm2=nn.LayerNorm(12),
+        fc2=nn.Linear(12, 10),
+        act2=nn.Tanh(),
+        towers=nn.Branches(nn.Linear(10, 5), nn.Sequential(nn.Linear(10, 4), nn.Tanh()), join="concatenate"),
+        fc3=nn.Linear(9, classes),
+    )
+
+
+def local_norm(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Batch norm over each rank's own share, with running statistics that are averaged."""
+    return nn.Sequential(
+        conv1=nn.Conv2d(input_shape[0], 6, 3, padding=1),
+        norm1=nn.BatchNorm2d(6, statistics="local"),
+        act1=nn.Tanh(),
+        pool=nn.AvgPool2d(2),
+        conv2=nn.Conv2d(6, 5, 3, padding=1),
+        norm2=nn.BatchNorm2d(5, statistics="local"),
+        act2=nn.Sigmoid(),
+        pool2=nn.GlobalAvgPool2d(),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(5, classes),
+    )
+
+
+SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "residual": residual,
+    "inception": inception,
+    "norms": norms,
+    "local_norm": local_norm,
+}
+
+
+def network_named(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
+    """A specimen, or a shipped network; InputError, with the nearest name, for one that there is none of."""
+    if name in SPECIMENS:
+        return SPECIMENS[name](input_shape, classes)
+    return create(name, input_shape, classes)
+
+
+def require_known(name: str) -> None:
+    """Raises InputError for a network that is neither shipped nor a specimen, with the nearest name."""
+    if name not in SPECIMENS and name not in NETWORKS:
+        raise unknown_name("network", name, [*NETWORKS, *SPECIMENS])

@@ -1,0 +1,82 @@
+"""What mpirun and ranks print about a rank's end: read for the launcher's one line, and kept from the user."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# Open MPI's are between two lines of dashes; MPICH's is between two of equals signs, and three lines follow
+_PAGES = re.compile(
+    rb"""^-{60,}\n
+         (?:prterun|mpirun|mpiexec)\ (?:noticed\ that\ process|detected\ that\ one\ or\ more\ processes\ exited)
+         (?:(?!-{60}).*\n)+
+         -{60,}\n
+       | ^\n?={60,}\n
+         =\ +BAD\ TERMINATION\ OF\ ONE\ OF\ YOUR\ APPLICATION\ PROCESSES\n
+         (?:=\ .*\n)+
+         ={60,}\n
+       | ^YOUR\ APPLICATION\ TERMINATED\ WITH\ THE\ EXIT\ STRING:\ .*\n
+         (?:This\ typically\ refers\ to\ a\ problem\ .*\n)?
+         (?:Please\ see\ the\ FAQ\ page\ .*\n)?
+       | ^\[\S+\]\ PMIX\ ERROR:\ PMIX_ERR_UNREACH\ .*\n
+       | ^parallel-dl:\ (?:rank\ \d+\ cannot\ start:|a\ rank\ was\ interrupted\ \(SIGINT\)\ while\ it\ started).*\n
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+_UNFINISHED = re.compile(
+    rb"^\n?(?:-{74}|={83})\n?(?:\Z|((?:prterun|mpirun|mpiexec) (?:noticed that|detected that one)|= +BAD TERM))",
+    re.MULTILINE,
+)
+_KILLED = re.compile(rb"noticed that process rank (\d+) with PID \d+ on node \S+ exited on\s+signal (\d+)")
+_EXITED = re.compile(rb"Process name: +\[\S+@\d+,(\d+)\]\s+Exit code: +(\d+)")
+_NOT_STARTED = re.compile(
+    rb"^parallel-dl: (rank \d+ cannot start: .*|a rank was interrupted \(SIGINT\) while it started)$", re.MULTILINE
+)
+
+
+class Said(NamedTuple):
+    """The rank that mpirun says was the first to end, and how."""
+
+    rank: int
+    signal: int = 0
+    code: int = 0
+
+
+class Filter:
+    """Takes the pages out of what is printed, which comes in pieces."""
+
+    def __init__(self) -> None:
+        self._held = b""  # what may become a page
+
+    def passed(self, data: bytes) -> bytes:
+        """What can be shown now, of this piece and of what was held."""
+        data = _PAGES.sub(b"", self._held + data)
+        unfinished = _UNFINISHED.search(data)
+        start = unfinished.start() if unfinished else len(data)
+        self._held = data[start:]
+        return data[:start]
+
+    def rest(self) -> bytes:
+        """What was held and has not become a page, after the last piece."""
+        unfinished = _UNFINISHED.match(self._held)
+        return b"" if unfinished and unfinished[1] else self._held
+
+
+def end_in(data: bytes) -> Said | None:
+    """What a page says, if there is one."""
+    if found := _KILLED.search(data):
+        return Said(int(found[1]), signal=int(found[2]))
+    if found := _EXITED.search(data):
+        return Said(int(found[1]), code=int(found[2]))
+    return None
+
+
+def not_started(rank: int, why: str) -> bytes:
+    """The line by which a rank that cannot reach the launcher tells it so, through mpirun."""
+    return f"parallel-dl: rank {rank} cannot start: {why}\n".encode()
+
+
+def not_started_in(data: bytes) -> str | None:
+    """What a rank said that has ended before it could reach the launcher."""
+    found = _NOT_STARTED.search(data)
+    return found[1].decode(errors="replace") if found else None

@@ -1,0 +1,294 @@
+"""What `verify` covers beyond one update with the whole batch and plain layouts: each is right, and seen when wrong."""
+
+import dataclasses
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from parallel_dl import nn, optim
+from parallel_dl.autograd import ops, primitive
+from parallel_dl.data_parallel import gradients
+from parallel_dl.data_parallel.buckets import Bucket
+from parallel_dl.equivalence import synthetic_experiment, verify
+from parallel_dl.equivalence.kept import Kept, key_of
+from parallel_dl.equivalence.layouts import covering_set, layouts_of
+from parallel_dl.equivalence.movements import wrong_movement
+from parallel_dl.equivalence.mutants import replaced
+from parallel_dl.equivalence.replayed import places_of_parts, program_of
+from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_known
+from parallel_dl.errors import InputError
+from parallel_dl.hybrid import one_weird_trick
+from parallel_dl.layout import Layout
+from parallel_dl.model_parallel import ModelParallel
+from parallel_dl.mpi import Communicator, collectives
+from parallel_dl.mpi.checked import CheckedCommunicator
+from parallel_dl.nn import BatchNorm2d
+from parallel_dl.pipeline_parallel import PipelineParallel
+from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.trainer import Trainer
+
+SHAPE = (2, 6, 5)
+STASHING = Layout(pp=2, microbatches=3, schedule="pipedream", stages=["fc2"])
+VARIABLE = Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True)
+REPLICAS = Layout(dp=2, microbatches=2)
+PIPE = Layout(pp=2, microbatches=2)
+COLUMNS = Layout(mp=2, split={"features": "columns", "classifier": "output"})
+
+
+def experiment(name, batch_size=8, make=None):
+    return synthetic_experiment(lambda: network_named(name, SHAPE, 4), SHAPE, 4, batch_size, 2, make_optimizer=make)
+
+
+def cells(comm, *tasks, make=None):
+    """(equal, quantity that is worst) of each (specimen, layout), on every rank."""
+    found = verify(comm, {name: experiment(name, make=make) for name, _ in tasks}, tasks)
+    return comm.broadcast_object([cell and (cell.equal, cell.worst["quantity"]) for cell in found])
+
+
+@pytest.mark.ranks(2)
+def test_specimens(comm):
+    """One of each kind; the second is in checked mode. `verify --all` has hundreds."""
+    tasks = [("residual", COLUMNS), ("inception", VARIABLE), ("norms", STASHING), ("local_norm", REPLICAS)]
+    assert [equal for equal, _ in cells(comm, *tasks)] == [True] * 4
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 1e-2), lambda p: optim.SGD(p, 0.1, momentum=0.9)])
+def test_programs_of_their_own_with_other_optimizers(comm, make):
+    tasks = [("inception", STASHING), ("inception", VARIABLE), ("local_norm", REPLICAS)]
+    assert [equal for equal, _ in cells(comm, *tasks, make=make)] == [True] * 3
+
+
+def wrongly(owner, name, change):
+    """Plants a function in place of owner.name; `change` gets the right one, and returns the wrong one."""
+
+    def plant(stack):
+        replaced(stack, owner, name, change)
+
+    return plant
+
+
+def newest_weights(before):
+    """Backward passes meet the weights as they are, not those of their forward pass."""
+    return lambda runner, version: before(runner, runner.version)
+
+
+def no_average(before):
+    return lambda layers, comm: None
+
+
+def sum_for_mean(before):
+    def wrong(layers, comm):
+        before(layers, comm)
+        for layer in layers:
+            layer.running_mean *= comm.size
+
+    return wrong
+
+
+def next_scheme(before):
+    return lambda scheme, shares: before("b", shares)
+
+
+def not_sent(before):
+    """A bucket is taken for complete when it has left."""
+
+    def start(bucket, comm):
+        before(bucket, comm)
+        bucket.pending.wait()
+        bucket._total[...] = bucket._local
+
+    return start
+
+
+def first_half(before):
+    """Of what is loaded a rank takes another's piece: here, all weights in the reverse order."""
+    return lambda network, state: before(network, {name: np.ascontiguousarray(a[::-1]) for name, a in state.items()})
+
+
+def of_training(before):
+    """Dropout and batch norm as in training."""
+
+    def wrong(trainer, x):
+        trainer.network.train(trainer.mesh.world.size > 1)
+        return before(trainer, x)
+
+    return wrong
+
+
+def accuracy_of_a_share(before):
+    def wrong(trainer, tallies, samples):
+        found = before(trainer, tallies, samples)
+        return dataclasses.replace(found, accuracy=found.accuracy / trainer.mesh.world.size)
+
+    return wrong
+
+
+def constant(before):
+    return lambda *arguments: "0" * 64
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("name", "layout", "plant"),
+    [
+        ("norms", STASHING, wrongly(StageRunner, "_weights_of", newest_weights)),
+        ("inception", VARIABLE, wrongly(one_weird_trick, "parts_of", next_scheme)),
+        ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", no_average)),
+        ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", sum_for_mean)),
+        ("norms", REPLICAS, wrongly(Bucket, "start", not_sent)),
+        ("inception", COLUMNS, wrongly(ModelParallel, "load_state_dict", first_half)),
+        ("inception", PIPE, wrongly(PipelineParallel, "load_state_dict", first_half)),
+        ("inception", REPLICAS, wrongly(Trainer, "_scores", of_training)),
+        ("inception", PIPE, wrongly(Trainer, "_evaluation", accuracy_of_a_share)),
+        ("inception", COLUMNS, wrongly(ModelParallel, "sha256", constant)),
+    ],
+)
+def test_what_is_wrong_is_seen(comm, name, layout, plant):
+    with ExitStack() as stack:
+        plant(stack)
+        ((equal, _),) = cells(comm, (name, layout))
+    assert not equal
+
+
+@pytest.mark.ranks(2)
+def test_every_third_layout_is_checked_and_counted(comm):
+    seen = []
+
+    def note(before):
+        def enter(trainer, *arguments, **named):
+            before(trainer, *arguments, **named)
+            if trainer.mesh.world.size > 1:
+                seen.append(
+                    (isinstance(trainer.mesh.world, CheckedCommunicator), trainer.mesh.world.ledger is not None)
+                )
+
+        return enter
+
+    with ExitStack() as stack:
+        replaced(stack, Trainer, "__init__", note)
+        cells(Communicator(comm.mpi, checked=False), ("norms", PIPE), ("norms", PIPE))
+    assert seen == [(False, False), (True, True)]
+
+
+# -- the movements themselves --------------------------------------------------------------------------------------
+@pytest.mark.ranks(2, 4)
+def test_movements(comm):
+    assert wrong_movement(comm) is None
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        (
+            "shift",
+            lambda before: lambda x, comm, offset, cyclic: before(x, comm, offset + 1, cyclic),
+            "shift by 1: gives",
+        ),
+        ("scatter", lambda before: lambda x, comm, *rest: ops.multiply(before(x, comm, *rest), 2.0), "scatter: gives"),
+        ("broadcast", lambda before: lambda x, comm, root: one_way(x, comm=comm, root=root), "broadcast: "),
+    ],
+)
+def test_a_wrong_movement_is_named(comm, name, wrong, said):
+    with ExitStack() as stack:
+        replaced(stack, collectives, name, wrong)
+        assert wrong_movement(comm).startswith(said)
+
+
+@primitive(collective=True)
+def one_way(x, *, comm, root):
+    """A broadcast whose backward forgets the other ranks."""
+    return comm.broadcast(x, root), (lambda g: g,)
+
+
+# -- serial runs that are kept -------------------------------------------------------------------------------------
+def test_layouts_with_one_serial_run_share_it(tmp_path):
+    inception, local = (network_named(name, SHAPE, 4) for name in ("inception", "local_norm"))
+    stages = [dataclasses.replace(STASHING, stages=None, dp=dp) for dp in (1, 2)]
+    assert len({key_of("inception", inception, layout) for layout in stages}) == 1
+    assert (
+        len({key_of("inception", inception, layout) for layout in (PIPE, REPLICAS, Layout(mp=4, microbatches=2))}) == 1
+    )
+    assert len({key_of("local_norm", local, layout) for layout in (PIPE, REPLICAS, Layout(dp=3, microbatches=2))}) == 3
+    made = []
+    for _ in range(2):  # two jobs
+        kept = Kept(tmp_path)
+        for _ in range(2):
+            assert kept.get(("inception", None, 2), lambda: made.append(1) or "a serial run") == "a serial run"
+    assert made == [1]
+    Kept().get(("inception", None, 2), lambda: made.append(1))
+    assert made == [1, 1]
+
+
+# -- which layouts -------------------------------------------------------------------------------------------------
+def networks():
+    return {name: (network_named(name, (2, 9, 8), 10), (2, 9, 8)) for name in ("mlp_deep", "vgg_small", *SPECIMENS)}
+
+
+def test_the_covering_set():
+    """Every specimen, prime numbers of ranks, tiles in rows and columns, splits beside replicas and beside stages."""
+    found = {ranks: covering_set(ranks, networks()) for ranks in range(1, 9)}
+    for tasks in found.values():
+        assert len(tasks) == len({(name, str(layout)) for name, layout in tasks})
+    assert {name for name, _ in found[4]} == {*SPECIMENS, "mlp_deep", "vgg_small"}
+    assert {name for ranks in (5, 7) for name, _ in found[ranks]} == {"mlp_deep", "inception"}
+    four = [layout for _, layout in found[4]]
+    assert [layout.mp for layout in four].count(2) > 20
+    assert any(layout.mp == 4 and layout.split == {"features": "rows-columns"} for layout in four)
+    assert any(layout.split and layout.dp == 2 for layout in four)
+    assert any(layout.split and layout.pp == 2 for layout in four)
+    assert {layout.schedule for layout in four} > {"pipedream", "zb-h1"}
+    assert any(layout.variable_batch for layout in four)
+    assert any(layout.reproducible and layout.mp == layout.pp == 2 for layout in four)
+
+
+def test_layouts_that_cannot_be_are_left_out():
+    network = network_named("local_norm", SHAPE, 4)
+    assert not any(layout.variable_batch for layout in layouts_of(2, network, SHAPE)), "batch norm"
+    assert not any(layout.reproducible for layout in layouts_of(4, network, SHAPE, reproducible=True)), "batch norm"
+    assert not any(layout.dp > 1 and layout.schedule == "pipedream" for layout in layouts_of(4, network, SHAPE))
+    assert any(
+        layout.dp > 1 and layout.schedule == "pipedream"
+        for layout in layouts_of(4, network_named("inception", SHAPE, 4), SHAPE)
+    )
+
+
+# -- the serial programs -------------------------------------------------------------------------------------------
+def test_parts_of_a_variable_batch():
+    assert places_of_parts("b", 2, 5) == [[0, 1, 2], [3, 4]]
+    assert places_of_parts("c", 2, 5) == [[0, 1, 3], [2, 4]]
+    assert places_of_parts("c", 3, 2) == [[0, 1], [], []]
+
+
+@pytest.mark.parametrize(
+    ("layout", "program"),
+    [
+        (Layout(dp=2), "local batch norm"),
+        (Layout(mp=2), None),
+        (Layout(pp=2, schedule="zb-h1"), None),
+        (STASHING, "weight stashing"),
+    ],
+)
+def test_which_program(layout, program):
+    assert program_of(network_named("local_norm", SHAPE, 4), layout) == program
+
+
+@pytest.mark.parametrize(
+    ("network", "layout", "words"),
+    [
+        ("local_norm", Layout(dp=2, pp=2, schedule="pipedream"), "--schedule pipedream: is not compared with local"),
+        ("residual", VARIABLE, "--variable-batch: is not compared for networks with batch norm"),
+        (None, Layout(dp=2), "batch norm with local and with global statistics"),
+    ],
+)
+def test_without_a_program(network, layout, words):
+    mixed = nn.Sequential(BatchNorm2d(2), BatchNorm2d(2, statistics="local"))
+    with pytest.raises(InputError, match=words):
+        program_of(mixed if network is None else network_named(network, SHAPE, 4), layout)
+
+
+def test_an_unknown_network():
+    with pytest.raises(InputError, match="did you mean 'residual'"):
+        require_known("residul")
