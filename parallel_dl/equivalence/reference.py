@@ -2,8 +2,8 @@
 
 It runs as if there were no other rank, with as many microbatches as the layout: so a network that treats each sample by
 itself, and batch norm, whose statistics are those of a microbatch, compute the same. But a loss that divides by the
-size of its microbatch does so on both sides. So the run is compared with two more serial ones: where the batch is cut,
-with that of the samples one by one; where it is cut into microbatches (without batch norm), with that of one.
+size of its microbatch does so on both sides. With microbatches the run is therefore compared with two more serial ones:
+of one microbatch (without batch norm), and of the samples one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 
 from parallel_dl.equivalence.batches import wrong_batches
 from parallel_dl.equivalence.compare import (
-    BOUNDS,
     Comparison,
     Difference,
     compare,
@@ -51,7 +50,7 @@ def reference_of(
 ) -> Reference:
     """Runs the experiment serially; `one_microbatch` is the run of one microbatch, if there is one already.
 
-    `bound` is that of `compare`; in float32 it is at least ten times the noise floor unless it is given.
+    `bound` is that of `compare`.
     """
     noise, mixed, how = None, None, "with its samples one by one"
     with one_rank():
@@ -61,7 +60,6 @@ def reference_of(
             evaluate = run.outcome is not None and run.outcome.note is None
             by_samples = replay(experiment, microbatches, evaluate=evaluate)
             noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
-            bound = reference_bound(experiment, noise, mixed) if bound is None else bound
         if microbatches > 1 and not has_batch_norm:
             one = one_microbatch or record(experiment, Layout())
             if not compare(one, run, bound, exact).equal:
@@ -71,15 +69,10 @@ def reference_of(
     return Reference(run, noise, bound, mixed, how)
 
 
-def reference_bound(experiment: Experiment, noise: float, mixed: Difference | None) -> float | None:
-    """That of `compare`: in float32 at least ten times the noise floor, else None, the usual one."""
-    return max(BOUNDS["float32"], 10 * noise) if experiment.dtype == "float32" and mixed is None else None
-
-
 def held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
-    """The comparison; and the batches, and where the layout cuts them the serial run itself, looked at."""
+    """The comparison; and the batches, and with microbatches the serial run itself, looked at."""
     comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
@@ -87,7 +80,7 @@ def held_against(
     if wrong is not None:
         return _different(comparison, Difference(f"batches: {wrong}", 0, np.inf), f"batches: {wrong}")
     worst = reference.mixed
-    if worst is None or layout.dp == layout.microbatches == 1:  # the batch is whole
+    if layout.microbatches == 1 or worst is None:  # replicas alone have cut the batch in the comparison itself
         return comparison
     words = (
         f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one "
