@@ -102,8 +102,12 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
             told = cell["divergence"]["text"] if cell["divergence"] else f"worst is {cell['worst']['quantity']}"
             line = f"{cell['network']}, {layout_text(cell['layout'])}: DIFFERENT; {told}"
             screen.print(line, soft_wrap=True, markup=False)
-    bound = cells[0]["worst"]["bound"]
-    against = "bit by bit" if not bound else f"within {bound:.0e} of the magnitudes that were added"
+    for network, note in dict.fromkeys((cell["network"], cell["note"]) for cell in cells if cell["note"]):
+        screen.print(f"{network}: {note}", soft_wrap=True, markup=False)
+    bounds = [cell["worst"]["bound"] for cell in cells]
+    against = "bit by bit" if not bounds[0] else f"within {min(bounds):.0e} of the magnitudes that were added"
+    if max(bounds) > min(bounds):
+        against += ", or within ten times the noise of rounding"
     count = sum(cell["equal"] for cell in cells)
     screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
 

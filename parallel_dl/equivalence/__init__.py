@@ -3,7 +3,9 @@
 To read in this order:
 
     record.py       a run, step by step: losses, gradients, optimizer state, weights
+    passing.py      what passes through a place in a network, watched or moved
     samples.py      the summands of a gradient, sample by sample
+    rounding.py     how far rounding alone moves a run
     magnitudes.py   what errors of rounding are judged against
     own_rules.py    the same under an update rule of the user's own
     outcome.py      what is left after the last update: evaluation mode, counts, weights to load

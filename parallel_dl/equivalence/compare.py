@@ -72,9 +72,11 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
         message = (
             "the serial run is another one each time: it draws from a generator, or reads a state, that is not its own"
         )
-        return _different(Difference("the serial run, which is another each time,", 0, np.inf), limits.bound, message)
+        worst = Difference("the serial run, which is another each time,", 0, np.inf)
+        return Comparison(False, worst, limits.bound, message, note=message)
     if limits.void_from == 0:
-        return _different(Difference("the serial run", 0, np.inf), limits.bound, limits.said())
+        worst, message = Difference("the serial run, which rounding alone makes another,", 0, np.inf), limits.said()
+        return Comparison(False, worst, limits.bound, message, limits.void_from, message)
     worst, held, excess = Difference("nothing", 0, 0.0), limits.bound, 0.0
     for quantity, step, error, limit in _judged(serial, parallel, limits):
         over = error / limit if limit else (np.inf if error else 0.0)
@@ -116,9 +118,11 @@ def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
     What rounding explains does not count; a tenth of the usual bound does, in float64.
     """
     dtype = _dtype(serial)
-    # where one value is void, so are sums over samples of all: totals of batch norm were recorded with other bits
-    noise = [dict.fromkeys(errors, max(errors.values())) for errors in serial.noise or ()]
-    alike = dataclasses.replace(serial, noise=noise)
+    alike = serial
+    if any(name.endswith("running_var") for name in serial.weights[0]):
+        # totals of batch norm were recorded with other last bits: where these matter to one tensor, they do to all
+        noise = [dict.fromkeys(errors, max(errors.values())) for errors in serial.noise or ()]
+        alike = dataclasses.replace(serial, noise=noise)
     limits = _Limits(alike, BOUNDS[dtype] / (10 if dtype == "float64" else 1), exact=False)
     found = [
         (error / limit, Difference(quantity, step, error))

@@ -14,7 +14,6 @@ import numpy as np
 
 from parallel_dl.equivalence.batches import wrong_batches
 from parallel_dl.equivalence.compare import (
-    BOUNDS,
     Comparison,
     Difference,
     compare,
@@ -51,7 +50,7 @@ def reference_of(
 ) -> Reference:
     """Runs the experiment serially; `one_microbatch` is the run of one microbatch, if there is one already.
 
-    `bound` is that of `compare`; in float32 it is at least ten times the noise floor unless it is given.
+    `bound` is that of `compare`.
     """
     noise, mixed, how = None, None, "with its samples one by one"
     with one_rank():
@@ -61,8 +60,6 @@ def reference_of(
             evaluate = run.outcome is not None and run.outcome.note is None
             by_samples = replay(experiment, microbatches, evaluate=evaluate)
             noise, mixed = compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples)
-            if bound is None and mixed is None and experiment.dtype == "float32":
-                bound = max(BOUNDS["float32"], 10 * noise)
         if microbatches > 1 and not has_batch_norm:
             one = one_microbatch or record(experiment, Layout())
             if not compare(one, run, bound, exact).equal:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.outcome import outcome_of
 from parallel_dl.equivalence.record import Arrays, Experiment, Run, batches, start, update
-from parallel_dl.equivalence.samples import each_sample
+from parallel_dl.equivalence.samples import copied, each_sample
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
+from parallel_dl.nn import Module
 
 
 def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0, evaluate: bool = True) -> Run:
@@ -38,9 +40,19 @@ def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0, evaluat
             parameter.grad = sums.get(name)
         run.gradients.append({name: np.array(gradient) for name, gradient in sums.items()})
         update(trainer, run)
+    evaluate = evaluate and _is_the_same_twice(trainer.network, experiment.x[:1])
     run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate, batch_size=1)
     trainer.free()
     return run
+
+
+def _is_the_same_twice(network: Module, x: np.ndarray) -> bool:
+    """Whether a second call in evaluation mode gives the same: else one call is not as many as there are samples."""
+    network, _ = copied(network, None)
+    network.eval()
+    with no_grad():
+        first, second = (np.array(y.data if isinstance(y, Tensor) else y) for y in (network(x), network(x)))
+    return np.array_equal(first, second, equal_nan=True)
 
 
 def noise_floor(experiment: Experiment, serial: Run, microbatches: int = 1) -> float:

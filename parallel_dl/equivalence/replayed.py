@@ -86,7 +86,7 @@ def reference_of_program(experiment: Experiment, layout: Layout) -> Reference:
         run = replayed(experiment, layout)
         run.noise = noise_of(run, [replayed(experiment, layout, moved=seed) for seed in range(MOVED_RUNS)])
         by_samples = replayed(experiment, layout, seed=0)
-    return Reference(run, compare(run, by_samples).worst.error, samples_are_mixed(run, by_samples))
+    return Reference(run, compare(run, by_samples).worst.error, None, samples_are_mixed(run, by_samples))
 
 
 def record_updates(

@@ -82,7 +82,7 @@ def test_real_data_and_one_rank():
     flags = ("--schedule", "gpipe", "--microbatches", 3, "--optimizer", "adam", "--dtype", "float32")
     (cell,) = verify("mlp_deep", "--dataset", "digits", *flags)["cells"]
     assert (cell["ranks"], cell["worst"]["error"]) == (1, 0)
-    assert cell["worst"]["bound"] == max(1e-5, 10 * cell["noise"]), "in float32 it is above the noise"
+    assert cell["worst"]["bound"] == 1e-5
 
 
 @pytest.mark.grid
@@ -99,6 +99,17 @@ def test_under_stress():
     assert found["stress"] == 4
     assert found["mutants"][0]["caught"]
     assert "before it was complete" in found["mutants"][0]["diagnosis"]
+
+
+def test_the_bugs_of_all_are_planted_under_stress_too(monkeypatch):
+    from parallel_dl.cli import verify as command
+
+    given = []
+    monkeypatch.setattr(command, "_start", lambda job, ranks, arguments: given.append([*arguments]) or {"cells": []})
+    flags = ["--stress", "--seed", "3", "--time-limit", "7"]
+    assert main(["verify", "--all", *flags]) == 0
+    assert given[-1] == ["verify", "--mutants", "--time-limit", "7.0", "--stress", "--seed", "3"]
+    assert all(arguments == ["verify", "--all", *flags] for arguments in given[:-1])
 
 
 HANGS = """
