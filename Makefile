@@ -17,7 +17,7 @@ test: $(STAMP)
 
 # the whole grids, of which `make test` takes a sample
 grid: $(STAMP)
-	@echo "The whole grids: about 20 minutes on 2 idle cores."
+	@echo "The whole grids: up to 30 minutes on 2 idle cores."
 	@$(BIN)/python -m pytest -q -m grid
 
 # long campaigns: arrays of more than 2^31 bytes, thousands of damaged files and of random flags, a sample of mutants
