@@ -70,7 +70,7 @@ def _overlapped(stack: ExitStack) -> None:
     """No bug: gradients are exchanged in small buckets during backward."""
 
     def make(before: Any) -> Any:
-        def overlapped(reduction: GradientAllReduce, parameters: Any, comm: Communicator, *_: Any) -> None:
+        def overlapped(reduction: GradientAllReduce, parameters: Any, comm: Communicator, *_: Any, **__: Any) -> None:
             before(reduction, parameters, comm, "mpi", True, 256)
 
         return overlapped
