@@ -54,6 +54,7 @@ def one_rank() -> Iterator[None]:
 
 def _communicators() -> tuple[list[Communicator], list[MPI.Intracomm]]:
     """Those of several ranks: of the package, and what mpi4py has of them and beside them."""
+    gc.collect()  # what nobody has any more may hold the handle of a communicator that is freed: asking it crashes
     found: list[Communicator] = []
     raw: list[Any] = [MPI.COMM_WORLD]
     for one in gc.get_objects():
