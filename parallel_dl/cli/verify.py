@@ -365,7 +365,8 @@ def verify(
         for number in job.ranks:
             found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
-        found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants"]))
+        flags = ["--time-limit", str(time_limit), *(["--stress", "--seed", str(seed)] if stress else [])]
+        found.append(_start(dataclasses.replace(job, mutants=True), 2, ["verify", "--mutants", *flags]))
     return report(found, as_json, seed if stress else None, dtype)
 
 

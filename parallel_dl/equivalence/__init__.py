@@ -22,6 +22,7 @@ To read in this order:
     layouts.py      every layout of so many ranks; for many networks a covering set
     kept.py         serial runs, each made once
     movements.py    the differentiable movements: by their definition, and the adjoint test
+    counted.py      do ranks send what the plan of the splits says?
     verify.py       all of it, on the ranks of one job
     mutants.py      known bugs, planted one at a time
     assertions.py   the same for a test of your own network

@@ -94,8 +94,7 @@ def assert_equivalent(
         comparison = held_against(reference, experiment, layout, parallel, exact)
         comparison = comparison if race is None else told(comparison, race)
         said = "" if comparison.equal else comparison.message
-        differs = bool(said) and race is None
-        differs = differs and not compare(reference.run, parallel, reference.bound, exact).equal
+        differs = bool(said) and race is None and not compare(reference.run, parallel, reference.bound, exact).equal
     said, differs = comm.broadcast_object((said, differs))
     found = None
     if differs:

@@ -1,4 +1,7 @@
-"""The differentiable movements themselves: what each gives, by its definition on whole arrays, and the adjoint test."""
+"""The differentiable movements themselves: what each gives, by its definition on whole arrays, and the adjoint test.
+
+And the two layers that a program may divide by hand, held against the serial ones.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from parallel_dl import partition
+from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.adjoint import assert_adjoint
+from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear
 from parallel_dl.mpi import Communicator, collectives
 
 Arrays = list[np.ndarray]
@@ -116,7 +120,30 @@ def wrong_movement(comm: Communicator) -> str | None:
             assert_adjoint(one.run, shape, comm, one.x, one.y, comm.size - 1)
         except AssertionError as error:  # on every rank
             return f"{one.name}: {str(error).splitlines()[0]}"
-    return None
+    return wrong_pair(comm)
+
+
+def wrong_pair(comm: Communicator) -> str | None:
+    """The same of fully connected layers, one after the other, that are made for the ranks of `comm`."""
+    random = np.random.default_rng(11)
+    x, g = random.standard_normal((4, LENGTH)), random.standard_normal((4, 3))
+    serial = nn.Sequential(fc1=nn.Linear(LENGTH, 5), fc2=nn.Linear(5, 3)).initialize(0, "float64")
+    leaf = Tensor(x, requires_grad=True)
+    expected = serial(leaf)
+    expected.backward(g)
+    said = None
+    for between in ("split", "whole"):
+        first = ColumnParallelLinear(LENGTH, 5, comm, output=between)
+        second = RowParallelLinear(5, 3, comm, input=between)
+        own = Tensor(x, requires_grad=True)
+        found = nn.Sequential(fc1=first, fc2=second).initialize(0, "float64")(own)
+        found.backward(g)
+        assert own.grad is not None
+        if not _near(found.data, expected.data):
+            said = said or f"RowParallelLinear, of {between} input: gives another array than Linear on rank {comm.rank}"
+        if not _near(own.grad, np.asarray(leaf.grad)):
+            said = said or f"ColumnParallelLinear, with {between} output: gives back another gradient than Linear"
+    return next((of_rank for of_rank in comm.all_gather_object(said) if of_rank is not None), None)
 
 
 def _near(ours: np.ndarray, theirs: np.ndarray) -> bool:

@@ -109,7 +109,7 @@ SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
 
 
 def network_named(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
-    """A specimen, or a shipped network; InputError, with the nearest name, for one that there is none of."""
+    """A specimen, or a shipped network; InputError, with the nearest name, for an unknown one."""
     if name in SPECIMENS:
         return SPECIMENS[name](input_shape, classes)
     return create(name, input_shape, classes)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, optim
-from parallel_dl.equivalence.compare import Comparison
+from parallel_dl.equivalence.compare import Comparison, Difference
+from parallel_dl.equivalence.counted import wrong_count
 from parallel_dl.equivalence.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.kept import Kept, key_of
 from parallel_dl.equivalence.movements import wrong_movement
@@ -159,6 +160,9 @@ def verify_one(
     if not equal and race is None and program_of(experiment.build(), layout) is None:
         serial = None if reference is None else reference.run
         found = first_divergence(experiment, layout, mesh, serial, parallel, exact, allreduce=allreduce)
+    elif equal and (wrong := wrong_count(experiment, layout, mesh)) is not None:
+        equal, worst_of_all = False, Difference(wrong, 0, np.inf)
+        comparisons = [dataclasses.replace(one, worst=worst_of_all, equal=False) for one in comparisons]
     if reference is None:
         return None
     comparison = max(comparisons, key=lambda one: (not one.equal, one.worst.error))

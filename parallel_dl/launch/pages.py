@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+_NAMES = (b"prterun", b"mpirun", b"mpiexec")
 # Open MPI's are between two lines of dashes; MPICH's is between two of equals signs, and three lines follow
 _PAGES = re.compile(
     rb"""^-{60,}\n
@@ -23,10 +24,11 @@ _PAGES = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
-_UNFINISHED = re.compile(
-    rb"^\n?(?:-{74}|={83})\n?(?:\Z|((?:prterun|mpirun|mpiexec) (?:noticed that|detected that one)|= +BAD TERM))",
-    re.MULTILINE,
-)
+_BEGINNINGS = [
+    *(b"-" * 74 + b"\n%s %s" % (name, says) for name in _NAMES for says in (b"noticed that", b"detected that one")),
+    b"=" * 83 + b"\n=   BAD TERMINATION",
+]
+_RULE = re.compile(rb"^\n?(-{20}|={20})", re.MULTILINE)
 _KILLED = re.compile(rb"noticed that process rank (\d+) with PID \d+ on node \S+ exited on\s+signal (\d+)")
 _EXITED = re.compile(rb"Process name: +\[\S+@\d+,(\d+)\]\s+Exit code: +(\d+)")
 _NOT_STARTED = re.compile(
@@ -42,6 +44,11 @@ class Said(NamedTuple):
     code: int = 0
 
 
+def _may_be_a_page(text: bytes) -> bool:
+    text = text.lstrip()
+    return any(text.startswith(beginning) or beginning.startswith(text) for beginning in _BEGINNINGS)
+
+
 class Filter:
     """Takes the pages out of what is printed, which comes in pieces."""
 
@@ -51,15 +58,14 @@ class Filter:
     def passed(self, data: bytes) -> bytes:
         """What can be shown now, of this piece and of what was held."""
         data = _PAGES.sub(b"", self._held + data)
-        unfinished = _UNFINISHED.search(data)
-        start = unfinished.start() if unfinished else len(data)
+        rules = [rule.start() for rule in _RULE.finditer(data)]
+        start = next((place for place in rules if _may_be_a_page(data[place:])), len(data))
         self._held = data[start:]
         return data[:start]
 
     def rest(self) -> bytes:
         """What was held and has not become a page, after the last piece."""
-        unfinished = _UNFINISHED.match(self._held)
-        return b"" if unfinished and unfinished[1] else self._held
+        return b"" if self._held.lstrip().startswith(tuple(_BEGINNINGS)) else self._held
 
 
 def end_in(data: bytes) -> Said | None:

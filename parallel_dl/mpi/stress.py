@@ -194,12 +194,13 @@ def stressed(comm: Any, seed: int) -> Iterator[Any]:
     global _active
     before = _active
     _active = _Stress(seed, collects=True)
+    late = object.__new__(type(comm))
+    late.__dict__.update(comm.__dict__, mpi=under_stress(comm.mpi, comm.name), _shared=type(comm._shared)())
     try:
-        late = object.__new__(type(comm))
-        late.__dict__.update(comm.__dict__, mpi=under_stress(comm.mpi, comm.name), _shared=type(comm._shared)())
         yield late
         _give_back_windows()
     finally:
+        late.mpi = comm.mpi  # who still has it is to know when that is freed
         _abandoned.extend(_active.under_way)
         _active = before
 

@@ -101,6 +101,17 @@ def test_under_stress():
     assert "before it was complete" in found["mutants"][0]["diagnosis"]
 
 
+def test_the_bugs_of_all_are_planted_under_stress_too(monkeypatch):
+    from parallel_dl.cli import verify as command
+
+    given = []
+    monkeypatch.setattr(command, "_start", lambda job, ranks, arguments: given.append([*arguments]) or {"cells": []})
+    flags = ["--stress", "--seed", "3", "--time-limit", "7"]
+    assert main(["verify", "--all", *flags]) == 0
+    assert given[-1] == ["verify", "--mutants", "--time-limit", "7.0", "--stress", "--seed", "3"]
+    assert all(arguments == ["verify", "--all", *flags] for arguments in given[:-1])
+
+
 HANGS = """
 import sys
 from parallel_dl.cli import main

@@ -150,6 +150,7 @@ ABOVE_ONE = {
     *("many['ranks']", "ranks", "what", "layers", "RECORD", "MOST_CLASSES", "total", "size", "header + body", "length"),
     *("dimensions", "4 + 4 * dimensions", "len(self.microbatches)", "self.ranks", "whole", "_MOST_AXES", "most"),
     *("status.st_size", "count", "self.size", "self.groups", "layer.groups"),
+    "job.ranks",  # of which some have started
     "layout.microbatches",  # where they are compared with one
     "boundary - 1",  # it "gives samples"
 }

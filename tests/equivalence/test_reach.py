@@ -11,6 +11,7 @@ from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
 from parallel_dl.equivalence import synthetic_experiment, verify
+from parallel_dl.equivalence.counted import wrong_count
 from parallel_dl.equivalence.kept import Kept, key_of
 from parallel_dl.equivalence.layouts import covering_set, layouts_of
 from parallel_dl.equivalence.movements import wrong_movement
@@ -20,12 +21,13 @@ from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
-from parallel_dl.model_parallel import ModelParallel
-from parallel_dl.mpi import Communicator, collectives
+from parallel_dl.model_parallel import ModelParallel, linear
+from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
 from parallel_dl.mpi.checked import CheckedCommunicator
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.splits.moves import AllReduce
 from parallel_dl.trainer import Trainer
 
 SHAPE = (2, 6, 5)
@@ -53,8 +55,12 @@ def test_specimens(comm):
     assert [equal for equal, _ in cells(comm, *tasks)] == [True] * 4
 
 
+def lars(parameters):
+    return optim.LARS(parameters, 1.0, weight_decay=1e-3)
+
+
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 1e-2), lambda p: optim.SGD(p, 0.1, momentum=0.9)])
+@pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 1e-2), pytest.param(lars, marks=pytest.mark.grid)])
 def test_programs_of_their_own_with_other_optimizers(comm, make):
     tasks = [("inception", STASHING), ("inception", VARIABLE), ("local_norm", REPLICAS)]
     assert [equal for equal, _ in cells(comm, *tasks, make=make)] == [True] * 3
@@ -197,6 +203,13 @@ def test_a_wrong_movement_is_named(comm, name, wrong, said):
         assert wrong_movement(comm).startswith(said)
 
 
+@pytest.mark.ranks(2)
+def test_a_wrong_layer_made_by_hand_is_named(comm):
+    with ExitStack() as stack:
+        replaced(stack, linear, "summed", lambda before: lambda y, comm, **named: y)
+        assert wrong_movement(comm).startswith("RowParallelLinear, of split input: gives another")
+
+
 @primitive(collective=True)
 def one_way(x, *, comm, root):
     """A broadcast whose backward forgets the other ranks."""
@@ -292,3 +305,18 @@ def test_without_a_program(network, layout, words):
 def test_an_unknown_network():
     with pytest.raises(InputError, match="did you mean 'residual'"):
         require_known("residul")
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+@pytest.mark.ranks(2)
+def test_what_is_sent_is_what_is_planned(comm):
+    """In float32, too; and a plan that forgets what goes back is seen."""
+    mesh = Mesh(Communicator(comm.mpi, checked=False, ledger=Ledger()), model=2)
+    small = synthetic_experiment(lambda: network_named("residual", SHAPE, 4), SHAPE, 4, dtype="float32")
+    assert wrong_count(small, COLUMNS, mesh) is None
+    assert wrong_count(experiment("inception"), Layout(mp=2), mesh) is None
+    with ExitStack() as stack:
+        replaced(stack, AllReduce, "messages", lambda before: lambda move, rank, x: ())
+        said = wrong_count(experiment("inception"), Layout(mp=2, split={"classifier": "input"}), mesh)
+    assert "fc1 forward all_reduce: counted" in said
+    mesh.free()

@@ -50,8 +50,8 @@ def test_a_page_is_not_shown(page):
     assert shown([text.encode()]) == b"before\nafter\n"
 
 
-@pytest.mark.parametrize("page", [KILLED, EXITED], ids=["killed", "exited"])
-@pytest.mark.parametrize("cut", [74, 75, 110, 160])
+@pytest.mark.parametrize("page", [KILLED, EXITED, MPICH], ids=["killed", "exited", "mpich"])
+@pytest.mark.parametrize("cut", [51, 74, 75, 84, 85, 88, 96, 110, 160])
 def test_a_page_in_two_pieces(page, cut):
     assert shown([f"before\n{page[:cut]}".encode(), f"{page[cut:]}after\n".encode()]) == b"before\nafter\n"
 

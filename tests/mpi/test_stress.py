@@ -180,7 +180,8 @@ def test_without_stress_there_is_nothing_of_it(comm):
     assert type(comm.mpi) is not stress.Stressed
     for fresh in (Communicator(comm.mpi, checked=False), comm.duplicate()):
         assert not isinstance(fresh.mpi, Counted)
-    moved(late)  # made under it, and outlives it: makes the same calls, without delays
+    assert late.mpi is comm.mpi  # and is freed with it
+    moved(late)
     assert type(SharedWindow(comm, 3)) is SharedWindow
 
 

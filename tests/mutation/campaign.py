@@ -16,6 +16,7 @@ import argparse
 import collections
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import random
@@ -120,7 +121,7 @@ def every_mutant() -> tuple[Mutant, ...]:
 def sample(seed: int, count: int) -> list[Mutant]:
     """So many of them, from the seed: kinds of bugs in turn, and of one kind the packages in turn.
 
-    A longer sample of one seed begins with the shorter one.
+    A longer sample of one seed begins with the shorter one; where the code changes, other mutants stay in their order.
     """
     rng = random.Random(seed)
     by_kind: dict[str, dict[str, list[Mutant]]] = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -130,7 +131,7 @@ def sample(seed: int, count: int) -> list[Mutant]:
     for kind in sorted(by_kind):
         packages = [by_kind[kind][package] for package in sorted(by_kind[kind])]
         for one in packages:
-            rng.shuffle(one)
+            one.sort(key=lambda mutant: hashlib.sha256(repr((seed, *mutant.key)).encode()).digest())
         rng.shuffle(packages)
         queues.append(list(_in_turn(packages)))
     return [mutant for mutant, _ in zip(_in_turn(queues), range(count))]
@@ -139,6 +140,12 @@ def sample(seed: int, count: int) -> list[Mutant]:
 def _in_turn(queues: list[list[Mutant]]) -> Iterator[Mutant]:
     for turn in range(max(map(len, queues), default=0)):
         yield from (queue[turn] for queue in queues if turn < len(queue))
+
+
+def found_before() -> list[Mutant]:
+    """The mutants of `findings.jsonl` that there still are, in its order."""
+    today = {mutant.key: mutant for mutant in every_mutant()}
+    return [today[finding.key] for finding in read(HERE / "findings.jsonl") if finding.key in today]
 
 
 @functools.cache

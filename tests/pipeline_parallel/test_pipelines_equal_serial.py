@@ -181,7 +181,7 @@ def test_adam(comm):
 @pytest.mark.ranks(1, 2, 3, 4, 5, 6, 7, 8)
 @pytest.mark.parametrize("schedule", SYNCHRONOUS)
 def test_grid(comm, schedule):
-    check(comm, experiment(deep), [schedule], range(1, 17))
+    check(comm, experiment(deep), [schedule], (1, 2, 3, 4, 5, 6, 7, 8, 13, 16))
 
 
 @pytest.mark.grid
