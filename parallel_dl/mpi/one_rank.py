@@ -54,8 +54,9 @@ def one_rank() -> Iterator[None]:
 
 def _communicators() -> tuple[list[Communicator], list[MPI.Intracomm]]:
     """Those of several ranks: of the package, and what mpi4py has of them and beside them."""
-    gc.collect()  # what nobody has any more may hold the handle of a communicator that was freed
+    gc.collect()  # what nobody has any more may hold the handle of a communicator that is freed: asking it crashes
     found: list[Communicator] = []
+    own: list[MPI.Intracomm] = []
     raw: list[Any] = [MPI.COMM_WORLD]
     for one in gc.get_objects():
         if type(one) is CellType:  # what a function has from the one around it
@@ -63,12 +64,15 @@ def _communicators() -> tuple[list[Communicator], list[MPI.Intracomm]]:
         elif isinstance(one, Communicator):
             if vars(one).get("size", 1) > 1:
                 found.append(one)
-                raw.append(one.mpi)
+                own.append(one.mpi)  # of several ranks without being asked: it may be a copy of what is freed
         elif isinstance(one, type):
             raw += vars(one).values()
     for module in list(sys.modules.values()):
         raw += list(getattr(module, "__dict__", {}).values())
-    several = {id(mpi): mpi for mpi in raw if isinstance(mpi, MPI.Intracomm) and mpi != MPI.COMM_NULL and mpi.size > 1}
+    several = {id(mpi): mpi for mpi in own if mpi != MPI.COMM_NULL}
+    for mpi in raw:
+        if isinstance(mpi, MPI.Intracomm) and mpi != MPI.COMM_NULL and (mpi in own or mpi.size > 1):
+            several[id(mpi)] = mpi
     return found, list(several.values())
 
 
