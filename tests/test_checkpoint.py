@@ -161,7 +161,7 @@ def test_no_flag_is_blamed_in_a_program_of_ones_own(tmp_path):
             with pytest.raises(InputError) as caught:
                 call(tmp_path / name)
             assert str(caught.value).startswith(f"{tmp_path / name}: ")
-    with pytest.raises(InputError, match="is a directory; valid is a safetensors file"):
+    with pytest.raises(InputError, match="is a folder; valid is a safetensors file"):
         checkpoint.load(tmp_path)
     checkpoint.save(tmp_path / "other", {"0.weight": np.ones((3, 3))})
     with pytest.raises(InputError) as caught:

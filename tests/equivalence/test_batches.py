@@ -39,7 +39,7 @@ def lost(loader, part):
     ("change", "words"),
     [
         (lost, "its share begins at sample"),
-        (lambda loader, part: dataclasses.replace(part, size=13), "divides by 13, but the batch has 6 samples"),
+        (lambda loader, part: dataclasses.replace(part, size=13), "divides by 13, but the batch has 8 samples"),
         (lambda loader, part: dataclasses.replace(part, y=part.y[::-1]), "targets of other samples"),
         (lambda loader, part: dataclasses.replace(part, x=part.x // 2, y=part.y // 2), "every sample once"),
         (lambda loader, part: dataclasses.replace(part, x=part.x[:0], y=part.y[:0]), "the ranks have 0 samples"),

@@ -266,7 +266,7 @@ def _end(process: subprocess.Popen) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         os.killpg(process.pid, number)
         try:
-            process.wait(20)
+            process.wait(60)
             return
         except subprocess.TimeoutExpired:
             continue
