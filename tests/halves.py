@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-PROGRAMS = ["launch", "cli", "testing"]
+PAGES = ["test_docs.py", "test_own_layer_examples.py"]  # whose examples are run
+PROGRAMS = ["launch", "cli", "testing", "mutation", "fuzz", "reproducible", *PAGES]
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
         others = subprocess.Popen([*pytest, str(TESTS), *(f"--ignore={path}" for path in paths)])
         try:
             statuses = [others.wait()]
-            print(f"and {', '.join(PROGRAMS)}, at the same time:", flush=True)
+            print("and, at the same time, those that start programs:", flush=True)
             statuses.append(programs.wait())
         except KeyboardInterrupt:  # which both have got, too
             statuses = [others.wait(), programs.wait()]
