@@ -44,7 +44,7 @@ def test_readme_tree_is_the_tree():
     modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
     assert len(names) == len(set(names))
     assert set(names) == folders_below(package) | modules
-    assert [name for name, _ in beside] == ["tests/", "benchmarks/", "docs/"]
+    assert [name for name, _ in beside] == ["tests/", "tests/fuzz/", "tests/mutation/", "benchmarks/", "docs/"]
     assert all((ROOT / name).is_dir() for name, _ in beside)
 
 
