@@ -1,6 +1,6 @@
 """SIGINT (Ctrl-C) while modules are imported and while the interpreter ends: it ends the process without a traceback.
 
-Only what Python has installed by itself is replaced: a SIGINT that is ignored (nohup) or that a program listens to
+Only Python's own handler is replaced: where SIGINT is ignored (nohup), or a program has a handler of its own, that
 stays as it is.
 """
 
@@ -32,7 +32,7 @@ def end_at_once(line: str = "") -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Between two times of `end_at_once`: SIGINT raises KeyboardInterrupt. After that there is nothing left to say."""
+    """Inside, SIGINT raises KeyboardInterrupt; afterwards, if it did before, it ends the process, without a line."""
     ours = signal.getsignal(signal.SIGINT) is _end
     raise_again()
     try:

@@ -10,7 +10,7 @@ from parallel_dl.layout import Layout
 
 
 class Centre(nn.Module):
-    """Subtracts the mean of the samples: of a share it is another one than of the batch."""
+    """Subtracts the mean of the samples, which is not the same for a share as for the batch."""
 
     def forward(self, x):
         return x - x.mean(axis=0, keepdims=True)

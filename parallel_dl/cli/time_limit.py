@@ -33,7 +33,7 @@ class TimeLimit:
         self._main = threading.get_ident()
 
     def each(self, things: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
-        """Gives the things one by one; the time is for each of them, until the next is asked for."""
+        """Gives the things one by one; each has the time limit, until the next is asked for."""
         for thing in things:
             with self._changed:
                 self._what = name(thing)

@@ -90,7 +90,7 @@ class Job:
         if not 0 < self.time_limit <= MOST_SECONDS:
             raise InputError(f"--time-limit {self.time_limit:g}: must be above 0 and at most {MOST_SECONDS:g} seconds")
         if self.stress and self.ranks == [1]:
-            raise InputError("--stress: one rank waits for nobody; valid are layouts of several")
+            raise InputError("--stress: one rank waits for nobody; valid are layouts of several ranks")
         for name in self.networks:
             require_known(name)
         if self.optimizer not in OPTIMIZERS:
@@ -119,7 +119,9 @@ class Job:
                 continue
             program = program_of(what.build(), self.layout)
             if self.exact and program is not None:
-                raise InputError(f"--exact: is one update with the whole batch; the layout is compared with {program}")
+                raise InputError(
+                    f"--exact: takes one update with the whole batch; this layout is held against {program}"
+                )
             require_fits(what.build(), what.x.shape[1:], self.layout)
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
@@ -253,7 +255,7 @@ def verify(
     schedule: Schedule = None,
     stage: Stage = None,
     chunks: Chunks = None,
-    microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; with --ranks 4]")] = None,
+    microbatches: Annotated[int | None, typer.Option(help="Pieces of a batch. [default: --pp; 4 with --ranks]")] = None,
     hybrid: Hybrid = None,
     scheme: Scheme = None,
     variable_batch: VariableBatch = False,
@@ -269,9 +271,9 @@ def verify(
         str | None, typer.Option(metavar="NAME", help="Plant only this bug, by a name that --mutants shows.")
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Whole numbers: equal bit by bit.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Updates that are compared. [default: 5; with --exact 1]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates that are compared. [default: 5; 1 with --exact]")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples in the global batch. [default: 13; with --exact 16]")
+        int | None, typer.Option(help="Samples in the global batch. [default: 13; 16 with --exact]")
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd (with momentum), adam, adamw or lars. [default: sgd]")
@@ -281,10 +283,10 @@ def verify(
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     stress: Annotated[
         bool,
-        typer.Option("--stress", help="Ranks late around every call, by the seed, and buffers poisoned: shows races."),
+        typer.Option("--stress", help="Delay ranks around their calls, by the seed, and poison buffers: shows races."),
     ] = False,
     time_limit: Annotated[
-        float, typer.Option(help="Seconds for each layout, after which it is said where each rank waits.")
+        float, typer.Option(help="Seconds for each layout; then each rank says where it waits, and all end.")
     ] = TIME_LIMIT,
     dataset: Annotated[str | None, typer.Option(help="A data set, as of train. [default: random samples]")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,

@@ -45,7 +45,7 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
 
 
 def _finite(thing: Any) -> Any:
-    """The same with null for numbers that JSON has not."""
+    """The same with null for numbers that JSON does not have."""
     if isinstance(thing, dict):
         return {key: _finite(value) for key, value in thing.items()}
     if isinstance(thing, list):

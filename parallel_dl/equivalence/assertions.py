@@ -47,14 +47,14 @@ def assert_equivalent(
     `network` is a function without arguments that makes the network, or a Module, which is copied and left as it is;
     weights are drawn anew from `seed`. `batch` is a pair (x, y), with samples along the first axis, or a number of
     samples, drawn from `seed`: then `input_shape`, the shape of one, is needed (ValueError without), and y are random
-    classes, for the losses that take such. Every step takes this batch, shuffled.
+    classes, for the losses that take classes. Every step takes this batch, shuffled.
 
     One rank trains serially, as if it were alone (`mpi.one_rank`), with as many microbatches; then all train under
     `layout`. Losses, gradients, optimizer state and weights of every step are compared as by `compare`, which says what
     `exact` and `bound` are; after the last one the outputs for the batch in evaluation mode, `Trainer.test`, counts of
     updates, digests, and loading. With microbatches the serial run is also compared with ones of one
     microbatch and of the samples one by one: with `nn.BatchNorm`, which is defined over the microbatch, only the
-    second. Not compared are attributes and random generators of modules, beside what they do to these values.
+    second. Attributes and random generators of modules are not compared, except for their effect on these values.
 
     With a communicator under stress (`mpi.stress.stressed(comm, seed)`) races are found, too.
 

@@ -50,14 +50,14 @@ class Comparison:
 def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Comparison:
     """Compares losses, gradients, optimizer state and weights of every step, and what is left after the last one.
 
-    That is: the outputs in evaluation mode, the test loss and accuracy, how many updates were counted, the digest of
+    Left are the outputs in evaluation mode, the test loss and accuracy, how many updates were counted, the digest of
     the weights, and whether weights that are loaded are those that are read back.
 
     `bound` is relative to the sum of the magnitudes that were added up (1e-10 in float64, 1e-5 in float32 unless
-    given). Where rounding alone moves the serial run further, a quantity is held against ten times its own noise at
-    that step, and not at all where that says nothing any more. `exact` demands equal bits (integer-valued data, where
-    every order of summation is exact). Replicas must in any case be bitwise equal to each other. Infinities are equal
-    to themselves.
+    given). The noise of a quantity at a step is how far rounding alone moves it in the serial run: ten times that is
+    the bound there if it is larger, and a quantity whose noise is above `VOID` is not compared. `exact` demands equal
+    bits (integer-valued data, where every order of summation is exact). In any case replicas must be bitwise equal to
+    each other. Infinities are equal to themselves.
     """
     if serial.magnitudes is None:
         raise ValueError("the first run must be a serial one: it measures the magnitudes")
@@ -69,13 +69,11 @@ def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool 
         message = f"{steps} in the serial run, {len(parallel.losses)} in the parallel one"
         return _different(Difference("steps", 0, np.inf), limits.bound, message)
     if not exact and not serial.repeats:
-        message = (
-            "the serial run is another one each time: it draws from a generator, or reads a state, that is not its own"
-        )
-        worst = Difference("the serial run, which is another each time,", 0, np.inf)
+        message = "the serial run differs each time: it draws from a generator, or reads a state, that is not its own"
+        worst = Difference("the serial run, which differs each time,", 0, np.inf)
         return Comparison(False, worst, limits.bound, message, note=message)
     if limits.void_from == 0:
-        worst, message = Difference("the serial run, which rounding alone makes another,", 0, np.inf), limits.said()
+        worst, message = Difference("the serial run, which rounding alone changes,", 0, np.inf), limits.said()
         return Comparison(False, worst, limits.bound, message, limits.void_from, message)
     worst, held, excess = Difference("nothing", 0, 0.0), limits.bound, 0.0
     for quantity, step, error, limit in _judged(serial, parallel, limits):
@@ -135,8 +133,8 @@ def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
 def noise_of(serial: Run, moved: Sequence[Run]) -> Noise:
     """Of each quantity at each step the largest error of these runs, which differ from `serial` by rounding alone.
 
-    Nothing is less noisy than at the step before, or than half of all quantities are: a few values may be near by
-    chance.
+    No quantity counts as less noisy than it was a step before, or than half of all quantities: a few values may agree
+    by chance.
     """
     found: Noise = [{} for _ in serial.losses]
     for run in moved:
@@ -168,14 +166,14 @@ class _Limits:
                 break
 
     def of(self, quantity: str, step: int) -> float:
-        """Infinite where nothing can be told."""
+        """Infinite where nothing can be said."""
         if self.void_from is not None and step >= self.void_from:
             return np.inf
         noise = self.noise[step].get(quantity, 0.0) if self.noise else 0.0
         return np.inf if noise >= self._void else max(self.bound, ABOVE_NOISE * noise)
 
     def said(self) -> str:
-        """Of steps and quantities that say nothing; "" where all do."""
+        """Which steps and quantities were not compared, and why; "" if all were."""
         if not self.noise and self.void_from is None:
             return ""
         compared = self.noise[: self.void_from]
@@ -222,7 +220,7 @@ def _dtype(serial: Run) -> str:
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -> float:
-    """The largest difference by its magnitude. Equal infinities are no difference, nor are two that are no numbers."""
+    """The largest difference by its magnitude. Equal infinities are no difference, nor are two NaN."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return np.inf
     different = ours != theirs

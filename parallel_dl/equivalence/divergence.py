@@ -191,12 +191,12 @@ class _Search:
                 yield self._report("weights before", name, None, rank, error, pieces, cause)
 
     def _of_gathering(self, name: str, whole: np.ndarray) -> str | None:
-        """Whether each rank that has some of it has what it should: then only what was made of the pieces is wrong."""
+        """Whether every piece is right on the rank that has it: then only the way they were put together is wrong."""
         pieces = [(of.own_before[name], whole[of.pieces.get(name, ())]) for of in self.traces if name in of.own_before]
         if not pieces or next(self._compare(dict(enumerate(pieces)), whole), None) is not None:
             return None
         return (
-            "gathered wrongly, while the ranks that have it have it right: a broadcast from another rank, or pieces "
+            "gathered wrongly, though it is right on the ranks that have it: a broadcast from another rank, or pieces "
             "put together out of place"
         )
 
@@ -273,7 +273,7 @@ class _Search:
         }
 
     def _of_share(self, at: At, rank: int, got: np.ndarray) -> str | None:
-        """Whether the serial layer, given the rank's samples alone, makes of them what the rank has: it mixes them."""
+        """Whether the serial layer, given the rank's samples alone, gives what the rank has: then it mixes samples."""
         x = self.traces[rank].arrived.get(at)
         if self.layout.dp == 1 or x is None or len(x) == self.serial.shares[at.microbatch][1]:
             return None
@@ -287,7 +287,7 @@ class _Search:
         alone = np.asarray(y.data if isinstance(y, Tensor) else y)
         if alone.shape != got.shape or not causes.close(got, alone):
             return None
-        return "a layer that mixes the samples it is given: of a share it makes something else than of all"
+        return "a layer that mixes the samples it is given: its output for a share is not that for all"
 
     def _before_the_step(self, state: Mapping[str, np.ndarray]) -> Module:
         """The serial network, with these weights and buffers, in training mode."""

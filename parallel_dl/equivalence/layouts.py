@@ -20,7 +20,7 @@ from parallel_dl.splits import plan
 MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stages
 IMAGE_WAYS = ("rows", "columns", "filters", "channels", "rows-columns")
 PRIMES = (5, 7)
-FEW = ("mlp_deep", "inception")  # networks for the numbers of ranks that divide nothing
+FEW = ("mlp_deep", "inception")  # networks for 5 and 7 ranks, and for reproducible layouts
 CLASSIFIER_WAYS = ("output", "input", "output:whole")
 
 
@@ -50,8 +50,9 @@ def covering_set(
 
     Shipped networks have all products, and of each other kind of layout one: splits by name, alone, beside replicas and
     beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two ranks, and
-    of three and four one of each kind. The numbers of ranks that divide nothing are for a `FEW` networks, and so are
-    reproducible layouts, which are slow. What is taken of a kind changes with the network and the number of ranks.
+    of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in `FEW` are
+    run, and so it is for reproducible layouts, which are slow. Which layout stands for its kind changes with the
+    network and the number of ranks.
     """
     found: list[tuple[str, Layout]] = []
     for number, (name, (network, shape)) in enumerate(networks.items()):
@@ -81,7 +82,7 @@ def _kind(layout: Layout) -> tuple[object, ...]:
 
 
 def is_possible(layout: Layout, network: Module, input_shape: Sequence[int]) -> bool:
-    """Whether the network, for samples (*input_shape), can have this layout, and there is what to compare it with."""
+    """Whether the network, for samples (*input_shape), can have this layout, and it can be compared."""
     try:
         program_of(network, layout)
         if layout.reproducible:
@@ -126,7 +127,7 @@ def _reproducible(ranks: int, microbatches: int | None) -> Iterator[Layout]:
 
 
 def _named_splits(ranks: int, network: Module, microbatches: int | None) -> Iterator[Layout]:
-    """Splits that are no default, by all ranks, and in turn beside two replicas and beside two stages."""
+    """Splits that are not the default, over all ranks, and in turn with two replicas and with two stages."""
     for number, split in enumerate(_splits(network) if ranks > 1 else ()):
         yield Layout(mp=ranks, microbatches=_count(1, microbatches), split=split)
         if ranks % 2 == 0 and ranks > 2:

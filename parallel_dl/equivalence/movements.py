@@ -112,7 +112,7 @@ def wrong_movement(comm: Communicator) -> str | None:
         expected = one.expected(comm.all_gather_object(x))
         said = None
         if (one.y != "rooted" or comm.rank == comm.size - 1) and not _near(y.data, expected):
-            said = f"{one.name}: gives another array than it should on rank {comm.rank}"
+            said = f"{one.name}: gives a wrong array on rank {comm.rank}"
         told = [of_rank for of_rank in comm.all_gather_object(said) if of_rank is not None]
         if told:
             return told[0]
@@ -142,7 +142,7 @@ def wrong_pair(comm: Communicator) -> str | None:
         if not _near(found.data, expected.data):
             said = said or f"RowParallelLinear, of {between} input: gives another array than Linear on rank {comm.rank}"
         if not _near(own.grad, np.asarray(leaf.grad)):
-            said = said or f"ColumnParallelLinear, with {between} output: gives back another gradient than Linear"
+            said = said or f"ColumnParallelLinear, with {between} output: returns a different gradient than Linear"
     return next((of_rank for of_rank in comm.all_gather_object(said) if of_rank is not None), None)
 
 

@@ -1,7 +1,7 @@
-"""What a run leaves when it has made its updates: outputs in evaluation mode, counts of updates, weights to load.
+"""What a run leaves after its updates: outputs in evaluation mode, counts of updates, weights to load.
 
 The network is evaluated on the samples it was trained with. Then other weights are loaded and read back, and digests
-compared with those of the gathered weights: so afterwards the trainer has weights that nobody wants.
+compared with those of the gathered weights: so afterwards the trainer's weights are of no use.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def outcome_of(
 
 
 def unlike(serial: Outcome | None, parallel: Outcome | None) -> str | None:
-    """What has no magnitude and is not the same, in words; None if all is, or there is nothing to compare."""
+    """What has no magnitude and differs, in words; None if nothing does, or there is nothing to compare."""
     if serial is None or parallel is None:
         return None
     for fault in parallel.faults:
@@ -101,7 +101,7 @@ def _evaluated(
         notes += [its_note] if its_note is not None else []
         for first, array in of_rank.items():
             if not np.array_equal(outputs.setdefault(first, array), array, equal_nan=True):
-                faults.append(f"the output in evaluation mode, another one on rank {rank} than on ranks before it,")
+                faults.append(f"the output in evaluation mode, which differs on rank {rank} from earlier ranks,")
     if notes:
         return {}, notes[0]
     found = {OUTPUTS: np.concatenate([outputs[first] for first in sorted(outputs)])}
@@ -116,7 +116,7 @@ def _evaluated(
 def _magnitudes(trainer: Trainer, x: np.ndarray, y: np.ndarray, found: Arrays, of_weights: Arrays) -> Arrays:
     """By how much values change, at least themselves, when weights and buffers change by their magnitudes.
 
-    Accuracy is left out where a class is predicted by a margin that rounding may turn.
+    Accuracy is left out where the margin of a prediction is so small that rounding may change the class.
     """
     state = trainer.state_dict()
     random = np.random.default_rng(0)

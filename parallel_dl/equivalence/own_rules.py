@@ -1,9 +1,9 @@
 """Magnitudes under an update rule that is not known here: measured, by moving what it is given.
 
-Before each update the optimizer is copied, with its network. Copies are then given weights, gradients and state that
-are moved by a small part of their magnitudes, with every choice of signs; by how much what they make of it moves is the
-magnitude of that, at least the value itself and its change. For a rule that works on each value by itself this is the
-sum of what all it is given adds to it.
+Before each update the optimizer is copied, with its network. The copies are then given weights, gradients and state
+that are moved by a small part of their magnitudes, with every choice of signs. The largest move of a result, divided
+by that part, is its magnitude; it is at least the value itself and its change. If a rule treats each value by itself,
+this is the sum of what weights, gradient and state contribute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NEEDS = (
 
 
 def is_known(optimizer: Optimizer) -> bool:
-    """Whether `Magnitudes` knows the rule: the update of one of the package's own, not one that replaces it."""
+    """Whether `Magnitudes` knows the rule: that of an optimizer of the package, not replaced in a subclass."""
     return any(isinstance(optimizer, rule) and type(optimizer)._update is rule._update for rule in (SGD, Adam, LARS))
 
 

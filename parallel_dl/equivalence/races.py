@@ -1,6 +1,6 @@
 """Known races: a barrier or a wait that is missing, a buffer that is used too early. Only stress is sure to see them.
 
-On an idle machine, or with small messages, a run with one of these is mostly right. They are planted like other known
+On an idle machine, or with small messages, a run with one of these is usually right. They are planted like other known
 bugs (`mutants`), under stress, where each of them makes something that is not a number or is seen by its buffer.
 """
 

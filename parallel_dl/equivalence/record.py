@@ -77,7 +77,7 @@ def record(
     allreduce: str | Mapping[str, Any] = "auto",
     evaluate: bool = True,
 ) -> Run:
-    """Runs the experiment under a layout on the ranks of `mesh` (together), or serially, without both.
+    """Runs the experiment under a layout on the ranks of `mesh` (together), or serially if it is given neither.
 
     In the end the network is evaluated, unless `evaluate` says not to: a layer may be made for training only.
 

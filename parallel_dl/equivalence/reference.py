@@ -1,4 +1,4 @@
-"""The serial run that layouts are held against, and whether it says what a layout should do.
+"""The serial run that layouts are compared with, and whether it can tell what a layout should compute.
 
 It runs as if there were no other rank, with as many microbatches as the layout: so a network that treats each sample by
 itself, and batch norm, whose statistics are those of a microbatch, compute the same. But a loss that divides by the
@@ -72,7 +72,7 @@ def reference_of(
 def held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
-    """The comparison; and the batches, and with microbatches the serial run itself, looked at."""
+    """The comparison, which also fails for wrong batches and, with microbatches, for a wrong serial run."""
     comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
@@ -83,7 +83,7 @@ def held_against(
     if layout.microbatches == 1 or worst is None:  # replicas alone have cut the batch in the comparison itself
         return comparison
     words = (
-        f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} is another one "
+        f"the serial run is not the sum of its samples: {worst.quantity} at step {worst.step} differs "
         f"{reference.mixed_how}, by {worst.error:.2e}. {_ADVICE}"
     )
     named = f"the serial run, which is not the sum of its samples: {worst.quantity},"

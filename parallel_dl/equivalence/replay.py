@@ -47,7 +47,7 @@ def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0, evaluat
 
 
 def _is_the_same_twice(network: Module, x: np.ndarray) -> bool:
-    """Whether a second call in evaluation mode gives the same: else one call is not as many as there are samples."""
+    """Whether a second call in evaluation mode gives the same: if not, it matters how many calls there are."""
     network, _ = copied(network, None)
     network.eval()
     with no_grad():

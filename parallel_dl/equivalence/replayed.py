@@ -43,7 +43,7 @@ Random = np.random.Generator | None
 def program_of(network: nn.Module, layout: Layout) -> str | None:
     """The name of the serial program that this layout is compared with; None: one update with the whole batch.
 
-    InputError for a network and a layout that there is none for.
+    InputError for a network and a layout that have none.
     """
     statistics = {module.statistics for _, module in network.named_modules() if isinstance(module, nn.BatchNorm)}
     local = "local" in statistics and layout.dp > 1
@@ -81,7 +81,7 @@ def replayed(experiment: Experiment, layout: Layout, seed: int | None = None, mo
 
 
 def reference_of_program(experiment: Experiment, layout: Layout) -> Reference:
-    """That run, as of one rank without others, and its noise floor."""
+    """That run, made as if there were no other rank, and its noise floor."""
     with one_rank():
         run = replayed(experiment, layout)
         run.noise = noise_of(run, [replayed(experiment, layout, moved=seed) for seed in range(MOVED_RUNS)])

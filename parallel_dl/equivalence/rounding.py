@@ -1,8 +1,8 @@
 """How far rounding alone moves a serial run: every layer's input, result and gradients are moved in their last bits.
 
-Ranks add up in another order, and multiply matrices of other shapes. What either changes are last bits; what becomes of
-them, in a normalisation that divides by nearly nothing or in training that is chaotic, is for the network to say. So it
-is measured, step by step and tensor by tensor, in runs of whole batches: unlike a sum over samples this says nothing of
+Ranks add up in another order, and multiply matrices of other shapes. Either changes last bits; how far these changes
+grow, in a normalisation that divides by almost zero or in training that is chaotic, depends on the network. So it is
+measured, step by step and tensor by tensor, in runs of whole batches: unlike a sum over samples this says nothing of
 layers that mix samples, which is no rounding.
 """
 

@@ -7,12 +7,12 @@ exchange; then each sample is passed on its own, and these sums are played back 
 Two gradients are themselves differences of large numbers, whose terms are counted each:
 
 - that of batch norm: with the statistics as constants, less what flows back through them. In a microbatch of two
-  samples the one takes away nearly all of the other;
+  samples these two nearly cancel;
 - that of a loss at scores which fit: softmax less one-hot, prediction less target. The target's term is the loss's
   gradient at scores of zero.
 
 A layer may keep more than weights and buffers, such as a random generator. So each sample goes through a copy of the
-network as it was before the microbatch, and the network itself is passed as often as training does, which is once.
+network as it was before the microbatch, and the network itself is called as often as in training, which is once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FITS = 1e-2  # of the gradient at scores of zero: below it the target's term is 
 def sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arrays]:
     """Sum over the samples of |its loss|, and for each parameter of |its summands of the gradient|, by element.
 
-    Nothing of the trainer's network, nor of the process's random generators, is other than before.
+    The trainer's network and the process's random generators are left as they were.
     """
     losses = np.zeros(1)
     sums = {name: np.zeros(parameter.shape) for name, parameter in trainer.network.named_parameters()}
@@ -72,9 +72,9 @@ def each_sample(trainer: Trainer, batch: Batch) -> Iterator[tuple[float, Arrays,
 
 
 def copied(network: Module, loss: Any) -> tuple[Module, Any]:
-    """Copies of both that share nothing: also what hooks, functions that are attributes, and the loss have kept.
+    """Copies of both that share nothing, not even what hooks, functions that are attributes, and the loss have kept.
 
-    What cannot be copied, such as an open file, both have.
+    What cannot be copied, such as an open file, is shared after all.
     """
     memo: dict[int, Any] = {}
     try:
@@ -92,7 +92,7 @@ def copied(network: Module, loss: Any) -> tuple[Module, Any]:
 
 
 def _attributes(network: Module) -> Iterator[Any]:
-    """What the modules of the network have beside what every module has."""
+    """The attributes of the network's modules, except those that every module has."""
     for _, module in network.named_modules():
         yield from (value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
 
@@ -108,7 +108,7 @@ def _can_be_copied(value: Any) -> bool:
 
 
 def _with_its_own(function: Any, memo: dict[int, Any]) -> Any:
-    """The function with copies of what it has from around it; what is none, and keeps nothing, as it is."""
+    """A function with copies of its defaults and of what it closes over; anything without these stays as it is."""
     if not isinstance(function, FunctionType) or not (function.__closure__ or function.__defaults__):
         return function
 
@@ -245,7 +245,7 @@ def _gradients(
 
 
 class _Totals:
-    """All sums that batch norm layers ask for: recorded the first time, and given once more every other time.
+    """All sums that batch norm layers ask for: recorded the first time, and played back every other time.
 
     After `give_zeros()` it gives zeros instead: in backward, a gradient with the statistics as constants.
     """

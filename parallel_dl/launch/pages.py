@@ -64,7 +64,7 @@ class Filter:
         return data[:start]
 
     def rest(self) -> bytes:
-        """What was held and has not become a page, after the last piece."""
+        """After the last piece: what was held and has not become a page."""
         return b"" if self._held.lstrip().startswith(tuple(_BEGINNINGS)) else self._held
 
 
@@ -83,6 +83,6 @@ def not_started(rank: int, why: str) -> bytes:
 
 
 def not_started_in(data: bytes) -> str | None:
-    """What a rank said that has ended before it could reach the launcher."""
+    """What was said by a rank that ended before it could reach the launcher."""
     found = _NOT_STARTED.search(data)
     return found[1].decode(errors="replace") if found else None

@@ -3,7 +3,7 @@
 A layer may ask `world().size`, `MPI.COMM_WORLD.rank`, a communicator that it has kept, or the launcher's variables. In
 the context of `one_rank()` all of them answer as in a job of one rank. The handles are exchanged inside the objects, so
 it does not matter who has them and under which name. Communicators that were made with mpi4py alone are found where
-functions, classes and modules of Python have them, not inside of other objects. What a program has read before (a
+functions, classes and modules of Python have them, not inside other objects. What a program has read before (a
 number in a global variable, or in a module that was made earlier) stays as it was read.
 """
 
@@ -34,7 +34,7 @@ _OF_ONE_RANK = {
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """Every communicator that can be found is one of this rank alone; afterwards all is as it was. Not collective."""
+    """Inside, every communicator that is found is of this rank alone; afterwards all is as it was. Not collective."""
     with ExitStack() as undo:
         for name, value in _OF_ONE_RANK.items():
             if name in os.environ:

@@ -1,13 +1,13 @@
 """Stress mode: each MPI call may find the other ranks early or late, and what is not complete yet is not a number.
 
-A program whose ranks do not wait where they have to is mostly right by luck: on an idle machine the others are always
+A program whose ranks do not wait where they have to is usually right by luck: on an idle machine the others are always
 there in time. Here, around every call, some rank of the communicator, chosen by a seed, sleeps until the others have
 gone as far as they can without it: they are inside a later call, or wait in the same one.
 
-What arrives without blocking arrives in a buffer of ours, and the program's own is poisoned until `wait`: NaN, for
-whole numbers one that nobody uses. So a value that is read too early is noticed however fast the message was. A buffer
-that is written to while MPI has it, sent or received into, is a race as well (`RaceFound`), and so is one that nobody
-waits for. Shared windows are poisoned outside their sums (`stressed_window`).
+What arrives without blocking arrives in a hidden buffer, and the program's own is poisoned until `wait`: with NaN, or
+with a whole number that nobody uses. So a value that is read too early is noticed, however fast the message was. It is
+also a race (`RaceFound`) when a buffer is written to while MPI sends it or receives into it, and when nobody waits for
+it. Shared windows are poisoned outside their sums (`stressed_window`).
 
 It is on inside `stressed(comm, seed)`, or in a whole program by PARALLEL_DL_STRESS=SEED. Communicators that are made
 from then on, and what is made of them, are `Stressed`; without it there is none, and nothing is done.
@@ -173,7 +173,7 @@ def seed_of(text: str, what: str) -> int:
 
 
 def install() -> None:
-    """All ranks together: stress for the whole program, if the environment wants it."""
+    """All ranks together: stress for the whole program, if the environment asks for it."""
     global _active
     if os.environ.get(VARIABLE, "") and _active is None:
         seed = seed_of(os.environ[VARIABLE], f"{VARIABLE}=")
@@ -233,7 +233,7 @@ def under_stress(mpi: Any, name: str) -> Any:
 class Stressed(Counted):
     """The same communicator as the one it is made from, whose calls come early or late, and show their buffers late.
 
-    Requests of its non-blocking calls are to be waited for one by one, by their own `Wait` or `Test`.
+    Wait for the requests of its non-blocking calls one by one, by their own `Wait` or `Test`.
     """
 
     calls = 0

@@ -136,7 +136,7 @@ def test_generators_of_the_process_are_as_after_the_run_itself():
         after.append(run.losses)
     assert after[0] == after[1]
     assert not run.repeats
-    assert "another one each time" in compare(run, run).message
+    assert "differs each time" in compare(run, run).message
 
 
 def test_what_is_shared_in_a_network_is_shared_in_its_copy():

@@ -1,4 +1,4 @@
-"""What a run leaves is compared, too: evaluation, counts of updates, digests, loading. Each is broken once."""
+"""What a run leaves is compared, too: evaluation, counts of updates, digests, loading. Each of these is broken once."""
 
 import dataclasses
 
@@ -121,7 +121,7 @@ def test_outputs_that_differ_by_rank(comm, monkeypatch):
         return {first: array + comm.rank for first, array in original(self, *arguments).items()}
 
     changed(monkeypatch, Trainer, "own_outputs", other)
-    assert "DIFFERENT: worst is the output in evaluation mode, another one on rank 1" in message(comm, Layout(mp=2))
+    assert "DIFFERENT: worst is the output in evaluation mode, which differs on rank 1" in message(comm, Layout(mp=2))
 
 
 @pytest.mark.ranks(2)

@@ -28,7 +28,7 @@ class SplitGate(Gate):
 
 
 class Centred(nn.Module):
-    """Subtracts the mean of the samples that are here, which is another one for every share."""
+    """Subtracts the mean of the samples that are here, which differs from share to share."""
 
     def forward(self, x):
         return x - x.mean(axis=0, keepdims=True)

@@ -1,4 +1,4 @@
-"""What `verify` covers beyond one update with the whole batch and plain layouts: each is right, and seen when wrong."""
+"""What `verify` covers beyond one update with the whole batch and plain layouts: each is right, or caught."""
 
 import dataclasses
 from contextlib import ExitStack

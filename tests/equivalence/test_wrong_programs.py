@@ -1,4 +1,4 @@
-"""Wrong programs of users: assert_equivalent sees each of them, and names it. Right ones that look alike: none of them.
+"""Wrong programs of users: assert_equivalent catches and names each; right ones that look alike, it accepts.
 
 Each is a function of the rank that gives what assert_equivalent is called with, beside a small network and its batch.
 """

@@ -5,8 +5,8 @@
     python tests/mutation/campaign.py --list                                      # what there is to plant
     python tests/mutation/campaign.py --table found.jsonl                         # what was found, by kind of bug
 
-First the proof has its say (`instruments.py`: adjoints, whole numbers, values, and values under stress, on 4 ranks);
-then, of mutants that it does not see, the tests of the package. Mutants that change nothing that is computed are in
+First the proof is asked (`instruments.py`: adjoints, whole numbers, values, and values under stress, on 4 ranks);
+then, for mutants that it does not see, the tests of the package. Mutants that change nothing that is computed are in
 `equivalent.toml`, each with its reason, and are counted apart.
 """
 
@@ -87,7 +87,7 @@ class Finding:
     exact: str = "not asked"
     values: str = "not asked"
     stress: str = "not asked"
-    """only of mutants that the three before it do not see"""
+    """only for mutants that the three instruments above do not see"""
     tests: str = "not asked"
     """passed, failed, hang, or not asked, since the proof has seen it"""
     seconds: float = 0.0
@@ -99,7 +99,7 @@ class Finding:
 
     @property
     def seen_by(self) -> list[str]:
-        """The instruments that saw it; `crash` and `hang` of a job of the proof speak for themselves."""
+        """The instruments that saw it; a `crash` or `hang` of the proof's job counts as one."""
         found = {name: getattr(self, name).partition(":")[0] for name in INSTRUMENTS}
         seen = [name for name, said in found.items() if said == "different" or (name == "stress" and said == "crash")]
         seen += [loud for loud in ("crash", "hang") if loud in found.values() and "stress" not in seen]

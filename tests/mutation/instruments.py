@@ -1,9 +1,9 @@
 """What the proof says of the package that is imported: on 4 ranks, `instruments.py FILE SECONDS INSTRUMENT ...`.
 
 `adjoint` goes through the movements on 3 ranks, `exact` compares layouts of 4 ranks with the serial run on whole
-numbers, `values` those of 2, 3 and 4 under the noise floor. `stress` compares these once more, with ranks that are late
-and buffers that are poisoned: it is asked when the others saw nothing. The cells are few, and chosen so that every
-parallel package has its say. What is found is written to FILE line by line, so that it is there when a rank crashes;
+numbers, `values` those of 2, 3 and 4 on random ones. `stress` compares these once more, with ranks that are late and
+buffers that are poisoned: it is asked when the others saw nothing. The cells are few, and chosen so that every parallel
+package is exercised. What is found is written to FILE line by line, so that it is there when a rank crashes;
 after SECONDS every rank shows where it stands, and ends.
 """
 
