@@ -43,7 +43,7 @@ def build(reproducible, statistics="global"):
 
 
 def check(trainer, layout, statistics="global"):
-    """After two updates, on sets of samples that nothing divides, one of them, and in pieces of several sizes."""
+    """After two updates, on sets of samples of uneven sizes, one of a single sample, and in pieces of several sizes."""
     random = np.random.default_rng(0)
     x, y = random.normal(1, 2, (40, 2, 5, 4)), random.integers(0, 5, 40)
     for number, batch in enumerate(trainer.loader(x, y, 11, seed=0).epoch(0)):

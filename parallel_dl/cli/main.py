@@ -36,7 +36,7 @@ class _Interrupted(Exception):
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands; an interruption of one is told, and their help has whole sentences."""
+    """The commands; an interruption is reported in one line, and their help has whole sentences."""
 
     def format_commands(self, context: Any, formatter: Any) -> None:
         commands = [(name, self.get_command(context, name)) for name in self.list_commands(context)]

@@ -103,7 +103,7 @@ class Dataset:
         for images, own, x_where, y_where in zip(x, y, called[::2], called[1::2]):
             if len(images) != len(own):
                 given_for = f"{number_of(len(own), what)} for the {number_of(len(images), 'sample')} of {x_where}"
-                raise InputError(f"{y_where}: {given_for}; valid is one each")
+                raise InputError(f"{y_where}: {given_for}; valid is one per sample")
         if x[0].shape[1:] != x[1].shape[1:]:
             raise InputError(
                 f"{called[2]}: samples of shape {x[1].shape[1:]}, but {called[0]} has {x[0].shape[1:]}; "

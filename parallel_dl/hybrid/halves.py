@@ -45,7 +45,7 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
     if not any(_has(layers[name], nn.Linear) for name in after):
         raise InputError("--hybrid owt: no fully connected layer is after a Flatten; valid is --dp")
     if not _begins_with_flatten(layers[after[0]]):
-        raise InputError(f"--hybrid owt: the first Flatten is inside of {after[0]}, after others; put it in front")
+        raise InputError(f"--hybrid owt: the first Flatten is inside {after[0]}, after other layers; put it first")
     for name in after:
         for inner, module in layers[name].named_modules(name):
             if isinstance(module, nn.BatchNorm):

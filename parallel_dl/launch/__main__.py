@@ -4,7 +4,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # the package that the launcher is of, wherever it was imported from
+    # the launcher's own package, wherever it was imported from
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
     from parallel_dl import interrupts
 

@@ -87,7 +87,7 @@ def check_launcher(size: int, environment: Mapping[str, str] | None = None) -> N
 
 
 def finding_us() -> dict[str, str]:
-    """The environment in which `python -P`, which looks at no current folder, finds the package that this is."""
+    """The environment in which `python -P`, which does not look in the current folder, finds this package."""
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = filter(None, [home, os.environ.get("PYTHONPATH")])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

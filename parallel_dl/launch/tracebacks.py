@@ -126,7 +126,7 @@ _COMMUNICATION = tuple(os.path.join(_PACKAGE, "mpi", name) for name in ("communi
 
 
 def call_of_thread(thread: int) -> str:
-    """What a thread does now: the call of other ranks that it waits in, and from which line, or else where it is."""
+    """What a thread is doing: in which call to other ranks it waits, and from which line, or else where it is."""
     frames: list[Any] = []
     frame: Any = sys._current_frames().get(thread)
     while frame is not None:

@@ -109,7 +109,7 @@ def in_both_halves():
         (nn.Conv2d(1, 2, 3), "takes a Sequential, not a Conv2d"),
         (
             nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(72, 3)),
-            "the first Flatten is inside of 1",
+            "the first Flatten is inside 1",
         ),
         (in_both_halves(), "0.0.weight and 2.weight are one weight, before the first Flatten and after it"),
     ],

@@ -25,7 +25,7 @@ RANKS = 4
 
 
 def fully(activation=nn.Tanh):
-    """Widths that nothing divides; a dropout, whose masks belong to samples."""
+    """Uneven widths; a dropout, whose masks belong to samples."""
     return nn.Sequential(
         fc1=nn.Linear(11, 10),
         act1=activation(),

@@ -307,7 +307,7 @@ def _arguments(node: ast.AST, place: _Place) -> Iterator[tuple]:
 
 
 def _are_alike(one: ast.expr, other: ast.expr) -> bool:
-    """Whether the program would go on if one were given for the other: what is of another type ends with an error."""
+    """Whether the program would go on if one replaced the other: a value of another type ends it with an error."""
     names = [_text(node).rpartition(".")[2].strip("_") for node in (one, other)]
     return names[0] != names[1] and any(set(names) <= alike for alike in ALIKE)
 
