@@ -59,19 +59,20 @@ def _communicators() -> tuple[list[Communicator], list[MPI.Intracomm]]:
     own: list[MPI.Intracomm] = []
     raw: list[Any] = [MPI.COMM_WORLD]
     for one in gc.get_objects():
-        if type(one) is CellType:  # what a function has from the one around it
+        kind = type(one)  # not isinstance: an object may answer for its __class__ with code of its own
+        if kind is CellType:  # what a function has from the one around it
             raw += [one.cell_contents] if _is_filled(one) else []
-        elif isinstance(one, Communicator):
+        elif issubclass(kind, Communicator):
             if vars(one).get("size", 1) > 1:
                 found.append(one)
                 own.append(one.mpi)  # of several ranks without being asked: it may be a copy of what is freed
-        elif isinstance(one, type):
+        elif issubclass(kind, type):
             raw += vars(one).values()
     for module in list(sys.modules.values()):
         raw += list(getattr(module, "__dict__", {}).values())
     several = {id(mpi): mpi for mpi in own if mpi != MPI.COMM_NULL}
     for mpi in raw:
-        if isinstance(mpi, MPI.Intracomm) and mpi != MPI.COMM_NULL and (mpi in own or mpi.size > 1):
+        if issubclass(type(mpi), MPI.Intracomm) and mpi != MPI.COMM_NULL and (mpi in own or mpi.size > 1):
             several[id(mpi)] = mpi
     return found, list(several.values())
 
