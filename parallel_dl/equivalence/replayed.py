@@ -106,7 +106,8 @@ def record_updates(
             last = number == len(losses)
             run.state.append(_state(trainer) if last else {})
             run.weights.append(trainer.state_dict() if last else {})
-    ends = mesh.world.all_gather_object((run.losses, trainer.weights_sha256()))
+    bits = np.array(run.losses).tobytes()  # what is not a number is not equal to itself
+    ends = mesh.world.all_gather_object((bits, trainer.weights_sha256()))
     run.replicas_equal = all(end == ends[0] for end in ends)
     run.outcome = outcome_of(trainer, experiment.x, experiment.y)
     trainer.free()

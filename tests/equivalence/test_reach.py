@@ -60,6 +60,17 @@ def lars(parameters):
 
 
 @pytest.mark.ranks(2)
+def test_a_training_that_diverges_has_equal_replicas(comm, recwarn):
+    """Losses that are no numbers are the same on all ranks, and nothing is printed of overflow."""
+    what = experiment("norms", make=lambda parameters: optim.SGD(parameters, 1e150, momentum=0.9))
+    for cell in verify(comm, {"norms": what}, [("norms", STASHING)]):
+        if comm.rank == 0:
+            assert cell.worst["quantity"] != "replicas", cell
+            assert "not finite" in cell.note
+    assert not recwarn.list
+
+
+@pytest.mark.ranks(2)
 @pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 1e-2), pytest.param(lars, marks=pytest.mark.grid)])
 def test_programs_of_their_own_with_other_optimizers(comm, make):
     tasks = [("inception", STASHING), ("inception", VARIABLE), ("local_norm", REPLICAS)]
