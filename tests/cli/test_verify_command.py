@@ -182,7 +182,7 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("mlp", "--exact", "--dtype", "float32"), "--exact --dtype float32"),
         (("mlp", "--exact", "--batch-size", "12"), "--batch-size 12"),
         (("lenet5_small", "--exact"), "a Tanh, rounds"),
-        (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "the layout is compared with weight stashing"),
+        (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "this layout is held against weight stashing"),
         (("residul", "--dp", "2"), "did you mean 'residual'?"),
         (("mlp", "--ranks", "2", "--variable-batch"), "--variable-batch"),
         (
