@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from parallel_dl.launch.job import Job
@@ -19,6 +19,7 @@ _ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it en
 _PASSING_SECONDS = 0.2  # for mpirun to pass on what ranks have printed
 _MOST_TEXTS = 3
 _LATE_SECONDS = 2.0  # within which all ranks notice that a time limit is over
+_PAGE_SECONDS = 1.0  # within which mpirun says that a rank has called MPI_Abort
 _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
 
@@ -73,8 +74,8 @@ def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:
     return [f"rank {rank}: {line}" for line in lines]
 
 
-def lost(job: Job, rank: int, ended: Iterable[int], said: bytes) -> End:
-    """A rank ended without a completion record: its attendant knows how, or mpirun may. `said` is what MPI wrote."""
+def lost(job: Job, rank: int, ended: Iterable[int], said: Callable[[], bytes]) -> End:
+    """A rank ended without a completion record: its attendant knows how, or mpirun may. `said()` is what MPI wrote."""
     deadline = time.monotonic() + _ATTENDANT_SECONDS
     while rank not in job.exits and time.monotonic() < deadline and job.mpirun.poll() is None:
         list(job.events(0.02))
@@ -87,10 +88,13 @@ def lost(job: Job, rank: int, ended: Iterable[int], said: bytes) -> End:
         code = job.exits[rank].code
         if code < 0:
             return End(f"rank {rank} was killed by {signal_name(-code)}", 128 - code, _of_rank(rank, job.crash(rank)))
-        if (aborted := _aborted(said)) is not None:
+        deadline = time.monotonic() + _PAGE_SECONDS  # a rank that aborts may end before mpirun's words are here
+        while (aborted := _aborted(said())) is None and time.monotonic() < deadline and job.mpirun.poll() is None:
+            list(job.events(0.02))
+        if aborted is not None or (aborted := _aborted(said())) is not None:
             return aborted._replace(status=code or 1)
         return End(f"rank {rank} ended with status {code} without completing (os._exit or a crash)", code or 1)
-    return ended_by_mpirun(job, rank, said)
+    return ended_by_mpirun(job, rank, said())
 
 
 def ended_by_mpirun(job: Job, rank: int, said: bytes) -> End:

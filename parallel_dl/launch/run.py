@@ -128,10 +128,10 @@ class _Run:
                 elif kind == "late":
                     return late(job, rank, *content)
                 elif kind == "lost" and rank not in ended:
-                    return lost(job, rank, ended, self.errors.tail)
+                    return lost(job, rank, ended, lambda: self.errors.tail)
             for rank, exit in job.exits.items():  # a child of the rank may hold its connection open
                 if rank not in ended and time.monotonic() - exit.heard > _RECORD_SECONDS:
-                    return lost(job, rank, ended, self.errors.tail)
+                    return lost(job, rank, ended, lambda: self.errors.tail)
             if refusal_deadline is not None and time.monotonic() > refusal_deadline:
                 return status
             if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:
