@@ -12,7 +12,7 @@ demo: $(STAMP)
 
 # in two halves at once, but for MPICH, whose waiting ranks keep their cores busy
 test: $(STAMP)
-	@echo "The suite, on 1 to 8 MPI ranks: about 4 minutes on 2 idle cores."
+	@echo "The suite, on 1 to 8 MPI ranks: about 5 minutes on 2 idle cores."
 	@$(BIN)/python $(if $(filter openmpi,$(MPI)),tests/halves.py,-m pytest -q)
 
 # the whole grids, of which `make test` takes a sample
