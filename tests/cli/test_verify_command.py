@@ -227,5 +227,6 @@ def test_all_with_other_steps_batches_and_types(monkeypatch, capsys):
     assert main(["verify", "--all", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {cell["network"] for cell in found["cells"]} >= {"mlp", "lenet5_small"}
-    assert all(cell["worst"]["bound"] >= 1e-5 for cell in found["cells"])
+    networks = [cell for cell in found["cells"] if cell["network"] != "movements"]  # which are always float64
+    assert all(cell["worst"]["bound"] >= 1e-5 for cell in networks)
     assert found["distance"] >= 1e4
