@@ -69,6 +69,8 @@ class TimeLimit:
         else:
             print(f"parallel-dl: {line}: rank {self.comm.rank} {where}", file=sys.stderr, flush=True)
             time.sleep(_OTHERS_SECONDS)
-            self.comm.mpi.Abort(1)
+            from parallel_dl.mpi.abort import abort
+
+            abort(1)
         print(f"parallel-dl: {line}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -24,7 +24,7 @@ _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
 
 # what the libraries write when a rank calls MPI_Abort, or when MPI does so after an error: MPICH, Open MPI
-_ABORTED = re.compile(rb"^Abort\(-?\d+\) on node (\d+) \(rank |MPI_ABORT was invoked on rank (\d+) ", re.MULTILINE)
+_ABORTED = re.compile(rb"Abort\(-?\d+\) on node (\d+) \(rank |MPI_ABORT was invoked on rank (\d+) ")
 _ERROR = re.compile(rb"Fatal error in (?:internal_)?(\w+): ([^\n]*)")
 
 
@@ -94,21 +94,22 @@ def lost(job: Job, rank: int, ended: Iterable[int], said: Callable[[], bytes]) -
         if aborted is not None or (aborted := _aborted(said())) is not None:
             return aborted._replace(status=code or 1)
         return End(f"rank {rank} ended with status {code} without completing (os._exit or a crash)", code or 1)
-    return ended_by_mpirun(job, rank, said())
+    return ended_by_mpirun(job, rank, said)
 
 
-def ended_by_mpirun(job: Job, rank: int, said: bytes) -> End:
+def ended_by_mpirun(job: Job, rank: int, said: Callable[[], bytes]) -> End:
     """The ranks were ended by mpirun, or with it: was it killed, told to end, or asked to by a rank?"""
     with contextlib.suppress(subprocess.TimeoutExpired):
         job.mpirun.wait(_MPIRUN_SECONDS)
     code = job.mpirun.returncode
     if code is not None and code < 0:
         return End(f"mpirun was killed by {signal_name(-code)}, and the ranks ended with it", 128 - code)
-    if (aborted := _aborted(said)) is not None:
+    text = said()
+    if (aborted := _aborted(text)) is not None:
         return aborted._replace(status=code or 1)
-    if (end := not_started(said)) is not None:
+    if (end := not_started(text)) is not None:
         return end
-    if (said_of := end_in(said)) is not None:
+    if (said_of := end_in(text)) is not None:
         return _as_said(job, said_of)
     # Open MPI gives 128 + the signal, MPICH the signal itself
     number = (code or 0) - 128 if (code or 0) > 128 else (code or 0) if job.is_hydra else 0
@@ -122,11 +123,24 @@ def ended_by_mpirun(job: Job, rank: int, said: bytes) -> End:
     return End(f"mpirun ended{known} before {before}", code or 1)
 
 
-def _as_said(job: Job, said: Said) -> End:
+def ended_after_completion(job: Job, said: Callable[[], bytes]) -> End:
+    """All ranks have completed, and mpirun says that one of them has failed after that."""
+    code = job.mpirun.returncode or 1
+    if code < 0:
+        return End(f"mpirun was killed by {signal_name(-code)} after all ranks had completed", 128 - code)
+    text = said()
+    if (aborted := _aborted(text)) is not None:
+        return aborted._replace(status=code)
+    if (said_of := end_in(text)) is not None:
+        return _as_said(job, said_of, "after it had completed")
+    return End(f"mpirun ended with status {code} after all ranks had completed (MPI_Abort or a crash)", code)
+
+
+def _as_said(job: Job, said: Said, when: str = "before it had started") -> End:
     if said.signal:
         line = f"rank {said.rank} was killed by {signal_name(said.signal)}"
         return End(line, 128 + said.signal, _of_rank(said.rank, job.crash(said.rank)))
-    return End(f"rank {said.rank} ended with status {said.code} before it had started", said.code or 1)
+    return End(f"rank {said.rank} ended with status {said.code} {when}", said.code or 1)
 
 
 def not_started(said: bytes) -> End | None:
@@ -138,6 +152,7 @@ def not_started(said: bytes) -> End | None:
 
 
 def _aborted(said: bytes) -> End | None:
+    """A rank called MPI_Abort, or MPI did so after an error in it: its line, with status 1."""
     found = _ABORTED.search(said)
     if found is None:
         return None

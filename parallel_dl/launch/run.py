@@ -10,7 +10,16 @@ from collections.abc import Mapping
 
 from parallel_dl.errors import InputError
 from parallel_dl.launch import limits
-from parallel_dl.launch.ends import End, ended_by_mpirun, failed, late, lost, not_started, signal_name
+from parallel_dl.launch.ends import (
+    End,
+    ended_after_completion,
+    ended_by_mpirun,
+    failed,
+    late,
+    lost,
+    not_started,
+    signal_name,
+)
 from parallel_dl.launch.environment import check_launcher, find_mpirun
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_closed, say
@@ -73,27 +82,37 @@ class _Run:
             passages = [Passage(job.mpirun.stdout, self.stdout), Passage(job.mpirun.stderr, self.stderr)]
             for passage in passages:
                 passage.start()
-            self.errors = passages[1]
+            self.job, self.errors = job, passages[1]
             end = self._watch(job)
         for passage in passages:
             passage.drain(_LEFT_OPEN_SECONDS, self.stopped)
         if self.stopped:
-            say(f"parallel-dl: stopped by {signal_name(self.stopped[0])}; ended all ranks")
+            self._tell(f"parallel-dl: stopped by {signal_name(self.stopped[0])}; ended all ranks")
             return 128 + self.stopped[0]
         return self._say(end, "; ended the other ranks" if ranks > 1 else "")
 
     def _say(self, end: int | End, consequence: str) -> int:
         status = end if isinstance(end, int) else end.status
         if isinstance(end, End):
-            say(f"parallel-dl: {end.line}{consequence}")
+            self._tell(f"parallel-dl: {end.line}{consequence}")
             for line in end.text:
-                say(line)
+                self._tell(line)
         if isinstance(self.stdout.error, BrokenPipeError):
             return status or 1  # whoever read it has ended: they know
         if self.stdout.error is not None:
-            say(f"parallel-dl: {lost_output(self.stdout.error)}")
+            self._tell(f"parallel-dl: {lost_output(self.stdout.error)}")
             return status or 2
         return status if 0 <= status < 256 else 1
+
+    def _tell(self, line: str) -> None:
+        self.stderr.end_line()
+        say(line)
+
+    def _said(self) -> bytes:
+        """The last of what mpirun and the ranks have written to stderr; after its end, all of it."""
+        if self.job.mpirun.poll() is not None:
+            self.errors.join(_LEFT_OPEN_SECONDS)
+        return self.errors.tail
 
     def _watch(self, job: Job) -> int | End:
         """Follows the ranks until all have completed, one has failed, or a signal has come."""
@@ -115,7 +134,7 @@ class _Run:
                         refusal_deadline = refusal_deadline or time.monotonic() + _EXIT_SECONDS
                     if line is not None and line not in lines:
                         lines.append(line)
-                        say(line)
+                        self._tell(line)
                 elif kind == "result" and self.results is not None:
                     self.results.append(content[0])
                 elif kind == "result":
@@ -128,10 +147,10 @@ class _Run:
                 elif kind == "late":
                     return late(job, rank, *content)
                 elif kind == "lost" and rank not in ended:
-                    return lost(job, rank, ended, lambda: self.errors.tail)
+                    return lost(job, rank, ended, self._said)
             for rank, exit in job.exits.items():  # a child of the rank may hold its connection open
                 if rank not in ended and time.monotonic() - exit.heard > _RECORD_SECONDS:
-                    return lost(job, rank, ended, lambda: self.errors.tail)
+                    return lost(job, rank, ended, self._said)
             if refusal_deadline is not None and time.monotonic() > refusal_deadline:
                 return status
             if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:
@@ -141,7 +160,7 @@ class _Run:
                 return End(f"rank {first} called sys.exit(0) while rank{more} {others[-1]} went on", 1)
             if job.mpirun.poll() is not None and len(ended) < job.ranks and not any(job.events(0.2)):
                 missing = [rank for rank in range(job.ranks) if rank not in ended]
-                return ended_by_mpirun(job, missing[0], self.errors.tail)
+                return ended_by_mpirun(job, missing[0], self._said)
             if len(job.pids) < job.ranks and (end := not_started(self.errors.tail)) is not None:
                 return end
             if len(job.pids) < job.ranks and time.monotonic() - latest > _START_SECONDS:
@@ -151,5 +170,8 @@ class _Run:
         while job.mpirun.poll() is None and time.monotonic() < deadline and not self.stopped:
             list(job.events(0.01))
         if job.mpirun.poll() is None and not self.stopped:
-            say("parallel-dl: all ranks are done, but MPI did not shut down; ended it")
+            self._tell("parallel-dl: all ranks are done, but MPI did not shut down; ended it")
+        # MPICH's MPI_Abort returns, and the program may complete before mpirun ends its ranks
+        if job.mpirun.returncode and not status and not self.stopped:
+            return ended_after_completion(job, self._said)
         return status

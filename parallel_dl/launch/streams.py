@@ -138,11 +138,19 @@ class Outlet:
         self.error: OSError | None = None
         self._lock = threading.Lock()
         self._results = b""
+        self._in_line = False
 
     def write(self, data: bytes) -> None:
         """Writes all of it."""
         with self._lock:
             self._elsewhere(self._written(memoryview(data)))
+            if data:
+                self._in_line = not data.endswith(b"\n")
+
+    def end_line(self) -> None:
+        """Begins a new line, unless the last one is complete: what is said next stands by itself."""
+        if self._in_line:
+            self.write(b"\n")
 
     def write_result(self, data: bytes) -> None:
         """Writes all of it; if that fails, all results go to stderr, from the first byte of the first one."""

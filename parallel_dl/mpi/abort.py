@@ -13,10 +13,13 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Any, NoReturn
 
 from parallel_dl.mpi.startup import MPI
+
+_PASSING_SECONDS = 0.2  # for mpirun to pass on what was printed: after an abort MPICH's may drop it
 
 _installed_in: int | None = None  # a process id: forked children end as they like
 _exit = sys.exit
@@ -81,7 +84,7 @@ def report_and_abort(kind: type[BaseException], error: BaseException, traceback:
         print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size} raised:", file=sys.stderr)
     _excepthook(kind, error, traceback)
     if _is_installed_here():
-        _abort(1)
+        abort(1)
 
 
 def _is_installed_here() -> bool:
@@ -95,7 +98,7 @@ def _ended_by_exit(code: Any) -> None:
         print(code, file=sys.stderr)
     status = code & 0xFF if isinstance(code, int) else 1
     print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size} ended with status {status}", file=sys.stderr)
-    _abort(status or 1)
+    abort(status or 1)
 
 
 def _flush() -> None:
@@ -104,6 +107,9 @@ def _flush() -> None:
             stream.flush()
 
 
-def _abort(status: int) -> None:
+def abort(status: int) -> NoReturn:
+    """Ends all ranks of MPI.COMM_WORLD."""
     _flush()
+    time.sleep(_PASSING_SECONDS)
     MPI.COMM_WORLD.Abort(status)
+    os._exit(status)  # MPICH's MPI_Abort returns: the end comes a little later, from mpirun

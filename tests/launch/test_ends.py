@@ -10,6 +10,7 @@ from conftest import HANG
 from launched import MPI, emptied, launcher_of
 
 from parallel_dl.launch import tracebacks
+from parallel_dl.launch.environment import find_mpirun, is_hydra
 
 WAITING = "comm.Barrier()\nopen(f'at.{rank}', 'w').write(str(os.getpid()))\n"
 IN_PYTHON, IN_MPI = "time.sleep(1000)", "comm.recv(source=(rank + 1) % 2)"
@@ -243,10 +244,29 @@ def test_the_rank_that_called_wrongly_is_named(run, call, rank):
     assert "program.py:7" in said
 
 
+def aborted(ended):
+    """Whether the end is called what it was; Hydra may end before it has passed on what MPICH says of the rank."""
+    (said,) = summary(ended)
+    known = said == "parallel-dl: rank 1 called MPI_Abort; ended the other ranks"
+    unknown = is_hydra(find_mpirun()) and said.startswith("parallel-dl: mpirun ended with status 5 ")
+    return ended.status == 5 and (known or unknown)
+
+
 def test_the_rank_that_aborts_is_named(run):
-    ended = run(MPI + "if rank == 1: comm.Abort(5)\ncomm.Barrier()\ncomm.Barrier()")
-    assert summary(ended) == ["parallel-dl: rank 1 called MPI_Abort; ended the other ranks"]
-    assert ended.status == 5
+    assert aborted(run(MPI + "if rank == 1: comm.Abort(5)\ncomm.Barrier()\ncomm.Barrier()"))
+
+
+def test_an_abort_after_all_ranks_have_completed(run):
+    """MPICH's MPI_Abort returns: the program may complete before mpirun ends its ranks, and then mpirun knows."""
+    assert aborted(run(MPI + "import atexit\natexit.register(lambda: rank == 1 and comm.Abort(5))"))
+
+
+def test_a_status_that_only_mpirun_knows(run):
+    """A rank that fails after its completion record, while Python ends."""
+    ended = run(MPI + "import atexit\natexit.register(lambda: rank == 1 and (MPI.Finalize(), os._exit(7)))")
+    (said,) = summary(ended)
+    assert ended.status == 7
+    assert "status 7 after " in said
 
 
 def test_fatal_errors_of_mpi_name_their_rank():
@@ -260,3 +280,9 @@ def test_fatal_errors_of_mpi_name_their_rank():
     assert _aborted(mpich.replace(b"truncated", b"lost")).line == "rank 2 was ended by MPI after an error in Allreduce"
     assert _aborted(b"MPI_ABORT was invoked on rank 1 in communicator").line == "rank 1 called MPI_Abort"
     assert _aborted(b"a program's own words") is None
+
+
+@pytest.mark.parametrize("what", ["comm.Abort(5)", "raise ValueError(5)", "os.kill(os.getpid(), 9)"])
+def test_a_line_that_a_rank_has_begun_is_ended(run, what):
+    ended = run(MPI + f"os.write(2, b'begun')\nif rank == 1: {what}\ncomm.Barrier()\ncomm.Barrier()")
+    assert len(summary(ended)) == 1
