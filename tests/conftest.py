@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -18,6 +19,16 @@ pytest_plugins += PLUGIN
 
 ROOT = Path(__file__).parent.parent
 HANG = 300  # seconds after which a test counts as hanging; busy machines need less, and no speed is measured
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Chooses by name: the same cases on all ranks, and however few tests are asked for."""
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None and zlib.crc32(item.name.encode()) % mark.args[0]:
+            item.add_marker(pytest.mark.grid)
+
 
 if not inside_mpirun():  # ranks run no property tests, and start sooner without it
     from hypothesis import HealthCheck, settings

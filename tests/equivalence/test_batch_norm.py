@@ -73,6 +73,7 @@ def test_equals_serial_for_any_batch(comm, batch_size):
     assert_same(*runs(comm, experiment(batch_size)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3)
 @pytest.mark.parametrize(("batch_size", "microbatches"), [(20, 3), (7, 2)])
 def test_equals_serial_with_microbatches(comm, batch_size, microbatches):
@@ -86,6 +87,7 @@ def test_equals_serial_with_the_same_microbatches(comm, batch_size, microbatches
     assert_same(*runs(comm, experiment(batch_size, seed=1), microbatches))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize("allreduce", ["window", "mpi"])
 def test_either_all_reduce(comm, allreduce):

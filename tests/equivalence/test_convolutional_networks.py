@@ -30,6 +30,7 @@ def test_equals_serial_on_eight_ranks(comm):
     test_equals_serial(comm, "lenet5_small", 5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2, 3, 4)
 @pytest.mark.parametrize(
     ("name", "batch_size"), [("lenet5_small", 13), ("lenet5_small", 5), ("alexnet_small", 5), ("vgg_small", 13)]
@@ -39,6 +40,7 @@ def test_equals_serial(comm, name, batch_size):
     check(comm, experiment(lambda: networks.create(name, (1, 8, 8), 4), batch_size, steps=3))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize("method", ["direct", "im2col", "fft", "winograd", "winograd4x4"])
 def test_every_method(comm, method):

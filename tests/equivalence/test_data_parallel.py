@@ -40,6 +40,7 @@ def check(comm, experiment, microbatches=1, allreduce="auto", exact=False):
     assert_same(serial, parallel, exact=exact)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3, 4, 8)
 @pytest.mark.parametrize("batch_size", [100, 5, 64])
 def test_equals_serial_for_any_batch(comm, batch_size):

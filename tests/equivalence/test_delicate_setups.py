@@ -31,6 +31,7 @@ def check(comm, name):
         assert cell.equal, (cell.layout, cell.worst, cell.divergence, cell.note)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("name", SAMPLE)
 def test_some_setups_are_equal(comm, name):
@@ -72,6 +73,7 @@ def check_that_a_bug_is_caught(comm, monkeypatch, name):
     assert wrong is None or not wrong.equal
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("name", ["the_same_with_a_tiny_eps", "saturated_softmax", "chaos_with_momentum"])
 def test_a_bug_in_some_setups_is_caught(comm, monkeypatch, name):

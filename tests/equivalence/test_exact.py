@@ -54,6 +54,7 @@ def test_the_bound_holds_and_everything_is_exact(build, shape):
             assert np.array_equal(array / unit, np.rint(array / unit))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.ranks(1, 2, 3, 4)
 @pytest.mark.parametrize(("build", "shape"), [(small, (1, 8, 8)), (deep, (8,)), (averaged, (1, 4, 4))])
 def test_bit_by_bit(comm, build, shape):

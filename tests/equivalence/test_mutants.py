@@ -8,6 +8,7 @@ from parallel_dl.equivalence.mutants import MUTANTS, NETWORKS, RANKS, experiment
 from parallel_dl.layout import Layout
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
 def test_every_mutant_is_caught_and_named(comm, mutant):
@@ -61,6 +62,7 @@ def test_the_noise_floor_is_rounding(name, microbatches):
     assert 0 < compare(serial, again).worst.error == noise_floor(experiment, serial, microbatches) < 1e-12
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3)
 def test_verify(comm):
     """Every layout of a small network; the serial runs are made once for each number of microbatches."""

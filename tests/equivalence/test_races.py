@@ -16,6 +16,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("race", NAMES)
 def test_every_race_is_caught_and_named(comm, race):

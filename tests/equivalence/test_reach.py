@@ -146,6 +146,7 @@ def constant(before):
     return lambda *arguments: "0" * 64
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(
     ("name", "layout", "plant"),

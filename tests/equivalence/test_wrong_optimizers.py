@@ -91,6 +91,7 @@ def only_the_head(rank):
     return lambda p: optim.SGD(p[-2:] if rank else p, lr=0.1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("past", PASTS)
 @pytest.mark.parametrize("wrong", [half_a_step, no_step, another_rate, another_rate_for_the_head, only_the_head])
@@ -113,6 +114,7 @@ def in_another_order(parameters):
     return optim.LARS(parameters[::-1], lr=1.0, weight_decay=0.01)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("past", PASTS)
 def test_a_right_optimizer_is_not_called_wrong(comm, past):
@@ -120,6 +122,7 @@ def test_a_right_optimizer_is_not_called_wrong(comm, past):
         assert_equivalent(past(comm), Layout(dp=2), (X, Y), 3, make_optimizer=make_optimizer, comm=comm)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2, 4)
 def test_parts_and_groups_in_other_layouts(comm):
     layers = [nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)]

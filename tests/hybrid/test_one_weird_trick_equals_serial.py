@@ -83,6 +83,7 @@ def check(comm, what, schemes=SCHEMES, split=None, allreduce="auto"):
     assert not found, "\n".join(found)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3, 4)
 def test_every_scheme(comm):
     """13 samples, then 13, then a batch of 3; with momentum and dropout."""
@@ -99,6 +100,7 @@ def test_eight_ranks(comm):
     check(comm, experiment(batch_size=20, steps=2))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(3, 4)
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 12])
 def test_shares_smaller_than_the_number_of_ranks(comm, batch_size):
@@ -106,6 +108,7 @@ def test_shares_smaller_than_the_number_of_ranks(comm, batch_size):
     check(comm, experiment(batch_size=batch_size, steps=3))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3)
 @pytest.mark.parametrize(
     "split",

@@ -56,6 +56,7 @@ def predicted(plan, rank, samples, loss):
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.ranks(2, 3, 4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_plan_says_what_is_sent(comm, family):

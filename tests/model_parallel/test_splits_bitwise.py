@@ -87,6 +87,7 @@ def serial(name):
     return record(experiment(name))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3, 4, 8)
 @pytest.mark.parametrize("name", CASES)
 def test_bitwise(comm, name):

@@ -35,12 +35,14 @@ def able(names, ranks):
     return [name for name in names if ranks in CASES[name].ranks]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("name", able(NAMES, 2)[::2])
 def test_on_two_ranks(comm, name):
     check(comm, name)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(3)
 @pytest.mark.parametrize("name", able([*CONVOLUTIONS, *LAYERS], 3)[::3] + able([*FULLY, *BRANCHES], 3)[1::3] + FEW)
 def test_on_three_ranks(comm, name):
@@ -53,6 +55,7 @@ def test_on_four_ranks(comm, name):
     check(comm, name)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("name", able(NAMES, 2)[::4])
 def test_beside_data_parallelism(comm, name):
@@ -92,6 +95,7 @@ def test_sequences(comm, name):
     check(comm, name)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(4, 8)
 @pytest.mark.parametrize(
     ("name", "batch_size", "microbatches"),

@@ -122,6 +122,7 @@ def test_one_dropout_in_several_stages_of_split_layers(comm):
     check(comm, experiment(one_dropout, steps=2), ["1f1b"], (2,), mp=2, split={"1": "output", "8": "input"})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(3, 4, 8)
 @pytest.mark.parametrize(("m", "schedules"), SAMPLE.items())
 def test_more_stages(comm, m, schedules):
@@ -137,6 +138,7 @@ def test_images(comm):
         check(comm, experiment(images, steps=3), ["interleaved"], (4,))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(2, 8)
 def test_every_schedule_with_data_parallelism(comm):
     """Two replicas of 1 and 4 stages; of 2 below, and of 3 in the grid."""
@@ -155,6 +157,7 @@ def test_with_data_parallelism(comm, build):
         check(comm, experiment(build, batch_size=3, steps=2), ["1f1b"], (4,), dp=2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(4, 8)
 @pytest.mark.parametrize(("build", "split"), SPLIT)
 def test_with_split_layers(comm, build, split):
