@@ -117,6 +117,7 @@ def test_output_is_a_file_or_a_link_to_one(tmp_path, refused):
     assert checkpoint.load(tmp_path / "there")["a"].tolist() == [1, 1]
 
 
+@pytest.mark.grid
 def test_the_example_is_the_same_run_on_any_ranks():
     """Alone, and on 2 x 2 ranks."""
     example = ROOT / "docs" / "examples" / "data_and_model.py"

@@ -28,6 +28,7 @@ def test_the_json_object():
     assert 0 < cell["noise"] == found["noise_floor"] < 1e-12
 
 
+@pytest.mark.grid
 def test_every_layout_of_two_ranks():
     """Also bit by bit; a pipeline alone is equal to the last bit in any case."""
     cells = verify("lenet5_small", "--ranks", 2, "--steps", 1)["cells"]

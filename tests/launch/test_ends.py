@@ -118,6 +118,7 @@ def test_a_rank_that_handles_its_interrupts_has_them(run):
     assert (ended.status, ended.out, ended.err) == (0, "mine\n", "")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("delay", [0, 0.05, 0.4, pytest.param(1, marks=pytest.mark.grid)])
 def test_a_launcher_killed_while_it_starts_ranks(start, temporary, pids, living, can_unshare, delay):
     started = start(MPI + "time.sleep(1000)")

@@ -77,6 +77,7 @@ WINDOW = (
 KILLED = ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIGKILL")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("setup", [MPI, pytest.param(MPI + WINDOW, marks=pytest.mark.grid)], ids=["plain", "window"])
 @pytest.mark.parametrize(
     ("end", "status", "said"),

@@ -35,6 +35,7 @@ def shell(tmp_path, environment, python):
     return run
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("redirection", "why"), [(">/dev/full", FULL), (">&-", CLOSED)])
 def test_a_result_of_two_ranks_that_stdout_does_not_take_is_on_stderr(shell, redirection, why):
     ended = shell(TWO, redirection)
@@ -66,6 +67,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stream", [FULL, CLOSED])
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_every_command(command, stream, tmp_path, capsys, monkeypatch):

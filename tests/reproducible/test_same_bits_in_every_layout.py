@@ -165,6 +165,7 @@ def test_layouts(comm, name):
         check(comm, experiment(name, batch_size, dtype, 2), LAYOUTS[2], microbatches)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("name", BUILDS)
 def test_more_ranks(comm, name):
