@@ -22,12 +22,19 @@ HANG = 300  # seconds after which a test counts as hanging; busy machines need l
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Chooses by name: the same cases on all ranks, and however few tests are asked for."""
+    chosen = {}
     for item in items:
         mark = item.get_closest_marker("sampled")
         if mark is not None and zlib.crc32(item.name.encode()) % mark.args[0]:
             item.add_marker(pytest.mark.grid)
+        if mark is not None:
+            chosen[item.function] = chosen.get(item.function) or item.get_closest_marker("grid") is None
+    if not any("::" in argument for argument in config.args):
+        for function, any_of_its in chosen.items():
+            if not any_of_its:
+                raise pytest.UsageError(f"{function.__name__}: sampled() leaves none of its cases to the suite")
 
 
 if not inside_mpirun():  # ranks run no property tests, and start sooner without it

@@ -18,7 +18,6 @@ def train(network, *arguments, **options):
     return json.loads(out, parse_constant=pytest.fail)
 
 
-@pytest.mark.sampled(2)
 def test_a_hybrid_is_the_serial_run(tmp_path):
     """The same losses and accuracy, and weights in the file that a serial run goes on from."""
     alone = train("alexnet_small", *FLAGS, "--output", tmp_path / "alone")

@@ -16,7 +16,6 @@ def train(network, *arguments, **options):
     return json.loads(out, parse_constant=pytest.fail)
 
 
-@pytest.mark.sampled(2)
 def test_a_pipeline_is_the_serial_run(tmp_path):
     """The same losses, to the last bit, and the same weights in the file."""
     common = ("--steps", 3, "--dtype", "float64", "--microbatches", 3, "--batch-size", 50, "--output")

@@ -115,7 +115,7 @@ def comparisons(comm, make, clip_norm=None, only=None):
         mesh.free()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.ranks(1, 2, 3, 4, 8)
 @pytest.mark.parametrize(
     ("make", "clip_norm"),

@@ -35,7 +35,6 @@ def shell(tmp_path, environment, python):
     return run
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("redirection", "why"), [(">/dev/full", FULL), (">&-", CLOSED)])
 def test_a_result_of_two_ranks_that_stdout_does_not_take_is_on_stderr(shell, redirection, why):
     ended = shell(TWO, redirection)
