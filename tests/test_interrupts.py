@@ -1,11 +1,12 @@
 """SIGINT at the edges: while the command line, the launcher or a rank is imported, and while Python ends."""
 
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import HANG
+
+from parallel_dl.launch import running
 
 # a SIGINT as soon as a module is looked for
 INTERRUPTED_IMPORT = """
@@ -32,7 +33,7 @@ def command(tmp_path, environment, python):
     return call
 
 
-@pytest.mark.parametrize("module", ["parallel_dl.cli", "typer", "parallel_dl.launch.job", "parallel_dl.cli.verify"])
+@pytest.mark.parametrize("module", ["parallel_dl.cli", "typer", "parallel_dl.launch.folder", "parallel_dl.cli.verify"])
 def test_while_the_command_line_is_imported(command, module):
     code = INTERRUPTED_IMPORT.format(name=module, condition="True")
     assert command(code, "schedule", "gpipe", "--pp", "2") == (130, "", STOPPED)
@@ -76,11 +77,10 @@ def test_while_a_rank_is_imported(run, environment, tmp_path, module):
 )
 def test_ranks_that_never_start_are_not_waited_for(monkeypatch, pids, said):
     """MPICH's mpirun does not always notice that a rank has died of a SIGINT."""
-    launch_run = sys.modules["parallel_dl.launch.run"]
-    monkeypatch.setattr(launch_run, "_START_SECONDS", -1.0)
+    monkeypatch.setattr(running, "_START_SECONDS", -1.0)
     mpirun = SimpleNamespace(poll=lambda: None)
     job = SimpleNamespace(ranks=2, pids=pids, exits={}, mpirun=mpirun, events=lambda _: iter(()))
-    watching = launch_run._Run([], None)
+    watching = running._Run([], None)
     watching.errors = SimpleNamespace(tail=b"")
     end = watching._watch(job)
     assert end.line.startswith(said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -46,6 +45,8 @@ def facts() -> dict[str, Any]:
         from parallel_dl.mpi import library_version
 
         found["mpi"] = library_version()
+        import importlib.metadata  # late: it is slow to import
+
         found["mpi4py"] = importlib.metadata.version("mpi4py")
     except InputError as error:
         print(f"parallel-dl: {error}", file=sys.stderr)

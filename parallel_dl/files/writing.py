@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -86,7 +85,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
 def _create(folder: Path, mode: int) -> tuple[Path, BinaryIO]:
     """A new hidden file, locked for as long as it is open."""
     while True:
-        path = folder / f".parallel_dl-{secrets.token_hex(8)}.partial"
+        path = folder / f".parallel_dl-{os.urandom(8).hex()}.partial"
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb")
         with suppress(OSError):  # a file system without locks: what is abandoned there stays
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from parallel_dl.errors import InputError
 from parallel_dl.launch.environment import finding_us
 from parallel_dl.launch.processes import clear_shared_memory, shared_memory_files
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _SOCKET = "socket"
 _LONGEST = 100  # bytes of a socket's path: macOS takes 103, Linux 107
@@ -99,11 +101,13 @@ def place() -> str:
 
 
 def _name() -> str:
-    return f"pdl-{secrets.token_hex(6)}"
+    return f"pdl-{os.urandom(6).hex()}"
 
 
 def connection_to(folder: str) -> Connection:
     """A rank's connection to its launcher; OSError if the launcher has gone."""
+    from multiprocessing.connection import Connection
+
     link = socket.socket(socket.AF_UNIX)
     try:
         link.connect(os.path.join(folder, _SOCKET))

@@ -16,8 +16,7 @@ import signal
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from parallel_dl import interrupts
 from parallel_dl.launch import tracebacks
@@ -25,6 +24,9 @@ from parallel_dl.launch.attendant import ATTENDED, ENDED_BY_LAUNCHER_SECONDS, at
 from parallel_dl.launch.environment import MPI_FILES, mapped_shared_memory, mpirun_rank
 from parallel_dl.launch.folder import connection_to
 from parallel_dl.launch.pages import not_started
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 JOB_VARIABLE = "PARALLEL_DL_JOB"
 
