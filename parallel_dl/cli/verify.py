@@ -140,6 +140,7 @@ class Job:
         from parallel_dl import networks, optim
         from parallel_dl.cli.networks import network_for
         from parallel_dl.equivalence import exact_experiment, synthetic_experiment
+        from parallel_dl.equivalence.programs import PROGRAMS
         from parallel_dl.equivalence.specimens import network_named
         from parallel_dl.nn import cross_entropy, mse
 
@@ -182,6 +183,7 @@ class Job:
             loss,
             data,
             clip_norm=self.clip_norm,
+            changes=PROGRAMS.get(name),
         )
 
     def run(self, comm: Communicator) -> dict[str, Any]:

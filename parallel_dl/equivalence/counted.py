@@ -20,11 +20,14 @@ Counts = dict[tuple[str, str | None, str], tuple[int, int, int]]
 def wrong_count(experiment: Experiment, layout: Layout, mesh: Mesh) -> str | None:
     """Where the ledger of `mesh` and the plan differ first, the same on every rank; None where they do not.
 
-    Looked at are layouts that split layers and nothing else but the batch, with the loss that the plan knows.
+    Looked at are layouts that split layers and nothing else but the batch, with the loss that the plan knows, and
+    networks of which every weight is trained: the plan sends gradients back to all of them.
     """
     ledger = mesh.world.ledger
     plain = layout.splits_layers and not layout.is_pipelined and not layout.reproducible
     if ledger is None or not plain or experiment.loss is not nn.cross_entropy:
+        return None
+    if not all(parameter.requires_grad for parameter in experiment.build().parameters()):
         return None
     trainer = start(experiment, dataclasses.replace(layout, microbatches=1), mesh)
     assert trainer.parallel is not None

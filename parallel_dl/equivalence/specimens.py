@@ -100,11 +100,29 @@ def local_norm(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def changing(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Fully connected; its first layer is frozen, until the program of that name (`programs`) unfreezes it."""
+    fc1 = nn.Linear(math.prod(input_shape), 11)
+    for parameter in fc1.parameters():
+        parameter.requires_grad = False
+    return nn.Sequential(
+        flatten=nn.Flatten(),
+        fc1=fc1,
+        act1=nn.Tanh(),
+        fc2=nn.Linear(11, 10),
+        act2=nn.GELU(),
+        fc3=nn.Linear(10, 9),
+        act3=nn.Tanh(),
+        fc4=nn.Linear(9, classes),
+    )
+
+
 SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "residual": residual,
     "inception": inception,
     "norms": norms,
     "local_norm": local_norm,
+    "changing": changing,
 }
 
 

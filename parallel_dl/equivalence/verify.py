@@ -24,6 +24,7 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh, stress
 from parallel_dl.nn import Module
 from parallel_dl.schedule import ASYNCHRONOUS
+from parallel_dl.trainer import Trainer
 
 BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
 CHECKED_UP_TO, EVERY = 4, 3  # ranks, layouts: in checked mode, counted by a ledger
@@ -63,6 +64,7 @@ def synthetic_experiment(
     loss: Callable[..., Any] = nn.cross_entropy,
     data: tuple[np.ndarray, np.ndarray] | None = None,
     clip_norm: float | None = None,
+    changes: Callable[[Trainer], Iterator[None]] | None = None,
 ) -> Experiment:
     """Normally distributed samples (*input_shape) with labels of so many classes, from the seed; or those of `data`."""
     if data is None:
@@ -81,6 +83,7 @@ def synthetic_experiment(
         dtype,
         loss,
         clip_norm=clip_norm,
+        changes=changes,
     )
 
 
@@ -144,6 +147,8 @@ def verify_one(
     only_data = layout.dp == layout.ranks > 1 and layout.hybrid is None and not layout.reproducible
     # gradients through shared memory, through MPI, and in buckets that leave during backward
     methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS) if only_data else ("auto",)
+    if only_data and experiment.changes is not None and layout.dp & (layout.dp - 1) == 0:
+        methods += ("tree",)  # what a change means for the gradients, each of them has to see
     asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
     for allreduce in methods:
         mesh.world.barrier()
