@@ -171,7 +171,7 @@ class Job:
             "adamw": lambda parameters: optim.AdamW(parameters, 1e-2),
             "lars": lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3),
         }
-        return synthetic_experiment(
+        experiment = synthetic_experiment(
             build,
             shape,
             classes,
@@ -183,8 +183,8 @@ class Job:
             loss,
             data,
             clip_norm=self.clip_norm,
-            changes=PROGRAMS.get(name),
         )
+        return PROGRAMS[name].of(experiment) if name in PROGRAMS else experiment
 
     def run(self, comm: Communicator) -> dict[str, Any]:
         """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""

@@ -23,7 +23,7 @@ To read in this order:
     layouts.py      every layout of so many ranks; for many networks a covering set
     kept.py         serial runs, each made once
     movements.py    the differentiable movements: by their definition, and the adjoint test
-    counted.py      do ranks send what the plan of the splits says?
+    counted.py      do ranks hold and send what the plan of a layout says?
     verify.py       all of it, on the ranks of one job
     mutants/        known bugs, planted one at a time
     assertions.py   the same for a test of your own network

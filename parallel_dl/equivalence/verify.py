@@ -24,7 +24,6 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh, stress
 from parallel_dl.nn import Module
 from parallel_dl.schedule import ASYNCHRONOUS
-from parallel_dl.trainer import Trainer
 
 BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
 CHECKED_UP_TO, EVERY = 4, 3  # ranks, layouts: in checked mode, counted by a ledger
@@ -64,7 +63,6 @@ def synthetic_experiment(
     loss: Callable[..., Any] = nn.cross_entropy,
     data: tuple[np.ndarray, np.ndarray] | None = None,
     clip_norm: float | None = None,
-    changes: Callable[[Trainer], Iterator[None]] | None = None,
 ) -> Experiment:
     """Normally distributed samples (*input_shape) with labels of so many classes, from the seed; or those of `data`."""
     if data is None:
@@ -83,7 +81,6 @@ def synthetic_experiment(
         dtype,
         loss,
         clip_norm=clip_norm,
-        changes=changes,
     )
 
 
@@ -101,8 +98,7 @@ def verify(
     together.
     """
     kept = Kept(folder)
-    compares = 1 < comm.size <= CHECKED_UP_TO and not stress.collects()  # which stress would delay, too
-    checked = Communicator(comm.mpi, checked=True, ledger=Ledger()) if compares else comm
+    checked = _checked(comm)
     for number, (name, layout) in enumerate(layouts):
         experiment = experiments[name]
         reference = None
@@ -128,10 +124,18 @@ def _reference(name: str, experiment: Experiment, layout: Layout, exact: bool, k
     return reference_of(experiment, layout.microbatches, exact, one)
 
 
+def _checked(comm: Communicator) -> Communicator:
+    """The same ranks in checked mode, counted by a ledger, if there are few."""
+    compares = 1 < comm.size <= CHECKED_UP_TO and not stress.collects()  # which stress would delay, too
+    return Communicator(comm.mpi, checked=True, ledger=Ledger()) if compares else comm
+
+
 def moved(comm: Communicator) -> Cell | None:
     """The movements between ranks, as a cell: rank 0's, None on the others. All ranks together."""
     start = time.perf_counter()
-    wrong = wrong_movement(comm)
+    ranks = _checked(comm)
+    with nullcontext() if ranks.ledger is None else ranks.ledger.counting():
+        wrong = wrong_movement(ranks)
     if comm.rank:
         return None
     worst = {"quantity": wrong or "nothing", "step": 0, "error": 0.0 if wrong is None else np.inf, "bound": 1e-10}

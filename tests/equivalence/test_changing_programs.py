@@ -1,5 +1,6 @@
 """Programs that change their state under way: equal to the serial run, and a change that is not followed is seen."""
 
+import dataclasses
 from contextlib import ExitStack
 
 import pytest
@@ -25,9 +26,8 @@ def build():
     return network_named("changing", SHAPE, 4)
 
 
-def experiment(program="changing", steps=5):
-    changes = PROGRAMS.get(program) if isinstance(program, str) else program
-    return synthetic_experiment(build, SHAPE, 4, 8, steps, changes=changes)
+def experiment(steps=5):
+    return PROGRAMS["changing"].of(synthetic_experiment(build, SHAPE, 4, 8, steps))
 
 
 def cells(comm, *layouts, steps=5):
@@ -59,11 +59,7 @@ def test_equal_under_every_layout(comm):
 def test_the_serial_run_is_changed_too(comm):
     """It would be another one without the changes: the proof does not compare two runs that change nothing."""
 
-    def nothing(trainer):
-        while True:
-            yield
-
-    changed, plain = record(experiment()), record(experiment(nothing))
+    changed, plain = (record(one) for one in (experiment(), dataclasses.replace(experiment(), changes=None)))
     assert "fc1.weight" not in changed.gradients[0]
     assert "fc1.weight" in changed.gradients[1]
     assert "fc3.weight" not in changed.gradients[2]
