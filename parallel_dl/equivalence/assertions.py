@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,14 @@ from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
 from parallel_dl.equivalence.reference import held_against, reference_of
+from parallel_dl.equivalence.replayed import program_of, record_updates, reference_of_program
+from parallel_dl.equivalence.samples import NotBySamples
+from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
 from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
 from parallel_dl.optim import SGD, Optimizer
+from parallel_dl.schedule import ASYNCHRONOUS
 
 
 def momentum(parameters: Any) -> Optimizer:
@@ -43,6 +48,8 @@ def assert_equivalent(
 ) -> None:
     """Raises AssertionError, on every rank and naming what is different, unless the layout computes the serial run.
 
+    What rounding makes incomparable, steps or tensors, is named in a warning.
+
     Called by all ranks of `comm` (default: all there are), whose number is the layout's; InputError for another.
     `network` is a function without arguments that makes the network, or a Module, which is copied and left as it is;
     weights are drawn anew from `seed`. `batch` is a pair (x, y), with samples along the first axis, or a number of
@@ -50,11 +57,13 @@ def assert_equivalent(
     classes, for the losses that take classes. Every step takes this batch, shuffled.
 
     One rank trains serially, as if it were alone (`mpi.one_rank`), with as many microbatches; then all train under
-    `layout`. Losses, gradients, optimizer state and weights of every step are compared as by `compare`, which says what
-    `exact` and `bound` are; after the last one the outputs for the batch in evaluation mode, `Trainer.test`, counts of
-    updates, digests, and loading. With microbatches the serial run is also compared with ones of one
-    microbatch and of the samples one by one: with `nn.BatchNorm`, which is defined over the microbatch, only the
-    second. Attributes and random generators of modules are not compared, except for their effect on these values.
+    `layout`. Layouts that compute something else, pipedream and variable batch, and networks with local batch norm,
+    are held against a serial program of their own, as by `parallel-dl verify`; not with `exact` (InputError). Losses,
+    gradients, optimizer state and weights of every step are compared as by `compare`, which says what `exact` and
+    `bound` are; after the last one the outputs for the batch in evaluation mode, `Trainer.test`, counts of updates,
+    digests, and loading. With microbatches the serial run is also compared with ones of one microbatch and of the
+    samples one by one: with `nn.BatchNorm`, which is defined over the microbatch, only the second. Attributes and
+    random generators of modules are not compared, except for their effect on these values.
 
     With a communicator under stress (`mpi.stress.stressed(comm, seed)`) races are found, too.
 
@@ -72,30 +81,44 @@ def assert_equivalent(
     )
     x, y = (array.astype(dtype) if array.dtype.kind == "f" else array for array in (x, y))
     experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss, clip_norm=clip_norm)
+    program = program_of(experiment.build(), layout)
+    if exact and program is not None:
+        raise InputError(f"exact: takes one update with the whole batch; this layout is held against {program}")
     mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)
     reference, error = None, None
     if comm.rank == 0:
         try:
-            reference = reference_of(experiment, layout.microbatches, exact, bound=bound)
+            if program is None:
+                reference = reference_of(experiment, layout.microbatches, exact, bound=bound)
+            else:
+                reference = dataclasses.replace(reference_of_program(experiment, layout), bound=bound)
         except Exception as caught:
             error = caught
-    failed = comm.broadcast_object(
-        None if error is None else f"the serial run ends with {type(error).__name__}: {error}"
-    )
+    what = "" if isinstance(error, NotBySamples) else f"the serial run ends with {type(error).__name__}: "
+    failed = comm.broadcast_object(None if error is None else f"{what}{error}")
     if failed:
         raise AssertionError(failed) from error
     note = comm.broadcast_object(reference and reference.run.outcome and reference.run.outcome.note)
     if note is not None and comm.rank == 0:
         warnings.warn(f"evaluation mode is not compared: the serial run ends with {note}", stacklevel=2)
-    parallel = record(experiment, layout, mesh, evaluate=note is None)
+    if layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS:
+        parallel = record_updates(experiment, layout, mesh)
+    else:
+        parallel = record(experiment, layout, mesh, evaluate=note is None)
     race = race_in(parallel, comm)
     said, differs = "", False
+    verdict = "is not the serial run" if program is None else f"is not its serial program, {program}"
     if reference is not None:
         comparison = held_against(reference, experiment, layout, parallel, exact)
         comparison = comparison if race is None else told(comparison, race)
+        if comparison.equal and comparison.note:
+            warnings.warn(comparison.note, stacklevel=2)
+        if comparison.void_from == 0:
+            verdict = "cannot be compared with the serial run"
         said = "" if comparison.equal else comparison.message
-        differs = bool(said) and race is None and not compare(reference.run, parallel, reference.bound, exact).equal
-    said, differs = comm.broadcast_object((said, differs))
+        comparable = program is None and race is None
+        differs = bool(said) and comparable and not compare(reference.run, parallel, reference.bound, exact).equal
+    said, differs, verdict = comm.broadcast_object((said, differs, verdict))
     found = None
     if differs:
         serial = None if reference is None else reference.run
@@ -103,7 +126,7 @@ def assert_equivalent(
     mesh.free()
     if said:
         where = "" if found is None else f"  {found}\n"
-        raise AssertionError(f"{_in_words(layout)} is not the serial run\n{where}  {said}")
+        raise AssertionError(f"{_in_words(layout)} {verdict}\n{where}  {said}")
 
 
 def _drawn(

@@ -189,8 +189,10 @@ class _Limits:
 
     def _growth(self, void_from: int) -> str:
         levels = [float(np.median(list(errors.values()))) for errors in self.noise[: void_from + 1]]
-        if not levels or not math.isfinite(levels[-1]) or levels[-1] < self._void:
+        if not levels or math.isnan(levels[-1]) or levels[-1] < self._void:
             return "the serial run itself is not finite there"
+        if math.isinf(levels[-1]):
+            return "rounding alone decides there what is zero in the serial run"
         reached = f"rounding alone moves the serial run by {levels[-1]:.0e} there"
         if len(levels) < 3 or not levels[0] > 0:
             return reached
@@ -228,12 +230,15 @@ def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -
         different &= ~(np.isnan(ours) & np.isnan(theirs))
     if not different.any():
         return 0.0
+    dtype = ours.dtype
     ours, theirs = ours[different].astype(float), theirs[different].astype(float)
     if not (np.isfinite(ours) & np.isfinite(theirs)).all():
         return np.inf
     difference = np.abs(ours - theirs)
     if magnitude is None:
         return float(difference.max())
+    if dtype.kind == "f" and difference.max() <= np.finfo(dtype).tiny:  # there numbers have fewer digits
+        return 0.0
     against = scale(magnitude)[different]
     if not np.isfinite(against).all():  # nothing that a difference could be held against
         return np.inf

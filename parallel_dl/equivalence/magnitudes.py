@@ -69,7 +69,8 @@ class Magnitudes:
                 second *= beta2
                 second += (1 - beta2) * gradient**2
                 divisor = np.sqrt(actual[number]["second_moment"] / (1 - beta2**count)) + options["eps"]
-                weights += rate * first / (1 - beta1**count) / divisor
+                change = rate * first / (1 - beta1**count)
+                weights += np.divide(change, divisor, out=np.zeros_like(change), where=divisor > 0)
             else:
                 raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW, LARS")
         return {

@@ -139,7 +139,7 @@ def _magnitudes(trainer: Trainer, x: np.ndarray, y: np.ndarray, found: Arrays, o
             magnitudes[name] = np.abs(values).astype(float) + np.where(np.isfinite(change), change, 0.0)
     outputs = found[OUTPUTS]
     if LOSS in magnitudes and outputs.size:  # which may be a small difference of large outputs
-        magnitudes[LOSS] = magnitudes[LOSS] + np.abs(outputs).max()
+        magnitudes[LOSS] = magnitudes[LOSS] + np.abs(outputs[np.isfinite(outputs)]).max(initial=0.0)
     if ACCURACY in magnitudes:
         first, second = np.sort(outputs, axis=-1).reshape(-1, outputs.shape[-1])[:, [-1, max(-2, -outputs.shape[-1])]].T
         if not (first - second > step * magnitudes[OUTPUTS].max()).all():

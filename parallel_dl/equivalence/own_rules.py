@@ -3,13 +3,15 @@
 Before each update the optimizer is copied, with its network. The copies are then given weights, gradients and state
 that are moved by a small part of their magnitudes, with every choice of signs. The largest move of a result, divided
 by that part, is its magnitude; it is at least the value itself and its change. If a rule treats each value by itself,
-this is the sum of what weights, gradient and state contribute.
+this is the sum of what weights, gradient and state contribute. Gradients are moved by no more than rounding, too: a
+rule that takes their signs jumps then where a gradient is zero in theory.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from parallel_dl.nn import Module
 from parallel_dl.optim import LARS, SGD, Adam, Optimizer
 
 _STEP = {"float64": 1e-6, "float32": 1e-3}  # of the magnitudes
+_ROUNDING, _JUMP = 64, 10.0  # a step in units of epsilon, at which a smooth rule's rounding counts for less than a jump
+_SMALL_EPS = 1e-12  # of Adam: it divides a gradient by about its own size, and by this
 _NEEDS = (
     "a rule of one's own is a subclass of optim.Optimizer, whose state is in the arrays that state_of names, and which "
     "can be copied with copy.deepcopy"
@@ -29,13 +33,18 @@ def is_known(optimizer: Optimizer) -> bool:
     return any(isinstance(optimizer, rule) and type(optimizer)._update is rule._update for rule in (SGD, Adam, LARS))
 
 
+def may_take_signs(optimizer: Optimizer) -> bool:
+    """Whether a gradient that is rounding and nothing else may move a weight as far as any other."""
+    return not is_known(optimizer) or any(group.get("eps", 1.0) < _SMALL_EPS for group in optimizer.param_groups)
+
+
 class MeasuredRule(Magnitudes):
     """As `Magnitudes`, for any optimizer; `before_update` is called before each update."""
 
     def __init__(self, network: Module, optimizer: Optimizer) -> None:
         super().__init__(network, optimizer)
         dtype = str(optimizer.parameters[0].data.dtype)
-        self._step = _STEP[dtype]
+        self._step, self._rounding = _STEP[dtype], _ROUNDING * float(np.finfo(dtype).eps)
 
     def before_update(self) -> None:
         """Keeps a copy of the optimizer as it is."""
@@ -50,11 +59,22 @@ class MeasuredRule(Magnitudes):
             name: np.maximum(np.abs(array), np.abs(array - before[name])).astype(float) for name, array in made.items()
         }
         kinds = ("weights", "gradients", *self.optimizer.state_names)
-        for signs in itertools.product((1.0, -1.0), repeat=len(kinds)):
-            by = {kind: sign * self._step for kind, sign in zip(kinds, signs)}
+
+        def changes(step: float, signs: tuple[float, ...]) -> Iterator[tuple[str, np.ndarray]]:
+            by = {kind: sign * step for kind, sign in zip(kinds, signs)}
             for name, array in self._moved(given, gradients, by, clipped).items():
-                change = np.abs(array - made[name]).astype(float) / self._step
-                largest[name] = np.fmax(largest[name], np.where(np.isfinite(change), change, 0.0))
+                change = np.abs(array - made[name]).astype(float) / step
+                yield name, np.where(np.isfinite(change), change, 0.0)
+
+        for signs in itertools.product((1.0, -1.0), repeat=len(kinds)):
+            for name, change in changes(self._step, signs):
+                largest[name] = np.fmax(largest[name], change)
+        for sign in (
+            1.0,
+            -1.0,
+        ):  # the sign of a gradient that is rounding and nothing else: a jump, however small the step
+            for name, change in changes(self._rounding, tuple(sign * (kind == "gradients") for kind in kinds)):
+                largest[name] = np.where(change > _JUMP * largest[name], change, largest[name])
         for name in self.names:
             self.weights[name] = largest.pop(name)
         self.state = largest

@@ -14,7 +14,7 @@ from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.compare import noise_of
 from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import Outcome, outcome_of
-from parallel_dl.equivalence.own_rules import MeasuredRule, is_known
+from parallel_dl.equivalence.own_rules import MeasuredRule, is_known, may_take_signs
 from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
@@ -26,6 +26,7 @@ from parallel_dl.trainer import Trainer
 Arrays = dict[str, np.ndarray]
 
 MOVED_RUNS = 2  # from which the noise is taken
+MOVED_RUNS_OF_SIGNS = 6  # with a rule that may take signs: each run moves a sign with an even chance
 
 
 @dataclasses.dataclass
@@ -101,9 +102,8 @@ def record(
         run.magnitudes, again, run.outcome = _measured(experiment, layout, evaluate)
         evaluate = bool(run.outcome.evaluation)
         run.repeats = np.array_equal(run.losses, again, equal_nan=True)
-        run.noise = noise_of(
-            run, [_moved_by_rounding(experiment, layout, seed, evaluate) for seed in range(MOVED_RUNS)]
-        )
+        runs = MOVED_RUNS_OF_SIGNS if may_take_signs(trainer.optimizer) else MOVED_RUNS
+        run.noise = noise_of(run, [_moved_by_rounding(experiment, layout, seed, evaluate) for seed in range(runs)])
     return run
 
 

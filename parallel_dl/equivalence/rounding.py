@@ -24,6 +24,8 @@ SIZE = 2  # of the moves, in units of the machine's epsilon: at most so many
 EXACT = (Dropout, Flatten, Identity, MaxPool2d, ReLU, Sequential)  # these add up nothing
 OURS = "parallel_dl."
 
+Move = Callable[[np.ndarray], np.ndarray]
+
 
 def round_otherwise(trainer: Trainer, seed: int) -> None:
     """From now on the trainer computes with other last bits, drawn from `seed`."""
@@ -37,8 +39,8 @@ def round_otherwise(trainer: Trainer, seed: int) -> None:
         if id(layer) in seen or any(computes_as(layer, kind) for kind in EXACT):
             continue
         seen.add(id(layer))
-        if type(layer).__module__.startswith(OURS):  # a layer of the user's own may take numbers for indices
-            layer.register_forward_pre_hook(_moved_input(move))
+        is_own = not type(layer).__module__.startswith(OURS)
+        layer.register_forward_pre_hook(_moved_input(move, is_own))
         layer.register_forward_hook(_moved_result(move))
     loss = trainer.loss
 
@@ -63,20 +65,33 @@ def _bits(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return random.uniform(-reach, reach, array.shape).astype(array.dtype)
 
 
-def _moved_input(move: Callable[[np.ndarray], np.ndarray]) -> Any:
+def _moved_input(move: Move, is_own: bool) -> Any:
+    change = _but_for_whole_numbers(move) if is_own else move
+
     def hook(layer: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = arguments
         if isinstance(x, Tensor) and x.dtype.kind == "f":
-            return rounded(x, move=move), *others
+            return rounded(x, move=change, back=move), *others
         if isinstance(x, np.ndarray) and x.dtype.kind == "f":
-            return move(x), *others
+            return change(x), *others
         return arguments
 
     return hook
 
 
-def _moved_result(move: Callable[[np.ndarray], np.ndarray]) -> Any:
+def _moved_result(move: Move) -> Any:
+    change = _but_for_whole_numbers(move)
+
     def hook(layer: Module, arguments: tuple[Any, ...], result: Any) -> Any:
-        return rounded(result, move=move) if isinstance(result, Tensor) and result.requires_grad else result
+        if isinstance(result, Tensor) and result.requires_grad:
+            return rounded(result, move=move)
+        if isinstance(result, Tensor) and result.dtype.kind == "f":  # of a first layer that has no weights
+            return Tensor(change(result.data))
+        return change(result) if isinstance(result, np.ndarray) and result.dtype.kind == "f" else result
 
     return hook
+
+
+def _but_for_whole_numbers(move: Move) -> Move:
+    """Layers of the user's own may take these for indices."""
+    return lambda array: np.where(array == np.rint(array), array, move(array))

@@ -39,6 +39,10 @@ _OF_EVERY_MODULE = vars(Module())
 FITS = 1e-2  # of the gradient at scores of zero: below it the target's term is counted, too
 
 
+class NotBySamples(ValueError):
+    """A network that takes whole batches only: what its errors are judged against cannot be measured."""
+
+
 def sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arrays]:
     """Sum over the samples of |its loss|, and for each trained parameter of |its summands of the gradient|, by element.
 
@@ -50,8 +54,7 @@ def sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arra
     with _generators_kept():
         network, loss = copied(trainer.network, trainer.loss)
         for sample in _samples(network, loss, trainer.updates, batch):
-            value, whole = sample.gradients()
-            direct = sample.direct_gradients() if sample.has_statistics else whole
+            value, whole, direct = sample.measured()
             losses += abs(value)
             for name, gradient in whole.items():
                 sums[name] += np.abs(direct[name]) + np.abs(gradient - direct[name])
@@ -68,8 +71,7 @@ def each_sample(trainer: Trainer, batch: Batch) -> Iterator[tuple[float, Arrays,
     In the end the trainer's network is as after one pass of each microbatch, and gradients are gone.
     """
     for sample in _samples(trainer.network, trainer.loss, trainer.updates, batch):
-        value, whole = sample.gradients()
-        yield value, whole, sample.direct_gradients() if sample.has_statistics else whole
+        yield sample.measured()
 
 
 def copied(network: Module, loss: Any) -> tuple[Module, Any]:
@@ -169,6 +171,17 @@ class _Sample:
         self.loss_at_zero = 0.0
         self._at_zero = np.zeros(0)
 
+    def measured(self) -> tuple[float, Arrays, Arrays]:
+        """Its summand of the loss, of each gradient, and of that with statistics as constants; or NotBySamples."""
+        try:
+            value, whole = self.gradients()
+            return value, whole, self.direct_gradients() if self.has_statistics else whole
+        except Exception as error:
+            raise NotBySamples(
+                f"samples that are passed one by one, by which rounding is measured, end with {type(error).__name__}: "
+                f"{error}; a layer of one's own treats each sample by itself"
+            ) from error
+
     def gradients(self) -> tuple[float, Arrays]:
         """Its summand of the loss, and of each gradient."""
         network, loss = copied(*self.before)
@@ -215,17 +228,38 @@ class _Sample:
 
 
 def at_zero(loss: Any, scores: np.ndarray, targets: Any, total: Any) -> tuple[float, np.ndarray] | None:
-    """The loss at scores of zero, and its gradient there: the target's term. None where they are not defined."""
+    """The loss at scores of zero, and its gradient there: the target's term. None where they are not defined.
+
+    Nothing else changes: a loss of the user's own may have a state, weights, or what a layer has kept for it.
+    """
+    own = isinstance(loss, FunctionType) and loss.__closure__ is None and loss.__module__.startswith("parallel_dl.")
     zeros = Tensor(np.zeros_like(scores), requires_grad=True)
     try:
-        with np.errstate(all="ignore"):
-            value = loss(zeros, targets, total)
-            value.backward()
+        with np.errstate(all="ignore"), _generators_kept():
+            value = (loss if own else copied(Module(), loss)[1])(zeros, targets, total)
+            _cut_off(value, zeros)
+            value.backward(since=zeros)
     except Exception:  # a loss of the user's own may refuse zeros
         return None
     if zeros.grad is None or not np.isfinite(zeros.grad).all() or not np.isfinite(value.item()):
         return None
     return value.item(), np.array(zeros.grad)
+
+
+def _cut_off(value: Tensor, leaf: Tensor) -> None:
+    """Cuts the history of `value` where it was made before `leaf`, and at other leaves: no gradient goes there."""
+    waiting, seen = [value], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not node.edges:
+            continue
+        seen.add(id(node))
+        node.edges = [
+            (parent, pullback)
+            for parent, pullback in node.edges
+            if parent is leaf or (parent.edges and parent.number > leaf.number)
+        ]
+        waiting += [parent for parent, _ in node.edges]
 
 
 def _gradients(

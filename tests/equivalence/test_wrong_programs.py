@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from parallel_dl import nn, optim
-from parallel_dl.autograd import Tensor, primitive
+from parallel_dl.autograd import Tensor, ops, primitive
 from parallel_dl.equivalence import assert_equivalent
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import world
@@ -215,6 +215,22 @@ class Sign(optim.Optimizer):
             weights += 1e-3 * rate
 
 
+def penalised(of_each_stage):
+    """Network and loss: the squares of weights are added to the loss, a share's part of them by its samples."""
+    kept = {}
+
+    def build():
+        kept["network"] = plain()
+        return kept["network"]
+
+    def loss(scores, targets, total):
+        layers = kept["network"].parameters() if of_each_stage else [kept["network"][0].weight]
+        squares = [ops.sum(ops.power(one, 2)) for one in layers]
+        return nn.cross_entropy(scores, targets, total) + sum(squares[1:], squares[0]) * (0.01 * len(targets) / total)
+
+    return {"network": build, "loss": loss}
+
+
 WRONG = {
     "divided by the ranks": lambda rank: {"network": among(mean_over_all_ranks)},
     "doubled among others": lambda rank: {"network": among(doubled_among_others)},
@@ -263,8 +279,19 @@ WRONG = {
     "other labels": lambda rank: {"batch": other_labels(rank)},
     "a lost update": lambda rank: {"make_optimizer": loses_updates(rank)},
     "a rule of one's own": lambda rank: {"make_optimizer": lambda p: Sign(p, wrong=True)},
+    "a penalty in another stage": lambda rank: {**penalised(False), "layout": CUT_STAGES},
+    "a late rate, with a penalty": lambda rank: {
+        **penalised(True),
+        "make_optimizer": lambda p: optim.SGD(p, lambda update: 0.1 / (1 + rank * (update >= 6))),
+    },
 }
-QUICK = ["divided by the ranks", "noise by place, beside batch norm", "evaluation: an average in an attribute"]
+QUICK_RIGHT = ["a rule of one's own", "noise by sample, in stages", "a penalty on all weights", "large waves"]
+QUICK = [
+    "a penalty in another stage",
+    "divided by the ranks",
+    "noise by place, beside batch norm",
+    "evaluation: an average in an attribute",
+]
 
 
 def called(comm, program):
@@ -310,6 +337,53 @@ def sum_of_squares(scores, targets, total):
     return nn.mse(scores, np.eye(3)[targets], total)
 
 
+class Waves(Layer):
+    """Of a large input, without weights: cos(x w), for a network that begins with it."""
+
+    def __init__(self, scale):
+        super().__init__(lambda layer, x: Tensor(np.cos(values_of(x) @ layer.w * scale)))
+        self.w = np.random.default_rng(2).standard_normal((4, 4))
+
+
+class Distances(Layer):
+    """To four points, which are its weights: |x|^2 - 2 x.c + |c|^2, of terms that cancel."""
+
+    def __init__(self):
+        super().__init__(lambda layer, x: Tensor(layer.squares(values_of(x))))
+        self.points = 1e4 + np.random.default_rng(2).standard_normal((4, 4))
+
+    def squares(self, x):
+        return (x**2).sum(1)[:, None] - 2 * x @ self.points.T + (self.points**2).sum(1)
+
+
+class WithoutAClass(Layer):
+    """The score of the first class is minus infinity."""
+
+    def __init__(self):
+        super().__init__(lambda layer, x: x + np.array([-np.inf, 0.0, 0.0]))
+
+
+def begins_with(layer):
+    return lambda: nn.Sequential(layer(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def bias_before_batch_norm():
+    """Its gradient is zero in theory, and its sign is rounding."""
+    return nn.Sequential(nn.Linear(4, 1), nn.BatchNorm1d(1), nn.Tanh(), nn.Linear(1, 3))
+
+
+def frozen(layer):
+    for parameter in layer.parameters():
+        parameter.requires_grad = False
+    return layer
+
+
+def images():
+    return nn.Sequential(
+        conv=nn.Conv2d(1, 2, 3, padding=1), act=nn.Tanh(), flatten=nn.Flatten(), fc=nn.Linear(2 * 4, 3)
+    )
+
+
 RIGHT = {
     "a rule of one's own": lambda rank: {"make_optimizer": Sign},
     "a rule of one's own, in stages": lambda rank: {"make_optimizer": Sign, "layout": CUT_STAGES},
@@ -330,12 +404,47 @@ RIGHT = {
     "one of the ranks' shares is empty": lambda rank: {"batch": (X[:1], Y[:1])},
     "split": lambda rank: {"layout": Layout(mp=2, microbatches=2)},
     "the mean of the whole batch": lambda rank: {"network": among(centred), "layout": STAGES},
+    "a penalty on all weights": lambda rank: penalised(True),
+    "a penalty on all weights, in microbatches": lambda rank: {
+        **penalised(True),
+        "layout": Layout(dp=2, microbatches=2),
+    },
+    "large waves": lambda rank: {"network": begins_with(lambda: Waves(1e6))},
+    "large waves, in microbatches": lambda rank: {
+        "network": begins_with(lambda: Waves(1e6)),
+        "layout": Layout(dp=2, microbatches=3),
+    },
+    "distances": lambda rank: {"network": begins_with(Distances), "batch": (1e4 + X, Y)},
+    "a masked class": lambda rank: {
+        "network": lambda: nn.Sequential(nn.Linear(4, 3), WithoutAClass()),
+        "batch": (X, np.maximum(Y, 1)),
+    },
+    "a gradient of zero, signs": lambda rank: {"network": bias_before_batch_norm, "make_optimizer": Sign, "seed": 1},
+    "a gradient of zero, Adam": lambda rank: {
+        "network": bias_before_batch_norm,
+        "make_optimizer": lambda p: optim.Adam(p, 0.01, eps=1e-30),
+        "seed": 1,
+    },
+    "tiny losses": lambda rank: {"loss": lambda y, z, total: nn.cross_entropy(y, z, total) * 1e-305},
+    "frozen, Adam": lambda rank: {
+        "network": lambda: nn.Sequential(frozen(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)),
+        "make_optimizer": lambda p: optim.Adam(p, 0.01, eps=1e-30),
+    },
+    "weight stashing": lambda rank: {"layout": Layout(pp=2, microbatches=2, schedule="pipedream")},
+    "variable batch": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="b", variable_batch=True),
+    },
+    "local batch norm": lambda rank: {
+        "network": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, statistics="local"), nn.Linear(5, 3))
+    },
     "the mean of the whole batch's loss": lambda rank: {"loss": mean_of_what_it_is_given, "layout": STAGES},
 }
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("name", in_the_grid_but(["a rule of one's own", "noise by sample, in stages"], RIGHT))
+@pytest.mark.parametrize("name", in_the_grid_but(QUICK_RIGHT, RIGHT))
 def test_a_right_program_is_not_called_wrong(comm, name):
     called(comm, RIGHT[name])
 
