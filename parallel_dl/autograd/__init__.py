@@ -4,13 +4,23 @@ from parallel_dl.autograd.tensor import Tensor  # isort: skip  (first: ops and t
 from parallel_dl.autograd import ops
 from parallel_dl.autograd.gradcheck import gradcheck
 from parallel_dl.autograd.memory import keep_freed_memory
-from parallel_dl.autograd.tape import Deferred, backward, is_grad_enabled, is_in_backward, no_grad, once, primitive
+from parallel_dl.autograd.tape import (
+    Deferred,
+    abandon,
+    backward,
+    is_grad_enabled,
+    is_in_backward,
+    no_grad,
+    once,
+    primitive,
+)
 
 keep_freed_memory()
 
 __all__ = [
     "Deferred",
     "Tensor",
+    "abandon",
     "backward",
     "gradcheck",
     "is_grad_enabled",

@@ -189,6 +189,14 @@ def no_grad() -> Iterator[None]:
         _recording = before
 
 
+def abandon() -> None:
+    """Backward will never be run from what was computed so far: later ones do not meet the other ranks in it.
+
+    For a program that goes on after an error in a forward or backward pass; all ranks call it.
+    """
+    _awaited.clear()
+
+
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded (False inside `no_grad`)."""
     return _recording

@@ -140,6 +140,7 @@ class Job:
         from parallel_dl import networks, optim
         from parallel_dl.cli.networks import network_for
         from parallel_dl.equivalence import exact_experiment, synthetic_experiment
+        from parallel_dl.equivalence.programs import PROGRAMS
         from parallel_dl.equivalence.specimens import network_named
         from parallel_dl.nn import cross_entropy, mse
 
@@ -170,7 +171,7 @@ class Job:
             "adamw": lambda parameters: optim.AdamW(parameters, 1e-2),
             "lars": lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3),
         }
-        return synthetic_experiment(
+        experiment = synthetic_experiment(
             build,
             shape,
             classes,
@@ -183,6 +184,7 @@ class Job:
             data,
             clip_norm=self.clip_norm,
         )
+        return PROGRAMS[name].of(experiment) if name in PROGRAMS else experiment
 
     def run(self, comm: Communicator) -> dict[str, Any]:
         """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""

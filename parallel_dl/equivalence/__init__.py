@@ -19,12 +19,13 @@ To read in this order:
     divergence.py   the first tensor that differs
     replayed.py     serial programs of layouts that make other updates: asynchronous, variable batch, local batch norm
     specimens.py    networks for verify alone, with the layers that the others lack
+    programs.py     what programs change under way: weights frozen, unfrozen, loaded, replaced
     layouts.py      every layout of a number of ranks; for many networks a covering set
     kept.py         serial runs, each made once
     movements.py    the differentiable movements: by their definition, and the adjoint test
-    counted.py      do ranks send what the plan of the splits says?
+    counted.py      do ranks hold and send what the plan of a layout says?
     verify.py       all of it, on the ranks of one job
-    mutants.py      known bugs, planted one at a time
+    mutants/        known bugs, planted one at a time
     assertions.py   the same for a test of your own network
     adjoint.py      is the backward of a communicating function the adjoint of its forward?
     files.py        two safetensors files, also in shards

@@ -1,6 +1,6 @@
 """The differentiable movements themselves: what each gives, by its definition on whole arrays, and the adjoint test.
 
-And the two layers that a program may divide by hand, held against the serial ones.
+And the two layers that a program may divide by hand, compared with the serial ones.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def wrong_movement(comm: Communicator) -> str | None:
 def wrong_pair(comm: Communicator) -> str | None:
     """The same of fully connected layers, one after the other, that are made for the ranks of `comm`."""
     random = np.random.default_rng(11)
-    x, g = random.standard_normal((4, LENGTH)), random.standard_normal((4, 3))
+    x, g = random.standard_normal((2, 4, LENGTH)), random.standard_normal((2, 4, 3))  # features are the last of axes
     serial = nn.Sequential(fc1=nn.Linear(LENGTH, 5), fc2=nn.Linear(5, 3)).initialize(0, "float64")
     leaf = Tensor(x, requires_grad=True)
     expected = serial(leaf)

@@ -159,12 +159,19 @@ def _loading(trainer: Trainer) -> list[str]:
     }
     trainer.load_state_dict(other)
     back = trainer.state_dict()
+    saved = trainer.gather_state()
+    if saved is not None and not _are_same(saved, back):
+        faults.append("gather_state, which does not give the weights,")
     for name in sorted(other):
         if name not in back or not np.array_equal(back[name], other[name]):
             faults.append(f"{name}, which is not what load_state_dict was given,")
     if trainer.weights_sha256() != _digest(other):
         faults.append("weights_sha256 after load_state_dict, which is not the digest of the weights,")
     return faults
+
+
+def _are_same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    return ours.keys() == theirs.keys() and all(np.array_equal(array, theirs[name]) for name, array in ours.items())
 
 
 def _digest(state: Mapping[str, np.ndarray]) -> str:

@@ -45,6 +45,8 @@ class Experiment:
     """called with the initialized network, for example to make its weights integers"""
     clip_norm: float | None = None
     """the norm to which all gradients together are clipped"""
+    changes: Callable[[Trainer], Iterator[None]] | None = None
+    """a generator, of which every rank has its own: runs on to its next yield before each step; see `programs`"""
 
 
 @dataclasses.dataclass
@@ -172,10 +174,18 @@ def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str | M
 
 
 def batches(experiment: Experiment, trainer: Trainer) -> Iterator[Batch]:
-    """This rank's parts of the batches of all steps."""
+    """This rank's parts of the batches of all steps; before each, what the program changes then is changed."""
     loader = trainer.loader(experiment.x, experiment.y, experiment.batch_size, experiment.seed)
     endless = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
-    return itertools.islice(endless, experiment.steps)
+    changes = changes_of(experiment, trainer)
+    for batch in itertools.islice(endless, experiment.steps):
+        next(changes, None)
+        yield batch
+
+
+def changes_of(experiment: Experiment, trainer: Trainer) -> Iterator[None]:
+    """What the program changes under way: each `next` goes on to what is done before a step."""
+    return iter(()) if experiment.changes is None else experiment.changes(trainer)
 
 
 def local_gradients(trainer: Trainer) -> Arrays:

@@ -25,7 +25,17 @@ from parallel_dl.datasets import Batch, Loader, Share
 from parallel_dl.equivalence.compare import compare, noise_of, samples_are_mixed
 from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import outcome_of
-from parallel_dl.equivalence.record import MOVED_RUNS, Arrays, Experiment, Run, batches, optimizer_names, start, update
+from parallel_dl.equivalence.record import (
+    MOVED_RUNS,
+    Arrays,
+    Experiment,
+    Run,
+    batches,
+    changes_of,
+    optimizer_names,
+    start,
+    update,
+)
 from parallel_dl.equivalence.reference import Reference
 from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import each_sample, sums_of_magnitudes
@@ -276,7 +286,9 @@ def _magnitudes(summands: list[Arrays]) -> Arrays:
 def _local_norm(experiment: Experiment, layout: Layout, trainer: Trainer, run: Run, random: Random) -> None:
     network = trainer.network
     magnitudes = Magnitudes(network, trainer.optimizer)
+    changes = changes_of(experiment, trainer)
     for of_ranks in itertools.islice(_shares(experiment, layout), experiment.steps):
+        next(changes, None)
         before = {name: array.copy() for name, array in network.named_buffers()}
         means = {name: np.zeros(array.shape) for name, array in before.items()}
         losses, sums = np.zeros(1), {name: np.zeros(p.shape) for name, p in network.named_parameters()}

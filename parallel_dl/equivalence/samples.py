@@ -40,12 +40,13 @@ FITS = 1e-2  # of the gradient at scores of zero: below it the target's term is 
 
 
 def sums_of_magnitudes(trainer: Trainer, batch: Batch) -> tuple[np.ndarray, Arrays]:
-    """Sum over the samples of |its loss|, and for each parameter of |its summands of the gradient|, by element.
+    """Sum over the samples of |its loss|, and for each trained parameter of |its summands of the gradient|, by element.
 
     The trainer's network and the process's random generators are left as they were.
     """
     losses = np.zeros(1)
-    sums = {name: np.zeros(parameter.shape) for name, parameter in trainer.network.named_parameters()}
+    trained = ((name, one) for name, one in trainer.network.named_parameters() if one.requires_grad)
+    sums = {name: np.zeros(parameter.shape) for name, parameter in trained}
     with _generators_kept():
         network, loss = copied(trainer.network, trainer.loss)
         for sample in _samples(network, loss, trainer.updates, batch):

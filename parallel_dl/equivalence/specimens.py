@@ -1,6 +1,6 @@
 """Specimens: small networks for `verify` alone, which together have the layers that the shipped networks lack.
 
-Batch norm, layer norm, GELU, sigmoid, branches that are summed and concatenated, a layer that is used twice, strides,
+Batch norm, layer norm, GELU, sigmoid, branches that are summed and concatenated, layers that are used twice, strides,
 dilation, four groups, global pooling. They take images (channels, height, width) of any size from 4 x 4 on.
 """
 
@@ -68,14 +68,14 @@ def inception(input_shape: Sequence[int], classes: int) -> nn.Module:
 
 
 def norms(input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Fully connected: batch norm and layer norm, a layer used twice in a residual block, two towers side by side."""
-    again = nn.Linear(12, 12)
+    """Fully connected: batch norm and layer norm, layers used twice in a residual block, two towers side by side."""
+    again = nn.Sequential(fc=nn.Linear(12, 12), act=nn.GELU())
     return nn.Sequential(
         flatten=nn.Flatten(),
         fc1=nn.Linear(math.prod(input_shape), 12),
         norm1=nn.BatchNorm1d(12),
         act1=nn.Sigmoid(),
-        block=nn.Branches(nn.Identity(), nn.Sequential(again, nn.GELU(), nn.Dropout(0.2), again)),
+        block=nn.Branches(nn.Identity(), nn.Sequential(again, nn.Dropout(0.2), again)),
         norm2=nn.LayerNorm(12),
         fc2=nn.Linear(12, 10),
         act2=nn.Tanh(),
@@ -100,11 +100,29 @@ def local_norm(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def changing(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Fully connected; its first layer is frozen, until the program of that name (`programs`) unfreezes it."""
+    fc1 = nn.Linear(math.prod(input_shape), 11)
+    for parameter in fc1.parameters():
+        parameter.requires_grad = False
+    return nn.Sequential(
+        flatten=nn.Flatten(),
+        fc1=fc1,
+        act1=nn.Tanh(),
+        fc2=nn.Linear(11, 10),
+        act2=nn.GELU(),
+        fc3=nn.Linear(10, 9),
+        act3=nn.Tanh(),
+        fc4=nn.Linear(9, classes),
+    )
+
+
 SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "residual": residual,
     "inception": inception,
     "norms": norms,
     "local_norm": local_norm,
+    "changing": changing,
 }
 
 

@@ -98,8 +98,7 @@ def verify(
     together.
     """
     kept = Kept(folder)
-    compares = 1 < comm.size <= CHECKED_UP_TO and not stress.collects()  # which stress would delay, too
-    checked = Communicator(comm.mpi, checked=True, ledger=Ledger()) if compares else comm
+    checked = _checked(comm)
     for number, (name, layout) in enumerate(layouts):
         experiment = experiments[name]
         reference = None
@@ -125,10 +124,18 @@ def _reference(name: str, experiment: Experiment, layout: Layout, exact: bool, k
     return reference_of(experiment, layout.microbatches, exact, one)
 
 
+def _checked(comm: Communicator) -> Communicator:
+    """The same ranks in checked mode, counted by a ledger, if there are few."""
+    compares = 1 < comm.size <= CHECKED_UP_TO and not stress.collects()  # which stress would delay, too
+    return Communicator(comm.mpi, checked=True, ledger=Ledger()) if compares else comm
+
+
 def moved(comm: Communicator) -> Cell | None:
     """The movements between ranks, as a cell: rank 0's, None on the others. All ranks together."""
     start = time.perf_counter()
-    wrong = wrong_movement(comm)
+    ranks = _checked(comm)
+    with nullcontext() if ranks.ledger is None else ranks.ledger.counting():
+        wrong = wrong_movement(ranks)
     if comm.rank:
         return None
     worst = {"quantity": wrong or "nothing", "step": 0, "error": 0.0 if wrong is None else np.inf, "bound": 1e-10}
@@ -144,6 +151,8 @@ def verify_one(
     only_data = layout.dp == layout.ranks > 1 and layout.hybrid is None and not layout.reproducible
     # gradients through shared memory, through MPI, and in buckets that leave during backward
     methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS) if only_data else ("auto",)
+    if only_data and experiment.changes is not None and layout.dp & (layout.dp - 1) == 0:
+        methods += ("tree",)  # what a change means for the gradients, each of them has to see
     asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
     for allreduce in methods:
         mesh.world.barrier()

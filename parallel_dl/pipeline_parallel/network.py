@@ -157,6 +157,7 @@ class PipelineParallel:
             whole = values.shape if self.split is None else self.split.shapes[name]
             if tuple(state[name].shape) != whole:
                 raise ValueError(f"state_dict: {name} has shape {tuple(state[name].shape)}, expected {whole}")
+        self.network._rewrite()
         for name in self._own + self._own_buffers:
             values = named[name]
             piece = () if self.split is None else self.split.piece(name)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parallel_dl.autograd import Tensor, no_grad, ops, primitive, tape
+from parallel_dl.autograd import Tensor, abandon, no_grad, ops, primitive, tape
 
 
 class Recorder:
@@ -125,6 +125,15 @@ def test_it_does_not_run_twice(recorder):
     (x * 2).sum().backward()
     assert recorder.names == ["a"]
     np.testing.assert_array_equal(x.grad, [4])
+
+
+def test_what_is_abandoned_is_met_by_no_later_backward(recorder):
+    """A forward pass that an error has ended."""
+    recorder.replicate(leaf(1.0), name="before")
+    abandon()
+    recorder.replicate(leaf(1.0), name="after")
+    (leaf(1.0) * 2).sum().backward()
+    assert recorder.names == ["after"]
 
 
 def test_an_array_makes_no_node(recorder):

@@ -1,5 +1,7 @@
 """Known bugs, planted one at a time: each is caught and named, and none stays behind."""
 
+import dataclasses
+
 import pytest
 
 from parallel_dl.equivalence import Experiment, layouts_of, noise_floor, record, replay, synthetic_experiment, verify
@@ -7,17 +9,28 @@ from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.mutants import MUTANTS, NETWORKS, RANKS, experiments, planted, verdicts
 from parallel_dl.layout import Layout
 
+REFUSED = [mutant for mutant in MUTANTS if mutant.refused]
+SAMPLE = ("one rank leaves out", "sent twice over", "a weight replaced", "a new weight")  # the rest is in the grid
+NAMES = [
+    pytest.param(
+        mutant,
+        id=mutant.name,
+        marks=[pytest.mark.grid] if mutant.refused and not mutant.name.startswith(SAMPLE) else [],
+    )
+    for mutant in MUTANTS
+]
+
 
 @pytest.mark.sampled(3)
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+@pytest.mark.parametrize("mutant", NAMES)
 def test_every_mutant_is_caught_and_named(comm, mutant):
     assert comm.size == RANKS
     (verdict,) = verdicts(comm, [mutant])
     if comm.rank == 0:
         assert verdict.caught
         assert verdict.named, verdict.diagnosis
-        assert verdict.error > 1e-4
+        assert verdict.error is None if mutant.refused else verdict.error > 1e-4
 
 
 @pytest.mark.ranks(2)
@@ -29,6 +42,19 @@ def test_a_bug_that_is_there_already_is_not_caught(comm, monkeypatch):
     if comm.rank == 0:
         assert not verdict.caught
         assert verdict.diagnosis.endswith("different also without the bug")
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", ["one rank leaves out an all-reduce", "halo rows sent twice over"])
+def test_a_refusal_counts_only_on_every_rank_and_with_the_right_words(comm, name):
+    """A bug that is not there; and one of which something else is said."""
+    (mutant,) = [mutant for mutant in REFUSED if mutant.name == name]
+    harmless = dataclasses.replace(mutant, plant=lambda stack: None)
+    otherwise = dataclasses.replace(mutant, says=("rank 7 calls",))
+    found = list(verdicts(comm, [harmless, otherwise, mutant]))
+    if comm.rank == 0:
+        assert [(verdict.caught, verdict.named) for verdict in found] == [(False, False), (True, False), (True, True)]
+        assert found[0].diagnosis == "nothing was refused"
 
 
 @pytest.mark.ranks(2)
@@ -49,6 +75,8 @@ def test_there_are_enough_of_them():
     assert len(MUTANTS) >= 20
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert all(mutant.says for mutant in MUTANTS)
+    assert len(MUTANTS) - len(REFUSED) == 40, "docs/verification.md says how many"
+    assert len(REFUSED) == 16, "docs/verification.md says how many"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -10,7 +10,7 @@ from parallel_dl import nn, optim
 from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
-from parallel_dl.equivalence import synthetic_experiment, verify
+from parallel_dl.equivalence import counted, synthetic_experiment, verify
 from parallel_dl.equivalence.counted import wrong_count
 from parallel_dl.equivalence.kept import Kept, key_of
 from parallel_dl.equivalence.layouts import covering_set, layouts_of
@@ -18,6 +18,7 @@ from parallel_dl.equivalence.movements import wrong_movement
 from parallel_dl.equivalence.mutants import replaced
 from parallel_dl.equivalence.replayed import places_of_parts, program_of
 from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_known
+from parallel_dl.equivalence.verify import moved
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
@@ -27,6 +28,7 @@ from parallel_dl.mpi.checked import CheckedCommunicator
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.splits import Plan
 from parallel_dl.splits.moves import AllReduce
 from parallel_dl.trainer import Trainer
 
@@ -142,6 +144,16 @@ def accuracy_of_a_share(before):
     return wrong
 
 
+def reversed_rows(before):
+    """What would be saved, on the first rank."""
+
+    def wrong(divided):
+        state = before(divided)
+        return state and {name: np.ascontiguousarray(array[::-1]) for name, array in state.items()}
+
+    return wrong
+
+
 def constant(before):
     return lambda *arguments: "0" * 64
 
@@ -161,6 +173,8 @@ def constant(before):
         ("inception", REPLICAS, wrongly(Trainer, "_scores", of_training)),
         ("inception", PIPE, wrongly(Trainer, "_evaluation", accuracy_of_a_share)),
         ("inception", COLUMNS, wrongly(ModelParallel, "sha256", constant)),
+        ("inception", COLUMNS, wrongly(ModelParallel, "gather_state", reversed_rows)),
+        ("inception", PIPE, wrongly(PipelineParallel, "gather_state", reversed_rows)),
     ],
 )
 def test_what_is_wrong_is_seen(comm, name, layout, plant):
@@ -194,6 +208,24 @@ def test_every_third_layout_is_checked_and_counted(comm):
 @pytest.mark.ranks(2, 4)
 def test_movements(comm):
     assert wrong_movement(comm) is None
+
+
+@pytest.mark.ranks(2)
+def test_movements_are_checked_and_counted(comm):
+    seen = []
+
+    def note(before):
+        def enter(self, array, root=0, op="sum"):
+            seen.append((self.checked, self.ledger is not None and self.ledger.is_counting))
+            return before(self, array, root, op)
+
+        return enter
+
+    with ExitStack() as stack:
+        replaced(stack, Communicator, "reduce", note)
+        cell = moved(Communicator(comm.mpi, checked=False))
+    assert set(seen) == {(True, True)}
+    assert cell is None if comm.rank else cell.equal
 
 
 @pytest.mark.ranks(2)
@@ -332,3 +364,24 @@ def test_what_is_sent_is_what_is_planned(comm):
         said = wrong_count(experiment("inception"), Layout(mp=2, split={"classifier": "input"}), mesh)
     assert "fc1 forward all_reduce: counted" in said
     mesh.free()
+
+
+@pytest.mark.ranks(2)
+def test_what_a_hybrid_sends_and_what_a_rank_holds_is_what_is_planned(comm):
+    """And targets that are forgotten, or a weight that is counted once too often, are seen."""
+    ranks = Communicator(comm.mpi, checked=False, ledger=Ledger())
+    replicas, shared = Mesh(ranks, data=2), Mesh(ranks, model=2)
+    hybrid = Layout(dp=2, hybrid="owt", scheme="b")
+    what = experiment("inception")
+    assert wrong_count(what, hybrid, replicas) is None
+    with ExitStack() as stack:
+        forget = lambda before: lambda *given: dataclasses.replace(before(*given), targets=0)  # noqa: E731
+        replaced(stack, counted, "traffic", forget)
+        said = wrong_count(what, hybrid, replicas)
+    assert said.startswith("on rank 0: what is sent: targets forward: 32 bytes, planned 0"), said
+    with ExitStack() as stack:
+        replaced(stack, Plan, "parameters", lambda before: lambda plan, rank: before(plan, rank) + 1)
+        said = wrong_count(what, COLUMNS, shared)
+    assert said.startswith("on rank 0: what is held: "), said
+    replicas.free()
+    shared.free()

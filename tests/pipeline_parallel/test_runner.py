@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from parallel_dl import datasets, networks, nn, optim
+from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
-from parallel_dl.mpi import Communicator, Ledger, Mesh
+from parallel_dl.mpi import MPI, Communicator, Ledger, Mesh
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.schedule import check, make, with_messages
 from parallel_dl.trainer import Trainer, as_batches
@@ -315,3 +316,24 @@ def test_refusals(comm):
         trainer.compute_gradients(None)
     with pytest.raises(ValueError, match=r"14.bias has shape \(2,\)"):
         trainer_of(comm).load_state_dict(trainer.state_dict() | {"14.bias": np.zeros(2)})
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_weights_loaded_by_one_replica_are_refused_on_every_rank(comm, pipelined):
+    """A pipeline of one stage, whose replicas load different weights: as a network without stages does."""
+    network = deep()
+    pipeline = PipelineParallel(network, Communicator(MPI.COMM_SELF), (6,), "gpipe")
+    loaded = pipeline if pipelined else network
+    gradients = GradientAllReduce(network.parameters(), comm)
+    state = network.state_dict()
+    x, y = data()
+    for turn in range(2):
+        network.zero_grad()
+        nn.cross_entropy(network(x), y).backward()
+        loaded.load_state_dict(state if turn == 0 else {name: array * (comm.rank + 1) for name, array in state.items()})
+        if turn == 0:
+            gradients.all_reduce()
+    with pytest.raises(InputError, match="replicas differ: the weights of rank 1"):
+        gradients.all_reduce()
+    gradients.free()
