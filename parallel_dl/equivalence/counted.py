@@ -117,7 +117,7 @@ def _wrong_traffic(
             counted[what] += row.bytes
     return next(
         (
-            f"what is sent: {what}: {counted[what]} bytes, planned {planned[what]}"
+            f"what is sent: {what}: {number_of(counted[what], 'byte')}, planned {planned[what]:,}"
             for what in planned
             if counted[what] != planned[what]
         ),
