@@ -23,7 +23,7 @@ _EXPECTED = "a safetensors file"
 _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}  # of weights, by their names in the file
 _STORED = frozenset("?bBhHiIlLqQefdF")  # NumPy's types that the format has
 _FACTS, _STRUCTURE = "parallel_dl", "parallel_dl.structure"
-_RESERVED = "__metadata__"  # no name of a tensor
+_RESERVED = "__metadata__"  # not a name for a tensor
 _DEEPEST = 64
 
 
@@ -31,8 +31,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
     """Writes a state atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata.
 
     `state` is what `state_dict()` of a network or an optimizer gives: arrays, NumPy's and Python's numbers, truth
-    values, None and strings, in dictionaries (with strings as keys), lists and tuples; `load` gives the same back.
-    Raises InputError for anything else in it, and if the file cannot be written; the old file then stays.
+    values, None and strings, in dictionaries (with strings as keys), lists and tuples; `load` returns the same. Raises
+    InputError for anything else in it, and if the file cannot be written; the old file then stays.
     """
     if not isinstance(state, Mapping):
         raise InputError(f"{path}: a {type(state).__name__} cannot be saved; valid is a dict, as state_dict() gives")
@@ -62,7 +62,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
         except MemoryError:
             raise
         except (KeyError, TypeError, AttributeError) as error:  # a type of numbers that NumPy does not have
@@ -106,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
     require_regular(path, _EXPECTED)
     try:
         file = safe_open(path, framework="numpy")
-        return {name: Stored(name, file) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        return {name: Stored(name, file) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
     except Exception as error:  # safetensors has errors of its own
         raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
 
@@ -134,7 +134,7 @@ def require_fits(path: str | os.PathLike[str], network: Module) -> None:
 def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> Any:
     """The value as JSON: a list whose first item is its kind. Its arrays are added to `tensors`."""
     if len(place) > _DEEPEST:
-        raise InputError(f"{shown('.'.join(place))}: is nested too deep; valid is at most {_DEEPEST} deep")
+        raise InputError(f"{shown('.'.join(place))}: is nested too deeply; valid is at most {_DEEPEST} deep")
     if isinstance(value, (np.ndarray, np.generic)):
         return ["array" if isinstance(value, np.ndarray) else "scalar", _entered(value, place, tensors)]
     if value is None or type(value) in (bool, str):

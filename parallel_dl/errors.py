@@ -8,7 +8,7 @@ from typing import Any
 
 MOST_OF_VALUE = 80  # characters of one value that a line repeats
 MOST_OF_LINE = 1000
-_MOST_NAMES = 50  # valid names that are all listed
+_MOST_NAMES = 50  # valid names up to which all are listed
 
 # a value that a line repeats: in quotes, or without blanks in it
 _VALUE = re.compile(rf"""(?<![^\s(\[{{=,:])(['"])(?:(?!\1).){{{MOST_OF_VALUE},}}\1(?!\w)|\S{{{MOST_OF_VALUE + 1},}}""")

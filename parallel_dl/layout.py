@@ -43,11 +43,11 @@ class Layout:
     the schedule "interleaved". Without a pipeline several microbatches are gradient accumulation: one update after all
     of them.
 
-    With the `hybrid` "owt" all ranks of `dp` are also those that share the layers after the first Flatten, which
-    `split` is then of: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. With `reproducible` the
+    With the `hybrid` "owt" all ranks of `dp` are also those that share the layers after the first Flatten, and `split`
+    names only these: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. With `reproducible` the
     results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp` then divide
-    `partition.LEAVES`, and a pipeline is not "pipedream". Raises InputError for what is not so, for numbers below 1,
-    and for a hybrid with anything that it does not go with.
+    `partition.LEAVES`, and a pipeline is not "pipedream". Raises InputError if they do not, for numbers below 1, and
+    for a hybrid with anything that it does not go with.
     """
 
     dp: int = 1

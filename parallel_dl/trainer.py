@@ -426,7 +426,7 @@ class Trainer:
         return found
 
     def _own_parts(self, samples: int) -> list[slice]:
-        """Which of so many samples this rank's replica tests: one part, or one for each of its leaves."""
+        """Which of that many samples this rank's replica tests: one part, or one for each of its leaves."""
         if self.hybrid is not None:  # all ranks go through all samples together
             return [slice(0, samples)]
         ranks, rank = self.mesh.data.size, self.mesh.data.rank

@@ -130,7 +130,7 @@ def test_what_a_file_does_not_hold(tmp_path, state, said):
 def test_a_circle_ends(tmp_path):
     state = {}
     state["again"] = state
-    with pytest.raises(InputError, match="nested too deep"):
+    with pytest.raises(InputError, match="nested too deeply"):
         checkpoint.save(tmp_path / "a", state)
 
 

@@ -1,6 +1,6 @@
 """Loss and accuracy on the test set are those that a serial network with the same weights has, in every layout.
 
-They are computed here from the outputs of all samples at once, so that no layout is only held against another.
+They are computed here from the outputs of all samples at once, so that no layout is compared only with another.
 """
 
 import numpy as np

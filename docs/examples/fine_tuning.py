@@ -13,7 +13,7 @@ digits = datasets.load("digits")
 body = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh())
 head = nn.Linear(64, digits.classes)
 model = nn.Sequential(body=body, head=head).initialize(seed=7)
-average = copy.deepcopy(model)  # a network of its own: no optimizer has it, no all-reduce sums for it
+average = copy.deepcopy(model)  # a network of its own: no optimizer updates it, no all-reduce sums its gradients
 
 for parameter in body.parameters():
     parameter.requires_grad = False

@@ -9,7 +9,7 @@ from parallel_dl.layout import Layout
 
 
 class Attention(nn.Module):
-    """Self-attention with a skip connection: (samples, places, features) -> the same shape."""
+    """Self-attention with a skip connection: (samples, positions, features) -> the same shape."""
 
     def __init__(self, features, heads):
         super().__init__()
@@ -17,11 +17,11 @@ class Attention(nn.Module):
         self.inputs, self.output = nn.Linear(features, 3 * features), nn.Linear(features, features)
 
     def forward(self, x):
-        samples, places, _ = x.shape
-        split = ops.reshape(self.inputs(x), shape=(samples, places, 3, self.heads, self.width))
+        samples, positions, _ = x.shape
+        split = ops.reshape(self.inputs(x), shape=(samples, positions, 3, self.heads, self.width))
         q, k, v = (ops.transpose(split[:, :, part], axes=(0, 2, 1, 3)) for part in range(3))
         scores = ops.matmul(q, ops.transpose(k, axes=(0, 1, 3, 2))) / self.width**0.5
-        mixed = ops.matmul(ops.softmax(scores), v)  # (samples, heads, places, width)
+        mixed = ops.matmul(ops.softmax(scores), v)  # (samples, heads, positions, width)
         return self.output(ops.reshape(ops.transpose(mixed, axes=(0, 2, 1, 3)), shape=x.shape)) + x
 
     def output_shape(self, input_shape):
@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
 
 def network():
-    """Eight places of six features, three classes."""
+    """Eight positions of six features, three classes."""
     blocks = (Attention(8, 2), nn.LayerNorm(8), Attention(8, 2))
     return nn.Sequential(nn.Linear(6, 8), *blocks, nn.Flatten(), nn.Linear(64, 3))
 

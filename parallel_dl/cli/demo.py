@@ -74,7 +74,7 @@ def _print_verdict(one: dict[str, Any], many: dict[str, Any], digits: float) -> 
         print(f"THE TWO RUNS DIFFER: {theirs} losses on {many['ranks']} ranks, {ours} on one.")
         return
     if digits < _ENOUGH:
-        print(f"THE TWO RUNS DIFFER: the losses agree to {digits:.1f} digits only.")
+        print(f"THE TWO RUNS DIFFER: the losses agree to only {digits:.1f} digits.")
         return
     print(f"The two runs agree: all {ours} losses to {int(digits)} digits (float64).")
     print("In float32, the default of train, rounding makes them differ sooner: docs/sharp-bits.md says how much.")

@@ -118,7 +118,7 @@ def layout_of(
     def equal() -> Layout:
         for rank, other in enumerate(layouts):
             if other != layouts[0]:
-                raise InputError(f"--layout {named(layout_file)}: rank {rank} reads another layout there than rank 0")
+                raise InputError(f"--layout {named(layout_file)}: rank {rank} finds another layout there than rank 0")
         return layout
 
     return agreed(world(), equal)
@@ -129,7 +129,7 @@ def _from(layout_file: str | None, flags: dict[str, Any]) -> Layout:
     for name in flags:
         if name in in_file:
             raise InputError(
-                f"--{_dashed(name)}: is also in {named(layout_file or '')}, as {_key(name)}; give it in one place"
+                f"--{_dashed(name)}: is also in {named(layout_file or '')}, as {_key(name)}; give it only once"
             )
     with in_words_of(layout_file):
         return _layout(**{**in_file, **flags})

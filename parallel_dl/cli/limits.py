@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from parallel_dl.errors import InputError, cut
 
-MOST = 2**31 - 1  # samples, updates, ...: anything larger is a typing error
+MOST = 2**31 - 1  # samples, updates, ...: anything larger is a typo
 
 
 def require_count(flag: str, number: int | None, least: int = 1, most: int = MOST) -> None:

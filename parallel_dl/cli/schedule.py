@@ -55,7 +55,8 @@ def schedule(
         float | None, typer.Option(help="Bytes above which a message takes three latencies. [default: none]")
     ] = None,
     input_rate: Annotated[
-        float | None, typer.Option(help="Microbatches that come in per unit of time. [default: all are there]")
+        float | None,
+        typer.Option(help="Microbatches that come in per unit of time. [default: all are there at the start]"),
     ] = None,
     blocking: Annotated[bool, typer.Option("--blocking", help="Sends may wait for their receive.")] = False,
     nonblocking: Annotated[bool, typer.Option("--nonblocking", help="Sends never wait, also those in a file.")] = False,

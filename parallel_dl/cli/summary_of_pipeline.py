@@ -24,7 +24,7 @@ Microbatches = Annotated[
 ]
 CacheBytes = Annotated[
     int | None,
-    typer.Option("--cache-bytes", help="Size of a rank's cache: do its weights stay there? [default: not told]"),
+    typer.Option("--cache-bytes", help="Size of a rank's cache: do its weights stay there? [default: not given]"),
 ]
 
 _NAMED = 3  # layers of a stage that are all named; of more the first and the last

@@ -15,7 +15,7 @@ from parallel_dl.launch.tracebacks import call_of_thread
 if TYPE_CHECKING:
     from parallel_dl.mpi import Communicator
 
-TIME_LIMIT = 900.0  # seconds, by default: a layout of a small network takes less than one, of a full-size one minutes
+TIME_LIMIT = 900.0  # seconds, by default: a layout takes less than one for a small network, minutes for a full-size one
 MOST_SECONDS = 1e7
 _OTHERS_SECONDS = 1.0  # in which the other ranks, whose limit ends at about the same time, say where they are
 

@@ -346,7 +346,7 @@ def train(
     ledger: Annotated[bool, typer.Option("--ledger", help="Count messages and bytes, and show them.")] = False,
     reproducible: Reproducible = False,
     input_rate: Annotated[
-        float | None, typer.Option(help="Samples that come in per second. [default: all are there]")
+        float | None, typer.Option(help="Samples that come in per second. [default: all are there at the start]")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Start from the weights in this file (safetensors).")] = None,
     output: Annotated[str | None, typer.Option(help="Write the weights here (safetensors).")] = None,

@@ -120,7 +120,7 @@ class Job:
             program = program_of(what.build(), self.layout)
             if self.exact and program is not None:
                 raise InputError(
-                    f"--exact: takes one update with the whole batch; this layout is held against {program}"
+                    f"--exact: takes one update with the whole batch; this layout is compared with {program}"
                 )
             require_fits(what.build(), what.x.shape[1:], self.layout)
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
@@ -132,7 +132,7 @@ class Job:
         from parallel_dl.equivalence.races import RACES
 
         if self.mutant is not None and not self.stress and any(race.name == self.mutant for race in RACES):
-            raise InputError(f"--mutant {self.mutant!r}: is caught for certain only with --stress")
+            raise InputError(f"--mutant {self.mutant!r}: is certain to be caught only with --stress")
         return mutants_of(self.mutant, (*MUTANTS, *RACES) if self.stress else MUTANTS)
 
     def experiment(self, name: str) -> Experiment:
@@ -417,7 +417,7 @@ def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
-    """These are the ranks of an mpirun: ours, which wants what was found as it is, or the user's own."""
+    """These are the ranks of an mpirun: ours, whose launcher wants the findings as objects, or the user's own."""
     from parallel_dl.cli.agreement import agreed
     from parallel_dl.mpi import world
 

@@ -40,7 +40,7 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
             line = f"noise floor {facts['noise_floor']:.1e}: a serial run with its sums in another order"
             console().print(line, soft_wrap=True)
         if stress is not None:
-            console().print(f"under stress, by seed {stress}: ranks late around every call, buffers poisoned")
+            console().print(f"under stress, with seed {stress}: ranks late around every call, buffers poisoned")
     return 0 if equal and caught else 1
 
 

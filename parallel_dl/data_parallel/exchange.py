@@ -10,7 +10,7 @@ from parallel_dl.mpi import Communicator, SharedWindow
 from parallel_dl.nn import FlatGradients, Parameter
 from parallel_dl.nn.flat import laid_out
 
-# The first flag of an exchange is 1 or 0 and, if its rank has news, this much more: sums stay exact in float32.
+# The first flag of an exchange is 1 or 0, plus this number if its rank has news: sums stay exact in float32.
 _NEWS = 4096.0
 
 

@@ -48,9 +48,9 @@ class _News:
     misuse: bool = False
     """whether it is the program that is wrong (RuntimeError), not what it was given (InputError)"""
     opened: Sequence[int] = ()
-    """places of parameters that are not summed yet but should be"""
+    """indices of parameters that are not summed yet but should be"""
     replaced: Sequence[int] = ()
-    """places of parameters whose arrays are not those of the last sum"""
+    """indices of parameters whose arrays are not those of the last sum"""
     late: bool = False
     """whether a bucket left before its gradients were final"""
 
@@ -74,7 +74,7 @@ class GradientAllReduce:
     `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi
     only; by default when the ranks are on several nodes) exchanges buckets of at least `bucket_bytes` during backward.
     Raises InputError when the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
-    "tree" over a number of ranks that is no power of two. All ranks call everything together.
+    "tree" over a number of ranks that is not a power of two. All ranks call everything together.
 
     A ledger enters the sums of gradients under "gradients", those of batch norm under the names of the layers, and the
     averages of running statistics under "running statistics".
@@ -142,7 +142,7 @@ class GradientAllReduce:
 
     # -- where gradients are summed --------------------------------------------------------------------------------
     def _place(self, method: str, overlap: bool | None, trainable: Sequence[Parameter]) -> None:
-        """Allocates the gradients; sets the method in use and, if that is not the expected one, the note why."""
+        """Allocates the gradients; sets the method in use and, if another was expected, the note that says why."""
         by_dtype = _by_dtype(trainable)
         windows: list[SharedWindow] = []
         if self.comm.size > 1 and method not in ("mpi", "tree"):
@@ -182,7 +182,7 @@ class GradientAllReduce:
 
         - a weight that came into the network, or was unfrozen, after this all-reduce was made has a gradient but is in
           no all-reduce,
-        - a weight has another shape or dtype than it had then,
+        - a weight has a shape or dtype other than it had then,
         - weights that were given other arrays are no longer equal to those of the other ranks.
         """
         if self not in GradientAllReduce._living:
@@ -250,7 +250,7 @@ class GradientAllReduce:
             data, grad = parameter.data, parameter.grad
             if data is not before and (data.dtype != before.dtype or data.shape != parameter.shape):
                 now, then = f"{data.dtype} {data.shape}", f"{before.dtype} {before.shape}"
-                return f"{parameter.name} is {now} now and was {then} in this GradientAllReduce: make a new one"
+                return f"{parameter.name} is {now} now, but was {then} in this GradientAllReduce: make a new one"
             if grad is not None and grad is not parameter.grad_buffer and grad.shape != parameter.shape:
                 return f"the gradient of {parameter.name} has shape {grad.shape}, expected {parameter.shape}"
         return ""
@@ -286,7 +286,7 @@ class GradientAllReduce:
         return any(parameter is one for network in self._newcomers.networks for one in network.parameters())
 
     def _opened(self) -> list[int]:
-        """Places of the parameters that are not summed yet but should be."""
+        """Indices of the parameters that are not summed yet but should be."""
         if sum(len(exchange.parameters) for exchange in self._exchanges) == len(self.parameters):
             return []
         summed = {id(p) for exchange in self._exchanges for p in exchange.parameters}

@@ -86,8 +86,8 @@ class Dataset:
         the number of classes is the largest label plus one. `called` is how errors name the arrays.
 
         Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
-        where first), a label that is no whole number from 0 to 999999, or not below `classes`, lengths or shapes that
-        do not match, only one of training and test scaled, more than fits in memory.
+        where first), a label that is not a whole number from 0 to 999999, or not below `classes`, lengths or shapes
+        that do not match, only one of training and test scaled, more than fits in memory.
         """
         dtype = checked_dtype(dtype)
         x = [_samples(np.asarray(array), where, dtype, scale) for array, where in zip((x_train, x_test), called[::2])]
@@ -166,7 +166,7 @@ def _is_scaled(array: np.ndarray, scale: float) -> bool:
 
 
 def _are_whole(array: np.ndarray) -> bool:
-    """Whether these are whole numbers beyond 1, as in images that are not scaled."""
+    """Whether these are whole numbers, some above 1, as in images that are not scaled."""
     return bool(array.dtype != np.uint8 and array.min() >= 0 and array.max() > 1 and (array == np.floor(array)).all())
 
 

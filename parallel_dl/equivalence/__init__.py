@@ -3,13 +3,13 @@
 To read in this order:
 
     record.py       a run, step by step: losses, gradients, optimizer state, weights
-    passing.py      what passes through a place in a network, watched or moved
+    passing.py      what passes through a point of a network, watched or moved
     samples.py      the summands of a gradient, sample by sample
     rounding.py     how far rounding alone moves a run
     magnitudes.py   what errors of rounding are judged against
     own_rules.py    the same under an update rule of the user's own
     outcome.py      what is left after the last update: evaluation mode, counts, weights to load
-    compare.py      equal, or by how much not
+    compare.py      equal, or how far apart
     batches.py      are the ranks' shares the batches?
     replay.py       the noise floor: serial, with its sums in another order
     reference.py    the serial run, and whether it is the sum of its samples
@@ -20,7 +20,7 @@ To read in this order:
     replayed.py     serial programs of layouts that make other updates: asynchronous, variable batch, local batch norm
     specimens.py    networks for verify alone, with the layers that the others lack
     programs.py     what programs change under way: weights frozen, unfrozen, loaded, replaced
-    layouts.py      every layout of so many ranks; for many networks a covering set
+    layouts.py      every layout of a number of ranks; for many networks a covering set
     kept.py         serial runs, each made once
     movements.py    the differentiable movements: by their definition, and the adjoint test
     counted.py      do ranks hold and send what the plan of a layout says?

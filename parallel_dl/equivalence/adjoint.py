@@ -40,12 +40,12 @@ def assert_adjoint(
     this rank; ranks may have different ones, also empty ones. `x` and `y` say what the input and the output are over
     the ranks:
 
-    - "varying": every rank has its own, a slice, a summand or a copy it goes its own way with;
+    - "varying": every rank has its own, a slice, a summand, or a copy that it uses in its own way;
     - "replicated": one value that every rank has; backward relies on every rank using it in the same way;
     - "rooted": on rank `root` only; x is None, and y not looked at, on the others.
 
     Both sides may differ by `bound` (1e-10 in float64, 1e-4 in float32) times the larger one of |F x| |y| and
-    |x| |F* y|. The message gives both sides, their ratio and what it speaks for, and between which ranks they differ;
+    |x| |F* y|. The message gives both sides, their ratio and what it points to, and between which ranks they differ;
     for that, `forward` is called several times. ValueError for an unknown kind or dtype.
     """
     __tracebackhide__ = True
@@ -196,7 +196,7 @@ class _Test:
         ratio, ranks = adjoint / forward, self.comm.size
         largest = max(abs(side) for pair in ways.values() for side in pair)
         if any(abs(theirs - ratio * ours) > 1e3 * bound * largest for ours, theirs in ways.values()):
-            return ["their ratio is not the same everywhere: values come back from other ranks, or other places"]
+            return ["their ratio is not the same everywhere: values come back from other ranks, or at other indices"]
         line = f"the backward side is {ratio:.6g} x the forward side everywhere"
         many = f"{ranks} is the number of ranks: a sum over the ranks too many in backward, "
         few = f"{ranks} is the number of ranks: a sum over the ranks is missing in backward, "

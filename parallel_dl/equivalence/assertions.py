@@ -58,18 +58,19 @@ def assert_equivalent(
 
     One rank trains serially, as if it were alone (`mpi.one_rank`), with as many microbatches; then all train under
     `layout`. Layouts that compute something else, pipedream and variable batch, and networks with local batch norm,
-    are held against a serial program of their own, as by `parallel-dl verify`; not with `exact` (InputError). Losses,
+    are compared with a serial program of their own, as by `parallel-dl verify`; not with `exact` (InputError). Losses,
     gradients, optimizer state and weights of every step are compared as by `compare`, which says what `exact` and
     `bound` are; after the last one the outputs for the batch in evaluation mode, `Trainer.test`, counts of updates,
-    digests, and loading. With microbatches the serial run is also compared with ones of one microbatch and of the
-    samples one by one: with `nn.BatchNorm`, which is defined over the microbatch, only the second. Attributes and
-    random generators of modules are not compared, except for their effect on these values.
+    digests, and loading. With several microbatches the serial run is also compared with one of a single microbatch,
+    and with one that passes the samples one by one; with `nn.BatchNorm`, which is defined over the microbatch, only
+    with the second. Attributes and random generators of modules are not compared, except for their effect on these
+    values.
 
     With a communicator under stress (`mpi.stress.stressed(comm, seed)`) races are found, too.
 
     Data parallelism takes any layer that treats each sample by itself; stages and split layers need shapes: see
-    `nn.layer_shapes`. An optimizer of another rule than the package's is a subclass of `optim.Optimizer` that can be
-    copied: see `equivalence/own_rules.py`.
+    `nn.layer_shapes`. An optimizer with a rule that the package does not have is a subclass of `optim.Optimizer` that
+    can be copied: see `equivalence/own_rules.py`.
     """
     __tracebackhide__ = True
     comm = world() if comm is None else comm
@@ -83,7 +84,7 @@ def assert_equivalent(
     experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss, clip_norm=clip_norm)
     program = program_of(experiment.build(), layout)
     if exact and program is not None:
-        raise InputError(f"exact: takes one update with the whole batch; this layout is held against {program}")
+        raise InputError(f"exact: takes one update with the whole batch; this layout is compared with {program}")
     mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)
     reference, error = None, None
     if comm.rank == 0:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from parallel_dl.equivalence.record import Run
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
-VOID = {"float64": 1e-6, "float32": 1e-2}  # noise from which on nothing can be told
-ABOVE_NOISE = 10  # times the noise of a quantity is what it may be off by
+VOID = {"float64": 1e-6, "float32": 1e-2}  # noise above which nothing can be told
+ABOVE_NOISE = 10  # times its noise is what a quantity may be off by
 
 Noise = list[dict[str, float]]
 """by step: quantity -> how far rounding moves it, relative to the sum of magnitudes"""
@@ -35,7 +35,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`equal`, the worst difference found, the bound it was held against, and a sentence."""
+    """`equal`, the worst difference found, the bound for it, and a sentence."""
 
     equal: bool
     worst: Difference
@@ -98,13 +98,13 @@ def assert_same(serial: Run, parallel: Run, bound: float | None = None, exact: b
 
 
 def first_different_step(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> int | None:
-    """The first step in which something is different; None when only other replicas are, or nothing."""
+    """The first step in which something is different; None when nothing is, or only other replicas are."""
     found = first_difference(serial, parallel, bound, exact)
     return None if found is None else found.step
 
 
 def first_difference(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Difference | None:
-    """The first quantity that is different, in the order of steps; None when only other replicas are, or nothing."""
+    """The first quantity that is different, in the order of steps; None when nothing is, or only other replicas are."""
     judged = _judged(serial, parallel, _Limits(serial, bound, exact))
     found = (Difference(quantity, step, error) for quantity, step, error, limit in judged if not error <= limit)
     return next(found, None)
@@ -185,7 +185,7 @@ class _Limits:
         if not lost:
             return ""
         names = ", ".join(sorted(lost)[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-        return f"not compared, as rounding alone moves it by {self._void:.0e} and more: {names}"
+        return f"not compared, as rounding alone moves it by {self._void:.0e} or more: {names}"
 
     def _growth(self, void_from: int) -> str:
         levels = [float(np.median(list(errors.values()))) for errors in self.noise[: void_from + 1]]
@@ -197,7 +197,7 @@ class _Limits:
         if len(levels) < 3 or not levels[0] > 0:
             return reached
         growth = (levels[-1] / levels[0]) ** (1 / (len(levels) - 1))
-        return f"{reached}; it grows by a factor of {growth:.2g} per step, which is chaos and no bug"
+        return f"{reached}; it grows by a factor of {growth:.2g} per step, which is chaos, not a bug"
 
 
 def _judged(serial: Run, parallel: Run, limits: _Limits) -> Iterator[tuple[str, int, float, float]]:
@@ -240,7 +240,7 @@ def _error(ours: np.ndarray, theirs: np.ndarray, magnitude: np.ndarray | None) -
     if dtype.kind == "f" and difference.max() <= np.finfo(dtype).tiny:  # there numbers have fewer digits
         return 0.0
     against = scale(magnitude)[different]
-    if not np.isfinite(against).all():  # nothing that a difference could be held against
+    if not np.isfinite(against).all():  # nothing that a difference could be judged against
         return np.inf
     with np.errstate(divide="ignore"):
         return float((difference / against).max())

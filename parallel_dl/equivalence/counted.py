@@ -10,6 +10,7 @@ import numpy as np
 from parallel_dl import nn, splits
 from parallel_dl.cost.shares import loss_messages
 from parallel_dl.equivalence.record import Experiment, batches, start
+from parallel_dl.errors import number_of
 from parallel_dl.hybrid import traffic
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import LedgerRow, Mesh
@@ -53,7 +54,7 @@ def _wrong_size(trainer: Trainer) -> str | None:
     assert trainer.parallel is not None
     held = sum(parameter.size for parameter in trainer.parameters)
     planned = trainer.parallel.plan.parameters(trainer.mesh.model.rank)
-    return None if held == planned else f"what is held: {held} values of weights, planned {planned}"
+    return None if held == planned else f"what is held: weights of {number_of(held, 'value')}, planned {planned:,}"
 
 
 # -- split layers --------------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def _wrong_traffic(
             counted[what] += row.bytes
     return next(
         (
-            f"what is sent: {what}: {counted[what]} bytes, planned {planned[what]}"
+            f"what is sent: {what}: {number_of(counted[what], 'byte')}, planned {planned[what]:,}"
             for what in planned
             if counted[what] != planned[what]
         ),

@@ -196,7 +196,7 @@ class _Search:
         if not pieces or next(self._compare(dict(enumerate(pieces)), whole), None) is not None:
             return None
         return (
-            "gathered wrongly, though it is right on the ranks that have it: a broadcast from another rank, or pieces "
+            "gathered wrongly, though it is right on the ranks that have it: a broadcast from a wrong rank, or pieces "
             "put together out of place"
         )
 
@@ -378,7 +378,7 @@ class _Search:
                 yield self._report("gradient", name, None, rank, error, pieces, cause)
 
     def _magnitudes(self, kind: str, name: str, whole: np.ndarray) -> np.ndarray:
-        """What an error is held against: the magnitudes that were added, or the values where none are known."""
+        """What an error is judged against: the magnitudes that were added, or the values where none are known."""
         if self.run is None or self.run.magnitudes is None:
             return whole
         return self.run.magnitudes[self.step][kind].get(name, whole)

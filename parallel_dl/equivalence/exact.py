@@ -30,7 +30,7 @@ def exact_experiment(
 ) -> Experiment:
     """One step of SGD on the sum of squares, of whole numbers; InputError for what would round.
 
-    That is a layer other than linear ones, ReLU, pooling and dropout, a batch size that is no power of two, and a
+    That is a layer other than linear ones, ReLU, pooling and dropout, a batch size that is not a power of two, and a
     network in which no whole numbers stay below 2^53.
     """
     if not _is_power_of_two(batch_size):

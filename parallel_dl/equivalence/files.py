@@ -280,7 +280,7 @@ def read_side(text: str, placement: Placement | None = None) -> tuple[Arrays, di
         if how is None and not alike:
             raise InputError(
                 f"{named(text)}: {cut(name)} is not the same in {len(pieces)} files; "
-                "say its axis, or 'sum', in --placement"
+                "give its axis, or 'sum', in --placement"
             )
         if how == "replicated" and not alike:
             number = next(n for n, piece in enumerate(pieces) if not np.array_equal(pieces[0], piece))

@@ -1,4 +1,4 @@
-"""Serial runs that several layouts are held against: each is made once, and kept, also for the jobs that follow."""
+"""Serial runs that several layouts are compared with: each is made once, and kept, also for the jobs that follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Key = tuple[object, ...]
 
 
 def key_of(name: str, network: Module, layout: Layout) -> Key:
-    """What the serial run of an experiment depends on: layouts with one key are held against the same run."""
+    """What the serial run of an experiment depends on: layouts with one key are compared with the same run."""
     program = program_of(network, layout)
     if program == "weight stashing":
         return name, program, layout.microbatches, layout.pp, *(layout.stages or ())

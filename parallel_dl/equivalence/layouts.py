@@ -1,4 +1,4 @@
-"""Every layout of so many ranks that a network can have; for many networks and numbers of ranks, a covering set."""
+"""Every layout that a network can have on a number of ranks; for many networks and numbers, a covering set."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def layouts_of(
 def covering_set(
     ranks: int, networks: Mapping[str, tuple[Module, Sequence[int]]], microbatches: int | None = None
 ) -> list[tuple[str, Layout]]:
-    """(name, layout) of networks, given with the shape of a sample: what `verify --all` runs on so many ranks.
+    """(name, layout) of networks, given with the shape of a sample: what `verify --all` runs on that many ranks.
 
-    Shipped networks have all products, and of each other kind of layout one: splits by name, alone, beside replicas and
-    beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two ranks, and
-    of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in `FEW` are
-    run, and so it is for reproducible layouts, which are slow. Which layout stands for its kind changes with the
-    network and the number of ranks.
+    Shipped networks have all products and hybrids, and of each other kind of layout one: splits by name, alone, beside
+    replicas and beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two
+    ranks, and of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in
+    `FEW` are run; only these have reproducible layouts, which are slow. Which layout stands for its kind changes with
+    the network and the number of ranks.
     """
     found: list[tuple[str, Layout]] = []
     for number, (name, (network, shape)) in enumerate(networks.items()):

@@ -1,6 +1,6 @@
 """The differentiable movements themselves: what each gives, by its definition on whole arrays, and the adjoint test.
 
-And the two layers that a program may divide by hand, held against the serial ones.
+And the two layers that a program may divide by hand, compared with the serial ones.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class MeasuredRule(Magnitudes):
         return {"state": dict(self.state), "weights": dict(self.weights) | buffer_magnitudes(self.network)}
 
     def _moved(self, given: list, gradients: Arrays, by: dict[str, float], clipped: float) -> Arrays:
-        """What a copy of the optimizer makes of weights, gradients and state that are moved by so much."""
+        """What a copy of the optimizer makes of weights, gradients and state that are moved by this much."""
         _, optimizer = self._copy(*self._before)
         saved = optimizer.state_dict()
         for name, state in zip(self.names, saved["state"]):

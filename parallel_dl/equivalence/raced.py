@@ -12,7 +12,7 @@ from parallel_dl.mpi import Communicator, stress
 
 
 def race_in(run: Run, comm: Communicator) -> str | None:
-    """The first race of a run on the ranks of `comm`, the same on all of them; None without, or without stress."""
+    """The first race of a run on the ranks of `comm`, the same on all of them; None if there is none, or no stress."""
     if not stress.collects():
         return None
     found = stress.races(comm, *_not_numbers(run))

@@ -121,7 +121,7 @@ def _never_awaited(*tags: int) -> Plant:
 
 
 def _buffers_in_turn(count: int) -> Plant:
-    """All receives from one stage take so many buffers in turn, one fewer than are in use; the first is the longest."""
+    """All receives from one stage take `count` buffers in turn, one fewer than are in use; the first is the longest."""
 
     def make(before: Any) -> Any:
         buffers: dict[Any, list[np.ndarray]] = {}

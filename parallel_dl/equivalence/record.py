@@ -84,9 +84,9 @@ def record(
 
     In the end the network is evaluated, unless `evaluate` says not to: a layer may be made for training only.
 
-    Of the serial run magnitudes and noise are measured as well, in runs of their own: what errors of rounding are
-    judged against. With batch norm, whose statistics are those of a microbatch, a serial run computes the same only
-    with as many microbatches: give it `Layout(microbatches=...)`.
+    For a serial run, magnitudes and noise, which errors of rounding are judged against, are measured as well, in
+    separate runs. With batch norm, whose statistics are those of a microbatch, a serial run computes the same only with
+    as many microbatches: give it `Layout(microbatches=...)`.
     """
     alone = mesh is None
     layout, mesh = layout or Layout(), mesh or Mesh.serial()

@@ -2,8 +2,8 @@
 
 It runs as if there were no other rank, with as many microbatches as the layout: so a network that treats each sample by
 itself, and batch norm, whose statistics are those of a microbatch, compute the same. But a loss that divides by the
-size of its microbatch does so on both sides. With microbatches the run is therefore compared with two more serial ones:
-of one microbatch (without batch norm), and of the samples one by one.
+size of its microbatch does so on both sides. With several microbatches the run is therefore compared with two more
+serial ones: of one microbatch (unless there is batch norm), and of the samples one by one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def reference_of(
 def held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
-    """The comparison, which also fails for wrong batches and, with microbatches, for a wrong serial run."""
+    """The comparison, which also fails for wrong batches and, with several microbatches, for a wrong serial run."""
     comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
@@ -95,6 +95,7 @@ def _different(comparison: Comparison, worst: Difference, words: str) -> Compari
 
 
 _ADVICE = (
-    "A loss divides by `total`, not by what it is given; a layer does not look at which samples there are, or how many"
+    "A loss must divide by `total`, not by the number of samples that it is given; a layer must not depend on which "
+    "samples there are, or how many"
 )
 _ONLY_SO_MANY = "with nn.BatchNorm, which is defined over the microbatch, {} microbatches are not compared with 1"

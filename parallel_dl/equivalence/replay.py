@@ -17,8 +17,8 @@ from parallel_dl.nn import Module
 def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0, evaluate: bool = True) -> Run:
     """A serial run in which each loss and each gradient is the sum of those of the samples, in a random order.
 
-    In the end, too, each sample is evaluated by itself. What it differs by from `record`'s is rounding, and nothing
-    else, if the network looks at each sample by itself.
+    In evaluation, too, each sample is passed by itself. If the network treats each sample by itself, this run differs
+    from `record`'s by rounding alone.
     """
     trainer = start(experiment, Layout(microbatches=microbatches), Mesh.serial())
     run = Run(trainer.layout)

@@ -1,13 +1,13 @@
-"""Serial programs for layouts that compute something else than one update with the whole batch.
+"""Serial programs for layouts that compute something other than one update with the whole batch.
 
-They make the same updates in the same order, and know no rank:
+They make the same updates in the same order, and know nothing of ranks:
 
 weight stashing     (schedule "pipedream") microbatch j on stage s of p meets weights p - s - 1 updates old, or those at
                     the start of the batch; its gradient updates the newest (Narayanan et al. 2019, section 3.3)
 variable batch      the layers after the first Flatten are updated after each part of the batch, those before it once
 local batch norm    each share is normalised by itself; running statistics are the mean of those of the shares
 
-Each can be run with its sums over samples in another order, too: what it then differs by is its noise floor.
+Each can be run with its sums over samples in another order, too: the difference is its noise floor.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, r
 
 # -- variable batch ------------------------------------------------------------------------------------------------
 def places_of_parts(scheme: str, ranks: int, samples: int) -> list[list[int]]:
-    """Places in the batch of each part's samples: b, one rank's after the other; c, a piece of every rank's in each."""
+    """Indices in the batch of the samples of each part: b, rank after rank; c, a piece of every rank's in each."""
     shares = np.array_split(np.arange(samples), ranks)
     if scheme == "b":
         return [share.tolist() for share in shares]

@@ -3,7 +3,7 @@
 Ranks add up in another order, and multiply matrices of other shapes. Either changes last bits; how far these changes
 grow, in a normalisation that divides by almost zero or in training that is chaotic, depends on the network. So it is
 measured, step by step and tensor by tensor, in runs of whole batches: unlike a sum over samples this says nothing of
-layers that mix samples, which is no rounding.
+layers that mix samples, which is not rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from parallel_dl.nn import Dropout, Flatten, Identity, MaxPool2d, Module, ReLU, 
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.trainer import Trainer
 
-SIZE = 2  # of the moves, in units of the machine's epsilon: at most so many
+SIZE = 2  # of the moves at most, in units of the machine's epsilon
 EXACT = (Dropout, Flatten, Identity, MaxPool2d, ReLU, Sequential)  # these add up nothing
 OURS = "parallel_dl."
 

@@ -6,9 +6,9 @@ exchange; then each sample is passed on its own, and these sums are played back 
 
 Two gradients are themselves differences of large numbers, whose terms are counted each:
 
-- that of batch norm: with the statistics as constants, less what flows back through them. In a microbatch of two
+- that of batch norm: with the statistics as constants, minus what flows back through them. In a microbatch of two
   samples these two nearly cancel;
-- that of a loss at scores which fit: softmax less one-hot, prediction less target. The target's term is the loss's
+- that of a loss at scores which fit: softmax minus one-hot, prediction minus target. The target's term is the loss's
   gradient at scores of zero.
 
 A layer may keep more than weights and buffers, such as a random generator. So each sample goes through a copy of the

@@ -25,7 +25,7 @@ def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
     try:
         table = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except RecursionError:
-        raise InputError(f"{named(path)}: is nested too deep; valid is {expected}, at most {DEEPEST} deep") from None
+        raise InputError(f"{named(path)}: is nested too deeply; valid is {expected}, at most {DEEPEST} deep") from None
     except ValueError as error:  # bad syntax; or an integer of more digits than Python reads
         raise InputError(f"{named(path)}: is not {kind}: {one_line(error)}") from None
     if not isinstance(table, dict):
@@ -58,4 +58,4 @@ def _require_plain(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
         level = [value for _, value in inside if isinstance(value, (dict, list))]
         if not level:
             return
-    raise InputError(f"{named(path)}: is nested too deep; valid is at most {DEEPEST} deep")
+    raise InputError(f"{named(path)}: is nested too deeply; valid is at most {DEEPEST} deep")

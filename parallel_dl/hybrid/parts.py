@@ -48,7 +48,7 @@ class Part:
 
 
 def parts_of(scheme: str, shares: Sequence[int]) -> list[Part]:
-    """The parts in their order, for ranks whose shares have so many samples; a part may be empty.
+    """The parts in their order, for ranks whose shares have these numbers of samples; a part may be empty.
 
     InputError for an unknown scheme.
     """

@@ -65,7 +65,7 @@ class Timeline:
 def timeline(
     scheme: str, ranks: int, forward: float, backward: float, send: float, reduce: float | None = None
 ) -> Timeline:
-    """One iteration on so many ranks: `forward` and `backward` are those of the whole batch, divided among the ranks.
+    """One iteration on `ranks` ranks: `forward` and `backward` are those of the whole batch, divided among the ranks.
 
     `send` and `reduce` (by default as long) are those of one rank's share; on one rank there are none. InputError for a
     scheme that is unknown, for no rank, and for times that are negative or not finite.

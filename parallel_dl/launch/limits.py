@@ -1,4 +1,4 @@
-"""What ranks need of this machine; what it lacks is refused in one line before any rank is started."""
+"""What ranks need of this machine; if it lacks something, one line says so before any rank is started."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FILE = 16 << 20  # bytes
 _TEMPORARY, _TEMPORARY_PER_RANK = 128 << 10, 8 << 10  # bytes
 _TEMPORARY_FILES, _TEMPORARY_FILES_PER_RANK = 16, 4
 _TEMPORARY_SHARED = 32 << 20  # bytes, where shared memory is there, too: of its 16 MiB per rank little is written
-_HYDRA_SHARED_MEMORY = 64 << 10  # bytes per rank; below 48 KiB it is SIGBUS
+_HYDRA_SHARED_MEMORY = 64 << 10  # bytes per rank; with less than 48 KiB ranks die of SIGBUS
 
 
 def _require_open_files(ranks: int = 0) -> None:
-    """Raises this process's limit of open files where it is too low; InputError where it may not: MPI would crash."""
+    """Raises this process's limit of open files if it is too low; InputError if it may not: MPI would crash."""
     needed = _FILES + _FILES_PER_RANK * ranks
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:

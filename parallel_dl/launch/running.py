@@ -43,7 +43,7 @@ def run(
     rank's own status, and a line that names the rank. Ends the others at once: nothing is left running. What ranks
     print is passed on; where stdout does not take it, it goes to stderr, and the status is 2. With a list `results`,
     what a command of ours prints is added to it instead. InputError when there is no mpirun, when srun has already
-    started several of us that MPI does not connect, and for more ranks than the machine can hold.
+    started several processes of ours that MPI does not connect, and for more ranks than the machine can hold.
     """
     find_mpirun()
     limits.require_room(ranks)

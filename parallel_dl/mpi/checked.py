@@ -46,7 +46,7 @@ class CollectiveMismatch(RuntimeError):
 
 
 class MessageMismatch(CollectiveMismatch, ValueError):
-    """A receive names another dtype or number of values than was sent; raised by the receiver."""
+    """A receive names a dtype or number of values other than what was sent; raised by the receiver."""
 
 
 class _Checks:

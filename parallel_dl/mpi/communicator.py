@@ -111,7 +111,7 @@ class Communicator:
     def duplicate(self, name: str | None = None, checked: bool = True) -> Communicator:
         """The same ranks in a communicator of their own: no message of one is ever received by the other.
 
-        With `checked=False` it compares no calls, also if this one does.
+        With `checked=False` it compares no calls, even if this one does.
         """
         return self._made_of(self.mpi.Dup(), name or self.name, checked=checked)
 

@@ -22,7 +22,7 @@ MPI was given (float16 is summed as float32, four bytes a value), and not what a
 
 For a collective that is its payload, not what MPI's algorithm makes of it: a ring all-reduce sends 2 (P-1)/P of it.
 
-One call of MPI is one message (a sum in the window is none), also on a rank that enters 0 values; an array with more
+One call of MPI is one message (a sum in the window is none), even on a rank that enters 0 values; an array with more
 values than MPI can count is several. Not counted are receives, barriers, what the checked mode compares, the byte by
 which the root of a broadcast says that its array is as announced, what making communicators and windows takes, what a
 rank sends to itself, and all that happens on a communicator of one rank. Values are of the dtype that MPI is given, so

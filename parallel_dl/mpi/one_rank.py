@@ -60,12 +60,12 @@ def _communicators() -> tuple[list[Communicator], list[MPI.Intracomm]]:
     raw: list[Any] = [MPI.COMM_WORLD]
     for one in gc.get_objects():
         kind = type(one)  # not isinstance: an object may answer for its __class__ with code of its own
-        if kind is CellType:  # what a function has from the one around it
+        if kind is CellType:  # what a function has from the function around it
             raw += [one.cell_contents] if _is_filled(one) else []
         elif issubclass(kind, Communicator):
             if vars(one).get("size", 1) > 1:
                 found.append(one)
-                own.append(one.mpi)  # of several ranks without being asked: it may be a copy of what is freed
+                own.append(one.mpi)  # not asked for its size: it may be a copy of one that is freed
         elif issubclass(kind, type):
             raw += vars(one).values()
     for module in list(sys.modules.values()):

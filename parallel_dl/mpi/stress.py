@@ -77,7 +77,7 @@ class _Places:
             self.at[self.rank] += 1
 
     def wait_for(self, ranks: list[int]) -> None:
-        """Sleeps until these ranks have gone on as far as they can, or are elsewhere for long."""
+        """Sleeps until these ranks have gone on as far as they can, or `_LONGEST` is over while they compute."""
         waiting = {rank: (self.at[rank], time.monotonic()) for rank in ranks if rank in self.here}
         if len(waiting) < len(ranks):
             time.sleep(_APART)
@@ -166,7 +166,7 @@ _abandoned: list[_Request] = []  # MPI may still write into their memory
 
 
 def seed_of(text: str, what: str) -> int:
-    """A seed that was given as text; InputError if it is none."""
+    """A seed that was given as text; InputError if it is not one."""
     if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
         raise InputError(f"{what}{cut(text)}: must be a whole number in 0..2**63-1")
     return int(text)
@@ -190,7 +190,7 @@ def _say_what_is_left() -> None:
 
 @contextmanager
 def stressed(comm: Any, seed: int) -> Iterator[Any]:
-    """Inside, stress is on, by this seed; gives the communicator of the same ranks that is under it. Collective."""
+    """Inside, stress is on, with this seed; gives a communicator of the same ranks that is under it. Collective."""
     global _active
     before = _active
     _active = _Stress(seed, collects=True)
@@ -243,7 +243,7 @@ class Stressed(Counted):
 
     @property
     def others(self) -> list[int]:
-        """The other ranks' places in the world."""
+        """The other ranks' numbers in the world."""
         if self._others is None:
             here = self.Get_group()
             ranks = MPI.Group.Translate_ranks(here, list(range(self.size)), MPI.COMM_WORLD.Get_group())
@@ -409,7 +409,7 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def poison(array: np.ndarray) -> None:
-    """Fills an array with what is no result: NaN, or a number that nobody uses."""
+    """Fills an array with what cannot be a result: NaN, or a number that nobody uses."""
     kind = array.dtype.kind
     if kind in "fc":
         array.fill(np.nan)

@@ -1,4 +1,4 @@
-"""The shared window under stress: a number only while it is one, between its two barriers, where ranks are late."""
+"""The shared window under stress: NaN except during a sum, between two barriers around which ranks are late."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from parallel_dl.mpi.window import SharedWindow
 class StressedWindow(SharedWindow):
     """A window on a `Stressed` communicator.
 
-    `local` is private, and in shared memory only during a sum: who adds it up too early or too late adds NaN. So is,
-    until it is complete, each rank's share of `total`.
+    `local` is private, and in shared memory only during a sum: a rank that adds it up too early or too late adds NaN.
+    Each rank's share of `total` is NaN until it is complete.
     """
 
     def __init__(self, comm: Communicator, size: int, dtype: Any = np.float32) -> None:

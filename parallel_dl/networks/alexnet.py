@@ -20,8 +20,8 @@ class AlexNet(nn.Sequential):
     Input (samples, *input_shape), output (samples, classes). `conv1` is (kernel, stride, padding) of the first
     convolution, `pool_padding` the padding of the overlapping 3 x 3 pooling with stride 2; without `response_norm`
     there are no norm1 and norm2. With the defaults 60,965,224 parameters. (The paper says 224 x 224; that conv1 then
-    gives 55 x 55, as it says, takes a padding of 2.) Raises InputError for an input that is no image or too small, and
-    for kernels that the towers do not divide.
+    gives 55 x 55, as it says, takes a padding of 2.) Raises InputError for an input that is not an image, or too small,
+    and for kernels that the towers do not divide.
     """
 
     def __init__(

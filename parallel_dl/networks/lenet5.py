@@ -14,16 +14,16 @@ class LeNet5(nn.Sequential):
     """Two convolutions with tanh and average pooling, then fully connected layers.
 
     LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition", section II.B, in
-    the form that is usual today: without the trained scale and bias of the pooling, with a full convolution in the
-    place of the sparse table after pool1, and a linear layer in that of the distances to prototypes. The 28 x 28
-    images are padded by 2, as theirs were.
+    the form that is usual today: without the trained scale and bias of the pooling, with a full convolution in place of
+    the sparse table after pool1, and a linear layer in place of the distances to prototypes. The 28 x 28 images are
+    padded by 2, as theirs were.
 
     tanh and averages are smooth: in float32, too, runs that add up in another order stay together for thousands of
     updates. (With ReLU and max pooling, a rounding error that tips a maximum to the other side changes a gradient by
     1e-4 at once.)
 
     Input (samples, *input_shape), output (samples, classes): 61,706 parameters with the defaults. `padding` is that of
-    conv1 and of conv2. Raises InputError for an input that is no image or too small.
+    conv1 and of conv2. Raises InputError for an input that is not an image, or too small.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ class VGG(nn.Sequential):
     section 2. `blocks` has (channels, number of convolutions) per block; the defaults are configuration D, VGG-16:
     138,357,544 parameters. Dropout follows the first fully connected layers (section 3.1).
 
-    Input (samples, *input_shape), output (samples, classes). Raises InputError for an input that is no image or too
-    small.
+    Input (samples, *input_shape), output (samples, classes). Raises InputError for an input that is not an image, or
+    too small.
     """
 
     def __init__(

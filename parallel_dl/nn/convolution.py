@@ -155,7 +155,7 @@ class GlobalAvgPool2d(Module):
     """how it adds up in the same order in every layout (`parallel_dl.reproducible`); None where it does not"""
 
     def require(self, x: Any) -> None:
-        """Raises InputError for an x that is no batch of images."""
+        """Raises InputError for an x that is not a batch of images."""
         if len(x.shape) != 4:
             raise self.input_error(x, "needs (samples, channels, height, width)")
 

@@ -124,7 +124,7 @@ class Position:
     """Where a network is in training: what its dropout masks depend on besides seed and layer name.
 
     `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
-    an array (samples,) with the place of each, where they are no neighbours. While `step` is None, every forward pass
+    an array (samples,) with the place of each, where they are not neighbours. While `step` is None, every forward pass
     in training mode counts as a step of its own.
 
     `calls` has how often each place has been passed since `Module.at`, or since the network's last forward pass began.

@@ -36,7 +36,7 @@ class Optimizer:
     n calls of `step`, `updates` is n.
 
     Parameters may be frozen, unfrozen and given other arrays of the same shape and dtype between updates. `step` raises
-    InputError before it changes anything when a parameter has another shape or dtype than its state, and when a weight
+    InputError before it changes anything when a parameter has a shape or dtype other than its state, and when a weight
     that came into the network, or was unfrozen, after this optimizer was made has a gradient but is in no optimizer.
     TypeError for anything but a list of parameters or groups, InputError for a parameter that is given twice and for
     options out of range.
@@ -58,7 +58,7 @@ class Optimizer:
         self.parameters: list[Parameter] = []
         self._parts: list[Part] = []
         self._newcomers: Newcomers | None = None
-        self._left_out: list[str] | None = None  # of a copy: what the first one was not given on purpose
+        self._left_out: list[str] | None = None  # of a copy: what the original was deliberately not given
         self._checked: list[dict[str, Any]] = []  # the options of each group when they were last checked
         given: Any = parameters if isinstance(parameters, Parameter | set | frozenset) else list(parameters)
         if isinstance(given, list) and given and isinstance(given[0], Mapping):

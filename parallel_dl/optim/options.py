@@ -17,7 +17,7 @@ Options = Mapping[str, Any]
 
 
 def require(name: str, value: float, valid: bool, expected: str) -> float:
-    """The value, if it is valid; InputError with its name and what would be expected if not."""
+    """The value, if it is valid; otherwise InputError with its name and what is expected."""
     if not valid:
         raise InputError(f"{name} {value}: must be {expected}")
     return value

@@ -54,7 +54,9 @@ class Action(NamedTuple):
         if found is None or kind not in KINDS:
             valid = ", ".join(KINDS)
             shown = text.strip()[:40]
-            raise PlanError(f"{shown!r} is no action: valid is stage, kind, microbatch, like 2F0; kinds are {valid}")
+            raise PlanError(
+                f"{shown!r} is not an action: valid is stage, kind and microbatch, like 2F0; kinds are {valid}"
+            )
         return cls(int(found[1]), kind, int(found[3]))
 
     @property

@@ -32,14 +32,14 @@ def resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], rank
 
 
 def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: int) -> dict[str, Way]:
-    """The way of each layer in a group that can be split so. Pooling follows the convolutions."""
+    """The way of each layer in a group that can be split by it. Pooling follows the convolutions."""
     way = Way.parse(text)
     weighted = {member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
     able = [member for member, layer in weighted.items() if way is not None and can(layer, way)]
     if not able or way is None:
         valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
         choice = one_of(valid) if valid else "none of its layers can be"
-        raise InputError(f"split {name}={cut(text)}: {name} has no layer that can be split so; {choice}")
+        raise InputError(f"split {name}={cut(text)}: {name} has no layer that can be split that way; {choice}")
     _require_grid(name, way, ranks)
     return dict.fromkeys(able, way)
 
@@ -54,7 +54,7 @@ def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) 
     if way is None or not can(layer, way):
         kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
         raise InputError(
-            f"split {name}={cut(text)}: {_a(kind)} cannot be split so; nearest is {name}={nearest(text, valid)}, "
+            f"split {name}={cut(text)}: {_a(kind)} cannot be split that way; nearest is {name}={nearest(text, valid)}, "
             f"{one_of(valid)}"
         )
     _require_grid(name, way, ranks)
@@ -69,7 +69,7 @@ def _require_grid(name: str, way: Way, ranks: int) -> None:
     if way.grid is not None and way.grid.rows * way.grid.columns != ranks:
         near = f"{ranks}x1"
         raise InputError(
-            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles are not for {number_of(ranks, 'rank')}; "
+            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles do not fit {number_of(ranks, 'rank')}; "
             f"valid are rows, columns, rows-columns and products like {near}"
         )
 

@@ -112,13 +112,13 @@ def plan(
     split_output: bool = True,
     partial_input: bool = False,
 ) -> Plan:
-    """The plan for samples (*input_shape) and so many ranks of the model axis.
+    """The plan for samples (*input_shape) and that many ranks of the model axis.
 
     `splits` maps names of layers to ways (`ways`), like {"fc1": "output", "fc2": "input", "features": "rows"}. A name
     may also be that of a Sequential, or "features" and "classifier" for the layers before and after the first Flatten:
-    then it is for all layers in it that can be split so, unless they are named themselves. Without `splits` there is a
-    default. With `split_output` False the output is made whole: a loss of the user's own takes no slices. So it is when
-    it has more axes than (samples, classes).
+    then the way is for all layers in it that can be split that way, unless they are named themselves. Without `splits`
+    there is a default. With `split_output` False the output is made whole: a loss of the user's own takes no slices.
+    The same holds for an output with more axes than (samples, classes).
 
     With `partial_input` the input has a gradient, which may stay a summand on each rank: nothing is sent for it, if the
     first layer with weights is a fully connected one that is split. `Plan.partial_input` says whether it is so.

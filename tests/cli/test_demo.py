@@ -78,7 +78,7 @@ def test_ten_lines_with_both_ends(said):
 @pytest.mark.parametrize(
     ("losses", "words"),
     [
-        ([*LOSSES[:-1], LOSSES[-1] * (1 + 1e-6)], "DIFFER: the losses agree to 6.0 digits"),
+        ([*LOSSES[:-1], LOSSES[-1] * (1 + 1e-6)], "DIFFER: the losses agree to only 6.0 digits"),
         (LOSSES[:-1], "DIFFER: 229 losses on 2 ranks, 230 on one"),
     ],
 )

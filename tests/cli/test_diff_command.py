@@ -234,7 +234,7 @@ def test_bad_input(shards, diff, write, tmp_path):
     assert "no.safetensors: no such file" in refused(whole, "no.safetensors")
     assert "--exact and --bound: only one of them" in refused(whole, whole, "--exact", "--bound", 1)
     assert "--bound nan: must be a finite number" in refused(whole, whole, "--bound", "nan")
-    assert "is not the same in 2 files; say its axis, or 'sum', in --placement" in refused(whole, both)
+    assert "is not the same in 2 files; give its axis, or 'sum', in --placement" in refused(whole, both)
     (tmp_path / "empty").mkdir()
     assert "empty: has no files *.safetensors" in refused(whole, tmp_path / "empty")
     damaged = tmp_path / "damaged.safetensors"

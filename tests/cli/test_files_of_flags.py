@@ -180,7 +180,7 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
 @pytest.mark.parametrize(
     ("name", "text", "arguments", "said"),
     [
-        ("a.toml", f"dp = {DEEP}", LAYOUT, "layout file a.toml: is nested too deep"),
+        ("a.toml", f"dp = {DEEP}", LAYOUT, "layout file a.toml: is nested too deeply"),
         ("a.toml", "dp = 0x" + "f" * 3600, LAYOUT, "64 bits"),
         ("a.toml", "pp = 999999999999999999", LAYOUT, "forward passes"),
         ("a.toml", "mp = 999999999999999999", LAYOUT, "a.toml: mp 999999999999999999: must be in 1..1024"),
@@ -188,13 +188,13 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
         ("a.toml", f'dp = "{LONG}"', LAYOUT, "must be a whole number"),
         ("a.toml", f'"{LONG}" = 1', LAYOUT, "unknown key"),
         ("a.toml", f'split = {{"{LONG}" = 1}}', LAYOUT, "must be a string"),
-        ("a.toml", f"w = {DEEP}", PLACEMENT, "nested too deep"),
-        ("a.json", f'{{"w": {DEEP}}}', PLACEMENT, "nested too deep"),
+        ("a.toml", f"w = {DEEP}", PLACEMENT, "nested too deeply"),
+        ("a.json", f'{{"w": {DEEP}}}', PLACEMENT, "nested too deeply"),
         ("a.toml", "w = 99999999999999999999", PLACEMENT, "64 bits"),
         ("a.json", '{"a": 65}', PLACEMENT, "at most 64 axes"),
         ("a.json", f'{{"a": "{LONG}"}}', PLACEMENT, "valid are"),
-        ("a.txt", "x y " * 9999, ("schedule", "--check"), "is no action"),
-        ("a.txt", "0F" + "9" * 5000, ("schedule", "--check"), "is no action"),
+        ("a.txt", "x y " * 9999, ("schedule", "--check"), "is not an action"),
+        ("a.txt", "0F" + "9" * 5000, ("schedule", "--check"), "is not an action"),
     ],
 )  # fmt: skip
 def test_what_is_in_them(here, capfd, name, text, arguments, said):

@@ -74,7 +74,7 @@ def test_inside_a_users_own_mpirun(written):
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 reads another layout there than rank 0"),
+        (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 finds another layout there than rank 0"),
         pytest.param(
             ("dp = 2", None), "layout file layout.toml: no such file; valid is a layout in TOML", marks=pytest.mark.grid
         ),
@@ -142,7 +142,7 @@ def test_what_cannot_be(capfd, monkeypatch, written, text, said):
 @pytest.mark.parametrize(
     ("text", "flags", "said"),
     [
-        ("dp = 2", ("--dp", "2"), "--dp: is also in layout.toml, as dp; give it in one place"),
+        ("dp = 2", ("--dp", "2"), "--dp: is also in layout.toml, as dp; give it only once"),
         ("pp = 2\nstages = ['fc2']", ("--stage", "fc3"), "--stage: is also in layout.toml, as stages; give it"),
         ("mp = 2\n[split]\nfc1 = 'output'", ("--split", "fc2=input"), "--split: is also in layout.toml, as split;"),
         ("dp = 2\nhybrid = 'owt'", ("--ranks", "3"), "--ranks: is also in layout.toml, as dp;"),

@@ -155,7 +155,7 @@ def test_inside_a_users_own_mpirun():
         (("mlp", "--mp", "2", "--split", "fc1=output:split"), ("fc1", "fc2 needs it whole", "fc2=input")),
         (("lenet5_small", "--mp", "2", "--split", "conv1=output"), ("nearest is conv1=filters",)),
         (("alexnet_small", "--mp", "2", "--split", "conv2=channels"), ("2 groups", "nearest is conv2=filters")),
-        (("lenet5_small", "--mp", "2", "--split", "conv1=3x1"), ("3 x 1 tiles are not for 2 ranks",)),
+        (("lenet5_small", "--mp", "2", "--split", "conv1=3x1"), ("3 x 1 tiles do not fit 2 ranks",)),
         (("mlp", "--loss", "hinge"), ("--loss", "cross-entropy, logistic")),
     ],
 )

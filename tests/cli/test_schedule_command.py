@@ -207,7 +207,7 @@ def test_a_file_that_deadlocks_whatever_sends_do(capfd, plan_file):
     [
         ("0F0 0SF0 0RB0 0B0\n1F0 1B0 1SB0", "rank 1, action 0: 1F0 needs 1RF0, which rank 1 never does"),
         ("0B0 0F0", "rank 0, action 0: 0B0 comes before 0F0"),
-        ("0F0 0B0\nnonsense", "rank 1: 'nonsense' is no action"),
+        ("0F0 0B0\nnonsense", "rank 1: 'nonsense' is not an action"),
         ("", "has no line with actions"),
     ],
 )

@@ -341,11 +341,14 @@ BAD = [
         "--split fc1=input: fc1 is given twice, as fc1=output before",
     ),
     (["mlp", "--mp", "2", "--split", "relu1=output"], "--split relu1=output: a ReLU is not split, it goes along with"),
-    (["mlp", "--mp", "2", "--split", "fc1=rows"], "--split fc1=rows: a Linear cannot be split so; nearest is fc1="),
+    (
+        ["mlp", "--mp", "2", "--split", "fc1=rows"],
+        "--split fc1=rows: a Linear cannot be split that way; nearest is fc1",
+    ),
     (["mlp", "--mp", "2", "--split", "nosuch=rows"], "--split nosuch=rows: there is no layer nosuch; valid are fc1, f"),
     (
         ["lenet5", "--mp", "2", "--split", "conv1=2x2"],
-        "--split conv1=2x2: 2 x 2 tiles are not for 2 ranks; valid are rows, columns, rows-columns and products",
+        "--split conv1=2x2: 2 x 2 tiles do not fit 2 ranks; valid are rows, columns, rows-columns and products",
     ),
     (
         ["mlp", "--mp", "2", "--split", "fc1=output:split", "--split", "fc2=output"],

@@ -161,7 +161,7 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("mlp", "--dp", "2", "--time-limit", "nan"), "--time-limit nan: must be above 0"),
         (("mlp", "--microbatches", "2", "--schedule", "gpipe", "--stress"), "--stress: one rank waits for nobody"),
         (("mlp", "--ranks", "1", "--stress"), "--stress: one rank waits for nobody"),
-        (("--mutant", "race: halo rows not waited for"), "is caught for certain only with --stress"),
+        (("--mutant", "race: halo rows not waited for"), "is certain to be caught only with --stress"),
         (("--mutant", "race: halo row not waited for", "--stress"), "did you mean 'race: halo rows not waited for'?"),
         ((), "NETWORK is missing; or --all, or --mutants"),
         (("mpl",), "unknown network 'mpl'"),
@@ -183,7 +183,7 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("mlp", "--exact", "--dtype", "float32"), "--exact --dtype float32"),
         (("mlp", "--exact", "--batch-size", "12"), "--batch-size 12"),
         (("lenet5_small", "--exact"), "a Tanh, rounds"),
-        (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "this layout is held against weight stashing"),
+        (("mlp", "--pp", "2", "--schedule", "pipedream", "--exact"), "this layout is compared with weight stashing"),
         (("residul", "--dp", "2"), "did you mean 'residual'?"),
         (("mlp", "--ranks", "2", "--variable-batch"), "--variable-batch"),
         (

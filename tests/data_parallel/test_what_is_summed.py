@@ -364,7 +364,7 @@ def test_another_type_is_refused(comm):
     model.initialize(1, "float32")
     backward(model, comm=comm)
     with pytest.raises(
-        InputError, match=r"0\.weight is float32 \(5, 4\) now and was float64 \(5, 4\) .* make a new one"
+        InputError, match=r"0\.weight is float32 \(5, 4\) now, but was float64 \(5, 4\) .* make a new one"
     ):
         gradients.all_reduce()
     gradients.free()
@@ -405,7 +405,7 @@ def test_ranks_that_ask_for_different_things(comm, options, message):
 @pytest.mark.ranks(2)
 def test_ranks_that_give_different_parameters(comm):
     model = network()
-    with pytest.raises(InputError, match="the parameters of rank 1 are not of the shapes of those of rank 0"):
+    with pytest.raises(InputError, match="the parameters of rank 1 have other shapes or types than those of rank 0"):
         GradientAllReduce(model.parameters()[:: 1 - 2 * comm.rank], comm)
 
 

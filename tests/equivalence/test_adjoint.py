@@ -104,11 +104,11 @@ def test_a_sum_too_many(comm):
 def test_a_wrong_shift_names_the_ranks(comm):
     text = message(comm, lambda x: shift_the_same_way_back(x, comm=comm), (4,), comm)
     assert text.startswith("backward is not the adjoint of forward:\n  <F x, y> = ")
-    assert "their ratio is not the same everywhere: values come back from other ranks, or other places" in text
+    assert "their ratio is not the same everywhere: values come back from other ranks, or at other indices" in text
     assert "from rank 0 to rank 1: forward " in text
     assert ", backward 0\n" in text
     text = message(comm, lambda x: own_slice_of_other_rows(x, comm=comm), (2,), comm)
-    assert "values come back from other ranks, or other places" in text
+    assert "values come back from other ranks, or at other indices" in text
     assert "... and 3 more" in text
 
 

@@ -195,7 +195,7 @@ def test_a_bug_before_rounding_has_grown_counts():
     comparison = compare(run, same_run)
     assert comparison.equal
     assert 10 < comparison.void_from < 29
-    assert "is chaos and no bug" in comparison.message
+    assert "is chaos, not a bug" in comparison.message
     assert "grows by a factor of" in comparison.message
     name = "8.weight"
     assert compare(run, moved(run, comparison.void_from, 2, name)).equal, "nothing can be told there"

@@ -78,9 +78,9 @@ def test_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.toml", "dp = " + "[" * 3000 + "]" * 3000, "nested too deep"),
-        ("a.toml", "dp = " + "{a=" * 3000 + "1" + "}" * 3000, "nested too deep"),
-        ("a.toml", ".".join("a" * 3000) + " = 1", "nested too deep"),
+        ("a.toml", "dp = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a.toml", "dp = " + "{a=" * 3000 + "1" + "}" * 3000, "nested too deeply"),
+        ("a.toml", ".".join("a" * 3000) + " = 1", "nested too deeply"),
         ("a.toml", "dp = " + "[" * 40 + "]" * 40, "at most 32 deep"),
         ("a.toml", "[" + ".".join("a" * 50) + "]\nb = 1", "at most 32 deep"),
         ("a.toml", "dp = 0x" + "f" * 3600, "'dp' = 0xfff"),
@@ -88,8 +88,8 @@ def test_text(tmp_path):
         ("a.toml", f"dp = {2**63}", "'dp' = 9223372036854775808: valid are whole numbers of 64 bits"),
         ("a.toml", f"a = [1, {-(2**63) - 1}]", "valid are whole numbers of 64 bits"),
         ("a.toml", "a = ", "is not TOML"),
-        ("a.json", "[" * 100_000, "nested too deep"),
-        ("a.json", '{"a":' * 100_000, "nested too deep"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"a":' * 100_000, "nested too deeply"),
         ("a.json", '{"a": ' + "[" * 40 + "]" * 40 + "}", "at most 32 deep"),
         ("a.json", '{"w": ' + "9" * 5000 + "}", "is not JSON"),
         ("a.json", '{"w": 99999999999999999999}', "valid are whole numbers of 64 bits"),

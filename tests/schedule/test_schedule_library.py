@@ -76,7 +76,7 @@ def test_pytorchs_names(theirs, ours):
     "text", ["", "F", "2F", "F0", "2f0", "2X0", "-1F0", "2F0 2F1", "2F1.5", "2_F0", "9" * 5000 + "F0"]
 )
 def test_what_is_no_action(text):
-    with pytest.raises(PlanError, match="is no action: valid is stage, kind, microbatch, like 2F0"):
+    with pytest.raises(PlanError, match="is not an action: valid is stage, kind and microbatch, like 2F0"):
         Action.parse(text)
 
 
@@ -104,9 +104,9 @@ def test_what_is_refused(arguments, said):
     [
         ("", "has no line"),
         ("# nothing\n\n", "has no line"),
-        ("0F0 0X0", "rank 0: '0X0' is no action"),
-        ("0F0\n0B0 hello", "rank 1: 'hello' is no action"),
-        ("0F0,0B0\n1F0,?\n", "rank 1: '[?]' is no action"),
+        ("0F0 0X0", "rank 0: '0X0' is not an action"),
+        ("0F0\n0B0 hello", "rank 1: 'hello' is not an action"),
+        ("0F0,0B0\n1F0,?\n", "rank 1: '[?]' is not an action"),
         ('0F0,"0B0\n' + "x" * 200_000, "no CSV that can be read"),
     ],
 )

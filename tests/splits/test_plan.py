@@ -127,42 +127,42 @@ def test_grids():
         ),
         (
             {"fc1": "filters"},
-            "split fc1=filters: a Linear cannot be split so; nearest is fc1=output, valid are output, input",
+            "split fc1=filters: a Linear cannot be split that way; nearest is fc1=output, valid are output, input",
         ),
         (
             {"fc1": "outputs"},
-            "split fc1=outputs: a Linear cannot be split so; nearest is fc1=output, valid are output, input",
+            "split fc1=outputs: a Linear cannot be split that way; nearest is fc1=output, valid are output, input",
         ),
         (
             {"fc1": "channels"},
-            "split fc1=channels: a Linear cannot be split so; nearest is fc1=input, valid are output, input",
+            "split fc1=channels: a Linear cannot be split that way; nearest is fc1=input, valid are output, input",
         ),
         (
             {"fc1": "input:whole"},
-            "split fc1=input:whole: a Linear cannot be split so; nearest is fc1=input, valid are output, input",
+            "split fc1=input:whole: a Linear cannot be split that way; nearest is fc1=input, valid are output, input",
         ),
         (
             {"fc1": "output:half"},
-            "split fc1=output:half: a Linear cannot be split so; nearest is fc1=output, valid are output, input",
+            "split fc1=output:half: a Linear cannot be split that way; nearest is fc1=output, valid are output, input",
         ),
         (
             {"conv1": "column"},
-            "split conv1=column: a Conv2d cannot be split so; nearest is conv1=filters, "
+            "split conv1=column: a Conv2d cannot be split that way; nearest is conv1=filters, "
             "valid are filters, channels, rows, columns, rows-columns",
         ),
         (
             {"conv1": "row"},
-            "split conv1=row: a Conv2d cannot be split so; nearest is conv1=channels, "
+            "split conv1=row: a Conv2d cannot be split that way; nearest is conv1=channels, "
             "valid are filters, channels, rows, columns, rows-columns",
         ),
         (
             {"conv2": "channels"},
-            "split conv2=channels: a Conv2d of 2 groups cannot be split so; nearest is conv2=filters, "
+            "split conv2=channels: a Conv2d of 2 groups cannot be split that way; nearest is conv2=filters, "
             "valid are filters, towers, rows, columns, rows-columns",
         ),
         (
             {"pool": "column"},
-            "split pool=column: a MaxPool2d cannot be split so; nearest is pool=columns, "
+            "split pool=column: a MaxPool2d cannot be split that way; nearest is pool=columns, "
             "valid are rows, columns, rows-columns",
         ),
         (
@@ -171,22 +171,22 @@ def test_grids():
         ),
         (
             {"conv1": "2x2"},
-            "split conv1=2x2: 2 x 2 tiles are not for 3 ranks; "
+            "split conv1=2x2: 2 x 2 tiles do not fit 3 ranks; "
             "valid are rows, columns, rows-columns and products like 3x1",
         ),
         (
             {"features": "2x2"},
-            "split features=2x2: 2 x 2 tiles are not for 3 ranks; "
+            "split features=2x2: 2 x 2 tiles do not fit 3 ranks; "
             "valid are rows, columns, rows-columns and products like 3x1",
         ),
         (
             {"features": "output"},
-            "split features=output: features has no layer that can be split so; "
+            "split features=output: features has no layer that can be split that way; "
             "valid are channels, columns, filters, rows, rows-columns, towers",
         ),
         (
             {"classifier": "across"},
-            "split classifier=across: classifier has no layer that can be split so; valid are input, output",
+            "split classifier=across: classifier has no layer that can be split that way; valid are input, output",
         ),
         (
             {"fc1": "output:split", "fc2": "output"},

@@ -42,7 +42,7 @@ def class_numbers(targets, classes, loss):
 
 
 def _instead(targets, classes, loss):
-    """What to do with targets that are no integers; 0 and 1 for each class may be one-hot."""
+    """What to do with targets that are not integers; a 0 or 1 for each class may be one-hot."""
     if targets.ndim < 2 or targets.shape[-1] != classes:
         return "class numbers are integers after .astype(int), and values to predict belong to nn.mse"
     of_several = "answers for each class to nn.logistic_loss" + (", as floats" if targets.dtype.kind == "b" else "")
