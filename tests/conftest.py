@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.grid)
         if mark is not None:
             chosen[item.function] = chosen.get(item.function) or item.get_closest_marker("grid") is None
-    if not any("::" in argument for argument in config.args):
+    if not inside_mpirun() and not any("::" in argument for argument in config.args):  # ranks have only their own cases
         for function, any_of_its in chosen.items():
             if not any_of_its:
                 raise pytest.UsageError(f"{function.__name__}: sampled() leaves none of its cases to the suite")
