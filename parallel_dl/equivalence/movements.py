@@ -14,6 +14,7 @@ import numpy as np
 from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.adjoint import assert_adjoint
+from parallel_dl.equivalence.calls import lopsided, wrong_call
 from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear
 from parallel_dl.mpi import Communicator, collectives
 
@@ -31,46 +32,82 @@ class Movement:
     """kinds, as of `assert_adjoint`"""
     run: Callable[[Any], Any]
     expected: Callable[[Arrays], np.ndarray]
-    is_whole: bool
-    """whether the input has all of the axis, or this rank's slice"""
+    shape: tuple[int, ...]
+    """of this rank's input"""
 
 
 def movements(comm: Communicator) -> Iterator[Movement]:
-    """All that there are, for arrays (axis that is divided, 3)."""
-    size, rank, root, c = comm.size, comm.rank, comm.size - 1, collectives
-    shares = [partition.share(LENGTH, size, number) for number in range(size)]
-    own = shares[rank]
-    yield Movement("replicate", "replicated", "varying", lambda x: c.replicate(x, comm), lambda a: a[0], True)
-    yield Movement("all_reduce", "varying", "replicated", lambda x: c.all_reduce(x, comm), _sum, True)
-    yield Movement("shard", "replicated", "varying", lambda x: c.shard(x, comm, 0), lambda a: a[0][own], True)
-    yield Movement("unshard", "varying", "replicated", lambda x: c.unshard(x, comm, 0), np.concatenate, False)
-    yield Movement("all_gather", "varying", "varying", lambda x: c.all_gather(x, comm, 0), np.concatenate, False)
-    yield Movement(
-        "reduce_scatter", "varying", "varying", lambda x: c.reduce_scatter(x, comm, 0), lambda a: _sum(a)[own], True
-    )
-    yield Movement(
-        "all_to_all",
-        "varying",
-        "varying",
-        lambda x: c.all_to_all(x, comm, 1, 0),
-        lambda a: np.concatenate(a)[:, partition.share(3, size, rank)],
-        False,
-    )
-    yield Movement("broadcast", "rooted", "varying", lambda x: c.broadcast(x, comm, root), lambda a: a[root], True)
-    yield Movement("reduce", "varying", "rooted", lambda x: c.reduce(x, comm, root), _sum, True)
-    yield Movement("scatter", "rooted", "varying", lambda x: c.scatter(x, comm, root, 0), lambda a: a[root][own], True)
-    yield Movement("gather", "varying", "rooted", lambda x: c.gather(x, comm, root, 0), np.concatenate, False)
-    yield from (_shift(comm, offset, cyclic) for offset, cyclic in ((1, True), (-1, False), (2, True)))
-    yield from (_halo(comm, own, before, after) for before, after in ((1, 2), (0, LENGTH)))
-    wanted = [slice(0, min(LENGTH, number + 2)) for number in range(size)]
+    """All that there are: slices along the first and the last axis, even ones and others that are given."""
+    root, whole, c = comm.size - 1, (LENGTH, 3), collectives
+    yield Movement("replicate", "replicated", "varying", lambda x: c.replicate(x, comm), lambda a: a[0], whole)
+    yield Movement("all_reduce", "varying", "replicated", lambda x: c.all_reduce(x, comm), _sum, whole)
+    yield Movement("broadcast", "rooted", "varying", lambda x: c.broadcast(x, comm, root), lambda a: a[root], whole)
+    yield Movement("reduce", "varying", "rooted", lambda x: c.reduce(x, comm, root), _sum, whole)
+    for sizes in (None, lopsided(LENGTH, comm.size)):
+        yield from _sliced(comm, 0, sizes)
+        yield from _sliced(comm, -1, sizes)
+    for offset in (1, -1, 2):
+        yield from (_shift(comm, offset, cyclic) for cyclic in (True, False))
+    yield from (_halo(comm, before, after) for before, after in ((1, 2), (0, LENGTH)))
+    owned = [partition.share(LENGTH, comm.size, number) for number in range(comm.size)]
+    wanted = [slice(0, min(LENGTH, number + 2)) for number in range(comm.size)]
     yield Movement(
         "exchange_slices",
         "varying",
         "varying",
-        lambda x: c.exchange_slices(x, comm, 0, shares, wanted),
-        lambda a: np.concatenate(a)[wanted[rank]],
-        False,
+        lambda x: c.exchange_slices(x, comm, 0, owned, wanted),
+        lambda a: np.concatenate(a)[wanted[comm.rank]],
+        _shape(owned[comm.rank]),
     )
+
+
+def _sliced(comm: Communicator, axis: int, given: list[int] | None) -> Iterator[Movement]:
+    """Between the whole array and slices along an axis, of `given` lengths by rank, or even ones."""
+    c, root = collectives, comm.size - 1
+    sizes = partition.shares(LENGTH, comm.size) if given is None else given
+    own = slice(sum(sizes[: comm.rank]), sum(sizes[: comm.rank + 1]))
+    whole, part = (_shape(rows, axis) for rows in (slice(0, LENGTH), own))
+    index = (own,) if axis == 0 else (..., own)
+    concatenated = lambda arrays: np.concatenate(arrays, axis)  # noqa: E731
+    across = partition.share(3, comm.size, comm.rank)
+    text = f" along axis {axis}{'' if given is None else ', sizes given'}"
+    for name, x, y, run, expected, shape in (
+        ("shard", "replicated", "varying", lambda x: c.shard(x, comm, axis, given), lambda a: a[0][index], whole),
+        ("unshard", "varying", "replicated", lambda x: c.unshard(x, comm, axis, given), concatenated, part),
+        ("all_gather", "varying", "varying", lambda x: c.all_gather(x, comm, axis, given), concatenated, part),
+        (
+            "reduce_scatter",
+            "varying",
+            "varying",
+            lambda x: c.reduce_scatter(x, comm, axis, given),
+            lambda a: _sum(a)[index],
+            whole,
+        ),
+        (
+            "scatter",
+            "rooted",
+            "varying",
+            lambda x: c.scatter(x, comm, root, axis, given),
+            lambda a: a[root][index],
+            whole,
+        ),
+        ("gather", "varying", "rooted", lambda x: c.gather(x, comm, root, axis, given), concatenated, part),
+        (
+            "all_to_all",
+            "varying",
+            "varying",
+            lambda x: c.all_to_all(x, comm, -1 - axis, axis, concat_sizes=given),
+            lambda a: np.take(concatenated(a), range(across.start, across.stop), -1 - axis),
+            part,
+        ),
+    ):
+        yield Movement(name + text, x, y, run, expected, shape)
+
+
+def _shape(rows: slice, axis: int = 0) -> tuple[int, ...]:
+    """Of those rows along an axis, the first or the last, by 3."""
+    length = rows.stop - rows.start
+    return (length, 3) if axis == 0 else (3, length)
 
 
 def _sum(arrays: Arrays) -> np.ndarray:
@@ -84,10 +121,12 @@ def _shift(comm: Communicator, offset: int, cyclic: bool) -> Movement:
         return arrays[source % comm.size] if cyclic or 0 <= source < comm.size else np.zeros_like(arrays[0])
 
     name = f"shift by {offset}{'' if cyclic else ', not cyclic'}"
-    return Movement(name, "varying", "varying", lambda x: collectives.shift(x, comm, offset, cyclic), expected, True)
+    run = lambda x: collectives.shift(x, comm, offset, cyclic)  # noqa: E731
+    return Movement(name, "varying", "varying", run, expected, (LENGTH, 3))
 
 
-def _halo(comm: Communicator, own: slice, before: int, after: int) -> Movement:
+def _halo(comm: Communicator, before: int, after: int) -> Movement:
+    own = partition.share(LENGTH, comm.size, comm.rank)
     seen = slice(max(0, own.start - before), min(LENGTH, own.stop + after))
     return Movement(
         f"exchange_halo {before}, {after}",
@@ -95,17 +134,15 @@ def _halo(comm: Communicator, own: slice, before: int, after: int) -> Movement:
         "varying",
         lambda x: collectives.exchange_halo(x, comm, 0, before, after),
         lambda arrays: np.concatenate(arrays)[seen],
-        False,
+        _shape(own),
     )
 
 
 def wrong_movement(comm: Communicator) -> str | None:
     """What is wrong with the first wrong one, the same on every rank of `comm`, on which all are tried together."""
-    share = partition.share(LENGTH, comm.size, comm.rank)
     for one in movements(comm):
-        shape = (LENGTH if one.is_whole else share.stop - share.start, 3)
         random = np.random.default_rng([7, 0 if one.x == "replicated" else comm.rank])
-        x = random.standard_normal(shape)
+        x = random.standard_normal(one.shape)
         absent = one.x == "rooted" and comm.rank != comm.size - 1
         with no_grad():
             y = one.run(None if absent else Tensor(x))
@@ -117,10 +154,10 @@ def wrong_movement(comm: Communicator) -> str | None:
         if told:
             return told[0]
         try:
-            assert_adjoint(one.run, shape, comm, one.x, one.y, comm.size - 1)
+            assert_adjoint(one.run, one.shape, comm, one.x, one.y, comm.size - 1)
         except AssertionError as error:  # on every rank
             return f"{one.name}: {str(error).splitlines()[0]}"
-    return wrong_pair(comm)
+    return wrong_call(comm) or wrong_pair(comm)
 
 
 def wrong_pair(comm: Communicator) -> str | None:

@@ -237,7 +237,11 @@ def test_movements_are_checked_and_counted(comm):
             lambda before: lambda x, comm, offset, cyclic: before(x, comm, offset + 1, cyclic),
             "shift by 1: gives",
         ),
-        ("scatter", lambda before: lambda x, comm, *rest: ops.multiply(before(x, comm, *rest), 2.0), "scatter: gives"),
+        (
+            "scatter",
+            lambda before: lambda x, comm, *rest: ops.multiply(before(x, comm, *rest), 2.0),
+            "scatter along axis 0: gives",
+        ),
         ("broadcast", lambda before: lambda x, comm, root: one_way(x, comm=comm, root=root), "broadcast: "),
     ],
 )
@@ -245,6 +249,47 @@ def test_a_wrong_movement_is_named(comm, name, wrong, said):
     with ExitStack() as stack:
         replaced(stack, collectives, name, wrong)
         assert wrong_movement(comm).startswith(said)
+
+
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        (
+            "all_gather",
+            lambda before: (
+                lambda self, array, axis=0, sizes=None: before(self, array, axis, sizes)[:: 1 if sizes is None else -1]
+            ),
+            "shard along axis 0: backward",
+        ),
+        (
+            "all_reduce",
+            lambda before: lambda self, array, op="sum", out=None: before(self, array, op),
+            "all_reduce into another array (float64)",
+        ),
+        (
+            "_all_reduce",
+            lambda before: lambda self, array, op, out: 2 * before(self, array, op, out),
+            "all_reduce (max, float64)",
+        ),
+        (
+            "isend",
+            lambda before: (
+                lambda self, array, destination, tag=0: before(self, array, destination, {3: 4, 4: 3}.get(tag, tag))
+            ),
+            "isend, ireceive",
+        ),
+        (
+            "reduce",
+            lambda before: lambda self, array, root=0, op="sum": before(self, array, root, "sum"),
+            "reduce (prod, float64)",
+        ),
+    ],
+)
+def test_a_wrong_call_is_named(comm, name, wrong, said):
+    with ExitStack() as stack:
+        replaced(stack, Communicator, name, wrong)
+        assert wrong_movement(Communicator(comm.mpi, checked=False)).startswith(said)
 
 
 @pytest.mark.ranks(2)
