@@ -14,7 +14,7 @@ from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
-from parallel_dl.equivalence.reference import held_against, reference_of
+from parallel_dl.equivalence.reference import held_against, reference_of, with_bits
 from parallel_dl.equivalence.replayed import program_of, record_updates, reference_of_program
 from parallel_dl.equivalence.samples import NotBySamples
 from parallel_dl.errors import InputError
@@ -91,6 +91,8 @@ def assert_equivalent(
         try:
             if program is None:
                 reference = reference_of(experiment, layout.microbatches, exact, bound=bound)
+                if layout.reproducible:
+                    reference = with_bits(reference, experiment, layout.microbatches)
             else:
                 reference = dataclasses.replace(reference_of_program(experiment, layout), bound=bound)
         except Exception as caught:

@@ -24,7 +24,7 @@ def key_of(name: str, network: Module, layout: Layout) -> Key:
         return name, program, layout.dp, layout.scheme
     if program == "local batch norm":
         return name, program, layout.microbatches, layout.dp
-    return name, program, layout.microbatches
+    return name, "bits" if layout.reproducible else program, layout.microbatches
 
 
 class Kept:

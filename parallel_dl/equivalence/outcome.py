@@ -61,8 +61,7 @@ def unlike(serial: Outcome | None, parallel: Outcome | None) -> str | None:
     if serial is None or parallel is None:
         return None
     for fault in parallel.faults:
-        if fault not in serial.faults:
-            return fault
+        return f"{fault} also in the serial run," if fault in serial.faults else fault
     if parallel.note is not None and serial.note is None:
         return f"evaluation mode, which ends with {parallel.note},"
     for what in sorted(serial.updates.keys() | parallel.updates.keys()):

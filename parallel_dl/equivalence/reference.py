@@ -23,7 +23,7 @@ from parallel_dl.equivalence.compare import (
 from parallel_dl.equivalence.record import Experiment, Run, record
 from parallel_dl.equivalence.replay import replay
 from parallel_dl.layout import Layout
-from parallel_dl.mpi import one_rank
+from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.nn import BatchNorm
 
 
@@ -39,6 +39,8 @@ class Reference:
     """where it is not the sum of its samples, nor of its microbatches"""
     mixed_how: str = ""
     """what else gives another value there"""
+    bits: Run | None = None
+    """for a reproducible layout: the run of one rank under such a layout, to which it has to be equal bit by bit"""
 
 
 def reference_of(
@@ -69,6 +71,13 @@ def reference_of(
     return Reference(run, noise, bound, mixed, how)
 
 
+def with_bits(reference: Reference, experiment: Experiment, microbatches: int) -> Reference:
+    """The same for reproducible layouts; magnitudes are those of the serial run."""
+    with one_rank():
+        run = record(experiment, Layout(microbatches=microbatches, reproducible=True), Mesh.serial())
+    return dataclasses.replace(reference, bits=dataclasses.replace(run, magnitudes=reference.run.magnitudes))
+
+
 def held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
@@ -76,6 +85,11 @@ def held_against(
     comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
+    other = None if reference.bits is None else first_difference(reference.bits, parallel, exact=True)
+    if other is not None:
+        words = f"{other.quantity} at step {other.step} has not the bits that it has on one rank with --reproducible"
+        named = f"bits: {other.quantity} is equal only within the bound,"
+        return _different(comparison, dataclasses.replace(other, quantity=named), words)
     wrong = None if layout.reproducible else wrong_batches(experiment, layout)
     if wrong is not None:
         return _different(comparison, Difference(f"batches: {wrong}", 0, np.inf), f"batches: {wrong}")

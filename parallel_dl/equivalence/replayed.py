@@ -44,7 +44,7 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.optim import Optimizer
 from parallel_dl.schedule import ASYNCHRONOUS
-from parallel_dl.trainer import Trainer, as_batches
+from parallel_dl.trainer import Trainer
 
 Random = np.random.Generator | None
 """for a random order of sums over samples"""
@@ -161,7 +161,9 @@ def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, r
     magnitudes = Magnitudes(network, trainer.optimizer)
     for batch in batches(experiment, trainer):
         versions: list[Arrays] = []
-        for number, part in enumerate(as_batches(batch)):
+        for number, of_batch in enumerate(batch.microbatches):
+            size = len(of_batch.x)  # a batch of its own: it divides by its size, and counts its samples from 0
+            part = Share(of_batch.x, of_batch.y, 0, max(1, size), size)
             versions.append({name: parameter.data.copy() for name, parameter in network.named_parameters()})
             for name, parameter in network.named_parameters():
                 delay = len(stages) - 1 - stage_of[name.partition(".")[0]]

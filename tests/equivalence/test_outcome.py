@@ -161,3 +161,11 @@ def test_digests_and_loading(comm, monkeypatch, of, layout):
 
         changed(planted, of, "load_state_dict", without_biases)
         assert "DIFFERENT: worst is 3.bias, which is not what load_state_dict was given," in message(comm, layout)
+
+
+@pytest.mark.ranks(2)
+def test_a_wrong_digest_that_the_serial_run_has_too(comm, monkeypatch):
+    monkeypatch.setattr(Trainer, "weights_sha256", lambda self: "0" * 64)
+    assert "weights_sha256, which is not the digest of the weights, also in the serial run" in message(
+        comm, Layout(dp=2)
+    )

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from parallel_dl import nn, optim
+from parallel_dl import nn, optim, trainer
 from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
@@ -93,6 +93,11 @@ def newest_weights(before):
     return lambda runner, version: before(runner, runner.version)
 
 
+def counted_in_the_batch(before):
+    """Each microbatch divides by the size of the batch, though it is one of its own."""
+    return lambda batch: list(batch.microbatches)
+
+
 def no_average(before):
     return lambda layers, comm: None
 
@@ -164,6 +169,7 @@ def constant(before):
     ("name", "layout", "plant"),
     [
         ("norms", STASHING, wrongly(StageRunner, "_weights_of", newest_weights)),
+        ("norms", STASHING, wrongly(trainer, "as_batches", counted_in_the_batch)),
         ("inception", VARIABLE, wrongly(one_weird_trick, "parts_of", next_scheme)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", no_average)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", sum_for_mean)),

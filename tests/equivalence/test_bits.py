@@ -1,0 +1,65 @@
+"""Reproducible layouts have to have the bits of one rank, not only its values within a bound."""
+
+import numpy as np
+import pytest
+
+from parallel_dl import nn, optim
+from parallel_dl.equivalence import Experiment, assert_equivalent
+from parallel_dl.equivalence.kept import Kept
+from parallel_dl.equivalence.verify import verify
+from parallel_dl.layout import Layout
+from parallel_dl.trainer import Trainer
+
+RANDOM = np.random.default_rng(0)
+X, Y = RANDOM.normal(size=(11, 5)), RANDOM.integers(0, 3, 11)
+BUILD = lambda: nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.3), nn.Tanh(), nn.Linear(7, 3))  # noqa: E731
+EXPERIMENT = Experiment(BUILD, X, Y, lambda p: optim.SGD(p, 0.1, momentum=0.9), 11, 3)
+LAYOUTS = [Layout(dp=2, reproducible=True), Layout(mp=2, reproducible=True, microbatches=2)]
+
+
+@pytest.fixture
+def other_last_bits(monkeypatch):
+    """One gradient has another last bit on several ranks."""
+    original = Trainer._in_leaves
+
+    def moved(self, batch):
+        loss = original(self, batch)
+        if self.mesh.world.size > 1:
+            self.parameters[0].grad[...] *= 1 + 2.0**-52
+        return loss
+
+    monkeypatch.setattr(Trainer, "_in_leaves", moved)
+
+
+@pytest.mark.ranks(2)
+def test_right_ones(comm):
+    for layout in LAYOUTS:
+        assert_equivalent(BUILD, layout, (X, Y), 3, comm=comm)
+    cells = list(verify(comm, {"mlp": EXPERIMENT}, [("mlp", layout) for layout in LAYOUTS]))
+    assert all(cell is None or cell.equal for cell in cells)
+
+
+@pytest.mark.ranks(2)
+def test_another_bit(comm, other_last_bits):
+    for layout in LAYOUTS:
+        said = "gradient of 0.weight at step 0 has not the bits that it has on one rank"
+        with pytest.raises(AssertionError, match=said):
+            assert_equivalent(BUILD, layout, (X, Y), 3, comm=comm)
+        (cell,) = verify(comm, {"mlp": EXPERIMENT}, [("mlp", layout)])
+        if cell is not None:
+            assert not cell.equal
+            assert cell.worst["quantity"] == "bits: gradient of 0.weight is equal only within the bound,"
+
+
+@pytest.mark.ranks(2)
+def test_the_serial_run_is_shared_with_other_layouts(comm, monkeypatch):
+    """The run of one rank in leaves is one more, made once."""
+    made = []
+    monkeypatch.setattr(
+        Kept,
+        "get",
+        lambda self, key, make, get=Kept.get: get(self, key, lambda: (made.append(key), make())[1]),
+    )
+    layouts = [Layout(dp=2), *[Layout(dp=2, reproducible=True)] * 2]
+    list(verify(comm, {"mlp": EXPERIMENT}, [("mlp", layout) for layout in layouts]))
+    assert made == ([("mlp", None, 1), ("mlp", "bits", 1)] if comm.rank == 0 else [])
