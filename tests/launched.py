@@ -54,6 +54,10 @@ def run(start, temporary, pids, living):
         except subprocess.TimeoutExpired:
             os.killpg(started.process.pid, signal.SIGKILL)
             pytest.fail(f"still running after {HANG} s")
+        except KeyboardInterrupt:  # it is in a session of its own, and does not get it
+            started.process.terminate()
+            started.process.wait()
+            raise
         assert living(pids(), 10) == []
         assert started.left() == []
         assert list(tmpdir.iterdir()) == []

@@ -48,6 +48,10 @@ def call(*arguments, command=PARALLEL_DL, seconds=HANG, **variables):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"{arguments}: still running after {seconds} s")
+    except KeyboardInterrupt:  # it is in a session of its own, and does not get it
+        process.terminate()
+        process.wait()
+        raise
     return process.returncode, out, err
 
 
