@@ -186,6 +186,15 @@ class Job:
         )
         return PROGRAMS[name].of(experiment) if name in PROGRAMS else experiment
 
+    def variations(self) -> dict[str, Experiment]:
+        """Beside the usual experiments; none where the optimizer, the samples or the type of numbers are chosen."""
+        from parallel_dl.equivalence.variations import VARIATIONS
+
+        usual = (self.optimizer, self.clip_norm, self.dtype, self.dataset) == ("sgd", None, "float64", None)
+        if self.exact or not usual:
+            return {}
+        return {name: vary(self.experiment(network)) for name, (network, vary) in VARIATIONS.items()}
+
     def run(self, comm: Communicator) -> dict[str, Any]:
         """Verifies on the ranks of `comm`, all together; on rank 0 cells, or verdicts on mutants."""
         from parallel_dl.mpi.stress import stressed
@@ -199,6 +208,7 @@ class Job:
         from parallel_dl.equivalence.layouts import covering_set
         from parallel_dl.equivalence.mutants import noise_of_mutants, verdicts
         from parallel_dl.equivalence.replayed import program_of
+        from parallel_dl.equivalence.variations import VARIATIONS
         from parallel_dl.equivalence.verify import moved
 
         if self.mutants:
@@ -210,9 +220,11 @@ class Job:
                 found = [verdict for verdict in verdicts(comm, each) if advance() or verdict is not None]
             return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
         experiments = {name: self.experiment(name) for name in self.networks}
+        if self.everything:
+            experiments |= self.variations()
         networks = {name: (what.build(), what.x.shape[1:]) for name, what in experiments.items()}
         if self.everything:
-            tasks = covering_set(comm.size, networks, self.microbatches)
+            tasks = covering_set(comm.size, networks, self.microbatches, VARIATIONS)
         elif self.layout is not None:
             tasks = [(name, self.layout) for name in networks]
         else:

@@ -18,7 +18,7 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
     equal = all(cell["equal"] for cell in cells)
     caught = all(verdict["caught"] for verdict in mutants)
     facts: dict[str, Any] = {"equal": equal, "cells": cells} if cells or not mutants else {}
-    floors = [cell["noise"] for cell in cells if cell["noise"] is not None]
+    floors = [cell["noise"] for cell in cells if cell["noise"] is not None and cell["dtype"] == dtype]
     facts["noise_floor"] = max(floors, default=None)
     if mutants:
         noise = max([part["noise"] for part in found if "noise" in part])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.equivalence.replayed import program_of
@@ -21,7 +22,8 @@ MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stage
 IMAGE_WAYS = ("rows", "columns", "filters", "channels", "rows-columns")
 PRIMES = (5, 7)
 FEW = ("mlp_deep", "inception")  # networks for 5 and 7 ranks, and for reproducible layouts
-CLASSIFIER_WAYS = ("output", "input", "output:whole")
+GRIDS = (("rows-columns", "rows"), ("2x3", "3x2"))  # tiles that are not those of the next convolution
+FULLY_CONNECTED_WAYS = ("output", "input", "output:whole")
 
 
 def layouts_of(
@@ -44,25 +46,36 @@ def layouts_of(
 
 
 def covering_set(
-    ranks: int, networks: Mapping[str, tuple[Module, Sequence[int]]], microbatches: int | None = None
+    ranks: int,
+    networks: Mapping[str, tuple[Module, Sequence[int]]],
+    microbatches: int | None = None,
+    variations: Container[str] = (),
 ) -> list[tuple[str, Layout]]:
     """(name, layout) of networks, given with the shape of a sample: what `verify --all` runs on that many ranks.
 
     Shipped networks have all products and hybrids, and of each other kind of layout one: splits by name, alone, beside
     replicas and beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two
     ranks, and of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in
-    `FEW` are run; only these have reproducible layouts, which are slow. Which layout stands for its kind changes with
-    the network and the number of ranks.
+    `FEW` are run; only these have reproducible layouts, which are slow. On two to four ranks `variations` of networks
+    have one layout of each kind, of those that make one update with the whole batch. Which layout stands for its kind
+    changes with the network and the number of ranks.
     """
     found: list[tuple[str, Layout]] = []
     for number, (name, (network, shape)) in enumerate(networks.items()):
-        if (ranks in PRIMES and name not in FEW) or (name in SPECIMENS and ranks not in (2, 3, 4, *PRIMES)):
+        varies = name in variations
+        if (ranks in PRIMES and name not in FEW) or ((name in SPECIMENS or varies) and ranks not in (2, 3, 4, *PRIMES)):
             continue
         kinds: dict[tuple[object, ...], list[Layout]] = {}
         for layout in layouts_of(ranks, network, shape, microbatches, name in FEW and ranks <= 4):
-            kinds.setdefault(_kind(layout), []).append(layout)
+            if not varies or _is_product(dataclasses.replace(layout, split=None)):
+                kinds.setdefault(_kind(layout), []).append(layout)
         for layouts in kinds.values():
-            whole = ranks == 2 if name in SPECIMENS else _is_product(layouts[0]) and ranks not in PRIMES
+            if varies:
+                whole = False
+            elif name in SPECIMENS:
+                whole = ranks == 2
+            else:
+                whole = _is_product(layouts[0]) and ranks not in PRIMES
             chosen = layouts if whole else [layouts[(number + ranks) % len(layouts)]]
             found += [(name, layout) for layout in chosen]
     return found
@@ -145,8 +158,11 @@ def _splits(network: Module) -> Iterator[Mapping[str, str]]:
         first, second = convolutions[:2]
         yield from ({first: "filters", second: "rows"}, {first: "rows", second: "filters"})
         yield {first: "filters", second: "columns"}
+        yield from ({first: one, second: other} for one, other in GRIDS)
     if any(isinstance(layer, Linear) for layer in layers.values()):
-        yield from ({"classifier": way} for way in CLASSIFIER_WAYS)
+        yield from ({"classifier": way} for way in FULLY_CONNECTED_WAYS)
+        if not convolutions:  # before the Flatten
+            yield from ({"features": way} for way in FULLY_CONNECTED_WAYS)
     for name, layer in layers.items():
         if isinstance(layer, Branches):
             yield {name: "towers", "classifier": "input"}

@@ -1,23 +1,27 @@
 """What a run leaves after its updates: outputs in evaluation mode, counts of updates, weights to load.
 
-The network is evaluated on the samples it was trained with. Then other weights are loaded and read back, and digests
-compared with those of the gathered weights: so afterwards the trainer's weights are of no use.
+The network is evaluated on the samples it was trained with. Then other weights are loaded and read back, digests are
+compared with those of the gathered weights, and the first weights are loaded from a file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from parallel_dl import checkpoint
 from parallel_dl.equivalence.magnitudes import Arrays
 from parallel_dl.errors import bounded
 from parallel_dl.trainer import Trainer
 
 EVALUATED = OUTPUTS, LOSS, ACCURACY = "the output in evaluation mode", "the test loss", "the test accuracy"
 SAMPLES = 67  # at most so many are evaluated
+MOST_BYTES = 1 << 26  # of weights that are written to a file of each rank, and read from it
 _STEP = {"float64": 1e-6, "float32": 1e-3}  # by which weights are moved, of their magnitudes
 
 
@@ -151,10 +155,11 @@ def _loading(trainer: Trainer) -> list[str]:
     faults = []
     if trainer.weights_sha256() != _digest(trainer.state_dict()):
         faults.append("weights_sha256, which is not the digest of the weights,")
+    before = trainer.state_dict()
     random = np.random.default_rng(1)
     other = {
         name: random.uniform(0.5, 1.5, array.shape).astype(array.dtype) if array.dtype.kind == "f" else np.flip(array)
-        for name, array in trainer.state_dict().items()
+        for name, array in before.items()
     }
     trainer.load_state_dict(other)
     back = trainer.state_dict()
@@ -166,11 +171,31 @@ def _loading(trainer: Trainer) -> list[str]:
             faults.append(f"{name}, which is not what load_state_dict was given,")
     if trainer.weights_sha256() != _digest(other):
         faults.append("weights_sha256 after load_state_dict, which is not the digest of the weights,")
+    if not _are_same(_read_from_file(trainer, before), before):
+        faults.append("the weights of a file, which are not those that were saved,")
     return faults
 
 
+def _read_from_file(trainer: Trainer, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """What the trainer has after it has loaded the state from a file, of which each rank reads what it has.
+
+    The state itself if it is large, or has types of numbers that are not loaded from files.
+    """
+    if sum(array.nbytes for array in state.values()) > MOST_BYTES or any(
+        a.dtype.char not in "efd" for a in state.values()
+    ):
+        return state
+    with tempfile.TemporaryDirectory(prefix="pdl-outcome-") as folder:
+        path = Path(folder) / "weights.safetensors"
+        checkpoint.save(path, state)
+        trainer.load_state_dict(checkpoint.read(path))
+    return trainer.state_dict()
+
+
 def _are_same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
-    return ours.keys() == theirs.keys() and all(np.array_equal(array, theirs[name]) for name, array in ours.items())
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(array, theirs[name], equal_nan=array.dtype.kind == "f") for name, array in ours.items()
+    )
 
 
 def _digest(state: Mapping[str, np.ndarray]) -> str:

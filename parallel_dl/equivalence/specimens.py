@@ -1,7 +1,8 @@
 """Specimens: small networks for `verify` alone, which together have the layers that the shipped networks lack.
 
 Batch norm, layer norm, GELU, sigmoid, branches that are summed and concatenated, layers that are used twice, strides,
-dilation, four groups, global pooling. They take images (channels, height, width) of any size from 4 x 4 on.
+dilation, groups, global pooling, dropout over images, frozen layers, a layer that only some samples use. They take
+images (channels, height, width) of any size from 4 x 4 on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from parallel_dl import nn
+from parallel_dl.autograd import Tensor
 from parallel_dl.errors import unknown_name
 from parallel_dl.networks import NETWORKS, create
 
@@ -117,12 +119,68 @@ def changing(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def groups(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Five wide groups, dropout over images, response norm of an even size, branches that are alike, a frozen layer."""
+    features = {
+        "conv1": nn.Conv2d(input_shape[0], 20, 3, padding=1),
+        "act1": nn.Tanh(),
+        "drop": nn.Dropout(0.2),
+        "norm": nn.LocalResponseNorm(4, 0.5),
+        "conv2": nn.Conv2d(20, 20, 3, padding=1, groups=5),
+        "act2": nn.GELU(),
+        "alike": nn.Branches(nn.Conv2d(20, 6, 1), nn.Conv2d(20, 6, 3, padding=1), join="concatenate"),
+        "pool": nn.MaxPool2d(2),
+    }
+    shape = input_shape
+    for layer in features.values():
+        shape = nn.output_shape(layer, shape)
+    fc1 = nn.Linear(math.prod(shape), 9)
+    for parameter in fc1.parameters():
+        parameter.requires_grad = False
+    return nn.Sequential(**features, flatten=nn.Flatten(), fc1=fc1, act3=nn.Tanh(), fc2=nn.Linear(9, classes))
+
+
+class Chosen(nn.Module):
+    """y = x + [x_0 > 1] fc(x), for x (n, width): ranks without such a sample have no gradients of its weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x.data[:, :1] > 1
+        return x + self.fc(x) * chosen.astype(x.data.dtype) if chosen.any() else x
+
+    def output_shape(self, input_shape: Sequence[int]) -> Sequence[int]:
+        return input_shape
+
+
+def rowwise(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Fully connected layers along the last of several axes, with dropout there, and weights that few samples use."""
+    *axes, width = input_shape
+    return nn.Sequential(
+        fc1=nn.Linear(width, 6),
+        act1=nn.Tanh(),
+        norm1=nn.LayerNorm(6),
+        drop=nn.Dropout(0.2),
+        fc2=nn.Linear(6, 5),
+        act2=nn.GELU(),
+        flatten=nn.Flatten(),
+        fc3=nn.Linear(math.prod(axes) * 5, 12),
+        norm2=nn.LayerNorm(12),
+        chosen=Chosen(12),
+        fc4=nn.Linear(12, classes),
+    )
+
+
 SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "residual": residual,
     "inception": inception,
     "norms": norms,
     "local_norm": local_norm,
     "changing": changing,
+    "groups": groups,
+    "rowwise": rowwise,
 }
 
 

@@ -14,6 +14,7 @@ from parallel_dl import nn, optim
 from parallel_dl.equivalence.compare import Comparison, Difference
 from parallel_dl.equivalence.counted import wrong_count
 from parallel_dl.equivalence.divergence import Divergence, first_divergence
+from parallel_dl.equivalence.fitted import wrong_fit
 from parallel_dl.equivalence.kept import Kept, key_of
 from parallel_dl.equivalence.movements import wrong_movement
 from parallel_dl.equivalence.raced import race_in, told
@@ -26,7 +27,10 @@ from parallel_dl.nn import Module
 from parallel_dl.schedule import ASYNCHRONOUS
 
 BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
-CHECKED_UP_TO, EVERY = 4, 3  # ranks, layouts: in checked mode, counted by a ledger
+CHECKED_UP_TO, EVERY = (
+    4,
+    3,
+)  # ranks, layouts: in checked mode, counted by a ledger; another third is also trained by `fit`
 SHORT = 8  # samples in the third batch of synthetic data: two in each of four microbatches, as batch norm needs
 
 
@@ -47,6 +51,7 @@ class Cell:
     """largest error of a serial run whose sums over samples are in another order; None with exact equality"""
     divergence: dict[str, Any] | None
     """where a different run leaves the serial one: `Divergence`, and `text`"""
+    dtype: str = "float64"
     note: str = ""
     """which steps and quantities were not compared, as rounding alone moves them as far, or why nothing could be"""
 
@@ -109,7 +114,7 @@ def verify(
         ranks = checked if number % EVERY == 1 else comm
         mesh = Mesh(ranks, pipe=layout.pp, data=layout.dp, model=layout.mp)
         with nullcontext() if ranks.ledger is None else ranks.ledger.counting():
-            cell = verify_one(name, experiment, layout, mesh, reference, exact)
+            cell = verify_one(name, experiment, layout, mesh, reference, exact, fit=number % EVERY == 2)
         mesh.free()
         yield cell
 
@@ -151,9 +156,18 @@ def moved(comm: Communicator) -> Cell | None:
 
 
 def verify_one(
-    name: str, experiment: Experiment, layout: Layout, mesh: Mesh, reference: Reference | None, exact: bool = False
+    name: str,
+    experiment: Experiment,
+    layout: Layout,
+    mesh: Mesh,
+    reference: Reference | None,
+    exact: bool = False,
+    fit: bool = False,
 ) -> Cell | None:
-    """One layout on the ranks of `mesh`; `reference` is needed on rank 0, which gets the Cell."""
+    """One layout on the ranks of `mesh`; `reference` is needed on rank 0, which gets the Cell.
+
+    With `fit` it is also trained by `Trainer.fit`.
+    """
     comparisons: list[Comparison] = []
     only_data = layout.dp == layout.ranks > 1 and layout.hybrid is None and not layout.reproducible
     # gradients through shared memory, through MPI, and in buckets that leave during backward
@@ -178,7 +192,11 @@ def verify_one(
     if not equal and race is None and program_of(experiment.build(), layout) is None:
         serial = None if reference is None else reference.run
         found = first_divergence(experiment, layout, mesh, serial, parallel, exact, allreduce=allreduce)
-    elif equal and (wrong := wrong_count(experiment, layout, mesh)) is not None:
+    wrong = wrong_count(experiment, layout, mesh) if equal else None
+    if equal and wrong is None and fit:
+        with np.errstate(over="ignore", invalid="ignore"):
+            wrong = wrong_fit(experiment, layout, mesh, parallel)
+    if wrong is not None:
         equal, worst_of_all = False, Difference(wrong, 0, np.inf)
         comparisons = [dataclasses.replace(one, worst=worst_of_all, equal=False) for one in comparisons]
     if reference is None:
@@ -187,7 +205,7 @@ def verify_one(
     worst = {**dataclasses.asdict(comparison.worst), "bound": comparison.bound}
     divergence = None if found is None else {**dataclasses.asdict(found), "text": str(found)}
     noise, note = reference.noise, comparison.note
-    return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, noise, divergence, note)
+    return Cell(name, layout.as_dict(), layout.ranks, equal, worst, seconds, noise, divergence, experiment.dtype, note)
 
 
 __all__ = ["Cell", "moved", "synthetic_experiment", "verify", "verify_one"]

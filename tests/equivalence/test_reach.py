@@ -6,12 +6,14 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from parallel_dl import nn, optim, trainer
+from parallel_dl import checkpoint, nn, optim, trainer
 from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
-from parallel_dl.equivalence import counted, synthetic_experiment, verify
+from parallel_dl.datasets import Loader
+from parallel_dl.equivalence import counted, record, synthetic_experiment, verify
 from parallel_dl.equivalence.counted import wrong_count
+from parallel_dl.equivalence.fitted import wrong_fit
 from parallel_dl.equivalence.kept import Kept, key_of
 from parallel_dl.equivalence.layouts import covering_set, layouts_of
 from parallel_dl.equivalence.movements import wrong_movement
@@ -128,7 +130,9 @@ def not_sent(before):
 
 def first_half(before):
     """Of what is loaded a rank takes another's piece: here, all weights in the reverse order."""
-    return lambda network, state: before(network, {name: np.ascontiguousarray(a[::-1]) for name, a in state.items()})
+    return lambda network, state: before(
+        network, {name: np.ascontiguousarray(a[()][::-1]) for name, a in state.items()}
+    )
 
 
 def of_training(before):
@@ -159,6 +163,11 @@ def reversed_rows(before):
     return wrong
 
 
+def from_the_start(before):
+    """Of a file each rank reads the first slice."""
+    return lambda stored, piece: before(stored, tuple(slice(0, part.stop - part.start) for part in piece))
+
+
 def constant(before):
     return lambda *arguments: "0" * 64
 
@@ -181,6 +190,7 @@ def constant(before):
         ("inception", COLUMNS, wrongly(ModelParallel, "sha256", constant)),
         ("inception", COLUMNS, wrongly(ModelParallel, "gather_state", reversed_rows)),
         ("inception", PIPE, wrongly(PipelineParallel, "gather_state", reversed_rows)),
+        ("inception", COLUMNS, wrongly(checkpoint.Stored, "__getitem__", from_the_start)),
     ],
 )
 def test_what_is_wrong_is_seen(comm, name, layout, plant):
@@ -208,6 +218,51 @@ def test_every_third_layout_is_checked_and_counted(comm):
         replaced(stack, Trainer, "__init__", note)
         cells(Communicator(comm.mpi, checked=False), ("norms", PIPE), ("norms", PIPE))
     assert seen == [(False, False), (True, True)]
+
+
+# -- fit -----------------------------------------------------------------------------------------------------------
+def one_less(before):
+    return lambda *arguments: before(*arguments) - 1
+
+
+def another_order(before):
+    return lambda loader, epoch: before(loader, epoch + 1)
+
+
+def own_losses(before):
+    """Each rank's own summands."""
+
+    def wrong(trainer, local):
+        return before(trainer, local) if len(local) == 1 else local
+
+    return wrong
+
+
+@pytest.mark.ranks(2)
+def test_fit(comm):
+    """It makes the updates that were compared, also across epochs; another order, number or sum is told."""
+    what, layout = dataclasses.replace(experiment("norms"), steps=4), Layout(dp=2)
+    mesh = Mesh(comm, data=2)
+    run = record(what, layout, mesh)
+    assert wrong_fit(what, layout, mesh, run) is None
+    for owner, name, wrong, said in (
+        (Layout, "updates", one_less, "Trainer.fit, which has 3 losses of 4 updates,"),
+        (Loader, "epoch", another_order, "Trainer.fit, whose losses are "),
+        (Trainer, "sum_losses", own_losses, "Trainer.fit, whose losses are "),
+    ):
+        with ExitStack() as stack:
+            replaced(stack, owner, name, wrong)
+            found = wrong_fit(what, layout, mesh, run)
+        assert found.startswith(said)
+    mesh.free()
+
+
+@pytest.mark.ranks(2)
+def test_every_third_layout_is_trained_by_fit(comm):
+    with ExitStack() as stack:
+        replaced(stack, Layout, "updates", one_less)
+        found = cells(comm, *[("norms", PIPE)] * 3)
+    assert [equal for equal, _ in found] == [True, True, False]
 
 
 # -- the movements themselves --------------------------------------------------------------------------------------

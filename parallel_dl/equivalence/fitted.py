@@ -1,0 +1,55 @@
+"""Does `Trainer.fit` make the updates that were compared step by step?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from parallel_dl.datasets import Dataset
+from parallel_dl.equivalence.compare import BOUNDS
+from parallel_dl.equivalence.record import Experiment, Run, start
+from parallel_dl.errors import number_of
+from parallel_dl.layout import Layout
+from parallel_dl.mpi import Mesh
+
+
+def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> str | None:
+    """What is different, the same on every rank; None if nothing is. `run` is the run of these steps under the layout.
+
+    Not for experiments that change their network under way, which `fit` does not.
+    """
+    if experiment.changes is not None:
+        return None
+    x, y = experiment.x, experiment.y
+    data = Dataset("samples", x, y, x, y, classes=1 + int(y.max()) if y.dtype.kind in "iu" else None)
+    reports: list[tuple[int, int, float]] = []
+    trainer = start(experiment, layout, mesh)
+    found = trainer.fit(
+        data, experiment.batch_size, experiment.seed, steps=len(run.losses), report=lambda *told: reports.append(told)
+    )
+    digest, updates = trainer.weights_sha256(), trainer.updates
+    trainer.free()
+    said, after, told = None, _after_epochs(experiment, run), [report[:2] for report in reports]
+    if len(found.losses) != len(run.losses):
+        said = f"which has {number_of(len(found.losses), 'loss')} of {number_of(len(run.losses), 'update')},"
+    elif not np.allclose(found.losses, run.losses, rtol=BOUNDS[experiment.dtype], atol=0, equal_nan=True):
+        said = f"whose losses are {found.losses} in place of {run.losses},"
+    elif updates != len(run.losses):
+        said = f"which counts {updates} of {number_of(len(run.losses), 'update')},"
+    elif told != after:
+        said = f"which reports (updates done, in all) {told} in place of {after},"
+    bits = np.array(found.losses).tobytes()  # what is not a number is not equal to itself
+    every = mesh.world.all_gather_object((said, digest, bits))
+    wrong = next((of_rank[0] for of_rank in every if of_rank[0] is not None), None)
+    if wrong is None and any(of_rank[1:] != every[0][1:] for of_rank in every):
+        wrong = "after which ranks have other losses or weights than the first,"
+    return None if wrong is None else f"Trainer.fit, {wrong}"
+
+
+def _after_epochs(experiment: Experiment, run: Run) -> list[tuple[int, int]]:
+    """(updates done, updates in all) at the end of each epoch, and at the end."""
+    in_all = len(run.losses)
+    batches = math.ceil(len(experiment.x) / experiment.batch_size)
+    of_epoch = batches * in_all // experiment.steps  # an asynchronous schedule makes several for each batch
+    return [(min(done, in_all), in_all) for done in range(of_epoch, in_all + of_epoch, of_epoch)]

@@ -1,0 +1,54 @@
+"""Other optimizers, losses and types of numbers: what `verify --all` tries beside its usual experiment.
+
+What all gradients or a whole weight have in common, a norm, is summed over shards, stages and replicas; sums of float32
+have to have its type everywhere; and a regression has targets of several values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from parallel_dl import nn, optim
+from parallel_dl.equivalence.record import Experiment
+
+Vary = Callable[[Experiment], Experiment]
+
+
+def lars_clipped(experiment: Experiment) -> Experiment:
+    """With the norm of each weight, and that of all gradients."""
+    make = lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3)  # noqa: E731
+    return dataclasses.replace(experiment, make_optimizer=make, clip_norm=0.1)
+
+
+def adamw(experiment: Experiment) -> Experiment:
+    """With two arrays of state for each weight, and a count of updates in its rule."""
+    return dataclasses.replace(experiment, make_optimizer=lambda parameters: optim.AdamW(parameters, 1e-2))
+
+
+def float32(experiment: Experiment) -> Experiment:
+    """In float32."""
+    return dataclasses.replace(experiment, x=experiment.x.astype("float32"), dtype="float32")
+
+
+def regression(experiment: Experiment) -> Experiment:
+    """The mean of squares, for targets of several values; at a rate at which it does not diverge."""
+    x = experiment.x
+    outputs = nn.output_shape(experiment.build(), x.shape[1:])
+    y = np.random.default_rng(3).standard_normal((len(x), *outputs)).astype(x.dtype)
+    make = lambda parameters: optim.SGD(parameters, 0.005, momentum=0.9)  # noqa: E731
+    return dataclasses.replace(experiment, y=y, loss=nn.mse, make_optimizer=make)
+
+
+VARIATIONS: dict[str, tuple[str, Vary]] = {
+    "lenet5_small, LARS, clipped": ("lenet5_small", lars_clipped),
+    "norms, LARS, clipped": ("norms", lars_clipped),
+    "inception, AdamW": ("inception", adamw),
+    "lenet5_small, float32": ("lenet5_small", float32),
+    "residual, float32": ("residual", float32),
+    "mlp_deep, regression": ("mlp_deep", regression),
+    "rowwise, regression": ("rowwise", regression),
+}
+"""name -> the network, and what is different"""
