@@ -24,6 +24,8 @@ from parallel_dl.launch.rank import JOB_VARIABLE
 # becomes mpirun when told so, and ends when the launcher is killed before: after that its folder has a guard
 _WAITING = 'read go && exec "$@" </dev/null'
 
+_FLUSH_SECONDS = 1.0  # within which Open MPI's mpirun writes what it still holds of the ranks' output
+
 _RANK = str(Path(__file__).resolve().with_name("__main__.py"))
 
 
@@ -166,14 +168,27 @@ class Job:
     def _living(self, of: Iterable[int]) -> list[int]:
         return [pid for pid in of if started(pid) == self._born[pid] != ""]
 
+    def _members(self) -> list[int]:
+        """The processes of the job that live, mpirun first."""
+        return [*session(self.mpirun.pid), *self._living(self._born)]
+
+    @staticmethod
+    def _kill(pids: Iterable[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
     def end(self, grace: float = 0.0) -> None:
         """Ends every process of the job by its id and removes what it left; waits `grace` s for a normal end first."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.mpirun.wait(grace)
         # mpirun first: it would have much to say about ranks that die
-        for pid in [*session(self.mpirun.pid), *self._living(self._born)]:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        if not self.is_hydra and self.mpirun.poll() is None:
+            self.mpirun.terminate()  # Open MPI's holds back lines that ranks have begun; it writes them when it ends
+            self._kill(pid for pid in self._members() if pid != self.mpirun.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.mpirun.wait(_FLUSH_SECONDS)
+        self._kill(self._members())
         self.mpirun.wait()
         for link in [*self._links.values(), *self._strangers]:
             link.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ class _Run:
     def __init__(self, stopped: list[int], results: list[bytes] | None) -> None:
         self.stopped, self.results = stopped, results
         self.stdout, self.stderr = Outlet(1), Outlet(2)
+        self.one_place = os.path.sameopenfile(1, 2)  # a terminal, or 2>&1
 
     def run(self, ranks: int, arguments: list[str], environment: Mapping[str, str] | None) -> int:
         if sys.stdout is not None:
@@ -106,6 +108,8 @@ class _Run:
 
     def _tell(self, line: str) -> None:
         self.stderr.end_line()
+        if self.one_place:
+            self.stdout.end_line()
         say(line)
 
     def _said(self) -> bytes:
