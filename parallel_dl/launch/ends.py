@@ -24,8 +24,16 @@ _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
 
 # what the libraries write when a rank calls MPI_Abort, or when MPI does so after an error: MPICH, Open MPI
-_ABORTED = re.compile(rb"Abort\(-?\d+\) on node (\d+) \(rank |MPI_ABORT was invoked on rank (\d+) ")
-_ERROR = re.compile(rb"Fatal error in (?:internal_)?(\w+): ([^\n]*)")
+# Open MPI gives the rank in the communicator that was aborted, which may be another one in the world
+_ABORTED = re.compile(
+    rb"""Abort\(-?\d+\)\ on\ node\ (\d+)\ \(rank
+       | MPI_ABORT\ was\ invoked\ on\ rank\ (?:(\d+)\ in\ communicator\ MPI_COMM_WORLD\b
+                                           | \d+\ in\ communicator\ .*\n\ +Proc:\ \[\[\d+,\d+\],(\d+)\])
+       | \*\*\*\ An\ error\ occurred\ in\ .*\n.*\*\*\*\ reported\ by\ process\ \[\d+,(\d+)\]
+    """,
+    re.VERBOSE,
+)
+_ERROR = re.compile(rb"(?:Fatal error in (?:internal_)?|\*\*\* An error occurred in MPI_)(\w+)")
 
 
 class End(NamedTuple):
@@ -140,7 +148,8 @@ def _as_said(job: Job, said: Said, when: str = "before it had started") -> End:
     if said.signal:
         line = f"rank {said.rank} was killed by {signal_name(said.signal)}"
         return End(line, 128 + said.signal, _of_rank(said.rank, job.crash(said.rank)))
-    return End(f"rank {said.rank} ended with status {said.code} {when}", said.code or 1)
+    how = f"status {said.code}" if said.code else "status 0, without MPI_Finalize,"
+    return End(f"rank {said.rank} ended with {how} {when}", said.code or 1)
 
 
 def not_started(said: bytes) -> End | None:
@@ -156,7 +165,7 @@ def _aborted(said: bytes) -> End | None:
     found = _ABORTED.search(said)
     if found is None:
         return None
-    rank = int(found[1] or found[2])
+    rank = int(next(filter(None, found.groups())))
     error = _ERROR.search(said, found.start())
     if error is None:
         return End(f"rank {rank} called MPI_Abort", 1)

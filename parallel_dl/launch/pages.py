@@ -6,16 +6,22 @@ import re
 from typing import NamedTuple
 
 _NAMES = (b"prterun", b"mpirun", b"mpiexec")
-# Open MPI's are between two lines of dashes; MPICH's is between two of equals signs, and three lines follow
+_SAYS = (b"noticed that", b"detected that one", b"has exited due to process rank")
+# Open MPI's are between two lines of dashes, its ranks' words about MPI_Abort, too; MPICH's is between two of equals
+# signs, and three lines follow
 _PAGES = re.compile(
     rb"""^-{60,}\n
-         (?:prterun|mpirun|mpiexec)\ (?:noticed\ that\ process|detected\ that\ one\ or\ more\ processes\ exited)
+         (?:(?:prterun|mpirun|mpiexec)\ (?:noticed\ that\ process
+                                         | detected\ that\ one\ or\ more\ processes\ exited
+                                         | has\ exited\ due\ to\ process\ rank)
+            | MPI_ABORT\ was\ invoked\ on\ rank)
          (?:(?!-{60}).*\n)+
          -{60,}\n
        | ^\n?={60,}\n
          =\ +BAD\ TERMINATION\ OF\ ONE\ OF\ YOUR\ APPLICATION\ PROCESSES\n
          (?:=\ .*\n)+
          ={60,}\n
+       | ^Abort\(-?\d+\)\ on\ node\ \d+\ \(rank\ \d+\ in\ comm\ \d+\):\ application\ called\ MPI_Abort\(.*\n
        | ^YOUR\ APPLICATION\ TERMINATED\ WITH\ THE\ EXIT\ STRING:\ .*\n
          (?:This\ typically\ refers\ to\ a\ problem\ .*\n)?
          (?:Please\ see\ the\ FAQ\ page\ .*\n)?
@@ -25,12 +31,15 @@ _PAGES = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 _BEGINNINGS = [
-    *(b"-" * 74 + b"\n%s %s" % (name, says) for name in _NAMES for says in (b"noticed that", b"detected that one")),
+    *(b"-" * 74 + b"\n%s %s" % (name, says) for name in _NAMES for says in _SAYS),
+    b"-" * 74 + b"\nMPI_ABORT was invoked on rank",
     b"=" * 83 + b"\n=   BAD TERMINATION",
 ]
+_MPI_ENDS = re.compile(rb"^MPI_ABORT was invoked on rank|\*\*\* MPI_ERRORS_(?:ARE_FATAL|ABORT) ", re.MULTILINE)
 _RULE = re.compile(rb"^\n?(-{20}|={20})", re.MULTILINE)
 _KILLED = re.compile(rb"noticed that process rank (\d+) with PID \d+ on node \S+ exited on\s+signal (\d+)")
 _EXITED = re.compile(rb"Process name: +\[\S+@\d+,(\d+)\]\s+Exit code: +(\d+)")
+_LEFT = re.compile(rb"has exited due to process rank (\d+) with PID \d+ on node \S+\s+exiting\s+improperly")
 _NOT_STARTED = re.compile(
     rb"^parallel-dl: (rank \d+ cannot start: .*|a rank was interrupted \(SIGINT\) while it started)$", re.MULTILINE
 )
@@ -54,10 +63,15 @@ class Filter:
 
     def __init__(self) -> None:
         self._held = b""  # what may become a page
+        self._mpi_ends = False
 
     def passed(self, data: bytes) -> bytes:
         """What can be shown now, of this piece and of what was held."""
-        data = _PAGES.sub(b"", self._held + data)
+        data = self._held + data
+        self._mpi_ends = self._mpi_ends or _MPI_ENDS.search(data) is not None
+        data = _PAGES.sub(b"", data)
+        if self._mpi_ends:  # Open MPI writes its words with the zero byte at their end
+            data = data.replace(b"\0", b"")
         rules = [rule.start() for rule in _RULE.finditer(data)]
         start = next((place for place in rules if _may_be_a_page(data[place:])), len(data))
         self._held = data[start:]
@@ -74,6 +88,8 @@ def end_in(data: bytes) -> Said | None:
         return Said(int(found[1]), signal=int(found[2]))
     if found := _EXITED.search(data):
         return Said(int(found[1]), code=int(found[2]))
+    if found := _LEFT.search(data):
+        return Said(int(found[1]))
     return None
 
 

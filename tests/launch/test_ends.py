@@ -248,13 +248,40 @@ def test_the_rank_that_called_wrongly_is_named(run, call, rank):
 def aborted(ended):
     """Whether the end is called what it was; Hydra may end before it has passed on what MPICH says of the rank."""
     (said,) = summary(ended)
-    known = said == "parallel-dl: rank 1 called MPI_Abort; ended the other ranks"
+    known = ended.err == "parallel-dl: rank 1 called MPI_Abort; ended the other ranks\n"
     unknown = is_hydra(find_mpirun()) and said.startswith("parallel-dl: mpirun ended with status 5 ")
     return ended.status == 5 and (known or unknown)
 
 
-def test_the_rank_that_aborts_is_named(run):
-    assert aborted(run(MPI + "if rank == 1: comm.Abort(5)\ncomm.Barrier()\ncomm.Barrier()"))
+@pytest.mark.parametrize("comm", ["comm", "MPI.COMM_SELF"])
+def test_the_rank_that_aborts_is_named(run, comm):
+    """By its number among all ranks, whichever communicator it aborts."""
+    assert aborted(run(MPI + f"if rank == 1: {comm}.Abort(5)\ncomm.Barrier()\ncomm.Barrier()"))
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_rank_that_leaves_without_a_word(run, status):
+    """One line: mpirun's page says no more."""
+    ended = run(MPI + f"comm.Barrier()\nif rank == 1: os._exit({status})\ntime.sleep(1000)")
+    said = f"rank 1 ended with status {status} without completing (os._exit or a crash)"
+    assert (ended.status, ended.err) == (status or 1, f"parallel-dl: {said}; ended the other ranks\n")
+
+
+def test_a_rank_that_leaves_with_status_0_after_its_completion(run):
+    ended = run(MPI + "import atexit\natexit.register(lambda: rank == 1 and os._exit(0))")
+    if is_hydra(find_mpirun()):  # takes it for a normal end
+        assert (ended.status, ended.err) == (0, "")
+    else:
+        said = "rank 1 ended with status 0, without MPI_Finalize, after it had completed"
+        assert (ended.status, ended.err) == (1, f"parallel-dl: {said}; ended the other ranks\n")
+
+
+def test_an_error_that_mpi_does_not_return_names_its_rank_and_the_call(run):
+    fatal = "comm.Set_errhandler(MPI.ERRORS_ARE_FATAL)\n    comm.Send(bytearray(1), 9)"
+    ended = run(MPI + f"if rank == 1:\n    {fatal}\ntime.sleep(1000)")
+    assert summary(ended) == ["parallel-dl: rank 1 was ended by MPI after an error in Send; ended the other ranks"]
+    assert "\0" not in ended.err
+    assert "prterun" not in ended.err
 
 
 def test_an_abort_after_all_ranks_have_completed(run):
@@ -279,8 +306,39 @@ def test_fatal_errors_of_mpi_name_their_rank():
     )
     assert _aborted(mpich).line.startswith("rank 2 received more than it asked for in Allreduce: ")
     assert _aborted(mpich.replace(b"truncated", b"lost")).line == "rank 2 was ended by MPI after an error in Allreduce"
-    assert _aborted(b"MPI_ABORT was invoked on rank 1 in communicator").line == "rank 1 called MPI_Abort"
+    abort = b"MPI_ABORT was invoked on rank 1 in communicator "
+    assert _aborted(abort + b"MPI_COMM_WORLD\n").line == "rank 1 called MPI_Abort"
+    assert _aborted(abort + b"MPI COMM 3 DUP FROM 0\n") is None  # the line that names it is still to come
+    assert _aborted(abort + b"MPI COMM 3 DUP FROM 0\n  Proc: [[36815,1],4]\n").line == "rank 4 called MPI_Abort"
+    open_mpi = (
+        b"[vm:00000] *** An error occurred in MPI_Recv\n[vm:00000] *** reported by process [517996545,1]\n"
+        b"[vm:00000] *** on communicator MPI_COMM_WORLD\n[vm:00000] *** MPI_ERR_TRUNCATE: message truncated\n"
+    )
+    assert _aborted(open_mpi).line.startswith("rank 1 received more than it asked for in Recv: ")
     assert _aborted(b"a program's own words") is None
+
+
+BEGUN = "for number in 1, 2: os.write(number, f'begun by {rank} '.encode())\ncomm.Barrier()\n"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "raise ValueError(5)",
+        "comm.Abort(5)",
+        "os._exit(3)",
+        "sys.exit(3)",
+        pytest.param("os.kill(os.getpid(), 9)", marks=pytest.mark.grid),
+        pytest.param("os.kill(os.getppid(), 9)", marks=pytest.mark.grid),
+    ],
+)
+def test_lines_that_ranks_have_begun_are_shown(run, what):
+    """Open MPI's mpirun holds them back until it ends."""
+    ended = run(MPI + BEGUN + f"if rank == 1: {what}\ntime.sleep(1000)")
+    said = ended.err[: ended.err.index("parallel-dl: ")]
+    for rank in range(2):
+        assert f"begun by {rank} " in ended.out
+        assert f"begun by {rank} " in said
 
 
 @pytest.mark.parametrize("what", ["comm.Abort(5)", "raise ValueError(5)", "os.kill(os.getpid(), 9)"])

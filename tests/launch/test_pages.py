@@ -18,6 +18,26 @@ thus causing the job to be terminated. The first process to do so was:
    Process name: [prterun-vm-2102@1,2]
    Exit code:    3
 {DASHES}"""
+LEFT = f"""{DASHES}prterun has exited due to process rank 1 with PID 5201 on node vm exiting
+improperly. There are three reasons this could occur:
+
+1. this process did not call "init" before exiting, but others in the
+job did.
+
+You can avoid this message by specifying -quiet on the prterun command
+line.
+{DASHES}"""
+CALLED = f"""{DASHES}prterun has exited due to process rank 1 with PID 0 on node vm calling
+"abort". This may have caused other processes in the application to be
+terminated by signals sent by prterun (as reported here).
+{DASHES}"""
+ABORTED = f"""{DASHES}MPI_ABORT was invoked on rank 0 in communicator MPI_COMM_SELF
+  Proc: [[36815,1],1]
+  Errorcode: 5
+
+NOTE: invoking MPI_ABORT causes Open MPI to kill all MPI processes.
+{DASHES}\0"""
+MPICH_ABORTED = "Abort(5) on node 1 (rank 1 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 5) - process 1\n"
 MPICH = f"""
 {"=" * 83}
 =   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
@@ -31,7 +51,18 @@ Please see the FAQ page for debugging suggestions
 UNREACHED = not_started(2, "/tmp/pdl-1 is gone").decode()
 LOST = "[vm:24717] PMIX ERROR: PMIX_ERR_UNREACH in file ptl_base_connection_hdlr.c at line 121\n"
 INTERRUPTED = "parallel-dl: a rank was interrupted (SIGINT) while it started\n"
-PAGES = [KILLED, EXITED, MPICH, UNREACHED, INTERRUPTED, LOST]
+PAGES = {
+    "killed": KILLED,
+    "exited": EXITED,
+    "left": LEFT,
+    "called": CALLED,
+    "aborted": ABORTED,
+    "aborted, MPICH": MPICH_ABORTED,
+    "MPICH": MPICH,
+    "unreached": UNREACHED,
+    "interrupted": INTERRUPTED,
+    "lost": LOST,
+}
 OF_A_PROGRAM = f"{DASHES}a table\n{DASHES}1 2 3\n{DASHES}prterun is a word\n{'=' * 83}\nthe end\n"
 
 
@@ -44,15 +75,16 @@ def by_lines(text):
     return [line.encode() for line in text.splitlines(keepends=True)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=["killed", "exited", "mpich", "unreached", "interrupted", "lost"])
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_a_page_is_not_shown(page):
     text = f"before\n{page}after\n"
     assert shown([text.encode()]) == b"before\nafter\n"
 
 
-@pytest.mark.parametrize("page", [KILLED, EXITED, MPICH], ids=["killed", "exited", "mpich"])
+@pytest.mark.parametrize("name", ["killed", "exited", "left", "called", "aborted", "MPICH"])
 @pytest.mark.parametrize("cut", [51, 74, 75, 84, 85, 88, 96, 110, 160])
-def test_a_page_in_two_pieces(page, cut):
+def test_a_page_in_two_pieces(name, cut):
+    page = PAGES[name]
     assert shown([f"before\n{page[:cut]}".encode(), f"{page[cut:]}after\n".encode()]) == b"before\nafter\n"
 
 
@@ -71,7 +103,14 @@ def test_an_unfinished_page_is_none_of_the_programs():
     assert shown([KILLED[:120].encode()]) == b""
 
 
-@pytest.mark.parametrize(("text", "said"), [(KILLED, (1, 9, 0)), (EXITED, (2, 0, 3)), (OF_A_PROGRAM, None)])
+def test_a_zero_byte_of_the_program_is_shown():
+    assert shown([b"a\0b"]) == b"a\0b"
+    assert shown([ABORTED[:-1].encode(), b"\0"]) == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(KILLED, (1, 9, 0)), (EXITED, (2, 0, 3)), (LEFT, (1, 0, 0)), (OF_A_PROGRAM, None)]
+)
 def test_what_a_page_says(text, said):
     assert end_in(text.encode()) == said
 
