@@ -269,11 +269,11 @@ def test_a_rank_that_leaves_without_a_word(run, status):
 
 def test_a_rank_that_leaves_with_status_0_after_its_completion(run):
     ended = run(MPI + "import atexit\natexit.register(lambda: rank == 1 and os._exit(0))")
-    if is_hydra(find_mpirun()):  # takes it for a normal end
-        assert (ended.status, ended.err) == (0, "")
-    else:
-        said = "rank 1 ended with status 0, without MPI_Finalize, after it had completed"
-        assert (ended.status, ended.err) == (1, f"parallel-dl: {said}; ended the other ranks\n")
+    said = "rank 1 ended with status 0, without MPI_Finalize, after it had completed"
+    if is_hydra(find_mpirun()):  # does not say which rank it was
+        said = f"mpirun ended with status {ended.status} after all ranks had completed (MPI_Abort or a crash)"
+    assert ended.status > 0
+    assert ended.err == f"parallel-dl: {said}; ended the other ranks\n"
 
 
 def test_an_error_that_mpi_does_not_return_names_its_rank_and_the_call(run):
