@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.given import is_given, require_only
 from parallel_dl.cli.layout import (
     Chunks,
     Dp,
@@ -35,7 +36,7 @@ from parallel_dl.cli.limits import of_ranks, require_count
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.cli.time_limit import MOST_SECONDS, TIME_LIMIT, TimeLimit
 from parallel_dl.cli.verify_report import layout_text, report
-from parallel_dl.errors import InputError, cut, number_of, unknown_name
+from parallel_dl.errors import InputError, cut, named, number_of, unknown_name
 from parallel_dl.files import require_memory
 from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.layout import Layout
@@ -53,6 +54,14 @@ RANKS = (1, 2, 3, 4, 5, 6, 7, 8)
 SHAPE, CLASSES = (2, 9, 8), 10  # of the synthetic data, for networks that take their input's: nothing is alike
 MOST_SAMPLES, MOST_STEPS = 1 << 16, 10_000  # the serial run goes through its samples one by one, and keeps every step
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
+# the parameters that --mutants, --all and --ranks use; others would be ignored
+_TAKEN_BY_MUTANTS = {"stress", "seed", "time_limit", "as_json", "to_launcher"}
+_TAKEN_BY_ALL = {
+    *_TAKEN_BY_MUTANTS,
+    *("everything", "exact", "steps", "batch_size", "optimizer", "clip_norm", "dtype", "microbatches"),
+    *("dataset", "data_dir"),
+}
+_TAKEN_BY_RANKS = {*_TAKEN_BY_ALL, "network", "ranks"}
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -311,21 +320,23 @@ def verify(
 
     Exit status 1 when it does not, with the first tensor that differs.
     """
-    given = {"--dp": dp, "--mp": mp, "--split": split, "--schedule": schedule, "--stage": stage, "--chunks": chunks}
-    given |= {"--hybrid": hybrid, "--scheme": scheme, "--pp": pp, "--layout": layout_file}
-    given["--variable-batch"] = variable_batch
-    one = [flag for flag, value in given.items() if value]
     planted = "--mutants" if mutants else "--mutant" if mutant is not None else None
     whole = "--all" if everything else planted
-    if whole is not None:
-        also = [planted] if planted not in (None, whole) else []
-        for flag in [*also, *(["NETWORK"] if network else []), *one, *(["--ranks"] if ranks else [])]:
-            raise InputError(f"{flag}: does not go with {whole}")
+    if everything:
+        require_only(context, _TAKEN_BY_ALL, "--all")
+    elif planted is not None:
+        if not stress and is_given(context, "seed"):
+            raise InputError(f"--seed: does not go with {planted} without --stress, whose delays it chooses")
+        require_only(context, {*_TAKEN_BY_MUTANTS, "mutants" if mutants else "mutant"}, planted)
     elif network is None:
         raise InputError("NETWORK is missing; or --all, or --mutants")
+    if data_dir is not None and dataset is None:
+        raise InputError(f"--data-dir {named(data_dir)}: belongs to --dataset, which is not given")
     inside = launch.inside_mpirun()
     layout = None
-    if whole is None and not (ranks is not None and hybrid is None):
+    if whole is None and ranks is not None and hybrid is None:
+        require_only(context, _TAKEN_BY_RANKS, "--ranks, which takes every layout; valid is one of the two")
+    elif whole is None:
         layout = layout_of(
             layout_file,
             dp=dp,
@@ -342,8 +353,6 @@ def verify(
             variable_batch=variable_batch,
             reproducible=reproducible,
         )
-    elif one:
-        raise InputError(f"{one[0]}: does not go with --ranks, which takes every layout; valid is one of the two")
     if exact:
         replaced = {"--steps": steps, "--optimizer": optimizer, "--clip-norm": clip_norm, "--dataset": dataset}
         for flag, value in replaced.items():

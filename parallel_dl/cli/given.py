@@ -1,0 +1,26 @@
+"""The options that were given, also with their default values: what another option leaves without a use is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TYPE_CHECKING
+
+from parallel_dl.errors import InputError
+
+if TYPE_CHECKING:
+    import typer
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether this parameter of the command is on its command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def require_only(context: typer.Context, taken: Container[str], whole: str) -> None:
+    """Refuses (InputError) the first option or argument that is given and not in `taken`: `whole` would ignore it."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in taken and is_given(context, name):
+            flag = parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
+            raise InputError(f"{flag}: does not go with {whole}")
