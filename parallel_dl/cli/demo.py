@@ -16,7 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from parallel_dl import interrupts, launch
+from parallel_dl.cli.limits import require_count
 from parallel_dl.errors import InputError
+from parallel_dl.launch.limits import MOST_RANKS
 
 _LINES = 10  # of losses, at most
 _ENOUGH = 8  # digits
@@ -109,10 +111,8 @@ def demo(
 
     Then plant a bug, and show how it is caught and named. Exit status 1 if the runs differ, or the bug is missed.
     """
-    if epochs < 1:
-        raise InputError(f"--epochs {epochs}: must be at least 1")
-    if ranks < 1:
-        raise InputError(f"--ranks {ranks}: must be at least 1")
+    require_count("epochs", epochs)
+    require_count("ranks", ranks, most=MOST_RANKS)
     if launch.inside_mpirun():
         raise InputError("demo: starts its ranks itself; call it outside mpirun")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which also ends the command that is running

@@ -10,7 +10,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError, cut, named
 
 if TYPE_CHECKING:
     from parallel_dl.equivalence.files import ArraysComparison, TensorDifference
@@ -38,9 +38,12 @@ def diff(
         raise InputError("--exact and --bound: only one of them")
     if bound is not None and not 0 <= bound < math.inf:
         raise InputError(f"--bound {bound}: must be a finite number, at least 0")
-    from parallel_dl.equivalence.files import compare_files, read_placement
+    from parallel_dl.equivalence.files import compare_files, files_of, read_placement
 
-    found = compare_files(a, b, bound, exact, None if placement is None else read_placement(placement))
+    places = None if placement is None else read_placement(placement)
+    if placement is not None and len(files_of(a)) == len(files_of(b)) == 1:
+        raise InputError(f"--placement {named(placement)}: each side is one file; it belongs to sides of several")
+    found = compare_files(a, b, bound, exact, places)
     if launch.mpirun_rank() == 0:  # in a user's mpirun every rank finds the same: one says it
         if as_json:
             print(json.dumps(as_object(found)))

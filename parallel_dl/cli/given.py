@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, shown
 
 if TYPE_CHECKING:
     import typer
@@ -22,5 +22,6 @@ def require_only(context: typer.Context, taken: Container[str], whole: str) -> N
     for parameter in context.command.params:
         name = parameter.name or ""
         if name not in taken and is_given(context, name):
-            flag = parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
+            is_option = parameter.param_type_name == "option"
+            flag = parameter.opts[0] if is_option else f"{name.upper()} {shown(context.params[name])}"
             raise InputError(f"{flag}: does not go with {whole}")

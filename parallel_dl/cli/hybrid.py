@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from parallel_dl.cli.limits import require_count
 from parallel_dl.errors import InputError, cut, unknown_name
 from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.layout import HYBRIDS, Layout
@@ -49,8 +50,7 @@ def require_hybrid(
     for flag, number in others.items():
         if number is not None:
             raise InputError(f"--{flag} {number}: does not go with --hybrid {hybrid}, whose ranks are those of --ranks")
-    if ranks is not None and not 1 <= ranks <= MOST_RANKS:
-        raise InputError(f"--ranks {ranks}: must be in 1..{MOST_RANKS}")
+    require_count("ranks", ranks, most=MOST_RANKS)
 
 
 def require_halves(network: Module, input_shape: Sequence[int], layout: Layout, split_output: bool = True) -> None:

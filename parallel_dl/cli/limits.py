@@ -15,7 +15,7 @@ def require_count(flag: str, number: int | None, least: int = 1, most: int = MOS
     if number is not None and number < least:
         raise InputError(f"--{flag} {cut(str(number))}: must be at least {least}")
     if number is not None and number > most:
-        raise InputError(f"--{flag} {cut(str(number))}: must be in {least}..{most}")
+        raise InputError(f"--{flag} {cut(str(number))}: must be at most {most}")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from parallel_dl.errors import MOST_OF_VALUE, InputError, bounded, named, shown
 from parallel_dl.launch import inside_mpirun, mpirun_rank, rank, tracebacks
 from parallel_dl.launch.streams import Printed, lost_output, occupy_closed
 
+_EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", re.DOTALL)
 _MPIRUN_SECONDS = 1.0  # for rank 0 to have its say, where MPI cannot tell when it has
 
 
@@ -177,6 +178,8 @@ def _short(message: str, arguments: list[str]) -> str:
 def _refusal(error: Any, arguments: list[str]) -> str:
     """What typer says when it refuses a value, with the value, which typer leaves out."""
     said = error.format_message()
+    if (extra := _EXTRA.fullmatch(said)) is not None:
+        return _of_extra(extra[1], arguments)
     parameter = getattr(error, "param", None)
     flags = [*getattr(parameter, "opts", ()), *getattr(parameter, "secondary_opts", ())]
     kind = "a whole number" if "integer" in said else "a number" if re.search("number|float", said) else ""
@@ -189,6 +192,16 @@ def _refusal(error: Any, arguments: list[str]) -> str:
             if not _is(kind, value):
                 return f"{flag} {shown(value)}: must be {kind}"
     return said
+
+
+def _of_extra(values: str, arguments: list[str]) -> str:
+    """Of arguments that the command does not take: often the value of a flag that takes none."""
+    value = next(
+        (argument for argument in arguments if values == argument or values.startswith(f"{argument} ")), values
+    )
+    before = arguments[arguments.index(value) - 1] if value in arguments[1:] else ""
+    hint = f": {before} takes no value" if before.startswith("-") and "=" not in before else ""
+    return f"unexpected argument {shown(value)}{hint}"
 
 
 def _is(kind: str, text: str) -> bool:

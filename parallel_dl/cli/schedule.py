@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.given import is_given
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError, cut, number_of
 
@@ -34,6 +35,7 @@ _PerStage = "TIME[,TIME ...]"
 
 
 def schedule(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Which schedule; not with --check.")] = None,
     pp: Annotated[int | None, typer.Option(help="How many ranks.")] = None,
     microbatches: Annotated[int | None, typer.Option(help="How many microbatches.")] = None,
@@ -95,6 +97,7 @@ def schedule(
                 )
         per_byte = 0.0 if bytes_per_second is None else 1 / bytes_per_second
         wire = Wire(latency, per_byte, message_bytes, eager_limit)
+        _require_bytes(is_given(context, "message_bytes"), message_bytes, bytes_per_second, eager_limit)
         try:
             simulation = simulate(plan, times, wire, input_rate)
         except Deadlock:
@@ -164,6 +167,15 @@ def _plan(
         if numbers[flag] is None:
             raise InputError(f"{flag} is missing: how many {'ranks' if flag == '--pp' else 'microbatches'}")
     return with_messages(made, blocking)
+
+
+def _require_bytes(given: bool, size: float, rate: float | None, limit: float | None) -> None:
+    """Refuses the flags about the size of messages that do nothing without each other."""
+    if given and rate is None and limit is None:
+        raise InputError(f"--bytes {size:g}: belongs to --bytes-per-second or --eager-limit; valid is one with it")
+    for flag, value in (("--bytes-per-second", rate), ("--eager-limit", limit)):
+        if value is not None and not given:
+            raise InputError(f"{flag} {value:g}: belongs to --bytes, which is not given")
 
 
 def _times(flag: str, text: str) -> float | list[float]:

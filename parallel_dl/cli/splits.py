@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parallel_dl.cli.limits import require_count
 from parallel_dl.errors import InputError, cut
 from parallel_dl.launch.limits import MOST_RANKS
 
@@ -42,10 +43,7 @@ def parse_splits(split: Sequence[str] | None) -> dict[str, str] | None:
 def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
     """How many ranks --mp asks for, 1 without it; refuses less, and --split where nothing is divided."""
     ranks = 1 if mp is None else mp
-    if ranks < 1:
-        raise InputError(f"--mp {ranks}: must be at least 1")
-    if ranks > MOST_RANKS:
-        raise InputError(f"--mp {ranks}: must be in 1..{MOST_RANKS}")
+    require_count("mp", ranks, most=MOST_RANKS)
     if split and ranks == 1:
         raise InputError(f"--split {cut(split[0])}: belongs to --mp N with N above 1")
     return ranks

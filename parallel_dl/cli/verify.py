@@ -106,7 +106,7 @@ class Job:
             raise unknown_name("--optimizer", self.optimizer, OPTIMIZERS)
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("--dtype", self.dtype, ("float32", "float64"))
-        Layout().require_clip_norm(self.clip_norm, "--clip-norm")
+        (self.layout or Layout()).require_clip_norm(self.clip_norm, "--clip-norm")
         if self.exact and self.dtype != "float64":
             raise InputError(f"--exact --dtype {self.dtype}: whole numbers up to 2^53 need float64")
         require_count("batch-size", self.batch_size, most=MOST_SAMPLES)
@@ -125,6 +125,7 @@ class Job:
         for name in self.networks:
             what = self.experiment(name)
             if self.layout is None:
+                self._require_norms(what)
                 continue
             program = program_of(what.build(), self.layout)
             if self.exact and program is not None:
@@ -134,6 +135,23 @@ class Job:
             require_fits(what.build(), what.x.shape[1:], self.layout)
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
+
+    def _require_norms(self, what: Experiment) -> None:
+        """Refuses to clip where one of the layouts of --ranks or --all has no norm of all gradients."""
+        from parallel_dl.equivalence import layouts_of
+
+        if self.clip_norm is None or self.mutants:
+            return
+        for ranks in self.ranks:
+            for layout in layouts_of(ranks, what.build(), what.x.shape[1:], self.microbatches):
+                try:
+                    layout.require_clip_norm(self.clip_norm)
+                except InputError as error:
+                    flag = "--all" if self.everything else f"--ranks {ranks}"
+                    raise InputError(
+                        f"--clip-norm {self.clip_norm}: {flag} also takes {layout.schedule_name}, which updates each "
+                        "stage by itself, so there is no norm of all gradients; valid is one layout"
+                    ) from error
 
     def _planted(self) -> Sequence[Mutant]:
         """The bugs that are planted: races only under stress, which alone is sure to see them."""

@@ -161,9 +161,13 @@ def test_a_placement_of_no_tensor(tmp_path, capsys):
     for name in "ab":
         checkpoint.save(tmp_path / name, {"fc1.bias": np.zeros(3)}, {})
     (tmp_path / "place.json").write_text('{"fc9.bias": 0}')
-    assert main(["diff", str(tmp_path / "a"), str(tmp_path / "b"), "--placement", str(tmp_path / "place.json")]) == 2
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    flags = ("--placement", str(tmp_path / "place.json"))
+    assert main(["diff", f"{a},{a}", b, *flags]) == 2
     said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? valid is fc1.bias\n"
     assert capsys.readouterr().err == said
+    assert main(["diff", a, b, *flags]) == 2  # would be ignored
+    assert "place.json: each side is one file; it belongs to sides of several" in capsys.readouterr().err
 
 
 def test_the_example_of_a_placement():

@@ -121,7 +121,7 @@ def refused(capfd, monkeypatch, *arguments):
             'layout.toml: split.a {"fc1": "output"}: must be a string; names with dots are in',
         ),
         ("dp = 0", "layout.toml: dp 0: must be at least 1"),
-        ("dp = 2\nmp = 1025", "layout.toml: mp 1025: must be in 1..1024"),
+        ("dp = 2\nmp = 1025", "layout.toml: mp 1025: must be at most 1024"),
         ("pp = 2\npp = 3", "layout file layout.toml: is not TOML: Cannot overwrite a value"),
         ("stages = ['fc2']", "layout.toml: stages fc2: belongs to a pipeline"),
         ("chunks = 2", "layout.toml: chunks 2: belongs to a pipeline"),

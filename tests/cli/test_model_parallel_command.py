@@ -146,7 +146,7 @@ def test_inside_a_users_own_mpirun():
     ("flags", "words"),
     [
         (("mlp", "--mp", "0"), ("--mp 0", "at least 1")),
-        (("mlp", "--mp", "1025"), ("--mp 1025", "must be in 1..1024")),
+        (("mlp", "--mp", "1025"), ("--mp 1025", "must be at most 1024")),
         (("mlp", "--mp", "2", "--split", "fc1"), ("--split fc1", "LAYER=HOW")),
         (("mlp", "--split", "fc1=output"), ("--split fc1=output", "--mp")),
         (("mlp", "--mp", "2", "--split", "fc9=output"), ("--split fc9=output", "no layer fc9", "fc1, fc2, fc3")),

@@ -4,9 +4,11 @@ import json
 import sys
 
 import pytest
+import typer
 from test_commands import call, mpirun
 
 from parallel_dl.cli import main
+from parallel_dl.cli.main import app
 from parallel_dl.cli.verify_report import report
 
 
@@ -165,11 +167,26 @@ def test_a_rank_alone_has_a_time_limit_too():
         (("--mutant", "race: halo row not waited for", "--stress"), "did you mean 'race: halo rows not waited for'?"),
         ((), "NETWORK is missing; or --all, or --mutants"),
         (("mpl",), "unknown network 'mpl'"),
-        (("mlp", "--all"), "NETWORK: does not go with --all"),
-        (("--mutants", "--dp", "2"), "--dp: does not go with --mutants"),
+        (("mlp", "--all"), "NETWORK 'mlp': does not go with --all"),
+        (("mlp", "--all", "--reproducible"), "NETWORK 'mlp': does not go with --all"),
+        (("--all", "--reproducible"), "--reproducible: does not go with --all"),
+        (("mlp", "--ranks", "2", "--reproducible"), "--reproducible: does not go with --ranks"),
+        (("mlp", "--ranks", "2", "--dp", "0"), "--dp: does not go with --ranks"),
+        (("mlp", "--dp", "2", "--data-dir", "x"), "--data-dir x: belongs to --dataset, which is not given"),
+        (("mlp", "--dp", "2", "--exact", "--data-dir", "x"), "--data-dir x: belongs to --dataset, which is not given"),
+        (("--mutants", "--mutant", "sign of an adjoint"), "--mutant: does not go with --mutants"),
+        (("mlp", "--stress", "5"), "unexpected argument '5': --stress takes no value"),
+        (("mlp", "mlp_deep", "--stress"), "unexpected argument 'mlp_deep'"),
+        (
+            ("mlp_deep", "--pp", "2", "--schedule", "pipedream", "--clip-norm", "1"),
+            "--clip-norm 1.0: pipedream",
+        ),
+        (("mlp_deep", "--ranks", "2", "--clip-norm", "1"), "--clip-norm 1.0: --ranks 2 also takes pipedream, which"),
+        (("--all", "--clip-norm", "1"), "--clip-norm 1.0: --all also takes pipedream, which"),
+        (("mlp", "--dp", "2", "--reproducible", "--clip-norm", "1"), "--clip-norm 1.0: a norm over all weights is not"),
         (("--mutants", "--all"), "--mutants: does not go with --all"),
         (("--mutant", "sign of an adjoint", "--all"), "--mutant: does not go with --all"),
-        (("mlp", "--mutant", "sign of an adjoint"), "NETWORK: does not go with --mutant"),
+        (("mlp", "--mutant", "sign of an adjoint"), "NETWORK 'mlp': does not go with --mutant"),
         (("--mutant", "sign of the adjoint"), "did you mean 'sign of an adjoint'?"),
         (("--mutant", ""), "unknown --mutant ''"),
         (("mlp", "--ranks", "4", "--dp", "2"), "--dp: does not go with --ranks"),
@@ -207,6 +224,33 @@ def test_bad_input(capsys, flags, words):
     assert err.startswith("parallel-dl: ")
     assert err.count("\n") == 1
     assert words in err, err
+
+
+# each with its default value, if it has one
+UNUSED = [
+    *(("--steps", "5"), ("--dtype", "float64"), ("--batch-size", "13"), ("--optimizer", "sgd"), ("--clip-norm", "1")),
+    *(("--seed", "0"), ("--reproducible",), ("--dataset", "digits"), ("--data-dir", "x"), ("--microbatches", "4")),
+    *(("--exact",), ("--layout", "x"), ("--dp", "1"), ("--mp", "1"), ("--pp", "1"), ("--split", "fc1=output")),
+    *(("--schedule", "1f1b"), ("--stage", "fc2"), ("--chunks", "2"), ("--hybrid", "owt"), ("--scheme", "a")),
+    *(("--variable-batch",), ("--ranks", "2")),
+]
+
+
+@pytest.mark.parametrize("planted", [("--mutants",), ("--mutant", "sign of an adjoint")], ids=["all", "one"])
+@pytest.mark.parametrize("flags", UNUSED, ids=lambda flags: flags[0])
+def test_what_planted_bugs_do_not_use_is_refused(capsys, planted, flags):
+    assert main(["verify", *planted, *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"parallel-dl: {flags[0]}: does not go with {planted[0]}")
+    assert err.count("\n") == 1
+
+
+def test_every_option_is_used_by_planted_bugs_or_refused():
+    used = {"--help", "--json", "--to-launcher", "--stress", "--time-limit", "--mutants", "--mutant", "--all"}
+    command = typer.main.get_command(app).commands["verify"]
+    options = {parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"}
+    assert options - used == {flags[0] for flags in UNUSED}
 
 
 def test_the_distance_to_bugs_is_that_of_float64(capsys):
