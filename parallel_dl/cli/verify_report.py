@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import number_of
+from parallel_dl.schedule import ASYNCHRONOUS
 
 
 def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None, dtype: str = "float64") -> int:
@@ -68,6 +70,7 @@ def layout_text(layout: dict[str, Any]) -> str:
     return f"{' '.join(parts)}, {number_of(layout['microbatches'], 'microbatch')}"
 
 
+_LEAST_OF_WORDS = 12  # characters of a column of words
 _MANY = 40  # cells, beyond which a table has a line for each network and number of ranks
 
 
@@ -80,7 +83,7 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
     many = len(cells) > _MANY
     for header in ("network", "ranks", "layouts" if many else "layout", "equal", "largest error", "of", "seconds"):
         right = header in ("ranks", "largest error", "seconds")
-        table.add_column(header, justify="right" if right else "left", no_wrap=True)
+        table.add_column(header, justify="right" if right else "left", no_wrap=header not in ("layout", "of"))
     groups: dict[Any, list[dict[str, Any]]] = {}
     for number, cell in enumerate(cells):
         groups.setdefault((cell["network"], cell["ranks"]) if many else number, []).append(cell)
@@ -109,13 +112,30 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
     if max(bounds) > min(bounds):
         against += ", or within ten times the noise of rounding"
     count = sum(cell["equal"] for cell in cells)
+    if any(cell["layout"]["schedule"] in ASYNCHRONOUS and cell["worst"]["error"] for cell in cells):
+        screen.print("pipedream: an update after each microbatch; its steps count these updates", soft_wrap=True)
     screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
 
 
 def _print_wide(table: Any) -> None:
-    """A narrow screen wraps the lines: nothing is cut off."""
+    """A narrow terminal folds the columns of words; nothing is cut off.
+
+    Where there is no terminal, and nobody says how wide it is (COLUMNS), a row is one line.
+    """
     screen = console()
-    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
+    wide = table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum
+    if wide > screen.width and (screen.is_terminal or "COLUMNS" in os.environ):
+        table.padding = (0, 1, 0, 0)
+        for column in table.columns:
+            if column.no_wrap:
+                column.header = str(column.header).replace(" ", "\n")
+                column.min_width = max(
+                    len(line) for cell in (column.header, *column.cells) for line in cell.split("\n")
+                )
+            else:
+                column.overflow = "fold"
+        wide = sum((column.min_width or _LEAST_OF_WORDS) + 2 for column in table.columns) + 2
+    screen.width = max(screen.width, wide)
     screen.print(table)
 
 
@@ -125,7 +145,7 @@ def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None
 
     table = Table(box=box.SIMPLE)
     for header in ("planted bug", "caught", "named", "diagnosis"):
-        table.add_column(header)
+        table.add_column(header, no_wrap=header in ("caught", "named"))
     for verdict in mutants:
         said = verdict["diagnosis"].partition("; likely ")[2] or verdict["diagnosis"]
         table.add_row(verdict["name"], *("yes" if verdict[key] else "NO" for key in ("caught", "named")), said)

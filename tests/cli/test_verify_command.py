@@ -1,6 +1,7 @@
 """`parallel-dl verify`: what it prints, its JSON and exit status, and what it refuses."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -262,6 +263,43 @@ def test_the_distance_to_bugs_is_that_of_float64(capsys):
         found = json.loads(capsys.readouterr().out)
         assert found["distance"] == pytest.approx(expected)
         assert found["noise_floor"] == 1e-3
+
+
+def _cell(layout, **facts):
+    layout = {"dp": 1, "mp": 1, "pp": 2, "schedule": "1f1b", "microbatches": 4, "split": {}, **layout}
+    worst = {"quantity": "state of fc2.weight momentum", "step": 19, "error": 1e-15, "bound": 1e-10}
+    facts = {"network": "mlp", "ranks": 2, "equal": True, "seconds": 1.0, "noise": 1e-15, **facts}
+    return {"layout": layout, "worst": worst, "divergence": None, "note": "", **facts}
+
+
+def test_a_step_beyond_the_batches_is_explained(capsys):
+    note = "pipedream: an update after each microbatch; its steps count these updates\n"
+    for schedule in ("1f1b", "pipedream"):
+        assert report([{"cells": [_cell({"schedule": schedule})]}], as_json=False) == 0
+        assert (note in capsys.readouterr().out) == (schedule == "pipedream")
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_tables_fit_a_terminal(capsys, monkeypatch, columns):
+    """Of 80 columns, where somebody says so; otherwise a row is one line. No number is cut."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    split = {"conv1": "filters", "conv2": "columns", "classifier": "output:whole"}
+    diagnosis = "a missing reduction over the ranks that share the layer: each has its own summand"
+    bug = {"name": "tiles' weight gradients not summed", "caught": True, "named": True, "error": 0.5}
+    found = [
+        {"cells": [_cell({"split": split}, network="lenet5_small", seconds=12345.67)]},
+        {"mutants": [{**bug, "diagnosis": f"first divergence: x; likely {diagnosis}"}], "noise": 1e-15},
+    ]
+    assert report(found, as_json=False) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if not re.match("1 of 1|noise floor", line)]
+    assert all(text in out for text in ("largest", "1.0e-15", "12345.67", "lenet5_small"))
+    assert "…" not in out
+    assert (diagnosis in out) == (columns is None)
+    if columns:
+        assert max(map(len, rows)) <= 80
 
 
 @pytest.mark.grid
