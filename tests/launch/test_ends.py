@@ -270,10 +270,13 @@ def test_a_rank_that_leaves_without_a_word(run, status):
 def test_a_rank_that_leaves_with_status_0_after_its_completion(run):
     ended = run(MPI + "import atexit\natexit.register(lambda: rank == 1 and os._exit(0))")
     said = "rank 1 ended with status 0, without MPI_Finalize, after it had completed"
-    if is_hydra(find_mpirun()):  # does not say which rank it was
+    if is_hydra(find_mpirun()):  # does not say which rank it was, or takes it for a normal end
         said = f"mpirun ended with status {ended.status} after all ranks had completed (MPI_Abort or a crash)"
-    assert ended.status > 0
-    assert ended.err == f"parallel-dl: {said}; ended the other ranks\n"
+        assert (ended.status > 0) == bool(ended.err)
+    else:
+        assert ended.status == 1
+    assert ended.err in ("", f"parallel-dl: {said}; ended the other ranks\n")
+    assert ended.err or not ended.status
 
 
 def test_an_error_that_mpi_does_not_return_names_its_rank_and_the_call(run):
