@@ -269,7 +269,7 @@ def _cell(layout, **facts):
     layout = {"dp": 1, "mp": 1, "pp": 2, "schedule": "1f1b", "microbatches": 4, "split": {}, **layout}
     worst = {"quantity": "state of fc2.weight momentum", "step": 19, "error": 1e-15, "bound": 1e-10}
     facts = {"network": "mlp", "ranks": 2, "equal": True, "seconds": 1.0, "noise": 1e-15, **facts}
-    return {"layout": layout, "worst": worst, "divergence": None, "note": "", **facts}
+    return {"layout": layout, "worst": worst, "divergence": None, "note": "", "dtype": "float64", **facts}
 
 
 def test_a_step_beyond_the_batches_is_explained(capsys):
