@@ -323,7 +323,7 @@ def train(
     data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = _BATCH_SIZE,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
-    steps: Annotated[int | None, typer.Option(help="Number of updates, in place of --epochs.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None,
     loss: Annotated[str, typer.Option(help="cross-entropy, logistic or mse.")] = "cross-entropy",
     optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or lars.")] = "sgd",
     lr: Annotated[
@@ -354,8 +354,6 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
     """Train a network on --dp x --mp x --pp ranks, which are started by mpirun unless this runs inside one."""
-    if steps is not None and is_given(context, "epochs"):
-        raise InputError(f"--epochs {epochs}: does not go with --steps {steps}, the number of updates")
     inside = launch.inside_mpirun()
     job = Job(
         network,

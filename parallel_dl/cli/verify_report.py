@@ -14,13 +14,13 @@ from parallel_dl.schedule import ASYNCHRONOUS
 
 
 def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None, dtype: str = "float64") -> int:
-    """Prints what was found, under stress by that seed, with cells of `dtype`; the exit status."""
+    """Prints what was found, under stress by that seed; the exit status. Noise is that of cells of `dtype`."""
     cells = [cell for part in found for cell in part.get("cells", ())]
     mutants = [verdict for part in found for verdict in part.get("mutants", ())]
     equal = all(cell["equal"] for cell in cells)
     caught = all(verdict["caught"] for verdict in mutants)
+    floors = [cell["noise"] for cell in cells if cell.pop("dtype") == dtype and cell["noise"] is not None]
     facts: dict[str, Any] = {"equal": equal, "cells": cells} if cells or not mutants else {}
-    floors = [cell["noise"] for cell in cells if cell["noise"] is not None and cell["dtype"] == dtype]
     facts["noise_floor"] = max(floors, default=None)
     if mutants:
         noise = max([part["noise"] for part in found if "noise" in part])

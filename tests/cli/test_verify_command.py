@@ -255,10 +255,10 @@ def test_every_option_is_used_by_planted_bugs_or_refused():
 
 
 def test_the_distance_to_bugs_is_that_of_float64(capsys):
-    """Bugs are planted in float64, whatever the cells are."""
-    cells = [{"noise": 1e-3, "equal": True}]
+    """Bugs are planted in float64, whatever the cells are. The noise of cells of another type is not that floor."""
     bug = {"name": "it", "caught": True, "named": True, "diagnosis": "", "error": 0.5}
-    for dtype, expected in (("float32", 0.5 / 1e-15), ("float64", 500)):
+    for dtype, other, expected in (("float32", "float64", 0.5 / 1e-15), ("float64", "float32", 500)):
+        cells = [{"noise": 1e-3, "equal": True, "dtype": dtype}, {"noise": 1e-2, "equal": True, "dtype": other}]
         assert report([{"cells": cells}, {"mutants": [bug], "noise": 1e-15}], as_json=True, dtype=dtype) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["distance"] == pytest.approx(expected)
