@@ -14,7 +14,6 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli import losses
-from parallel_dl.cli.given import is_given
 from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch
 from parallel_dl.cli.layout import (
     Chunks,
