@@ -23,6 +23,7 @@ To read in this order:
     layouts.py      every layout of a number of ranks; for many networks a covering set
     kept.py         serial runs, each made once
     movements.py    the differentiable movements: by their definition, and the adjoint test
+    calls.py         the communicator's calls on arrays, by their definition
     counted.py      do ranks hold and send what the plan of a layout says?
     verify.py       all of it, on the ranks of one job
     mutants/        known bugs, planted one at a time
