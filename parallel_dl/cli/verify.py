@@ -125,7 +125,6 @@ class Job:
         for name in self.networks:
             what = self.experiment(name)
             if self.layout is None:
-                self._require_norms(what)
                 continue
             program = program_of(what.build(), self.layout)
             if self.exact and program is not None:
@@ -136,22 +135,13 @@ class Job:
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
 
-    def _require_norms(self, what: Experiment) -> None:
-        """Refuses to clip where one of the layouts of --ranks or --all has no norm of all gradients."""
-        from parallel_dl.equivalence import layouts_of
-
-        if self.clip_norm is None or self.mutants:
-            return
-        for ranks in self.ranks:
-            for layout in layouts_of(ranks, what.build(), what.x.shape[1:], self.microbatches):
-                try:
-                    layout.require_clip_norm(self.clip_norm)
-                except InputError as error:
-                    flag = "--all" if self.everything else f"--ranks {ranks}"
-                    raise InputError(
-                        f"--clip-norm {self.clip_norm}: {flag} also takes {layout.schedule_name}, which updates each "
-                        "stage by itself, so there is no norm of all gradients; valid is one layout"
-                    ) from error
+    def _can_be(self, layout: Layout) -> bool:
+        """Whether a layout of --ranks or --all has the norms that are asked for."""
+        try:
+            layout.require_clip_norm(self.clip_norm)
+        except InputError:
+            return False
+        return not (layout.reproducible and self.optimizer == "lars")
 
     def _planted(self) -> Sequence[Mutant]:
         """The bugs that are planted: races only under stress, which alone is sure to see them."""
@@ -260,6 +250,8 @@ class Job:
                 for name, (network, shape) in networks.items()
                 for layout in layouts_of(comm.size, network, shape, self.microbatches)
             ]
+        if self.layout is None:
+            tasks = [(name, layout) for name, layout in tasks if self._can_be(layout)]
         if self.exact:
             tasks = [(name, layout) for name, layout in tasks if program_of(networks[name][0], layout) is None]
         with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:

@@ -64,7 +64,10 @@ def _require_exact(network: Module, input_shape: Sequence[int]) -> None:
     for passed in nn.layer_shapes(network, input_shape):
         divisor = _divisor(passed)
         if divisor == 1 and not isinstance(passed.layer, (*_EXACT, nn.AvgPool2d, nn.GlobalAvgPool2d, nn.Dropout)):
-            raise InputError(f"--exact: {passed.name}, a {type(passed.layer).__name__}, rounds; valid without it")
+            raise InputError(
+                f"--exact: layer {passed.name} ({type(passed.layer).__name__}) rounds, so no sums are exact; "
+                "valid are networks of layers that do not, or verify without --exact"
+            )
         if not _is_power_of_two(divisor):
             raise InputError(f"--exact: {passed.name} divides by {divisor:g}; valid are powers of two")
 

@@ -69,9 +69,9 @@ def test_bit_by_bit(comm, build, shape):
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ([nn.Linear(4, 3), nn.Tanh()], "--exact: 1, a Tanh, rounds"),
+        ([nn.Linear(4, 3), nn.Tanh()], r"--exact: layer 1 \(Tanh\) rounds"),
         ([nn.Linear(4, 3), nn.Dropout(0.3)], "1 divides by 0.7; valid are powers of two"),
-        ([nn.Linear(4, 3), nn.LayerNorm(3)], "a LayerNorm, rounds"),
+        ([nn.Linear(4, 3), nn.LayerNorm(3)], r"\(LayerNorm\) rounds"),
     ],
 )
 def test_what_rounds_is_refused(layers, words):
