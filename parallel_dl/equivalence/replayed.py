@@ -4,7 +4,8 @@ They make the same updates in the same order, and know nothing of ranks:
 
 weight stashing     (schedule "pipedream") microbatch j on stage s of p meets weights p - s - 1 updates old, or those at
                     the start of the batch; its gradient updates the newest (Narayanan et al. 2019, section 3.3)
-variable batch      the layers after the first Flatten are updated after each part of the batch, those before it once
+variable batch      the layers after the first Flatten are updated after each part of the batch, those before it once;
+                    the learning rate of both is that of the iteration
 local batch norm    each share is normalised by itself; running statistics are the mean of those of the shares
 
 Each can be run with its sums over samples in another order, too: the difference is its noise floor.
@@ -13,7 +14,7 @@ Each can be run with its sums over samples in another order, too: the difference
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,12 @@ class _Half:
         self.optimizer: Optimizer = experiment.make_optimizer(list(self.named.values()))
         self.magnitudes = Magnitudes(network, self.optimizer)
 
+    def take_rates_of(self, iteration: Callable[[], int]) -> None:
+        """Lets policies give the learning rate of the iteration, of which a half may have several updates."""
+        for group in self.optimizer.param_groups:
+            if callable(policy := group["lr"]):
+                group["lr"] = lambda _, policy=policy: policy(iteration())
+
     def forward(self, x: np.ndarray | Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
@@ -234,6 +241,7 @@ def _variable_batch(experiment: Experiment, layout: Layout, trainer: Trainer, ru
     at = next(n for n, layer in enumerate(layers) if any(isinstance(m, nn.Flatten) for _, m in layer.named_modules()))
     features, classifier = (_Half(network, half, experiment) for half in (layers[:at], layers[at:]))
     trainer.optimizer = features.optimizer
+    classifier.take_rates_of(lambda: trainer.updates)
     for iteration, batch in enumerate(batches(experiment, trainer)):
         returned: dict[int, tuple[Tensor, np.ndarray]] = {}
         loss, sum_of_losses = 0.0, 0.0

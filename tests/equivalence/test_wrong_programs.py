@@ -285,7 +285,13 @@ WRONG = {
         "make_optimizer": lambda p: optim.SGD(p, lambda update: 0.1 / (1 + rank * (update >= 6))),
     },
 }
-QUICK_RIGHT = ["a rule of one's own", "noise by sample, in stages", "a penalty on all weights", "large waves"]
+QUICK_RIGHT = [
+    "a rule of one's own",
+    "noise by sample, in stages",
+    "a penalty on all weights",
+    "large waves",
+    "variable batch, a rate that changes",
+]
 QUICK = [
     "a penalty in another stage",
     "divided by the ranks",
@@ -435,6 +441,20 @@ RIGHT = {
         "network": images,
         "batch": (X.reshape(13, 1, 2, 2), Y),
         "layout": Layout(dp=2, hybrid="owt", scheme="b", variable_batch=True),
+    },
+    "variable batch, a rate that changes": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True),
+        "make_optimizer": lambda p: optim.SGD(p, optim.rates.warmup(optim.rates.step(0.1, every=3), 2), momentum=0.9),
+    },
+    "variable batch, a rate of each group": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="b", variable_batch=True),
+        "make_optimizer": lambda p: optim.Adam(
+            [{"params": p[:1], "lr": optim.rates.cosine(0.1, 6)}, {"params": p[1:], "lr": 0.01}], optim.rates.constant(0.1)
+        ),
     },
     "local batch norm": lambda rank: {
         "network": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, statistics="local"), nn.Linear(5, 3))
