@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.datasets import Batch
-from parallel_dl.equivalence.compare import noise_of
+from parallel_dl.equivalence.compare import measured_noise
 from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import Outcome, outcome_of
 from parallel_dl.equivalence.own_rules import MeasuredRule, is_known, may_take_signs
@@ -24,9 +25,6 @@ from parallel_dl.optim import Optimizer
 from parallel_dl.trainer import Trainer
 
 Arrays = dict[str, np.ndarray]
-
-MOVED_RUNS = 2  # from which the noise is taken
-MOVED_RUNS_OF_SIGNS = 6  # with a rule that may take signs: each run moves a sign with an even chance
 
 
 @dataclasses.dataclass
@@ -102,8 +100,8 @@ def record(
         run.magnitudes, again, run.outcome = _measured(experiment, layout, evaluate)
         evaluate = bool(run.outcome.evaluation)
         run.repeats = np.array_equal(run.losses, again, equal_nan=True)
-        runs = MOVED_RUNS_OF_SIGNS if may_take_signs(trainer.optimizer) else MOVED_RUNS
-        run.noise = noise_of(run, [_moved_by_rounding(experiment, layout, seed, evaluate) for seed in range(runs)])
+        moved = functools.partial(_moved_by_rounding, experiment, layout, evaluate)
+        run.noise = measured_noise(run, moved, may_jump=may_take_signs(trainer.optimizer))
     return run
 
 
@@ -141,7 +139,7 @@ def _measured(
     return found, losses, outcome
 
 
-def _moved_by_rounding(experiment: Experiment, layout: Layout, seed: int, evaluate: bool) -> Run:
+def _moved_by_rounding(experiment: Experiment, layout: Layout, evaluate: bool, seed: int) -> Run:
     """The serial run with other last bits."""
     trainer = start(experiment, layout, Mesh.serial())
     round_otherwise(trainer, seed)

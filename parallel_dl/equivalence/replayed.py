@@ -23,11 +23,10 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.datasets import Batch, Loader, Share
-from parallel_dl.equivalence.compare import compare, noise_of, samples_are_mixed
+from parallel_dl.equivalence.compare import compare, measured_noise, samples_are_mixed
 from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import outcome_of
 from parallel_dl.equivalence.record import (
-    MOVED_RUNS,
     Arrays,
     Experiment,
     Run,
@@ -95,7 +94,7 @@ def reference_of_program(experiment: Experiment, layout: Layout) -> Reference:
     """That run, made as if there were no other rank, and its noise floor."""
     with one_rank():
         run = replayed(experiment, layout)
-        run.noise = noise_of(run, [replayed(experiment, layout, moved=seed) for seed in range(MOVED_RUNS)])
+        run.noise = measured_noise(run, lambda seed: replayed(experiment, layout, moved=seed))
         by_samples = replayed(experiment, layout, seed=0)
     return Reference(run, compare(run, by_samples).worst.error, None, samples_are_mixed(run, by_samples))
 

@@ -453,7 +453,8 @@ RIGHT = {
         "batch": (X.reshape(13, 1, 2, 2), Y),
         "layout": Layout(dp=2, hybrid="owt", scheme="b", variable_batch=True),
         "make_optimizer": lambda p: optim.Adam(
-            [{"params": p[:1], "lr": optim.rates.cosine(0.1, 6)}, {"params": p[1:], "lr": 0.01}], optim.rates.constant(0.1)
+            [{"params": p[:1], "lr": optim.rates.cosine(0.1, 6)}, {"params": p[1:], "lr": 0.01}],
+            optim.rates.constant(0.1),
         ),
     },
     "local batch norm": lambda rank: {
