@@ -4,6 +4,7 @@ To read in this order:
 
     record.py       a run, step by step: losses, gradients, optimizer state, weights
     passing.py      what passes through a point of a network, watched or moved
+    copies.py       a network and its loss once more, sharing nothing
     samples.py      the summands of a gradient, sample by sample
     rounding.py     how far rounding alone moves a run
     magnitudes.py   what errors of rounding are judged against

@@ -1,6 +1,7 @@
 """Magnitudes and noise are measured on copies, and each tensor at each step is judged against its own noise."""
 
 import dataclasses
+import functools
 import random
 
 import numpy as np
@@ -11,7 +12,7 @@ from serial_runs import serial_run
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import Experiment, compare, record, replay
 from parallel_dl.equivalence.compare import first_different_step, samples_are_mixed
-from parallel_dl.equivalence.samples import copied
+from parallel_dl.equivalence.copies import copied
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 
@@ -152,6 +153,51 @@ def test_what_is_shared_in_a_network_is_shared_in_its_copy():
     assert copy[1].running_mean is copy[1]._buffers["running_mean"]
     assert not np.shares_memory(copy[1].running_mean, network[1].running_mean)
     assert not np.shares_memory(copy[0].weight.data, network[0].weight.data)
+
+
+WEIGHTS = {}
+
+
+def size_of_a_global(*arguments):
+    return float(np.abs(WEIGHTS["network"].weight.data).sum())
+
+
+def through_another(*arguments):
+    return size_of_a_global() * 1.0
+
+
+class OfAGlobal:
+    def __call__(self, *arguments):
+        return size_of_a_global()
+
+    def method(self, *arguments):
+        return size_of_a_global()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        size_of_a_global,
+        through_another,
+        lambda *arguments: next(size_of_a_global() for _ in range(1)),
+        OfAGlobal(),
+        OfAGlobal().method,
+        functools.partial(size_of_a_global, 1),
+    ],
+)
+def test_a_loss_that_reaches_the_network_through_a_global_reaches_the_copy(loss):
+    network = WEIGHTS["network"] = nn.Linear(2, 2).initialize(0, "float64")
+    before = loss(None, None, 1)
+    its, its_loss = copied(*copied(network, loss))
+    its.weight.data[...] = 0
+    assert its_loss(None, None, 1) == 0
+    assert loss(None, None, 1) == before > 0
+    assert WEIGHTS["network"] is network
+
+
+def test_a_loss_of_another_network_stays_as_it_is():
+    WEIGHTS["network"] = nn.Linear(2, 2)
+    assert copied(nn.Linear(2, 2), size_of_a_global)[1] is size_of_a_global
 
 
 # -- magnitudes ----------------------------------------------------------------------------------------------------

@@ -231,6 +231,26 @@ def penalised(of_each_stage):
     return {"network": build, "loss": loss}
 
 
+def reached_globally():
+    """Its network is a global variable, as in a script."""
+    global NETWORK
+    NETWORK = plain()
+    return NETWORK
+
+
+def squares_of_weights():
+    squares = [ops.sum(ops.power(one, 2)) for one in NETWORK.parameters()]
+    return sum(squares[1:], squares[0])
+
+
+def penalised_by_samples(scores, targets, total):
+    return nn.cross_entropy(scores, targets, total) + squares_of_weights() * (0.01 * len(targets) / total)
+
+
+def penalised_by_calls(scores, targets, total):
+    return nn.cross_entropy(scores, targets, total) + squares_of_weights() * 0.01
+
+
 WRONG = {
     "divided by the ranks": lambda rank: {"network": among(mean_over_all_ranks)},
     "doubled among others": lambda rank: {"network": among(doubled_among_others)},
@@ -280,6 +300,12 @@ WRONG = {
     "a lost update": lambda rank: {"make_optimizer": loses_updates(rank)},
     "a rule of one's own": lambda rank: {"make_optimizer": lambda p: Sign(p, wrong=True)},
     "a penalty in another stage": lambda rank: {**penalised(False), "layout": CUT_STAGES},
+    "a penalty in every call": lambda rank: {"network": reached_globally, "loss": penalised_by_calls},
+    "a penalty in every call, in microbatches": lambda rank: {
+        "network": reached_globally,
+        "loss": penalised_by_calls,
+        "layout": CUT_STAGES,
+    },
     "a late rate, with a penalty": lambda rank: {
         **penalised(True),
         "make_optimizer": lambda p: optim.SGD(p, lambda update: 0.1 / (1 + rank * (update >= 6))),
@@ -289,6 +315,7 @@ QUICK_RIGHT = [
     "a rule of one's own",
     "noise by sample, in stages",
     "a penalty on all weights",
+    "a penalty on a global network",
     "large waves",
     "variable batch, a rate that changes",
 ]
@@ -413,6 +440,11 @@ RIGHT = {
     "a penalty on all weights": lambda rank: penalised(True),
     "a penalty on all weights, in microbatches": lambda rank: {
         **penalised(True),
+        "layout": Layout(dp=2, microbatches=2),
+    },
+    "a penalty on a global network": lambda rank: {
+        "network": reached_globally,
+        "loss": penalised_by_samples,
         "layout": Layout(dp=2, microbatches=2),
     },
     "large waves": lambda rank: {"network": begins_with(lambda: Waves(1e6))},
