@@ -23,12 +23,21 @@ from parallel_dl.equivalence.trace import At, Trace, trace
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.nn import Module
-from parallel_dl.splits import Sliced, Tiled, Whole
+from parallel_dl.splits import Placement, Sliced, Tiled, Whole
 from parallel_dl.splits.placement import slices
 
+_BESIDE = 1e6  # times a value: what it is nothing beside
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
 
 
+_GATHERED = (
+    "gathered wrongly, though it is right on the ranks that have it: a broadcast from a wrong rank, or pieces put "
+    "together out of place"
+)
+_PENALTY = (
+    "a term of the loss that does not come from the outputs, such as a penalty on weights: scale it by len(targets) / "
+    "total, as each call adds it; of weights that other ranks have, use the optimizer's weight_decay"
+)
 _WORDS = {
     "weights before": "{} before the step",
     "samples": "the samples",
@@ -53,7 +62,7 @@ class Divergence:
     microbatch: int | None
     rank: int
     error: float
-    """largest difference / largest value of the serial tensor"""
+    """largest difference / largest value of the serial tensor; of the parallel one where that is nothing beside it"""
     factor: float | None
     """parallel / serial, where it is the same for all elements"""
     cause: str | None
@@ -77,15 +86,17 @@ def first_divergence(
     exact: bool = False,
     alone: Mapping[int, Trace] | None = None,
     allreduce: str | Mapping[str, Any] = "auto",
+    bound: float | None = None,
 ) -> Divergence | None:
     """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
 
+    `bound` and `exact` are those of the comparison, which say in which step that is.
     All ranks call it together; `serial`, and `alone`, the serial traces by step if there are any already, are needed on
     rank 0 only. What makes the runs differ must be deterministic.
     """
     if layout.reproducible:  # it goes through each leaf by itself: other shares than the serial run has
         return None
-    step = None if serial is None else first_different_step(serial, parallel, exact=exact)
+    step = None if serial is None else first_different_step(serial, parallel, bound, exact)
     step = mesh.world.broadcast_object(step)
     found = None
     for number in range(experiment.steps) if step is None else (step,):  # replicas differ, but not rank 0: look at all
@@ -127,7 +138,8 @@ class _Search:
         for search in (self._before, self._samples, self._forward, self._loss, self._backward, self._gradients):
             found = next(search(), None)
             if found is not None:
-                return found
+                misplaced = causes.of_mesh([of.place for of in self.traces], self.layout)
+                return found if misplaced is None else dataclasses.replace(found, cause=misplaced)
         return next(self._update(), None)
 
     # -- what ranks should have ------------------------------------------------------------------------------------
@@ -140,7 +152,7 @@ class _Search:
         """What the rank should have of a layer's whole output."""
         rows = whole[self._share(rank, at.microbatch)]
         model = self.traces[rank].place["model"]
-        placement = self.traces[rank].placements.get(at.layer, Whole())
+        placement = self._placement(rank, at.layer)
         if isinstance(placement, Sliced):
             return rows[:, slices(placement.sizes)[model]]
         if isinstance(placement, Tiled):
@@ -163,7 +175,7 @@ class _Search:
                 continue
             error = float(np.abs(theirs - ours).max()) if ours.size else 0.0
             if error > self.tolerance * largest:
-                yield rank, error / largest if largest else np.inf
+                yield rank, _relative(error, largest, float(np.abs(theirs).max()))
 
     def _report(
         self, kind: str, name: str, microbatch: int | None, rank: int, error: float, pieces: Pieces, cause: str | None
@@ -183,22 +195,26 @@ class _Search:
     # -- in the order of the computation ---------------------------------------------------------------------------
     def _before(self) -> Iterator[Divergence]:
         for name, whole in self.serial.before.items():
-            pieces = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
-            for rank, error in self._compare(pieces, whole):
-                cause = self._of_gathering(name, whole) or causes.of_weights(
-                    *pieces[rank], self.layout, self.step == 0, name in self.buffers
+            own = self._own(name, whole)
+            for rank, error in self._compare(own, whole):
+                cause = causes.of_another_piece(own, rank, self._neighbours(rank, "model")) or causes.of_weights(
+                    *own[rank], self.layout, self.step == 0, name in self.buffers
                 )
-                yield self._report("weights before", name, None, rank, error, pieces, cause)
+                yield self._report("weights before", name, None, rank, error, own, cause)
+            gathered = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
+            for rank, error in self._compare(gathered, whole):
+                cause = _GATHERED if own else None
+                cause = cause or causes.of_weights(*gathered[rank], self.layout, self.step == 0, name in self.buffers)
+                yield self._report("weights before", name, None, rank, error, gathered, cause)
 
-    def _of_gathering(self, name: str, whole: np.ndarray) -> str | None:
-        """Whether every piece is right on the rank that has it: then only the way they were put together is wrong."""
-        pieces = [(of.own_before[name], whole[of.pieces.get(name, ())]) for of in self.traces if name in of.own_before]
-        if not pieces or next(self._compare(dict(enumerate(pieces)), whole), None) is not None:
-            return None
-        return (
-            "gathered wrongly, though it is right on the ranks that have it: a broadcast from a wrong rank, or pieces "
-            "put together out of place"
-        )
+    def _own(self, name: str, whole: np.ndarray) -> Pieces:
+        """By rank, what it itself has of a weight, and should have; only where the shapes are the same."""
+        found = {
+            rank: (of.own_before[name], whole[of.pieces.get(name, ())])
+            for rank, of in enumerate(self.traces)
+            if name in of.own_before
+        }
+        return {rank: (got, expected) for rank, (got, expected) in found.items() if got.shape == expected.shape}
 
     def _samples(self) -> Iterator[Divergence]:
         for kind, name in (("inputs", "samples"), ("targets", "targets")):
@@ -236,6 +252,7 @@ class _Search:
                 for rank, error in self._compare(pieces, whole):
                     cause = (
                         self._of_arrival(at, rank)
+                        or self._of_own_layer(at, rank, pieces[rank])
                         or causes.of_forward(
                             self._layer(layer),
                             pieces,
@@ -261,9 +278,29 @@ class _Search:
             return None
         return causes.of_arrival(got, expected, self.layout)
 
+    def _of_own_layer(self, at: At, rank: int, piece: tuple[np.ndarray, np.ndarray]) -> str | None:
+        """Of a layer of the user's own that is not split, with the right weights and input: it is the layer itself."""
+        got, expected = piece
+        x, whole = self.traces[rank].arrived.get(at), self.serial.arrived.get(at)
+        is_ours = type(self._layer(at.layer)).__module__.startswith("parallel_dl.")
+        if is_ours or x is None or whole is None or not isinstance(self._placement(rank, at.layer), Whole):
+            return None
+        right = whole[self._share(rank, at.microbatch)]
+        if got.shape != expected.shape or x.shape != right.shape or self._differ(rank, x, right):
+            return None
+        return self._of_share(at, rank, got) or (
+            f"the layer itself: on rank {rank} it gives another output for the same input than in the serial run"
+        )
+
+    def _differ(self, rank: int, got: np.ndarray, expected: np.ndarray) -> bool:
+        return any(True for _ in self._compare({rank: (got, expected)}, expected))
+
+    def _placement(self, rank: int, layer: str) -> Placement:
+        return self.traces[rank].placements.get(layer, Whole())
+
     def _inner_edges(self, layer: str, rank: int) -> causes.Edges:
         """By axis of an image, whether another rank's tile is before ours, and after."""
-        placement = self.traces[rank].placements.get(layer, Whole())
+        placement = self._placement(rank, layer)
         if not isinstance(placement, Tiled):
             return {2: (False, False), 3: (False, False)}
         row, column = divmod(self.traces[rank].place["model"], len(placement.columns))
@@ -287,7 +324,10 @@ class _Search:
         alone = np.asarray(y.data if isinstance(y, Tensor) else y)
         if alone.shape != got.shape or not causes.close(got, alone):
             return None
-        return "a layer that mixes the samples it is given: its output for a share is not that for all"
+        return (
+            "a layer that depends on which samples it is given, or how many: its output for a share alone is not that "
+            "among all"
+        )
 
     def _before_the_step(self, state: Mapping[str, np.ndarray]) -> Module:
         """The serial network, with these weights and buffers, in training mode."""
@@ -325,7 +365,7 @@ class _Search:
             return
         ours, theirs = self.run.losses[self.step], self.parallel.losses[self.step]
         magnitudes = None if self.run.magnitudes is None else self.run.magnitudes[self.step]["losses"][""]
-        error = abs(ours - theirs) / max(abs(ours) if magnitudes is None else float(magnitudes.max()), 1e-300)
+        error = _relative(abs(ours - theirs), abs(ours) if magnitudes is None else float(magnitudes.max()), abs(theirs))
         if not error <= self.tolerance:
             cause = self._cause_of_loss(ours, theirs)
             factor = causes.factor(np.array([theirs]), np.array([ours]))
@@ -343,7 +383,18 @@ class _Search:
         for rank, of in enumerate(self.traces):
             if self.layout.dp > 1 and of.losses and abs(sum(of.losses.values()) - theirs) < 1e-9 * abs(theirs):
                 return f"the loss of rank {rank}'s share alone: not summed over the ranks"
-        return causes.of_loss(ours, theirs, self.layout)
+        return causes.of_loss(ours, theirs, self.layout) or (_PENALTY if self._scores_are_right() else None)
+
+    def _scores_are_right(self) -> bool:
+        """Whether the network's outputs, and what the loss gives back to them, are those of the serial run."""
+        found = 0
+        for microbatch in range(len(self.serial.shares)):
+            at = At(microbatch, self.layers[-1] if self.layers else "")
+            for compared in (self._of("outputs", at), self._of("returned", at)):
+                if compared is None or next(self._compare(*compared), None) is not None:
+                    return False
+                found += len(compared[0])
+        return found > 0
 
     def _backward(self) -> Iterator[Divergence]:
         for microbatch in range(len(self.serial.shares)):
@@ -375,6 +426,8 @@ class _Search:
                 cause = causes.of_gradient(pieces, rank, replicas, partners, parts, self.layout) or causes.of_summands(
                     pieces[rank][0], {other: self.traces[other].summands.get(name) for other in replicas}
                 )
+                if cause is None and causes.of_itself(*pieces[rank], self.serial.before[name][index]):
+                    cause = _PENALTY
                 yield self._report("gradient", name, None, rank, error, pieces, cause)
 
     def _magnitudes(self, kind: str, name: str, whole: np.ndarray) -> np.ndarray:
@@ -391,12 +444,30 @@ class _Search:
             arrays, others = getattr(self.run, kind)[self.step], getattr(self.parallel, kind)[self.step]
             for name, whole in arrays.items():
                 got = others.get(name, np.zeros(0))
-                pieces = {0: (got, whole)}
-                for rank, error in self._compare(pieces, self._magnitudes(kind, name, whole)):
+                magnitudes = self._magnitudes(kind, name, whole)
+                for _, error in self._compare({0: (got, whole)}, magnitudes):
+                    rank = self._owner(name.partition(" ")[0], got, whole, magnitudes)
                     what = "gradient" if kind == "gradients" else "update"
                     before = self.serial.before.get(name) if kind == "weights" else None
                     cause = causes.of_update(got, whole, before, self.layout)
-                    yield self._report(what, name, None, rank, error, pieces, cause)
+                    yield self._report(what, name, None, rank, error, {rank: (got, whole)}, cause)
+
+    def _owner(self, name: str, got: np.ndarray, whole: np.ndarray, magnitudes: np.ndarray) -> int:
+        """The first rank that has something of the weight in which the gathered array is wrong."""
+        for rank, of in enumerate(self.traces):
+            index = of.pieces.get(name, ())
+            if name not in of.own_before or got.shape != whole.shape:
+                continue
+            if any(True for _ in self._compare({rank: (got[index], whole[index])}, magnitudes)):
+                return rank
+        return next((rank for rank, of in enumerate(self.traces) if name in of.own_before), 0)
+
+
+def _relative(difference: float, serial: float, parallel: float) -> float:
+    """A difference by the largest serial value; by the largest parallel one where the serial is zero beside it."""
+    if not difference:
+        return 0.0
+    return difference / (serial if difference < _BESIDE * serial else max(serial, parallel))
 
 
 def _keep(outputs: dict[str, Any], name: str) -> Callable[[Module, tuple[Any, ...], Any], Any]:
