@@ -17,6 +17,7 @@ To read in this order:
     exact.py        whole numbers, where equal means every bit
     trace.py        what passes through every layer in one step
     causes.py       what a difference says: a factor, a summand, a slice out of place
+    pieces.py       what every rank has of a tensor, and should have
     divergence.py   the first tensor that differs
     replayed.py     serial programs of layouts that make other updates: asynchronous, variable batch, local batch norm
     specimens.py    networks for verify alone, with the layers that the others lack

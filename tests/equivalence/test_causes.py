@@ -15,6 +15,7 @@ from parallel_dl.equivalence import (
     record,
     synthetic_experiment,
 )
+from parallel_dl.equivalence.pieces import relative
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import convolution as split_convolution
 from parallel_dl.mpi import Communicator, Mesh, one_rank, world
@@ -275,6 +276,20 @@ def test_an_error_beside_a_loss_of_nothing_is_relative_to_itself(comm):
     assert found.kind == "loss"
     assert found.error <= 1
     assert "off by 1.0e+00" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error"),
+    [
+        ((1.0, 2.0, 3.0), 0.5),
+        ((0.0, 0.0, 0.0), 0.0),
+        ((0.5, 0.0, 0.5), 1.0),
+        ((np.nan, 0.0, np.nan), np.inf),
+        ((np.inf, 1.0, np.inf), np.inf),
+    ],
+)
+def test_relative_to_what(numbers, error):
+    assert relative(*numbers) == error
 
 
 WEIGHTS = []
