@@ -13,9 +13,8 @@ import numpy as np
 
 from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.compare import measured_noise
-from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import Outcome, outcome_of
-from parallel_dl.equivalence.own_rules import MeasuredRule, is_known, may_take_signs
+from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
 from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
@@ -121,16 +120,14 @@ def _measured(
 ) -> tuple[list[dict[str, Arrays]], list[float], Outcome]:
     """The magnitudes of each step of the serial run, which is made once more; the losses of that run, and its end."""
     trainer = start(experiment, layout, Mesh.serial())
-    follow = Magnitudes if is_known(trainer.optimizer) else MeasuredRule
-    magnitudes = follow(trainer.network, trainer.optimizer)
+    magnitudes = magnitudes_of(trainer.network, trainer.optimizer)
     found: list[dict[str, Arrays]] = []
     losses: list[float] = []
     for batch in batches(experiment, trainer):
         loss, gradients = sums_of_magnitudes(trainer, batch)
         local = trainer.compute_gradients(batch)
         losses.append(float(trainer.sum_losses(np.array([local]))[0]))
-        if isinstance(magnitudes, MeasuredRule):
-            magnitudes.before_update()
+        before_update(magnitudes)
         clipped = trainer.update()
         found.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients, clipped)})
     of_weights = found[-1]["weights"] if found else {}

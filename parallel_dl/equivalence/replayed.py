@@ -24,8 +24,8 @@ from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.datasets import Batch, Loader, Share
 from parallel_dl.equivalence.compare import compare, measured_noise, samples_are_mixed
-from parallel_dl.equivalence.magnitudes import Magnitudes
 from parallel_dl.equivalence.outcome import outcome_of
+from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
 from parallel_dl.equivalence.record import (
     Arrays,
     Experiment,
@@ -94,7 +94,10 @@ def reference_of_program(experiment: Experiment, layout: Layout) -> Reference:
     """That run, made as if there were no other rank, and its noise floor."""
     with one_rank():
         run = replayed(experiment, layout)
-        run.noise = measured_noise(run, lambda seed: replayed(experiment, layout, moved=seed))
+        trainer = start(experiment, Layout(microbatches=layout.microbatches), Mesh.serial())
+        may_jump = may_take_signs(trainer.optimizer)
+        trainer.free()
+        run.noise = measured_noise(run, lambda seed: replayed(experiment, layout, moved=seed), may_jump)
         by_samples = replayed(experiment, layout, seed=0)
     return Reference(run, compare(run, by_samples).worst.error, None, samples_are_mixed(run, by_samples))
 
@@ -158,7 +161,7 @@ def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, r
     network = trainer.network
     stages = cut_stages(network, experiment.x.shape[1:], layout.pp, layout.stages)
     stage_of = {name: stage for stage in range(len(stages)) for name in stages.layers(stage)}
-    magnitudes = Magnitudes(network, trainer.optimizer)
+    magnitudes = magnitudes_of(network, trainer.optimizer)
     for batch in batches(experiment, trainer):
         versions: list[Arrays] = []
         for number, of_batch in enumerate(batch.microbatches):
@@ -173,6 +176,7 @@ def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, r
             run.losses.append(_gradients(trainer, alone, random))
             for name, parameter in network.named_parameters():
                 parameter.data[...] = versions[-1][name]
+            before_update(magnitudes)
             trainer.update()
             last = number == len(batch.microbatches) - 1
             run.gradients.append({})
@@ -201,7 +205,7 @@ class _Half:
         own = {id(parameter) for layer in layers for parameter in layer.parameters()}
         self.named = {name: p for name, p in network.named_parameters() if id(p) in own}
         self.optimizer: Optimizer = experiment.make_optimizer(list(self.named.values()))
-        self.magnitudes = Magnitudes(network, self.optimizer)
+        self.magnitudes = magnitudes_of(network, self.optimizer)
 
     def take_rates_of(self, iteration: Callable[[], int]) -> None:
         """Lets policies give the learning rate of the iteration, of which a half may have several updates."""
@@ -216,9 +220,11 @@ class _Half:
 
     def step(self, sums: Arrays) -> dict[str, Arrays]:
         """An update; the magnitudes of state and weights after it."""
+        before_update(self.magnitudes)
         self.optimizer.step()
+        found = self.magnitudes.update(sums)
         self.optimizer.zero_grad()
-        return self.magnitudes.update(sums)
+        return found
 
     def take(self) -> Arrays:
         """The gradients there are; the parameters have none afterwards."""
@@ -294,7 +300,7 @@ def _magnitudes(summands: list[Arrays]) -> Arrays:
 # -- local batch norm ----------------------------------------------------------------------------------------------
 def _local_norm(experiment: Experiment, layout: Layout, trainer: Trainer, run: Run, random: Random) -> None:
     network = trainer.network
-    magnitudes = Magnitudes(network, trainer.optimizer)
+    magnitudes = magnitudes_of(network, trainer.optimizer)
     changes = changes_of(experiment, trainer)
     for of_ranks in itertools.islice(_shares(experiment, layout), experiment.steps):
         next(changes, None)
@@ -318,6 +324,7 @@ def _local_norm(experiment: Experiment, layout: Layout, trainer: Trainer, run: R
             parameter.grad = _sum([gradients[name] for gradients in summands if name in gradients])
         run.losses.append(loss)
         run.gradients.append({name: np.array(p.grad) for name, p in network.named_parameters() if p.grad is not None})
+        before_update(magnitudes)
         clipped = update(trainer, run)
         if run.magnitudes is not None:
             run.magnitudes.append({"losses": {"": losses}, "gradients": sums, **magnitudes.update(sums, clipped)})

@@ -469,6 +469,24 @@ RIGHT = {
         "make_optimizer": lambda p: optim.Adam(p, 0.01, eps=1e-30),
     },
     "weight stashing": lambda rank: {"layout": Layout(pp=2, microbatches=2, schedule="pipedream")},
+    "weight stashing, a rate that changes": lambda rank: {
+        "layout": Layout(pp=2, microbatches=2, schedule="pipedream"),
+        "make_optimizer": lambda p: optim.SGD(p, optim.rates.step(0.1, every=3), momentum=0.9),
+    },
+    "weight stashing, a rule of one's own": lambda rank: {
+        "layout": Layout(pp=2, microbatches=2, schedule="pipedream"),
+        "make_optimizer": Sign,
+    },
+    "variable batch, a rule of one's own": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True),
+        "make_optimizer": Sign,
+    },
+    "local batch norm, a rule of one's own": lambda rank: {
+        "network": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, statistics="local"), nn.Linear(5, 3)),
+        "make_optimizer": Sign,
+    },
     "variable batch": lambda rank: {
         "network": images,
         "batch": (X.reshape(13, 1, 2, 2), Y),
