@@ -4,6 +4,7 @@ To read in this order:
 
     record.py       a run, step by step: losses, gradients, optimizer state, weights
     passing.py      what passes through a point of a network, watched or moved
+    copies.py       a network and its loss once more, sharing nothing
     samples.py      the summands of a gradient, sample by sample
     rounding.py     how far rounding alone moves a run
     magnitudes.py   what errors of rounding are judged against
@@ -16,6 +17,7 @@ To read in this order:
     exact.py        whole numbers, where equal means every bit
     trace.py        what passes through every layer in one step
     causes.py       what a difference says: a factor, a summand, a slice out of place
+    pieces.py       what every rank has of a tensor, and should have
     divergence.py   the first tensor that differs
     replayed.py     serial programs of layouts that make other updates: asynchronous, variable batch, local batch norm
     specimens.py    networks for verify alone, with the layers that the others lack

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_dl.equivalence import causes
 from parallel_dl.equivalence.compare import compare
 from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.raced import race_in, told
@@ -86,6 +87,10 @@ def assert_equivalent(
     if exact and program is not None:
         raise InputError(f"exact: takes one update with the whole batch; this layout is compared with {program}")
     mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)
+    place = {"pipe": mesh.pipe.rank, "data": mesh.data.rank, "model": mesh.model.rank}
+    misplaced = causes.of_mesh(comm.all_gather_object(place), layout)
+    if misplaced is not None:
+        raise AssertionError(f"{_in_words(layout)} has {misplaced}")
     reference, error = None, None
     if comm.rank == 0:
         try:
@@ -125,7 +130,7 @@ def assert_equivalent(
     found = None
     if differs:
         serial = None if reference is None else reference.run
-        found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact))
+        found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact, bound=bound))
     mesh.free()
     if said:
         where = "" if found is None else f"  {found}\n"

@@ -72,10 +72,17 @@ def of_factor(found: float | None, layout: Layout, axes: Sequence[str] = ("dp", 
 
 def of_place(got: Array, rank: int, pieces: Pieces, partners: Sequence[int]) -> str | None:
     """Whether it is what another rank should have, or the slices of what it should have in another order."""
+    found = of_another_piece(pieces, rank, partners)
+    return found or of_order(got, pieces[rank][1], len(partners))
+
+
+def of_another_piece(pieces: Pieces, rank: int, partners: Sequence[int]) -> str | None:
+    """Whether a rank has what one of these should have."""
+    got, expected = pieces[rank]
     for other in partners:
-        if other != rank and other in pieces and close(got, pieces[other][1]) and not close(got, pieces[rank][1]):
+        if other != rank and other in pieces and close(got, pieces[other][1]) and not close(got, expected):
             return f"a shard out of place: rank {rank} has what rank {other} should have"
-    return of_order(got, pieces[rank][1], len(partners))
+    return None
 
 
 def of_order(got: Array, expected: Array, parts: int) -> str | None:
@@ -91,6 +98,18 @@ def of_order(got: Array, expected: Array, parts: int) -> str | None:
                             return f"a shard out of place: slices along axis {axis} in the order {list(order)}"
     if got.ndim == 2 and close(got.T, expected):
         return "transposed"
+    return None
+
+
+def of_mesh(places: Sequence[dict[str, int]], layout: Layout) -> str | None:
+    """Whether a rank is not at its place in the grid of ranks: see `mpi.mesh`."""
+    sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
+    for rank, place in enumerate(places):
+        right = dict(zip(sizes, map(int, np.unravel_index(rank, tuple(sizes.values())))))
+        if place != right:
+            axes = [axis for axis, size in sizes.items() if size > 1]
+            has, should = (", ".join(f"{axis} {at[axis]}" for axis in axes) for at in (place, right))
+            return f"a wrong mesh: rank {rank} is at {has} in place of {should}"
     return None
 
 
@@ -154,7 +173,7 @@ def of_forward(
     """Of a layer's output."""
     got, expected = pieces[rank]
     if got.shape != expected.shape:
-        return f"a shard of another size: {got.shape} in place of {expected.shape}"
+        return _of_size(got, expected, edges)
     if isinstance(layer, Dropout):
         return "another dropout mask: it must depend on seed, step, layer and the sample's place, not on the rank"
     if isinstance(layer, BatchNorm):
@@ -205,6 +224,16 @@ def _of_bias(pieces: Pieces, rank: int, partners: Sequence[int], bias: Array, ax
     return None
 
 
+def _of_size(got: Array, expected: Array, edges: Edges) -> str:
+    """Of another shape: rows that a tile lacks where others begin are made from their halo."""
+    of_size = f"{got.shape} in place of {expected.shape}"
+    if got.ndim == expected.ndim == 4 and got.shape[:2] == expected.shape[:2]:
+        for axis, what in ((2, "rows"), (3, "columns")):
+            if got.shape[axis] < expected.shape[axis] and any(edges[axis]):
+                return f"halo {what} missing: a tile of another size, {of_size}"
+    return f"a shard of another size: {of_size}"
+
+
 def _of_borders(got: Array, expected: Array, edges: Edges) -> str | None:
     """Whether only values at a border of the rank's tile are wrong, or all rows or columns are shifted."""
     if got.ndim != 4:
@@ -253,7 +282,7 @@ def of_backward(pieces: Pieces, rank: int, partners: Sequence[int], layout: Layo
     """Of the gradient of a layer's output."""
     got, expected = pieces[rank]
     if got.shape != expected.shape:
-        return f"a shard of another size: {got.shape} in place of {expected.shape}"
+        return _of_size(got, expected, edges)
     if _are_summands(pieces, partners):
         return "a missing reduction in backward: each rank has its own summand"
     found = of_place(got, rank, pieces, partners) or of_factor(factor(got, expected), layout)
@@ -293,10 +322,18 @@ def of_gradient(
     return of_place(got, rank, pieces, partners)
 
 
+def of_itself(got: Array, expected: Array, weight: Array) -> bool:
+    """Whether a gradient is wrong by a multiple of the weight itself, as by a penalty on its square."""
+    times = factor(got - expected, weight) if got.shape == expected.shape else None
+    return times is not None and times != 0
+
+
 def of_update(got: Array, expected: Array, before: Array | None, layout: Layout) -> str | None:
     """Of the optimizer's state, or, with the weights `before`, of those after an update whose gradients are right."""
     if got.shape != expected.shape:
-        return f"gathered in another shape: {got.shape} in place of {expected.shape}" if got.size else "there is none"
+        if not got.size:
+            return "missing in the parallel run: no rank has it"
+        return f"gathered in another shape: {got.shape} in place of {expected.shape}"
     found = of_order(got, expected, layout.mp)
     if found is not None:
         return found
@@ -306,4 +343,4 @@ def of_update(got: Array, expected: Array, before: Array | None, layout: Layout)
     if times is None:
         return None
     what = "the update" if before is not None else "what the optimizer was given"
-    return f"{what} {times:.6g} times the serial one, by right gradients: another rate, or another norm"
+    return f"another rate, or another norm: the gradients are right, but {what} is {times:.6g} times the serial one"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 VOID = {"float64": 1e-6, "float32": 1e-2}  # noise above which nothing can be told
+MOVED_RUNS, MANY_MOVED_RUNS = 2, 6  # from which the noise is taken
+OF_TOTALS = 10  # times the noise is what totals of batch norm add to it that are played back
 ABOVE_NOISE = 10  # times its noise is what a quantity may be off by
 
 Noise = list[dict[str, float]]
@@ -113,21 +115,36 @@ def first_difference(serial: Run, parallel: Run, bound: float | None = None, exa
 def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
     """Where the serial run is not the sum of its samples, which a replay adds up one by one; None where it is.
 
-    What rounding explains does not count; a tenth of the usual bound does, in float64.
+    What rounding explains does not count; a tenth of the usual bound does, in float64, or with batch norm all of it.
+    Then totals are played back that were recorded with other last bits: so terms do not cancel that do in any other
+    run, and where that matters to one tensor it does to all from then on.
     """
     dtype = _dtype(serial)
-    alike = serial
     if any(name.endswith("running_var") for name in serial.weights[0]):
-        # totals of batch norm were recorded with other last bits: where these matter to one tensor, they do to all
-        noise = [dict.fromkeys(errors, max(errors.values())) for errors in serial.noise or ()]
-        alike = dataclasses.replace(serial, noise=noise)
-    limits = _Limits(alike, BOUNDS[dtype] / (10 if dtype == "float64" else 1), exact=False)
+        limits: _Limits = _LimitsOfTotals(serial, None, exact=False)
+    else:
+        limits = _Limits(serial, BOUNDS[dtype] / (10 if dtype == "float64" else 1), exact=False)
     found = [
         (error / limit, Difference(quantity, step, error))
-        for quantity, step, error, limit in _judged(alike, by_samples, limits)
+        for quantity, step, error, limit in _judged(serial, by_samples, limits)
         if not error <= limit
     ]
     return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def measured_noise(serial: Run, move: Callable[[int], Run], may_jump: bool = False) -> Noise:
+    """The noise of `serial`, from runs `move(seed)` that differ from it by rounding alone.
+
+    Where rounding grows in training, or may move a value as far as any other (`may_jump`), it differs much between
+    runs, and more of them are made.
+    """
+    moved = [move(seed) for seed in range(MOVED_RUNS)]
+    noise = noise_of(serial, moved)
+    bound = BOUNDS[_dtype(serial)]
+    if may_jump or any(float(np.median(list(errors.values()))) > bound for errors in noise if errors):
+        moved += [move(seed) for seed in range(MOVED_RUNS, MANY_MOVED_RUNS)]
+        noise = noise_of(serial, moved)
+    return noise
 
 
 def noise_of(serial: Run, moved: Sequence[Run]) -> Noise:
@@ -198,6 +215,14 @@ class _Limits:
             return reached
         growth = (levels[-1] / levels[0]) ** (1 / (len(levels) - 1))
         return f"{reached}; it grows by a factor of {growth:.2g} per step, which is chaos, not a bug"
+
+
+class _LimitsOfTotals(_Limits):
+    """The same for a replay in which batch norm plays back totals: the largest noise so far counts for all tensors."""
+
+    def of(self, quantity: str, step: int) -> float:
+        noise = max((max(errors.values(), default=0.0) for errors in self.noise[: step + 1]), default=0.0)
+        return np.inf if noise >= self._void else max(super().of(quantity, step), ABOVE_NOISE * OF_TOTALS * noise)
 
 
 def _judged(serial: Run, parallel: Run, limits: _Limits) -> Iterator[tuple[str, int, float, float]]:

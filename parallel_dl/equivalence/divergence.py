@@ -8,27 +8,31 @@ first is the cause; what comes after it follows from it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from parallel_dl import partition
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence import causes
 from parallel_dl.equivalence.causes import Pieces
 from parallel_dl.equivalence.compare import first_different_step
+from parallel_dl.equivalence.pieces import Step, relative
 from parallel_dl.equivalence.record import Experiment, Run
 from parallel_dl.equivalence.trace import At, Trace, trace
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.nn import Module
-from parallel_dl.splits import Sliced, Tiled, Whole
-from parallel_dl.splits.placement import slices
+from parallel_dl.splits import Whole
 
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
-
-
+_GATHERED = (
+    "gathered wrongly, though it is right on the ranks that have it: a broadcast from a wrong rank, or pieces put "
+    "together out of place"
+)
+_PENALTY = (
+    "a term of the loss that does not come from the outputs, such as a penalty on weights: scale it by len(targets) / "
+    "total, as each call adds it; of weights that other ranks have, use the optimizer's weight_decay"
+)
 _WORDS = {
     "weights before": "{} before the step",
     "samples": "the samples",
@@ -53,7 +57,7 @@ class Divergence:
     microbatch: int | None
     rank: int
     error: float
-    """largest difference / largest value of the serial tensor"""
+    """largest difference / largest value of the serial tensor; of the parallel one where that is nothing beside it"""
     factor: float | None
     """parallel / serial, where it is the same for all elements"""
     cause: str | None
@@ -77,15 +81,17 @@ def first_divergence(
     exact: bool = False,
     alone: Mapping[int, Trace] | None = None,
     allreduce: str | Mapping[str, Any] = "auto",
+    bound: float | None = None,
 ) -> Divergence | None:
     """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
 
+    `bound` and `exact` are those of the comparison, which say in which step that is.
     All ranks call it together; `serial`, and `alone`, the serial traces by step if there are any already, are needed on
     rank 0 only. What makes the runs differ must be deterministic.
     """
     if layout.reproducible:  # it goes through each leaf by itself: other shares than the serial run has
         return None
-    step = None if serial is None else first_different_step(serial, parallel, exact=exact)
+    step = None if serial is None else first_different_step(serial, parallel, bound, exact)
     step = mesh.world.broadcast_object(step)
     found = None
     for number in range(experiment.steps) if step is None else (step,):  # replicas differ, but not rank 0: look at all
@@ -102,68 +108,17 @@ def first_divergence(
     return found
 
 
-class _Search:
+class _Search(Step):
     """Goes through the traces of one step, on one rank."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        layout: Layout,
-        step: int,
-        serial: Trace,
-        traces: Sequence[Trace],
-        run: Run | None,
-        parallel: Run,
-    ) -> None:
-        self.layout, self.step, self.serial, self.traces = layout, step, serial, traces
-        self.run, self.parallel, self.experiment = run, parallel, experiment
-        self.tolerance = TOLERANCES[experiment.dtype]
-        self.network = experiment.build()
-        self.layers = list(dict.fromkeys(at.layer for at in serial.outputs))
-        self.buffers = {name for name, _ in self.network.named_buffers()}
 
     def first(self) -> Divergence | None:
         """The first one, if any."""
         for search in (self._before, self._samples, self._forward, self._loss, self._backward, self._gradients):
             found = next(search(), None)
             if found is not None:
-                return found
+                misplaced = causes.of_mesh([of.place for of in self.traces], self.layout)
+                return found if misplaced is None else dataclasses.replace(found, cause=misplaced)
         return next(self._update(), None)
-
-    # -- what ranks should have ------------------------------------------------------------------------------------
-    def _share(self, rank: int, microbatch: int) -> slice:
-        """The rows of the microbatch that the rank should have."""
-        _, size = self.serial.shares[microbatch]
-        return partition.share(size, self.layout.dp, self.traces[rank].place["data"])
-
-    def _piece(self, whole: np.ndarray, rank: int, at: At) -> np.ndarray:
-        """What the rank should have of a layer's whole output."""
-        rows = whole[self._share(rank, at.microbatch)]
-        model = self.traces[rank].place["model"]
-        placement = self.traces[rank].placements.get(at.layer, Whole())
-        if isinstance(placement, Sliced):
-            return rows[:, slices(placement.sizes)[model]]
-        if isinstance(placement, Tiled):
-            row, column = divmod(model, len(placement.columns))
-            return rows[:, :, slices(placement.rows)[row], slices(placement.columns)[column]]
-        return rows
-
-    def _compare(self, pieces: Pieces, whole: np.ndarray) -> Iterator[tuple[int, float]]:
-        """(rank, error) of those that differ. Equal infinities do not."""
-        finite = np.abs(whole[np.isfinite(whole)])
-        largest = float(finite.max()) if finite.size else 0.0
-        for rank, (got, expected) in pieces.items():
-            if got.shape != expected.shape:
-                yield rank, np.inf
-                continue
-            wrong = (got != expected) & ~((got != got) & (expected != expected))
-            ours, theirs = expected[wrong], got[wrong]
-            if not (np.isfinite(ours) & np.isfinite(theirs)).all():
-                yield rank, np.inf
-                continue
-            error = float(np.abs(theirs - ours).max()) if ours.size else 0.0
-            if error > self.tolerance * largest:
-                yield rank, error / largest if largest else np.inf
 
     def _report(
         self, kind: str, name: str, microbatch: int | None, rank: int, error: float, pieces: Pieces, cause: str | None
@@ -171,80 +126,55 @@ class _Search:
         got, expected = pieces[rank]
         return Divergence(kind, name, self.step, microbatch, rank, error, causes.factor(got, expected), cause)
 
-    def _neighbours(self, rank: int, axis: str) -> list[int]:
-        """The ranks that differ from this one only in their place along an axis, itself included."""
-        own = self.traces[rank].place
-        return [
-            other
-            for other, of_other in enumerate(self.traces)
-            if all(of_other.place[name] == index for name, index in own.items() if name != axis)
-        ]
-
     # -- in the order of the computation ---------------------------------------------------------------------------
     def _before(self) -> Iterator[Divergence]:
         for name, whole in self.serial.before.items():
-            pieces = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
-            for rank, error in self._compare(pieces, whole):
-                cause = self._of_gathering(name, whole) or causes.of_weights(
-                    *pieces[rank], self.layout, self.step == 0, name in self.buffers
+            own = self.having_of_weight(name, whole)
+            for rank, error in self.compare(own, whole):
+                cause = causes.of_another_piece(own, rank, self.neighbours(rank, "model")) or causes.of_weights(
+                    *own[rank], self.layout, self.step == 0, name in self.buffers
                 )
-                yield self._report("weights before", name, None, rank, error, pieces, cause)
-
-    def _of_gathering(self, name: str, whole: np.ndarray) -> str | None:
-        """Whether every piece is right on the rank that has it: then only the way they were put together is wrong."""
-        pieces = [(of.own_before[name], whole[of.pieces.get(name, ())]) for of in self.traces if name in of.own_before]
-        if not pieces or next(self._compare(dict(enumerate(pieces)), whole), None) is not None:
-            return None
-        return (
-            "gathered wrongly, though it is right on the ranks that have it: a broadcast from a wrong rank, or pieces "
-            "put together out of place"
-        )
+                yield self._report("weights before", name, None, rank, error, own, cause)
+            gathered = {rank: (of.before[name], whole) for rank, of in enumerate(self.traces) if name in of.before}
+            for rank, error in self.compare(gathered, whole):
+                cause = _GATHERED if own else None
+                cause = cause or causes.of_weights(*gathered[rank], self.layout, self.step == 0, name in self.buffers)
+                yield self._report("weights before", name, None, rank, error, gathered, cause)
 
     def _samples(self) -> Iterator[Divergence]:
         for kind, name in (("inputs", "samples"), ("targets", "targets")):
             serial: dict[At, np.ndarray] = getattr(self.serial, kind)
             for at, whole in serial.items():
                 pieces = {
-                    rank: (getattr(of, kind)[at], whole[self._share(rank, at.microbatch)])
+                    rank: (getattr(of, kind)[at], whole[self.share_of(rank, at.microbatch)])
                     for rank, of in enumerate(self.traces)
                     if at in getattr(of, kind)
                 }
-                for rank, error in self._compare(pieces, whole):
+                for rank, error in self.compare(pieces, whole):
                     cause = causes.of_samples(pieces[rank][0], np.concatenate(list(serial.values())), name)
                     yield self._report(name, "", at.microbatch, rank, error, pieces, cause)
-
-    def _of(self, kind: str, at: At) -> tuple[Pieces, np.ndarray] | None:
-        """By rank what it has and should have of a layer's output, or of its gradient."""
-        whole = getattr(self.serial, kind).get(at)
-        if whole is None:
-            return None
-        found = {}
-        for rank, of in enumerate(self.traces):
-            owner = of.owners.get(at.layer)
-            if at in getattr(of, kind) and owner in (None, of.place["model"]):
-                found[rank] = getattr(of, kind)[at], self._piece(whole, rank, at)
-        return found, whole
 
     def _forward(self) -> Iterator[Divergence]:
         for microbatch in range(len(self.serial.shares)):
             for layer in self.layers:
                 at = At(microbatch, layer)
-                compared = self._of("outputs", at)
+                compared = self.having("outputs", at)
                 if compared is None:
                     continue
                 pieces, whole = compared
-                for rank, error in self._compare(pieces, whole):
+                for rank, error in self.compare(pieces, whole):
                     cause = (
                         self._of_arrival(at, rank)
+                        or self._of_own_layer(at, rank, pieces[rank])
                         or causes.of_forward(
-                            self._layer(layer),
+                            self.layer_of(layer),
                             pieces,
                             rank,
-                            self._neighbours(rank, "model"),
+                            self.neighbours(rank, "model"),
                             self.serial.before,
                             layer,
                             self.layout,
-                            self._inner_edges(layer, rank),
+                            self.inner_edges(layer, rank),
                         )
                         or self._stale(at, *pieces[rank], rank)
                         or self._of_share(at, rank, pieces[rank][0])
@@ -256,21 +186,24 @@ class _Search:
         got, whole = self.traces[rank].arrived.get(at), self.serial.arrived.get(at)
         if got is None or whole is None:
             return None
-        expected = whole[self._share(rank, at.microbatch)]
+        expected = whole[self.share_of(rank, at.microbatch)]
         if got.shape != expected.shape or causes.close(got, expected):
             return None
         return causes.of_arrival(got, expected, self.layout)
 
-    def _inner_edges(self, layer: str, rank: int) -> causes.Edges:
-        """By axis of an image, whether another rank's tile is before ours, and after."""
-        placement = self.traces[rank].placements.get(layer, Whole())
-        if not isinstance(placement, Tiled):
-            return {2: (False, False), 3: (False, False)}
-        row, column = divmod(self.traces[rank].place["model"], len(placement.columns))
-        return {
-            axis: (place > 0, place < len(lengths) - 1)
-            for axis, place, lengths in ((2, row, placement.rows), (3, column, placement.columns))
-        }
+    def _of_own_layer(self, at: At, rank: int, piece: tuple[np.ndarray, np.ndarray]) -> str | None:
+        """Of a layer of the user's own that is not split, with the right weights and input: it is the layer itself."""
+        got, expected = piece
+        x, whole = self.traces[rank].arrived.get(at), self.serial.arrived.get(at)
+        is_ours = type(self.layer_of(at.layer)).__module__.startswith("parallel_dl.")
+        if is_ours or x is None or whole is None or not isinstance(self.placement_of(rank, at.layer), Whole):
+            return None
+        right = whole[self.share_of(rank, at.microbatch)]
+        if got.shape != expected.shape or x.shape != right.shape or self.differ(rank, x, right):
+            return None
+        return self._of_share(at, rank, got) or (
+            f"the layer itself: on rank {rank} it gives another output for the same input than in the serial run"
+        )
 
     def _of_share(self, at: At, rank: int, got: np.ndarray) -> str | None:
         """Whether the serial layer, given the rank's samples alone, gives what the rank has: then it mixes samples."""
@@ -281,13 +214,16 @@ class _Search:
         network.at(self.step, self.traces[rank].shares[at.microbatch][0])
         try:
             with one_rank(), no_grad():
-                y = self._layer(at.layer, network)(Tensor(x))
+                y = self.layer_of(at.layer, network)(Tensor(x))
         except Exception:  # it needs more than its input
             return None
         alone = np.asarray(y.data if isinstance(y, Tensor) else y)
         if alone.shape != got.shape or not causes.close(got, alone):
             return None
-        return "a layer that mixes the samples it is given: its output for a share is not that for all"
+        return (
+            "a layer that depends on which samples it is given, or how many: its output for a share alone is not that "
+            "among all"
+        )
 
     def _before_the_step(self, state: Mapping[str, np.ndarray]) -> Module:
         """The serial network, with these weights and buffers, in training mode."""
@@ -309,23 +245,17 @@ class _Search:
         with one_rank():
             network(x)
         y = outputs[at.layer]
-        old = self._piece(y.data if isinstance(y, Tensor) else y, rank, at)
+        old = self.piece_of(y.data if isinstance(y, Tensor) else y, rank, at)
         if old.shape == got.shape and causes.close(got, old):
             return "weights of an earlier version: before the last update"
         return None
-
-    def _layer(self, name: str, network: Module | None = None) -> Module:
-        layer = self.network if network is None else network
-        for child in name.split("."):
-            layer = layer._modules[child]
-        return layer
 
     def _loss(self) -> Iterator[Divergence]:
         if self.run is None or self.step >= len(self.parallel.losses):
             return
         ours, theirs = self.run.losses[self.step], self.parallel.losses[self.step]
         magnitudes = None if self.run.magnitudes is None else self.run.magnitudes[self.step]["losses"][""]
-        error = abs(ours - theirs) / max(abs(ours) if magnitudes is None else float(magnitudes.max()), 1e-300)
+        error = relative(abs(ours - theirs), abs(ours) if magnitudes is None else float(magnitudes.max()), abs(theirs))
         if not error <= self.tolerance:
             cause = self._cause_of_loss(ours, theirs)
             factor = causes.factor(np.array([theirs]), np.array([ours]))
@@ -334,7 +264,7 @@ class _Search:
     def _cause_of_loss(self, ours: float, theirs: float) -> str | None:
         total = sum(size for _, size in self.serial.shares)
         for microbatch, (_, size) in enumerate(self.serial.shares):
-            compared = self._of("returned", At(microbatch, self.layers[-1])) if self.layers else None
+            compared = self.having("returned", At(microbatch, self.layers[-1])) if self.layers else None
             for rank, (got, expected) in ({} if compared is None else compared[0]).items():
                 factor = causes.factor(got, expected)
                 if factor is not None and abs(factor - 1) > 1e-6:
@@ -343,45 +273,52 @@ class _Search:
         for rank, of in enumerate(self.traces):
             if self.layout.dp > 1 and of.losses and abs(sum(of.losses.values()) - theirs) < 1e-9 * abs(theirs):
                 return f"the loss of rank {rank}'s share alone: not summed over the ranks"
-        return causes.of_loss(ours, theirs, self.layout)
+        return causes.of_loss(ours, theirs, self.layout) or (_PENALTY if self._scores_are_right() else None)
+
+    def _scores_are_right(self) -> bool:
+        """Whether the network's outputs, and what the loss gives back to them, are those of the serial run."""
+        found = 0
+        for microbatch in range(len(self.serial.shares)):
+            at = At(microbatch, self.layers[-1] if self.layers else "")
+            for compared in (self.having("outputs", at), self.having("returned", at)):
+                if compared is None or next(self.compare(*compared), None) is not None:
+                    return False
+                found += len(compared[0])
+        return found > 0
 
     def _backward(self) -> Iterator[Divergence]:
         for microbatch in range(len(self.serial.shares)):
             for layer in reversed(self.layers):
-                compared = self._of("returned", At(microbatch, layer))
+                compared = self.having("returned", At(microbatch, layer))
                 if compared is None:
                     continue
                 pieces, whole = compared
-                for rank, error in self._compare(pieces, whole):
-                    neighbours = self._neighbours(rank, "model")
-                    edges = self._inner_edges(layer, rank)
+                for rank, error in self.compare(pieces, whole):
+                    neighbours = self.neighbours(rank, "model")
+                    edges = self.inner_edges(layer, rank)
                     cause = causes.of_backward(pieces, rank, neighbours, self.layout, edges)
                     yield self._report("backward", layer, microbatch, rank, error, pieces, cause)
 
     def _gradients(self) -> Iterator[Divergence]:
         for name in reversed(list(self.serial.gradients)):
             whole = self.serial.gradients[name]
-            scale = self._magnitudes("gradients", name, whole)
+            scale = self.magnitudes_of("gradients", name, whole)
             pieces = {}
             for rank, of in enumerate(self.traces):
                 if name in of.gradients:
                     pieces[rank] = of.gradients[name], whole[of.pieces.get(name, ())]
-            for rank, error in self._compare(pieces, scale):
+            for rank, error in self.compare(pieces, scale):
                 own = [of_part.get(name, np.zeros_like(whole)) for of_part in self.serial.own]
                 index = self.traces[rank].pieces.get(name, ())
-                replicas = [other for other in self._neighbours(rank, "data") if other in pieces]
-                partners = [other for other in self._neighbours(rank, "model") if other in pieces]
+                replicas = [other for other in self.neighbours(rank, "data") if other in pieces]
+                partners = [other for other in self.neighbours(rank, "model") if other in pieces]
                 parts = [array[index] for array in own]
                 cause = causes.of_gradient(pieces, rank, replicas, partners, parts, self.layout) or causes.of_summands(
                     pieces[rank][0], {other: self.traces[other].summands.get(name) for other in replicas}
                 )
+                if cause is None and causes.of_itself(*pieces[rank], self.serial.before[name][index]):
+                    cause = _PENALTY
                 yield self._report("gradient", name, None, rank, error, pieces, cause)
-
-    def _magnitudes(self, kind: str, name: str, whole: np.ndarray) -> np.ndarray:
-        """What an error is judged against: the magnitudes that were added, or the values where none are known."""
-        if self.run is None or self.run.magnitudes is None:
-            return whole
-        return self.run.magnitudes[self.step][kind].get(name, whole)
 
     def _update(self) -> Iterator[Divergence]:
         """Gradients are alike: it is what the optimizer made of them, or what was gathered."""
@@ -391,12 +328,13 @@ class _Search:
             arrays, others = getattr(self.run, kind)[self.step], getattr(self.parallel, kind)[self.step]
             for name, whole in arrays.items():
                 got = others.get(name, np.zeros(0))
-                pieces = {0: (got, whole)}
-                for rank, error in self._compare(pieces, self._magnitudes(kind, name, whole)):
+                magnitudes = self.magnitudes_of(kind, name, whole)
+                for _, error in self.compare({0: (got, whole)}, magnitudes):
+                    rank = self.owner_of(name.partition(" ")[0], got, whole, magnitudes)
                     what = "gradient" if kind == "gradients" else "update"
                     before = self.serial.before.get(name) if kind == "weights" else None
                     cause = causes.of_update(got, whole, before, self.layout)
-                    yield self._report(what, name, None, rank, error, pieces, cause)
+                    yield self._report(what, name, None, rank, error, {rank: (got, whole)}, cause)
 
 
 def _keep(outputs: dict[str, Any], name: str) -> Callable[[Module, tuple[Any, ...], Any], Any]:

@@ -111,6 +111,17 @@ class MeasuredRule(Magnitudes):
             raise _failed(optimizer, error) from error
 
 
+def magnitudes_of(network: Module, optimizer: Optimizer) -> Magnitudes:
+    """Those that follow this optimizer: by its rule, or measured."""
+    return Magnitudes(network, optimizer) if is_known(optimizer) else MeasuredRule(network, optimizer)
+
+
+def before_update(magnitudes: Magnitudes) -> None:
+    """Before each update: what is measured is measured on a copy of the optimizer as it is now."""
+    if isinstance(magnitudes, MeasuredRule):
+        magnitudes.before_update()
+
+
 def _result(optimizer: Optimizer, names: list[str]) -> Arrays:
     """Copies of the weights by name, and of the state like "fc1.weight momentum"."""
     found = {name: parameter.data.copy() for name, parameter in zip(names, optimizer.parameters)}

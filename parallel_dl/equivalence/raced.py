@@ -29,7 +29,7 @@ def _not_numbers(run: Run) -> list[str]:
     """The first quantity that is not a number, which stress makes of what is read before it is complete."""
     said = "is not a number: something was read before it was complete"
     for step, loss in enumerate(run.losses):
-        kinds = {"gradients": run.gradients, "state": run.state, "weights": run.weights}
+        kinds = {"gradient": run.gradients, "state": run.state, "weight": run.weights}
         arrays = {f"{kind} of {name}": a for kind, of in kinds.items() for name, a in of[step].items()}
         for what, array in {"loss": np.array(loss), **arrays}.items():
             if np.isnan(array).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -11,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.datasets import Batch
-from parallel_dl.equivalence.compare import noise_of
-from parallel_dl.equivalence.magnitudes import Magnitudes
+from parallel_dl.equivalence.compare import measured_noise
 from parallel_dl.equivalence.outcome import Outcome, outcome_of
-from parallel_dl.equivalence.own_rules import MeasuredRule, is_known, may_take_signs
+from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
 from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import sums_of_magnitudes
 from parallel_dl.layout import Layout
@@ -24,9 +24,6 @@ from parallel_dl.optim import Optimizer
 from parallel_dl.trainer import Trainer
 
 Arrays = dict[str, np.ndarray]
-
-MOVED_RUNS = 2  # from which the noise is taken
-MOVED_RUNS_OF_SIGNS = 6  # with a rule that may take signs: each run moves a sign with an even chance
 
 
 @dataclasses.dataclass
@@ -102,8 +99,8 @@ def record(
         run.magnitudes, again, run.outcome = _measured(experiment, layout, evaluate)
         evaluate = bool(run.outcome.evaluation)
         run.repeats = np.array_equal(run.losses, again, equal_nan=True)
-        runs = MOVED_RUNS_OF_SIGNS if may_take_signs(trainer.optimizer) else MOVED_RUNS
-        run.noise = noise_of(run, [_moved_by_rounding(experiment, layout, seed, evaluate) for seed in range(runs)])
+        moved = functools.partial(_moved_by_rounding, experiment, layout, evaluate)
+        run.noise = measured_noise(run, moved, may_jump=may_take_signs(trainer.optimizer))
     return run
 
 
@@ -123,16 +120,14 @@ def _measured(
 ) -> tuple[list[dict[str, Arrays]], list[float], Outcome]:
     """The magnitudes of each step of the serial run, which is made once more; the losses of that run, and its end."""
     trainer = start(experiment, layout, Mesh.serial())
-    follow = Magnitudes if is_known(trainer.optimizer) else MeasuredRule
-    magnitudes = follow(trainer.network, trainer.optimizer)
+    magnitudes = magnitudes_of(trainer.network, trainer.optimizer)
     found: list[dict[str, Arrays]] = []
     losses: list[float] = []
     for batch in batches(experiment, trainer):
         loss, gradients = sums_of_magnitudes(trainer, batch)
         local = trainer.compute_gradients(batch)
         losses.append(float(trainer.sum_losses(np.array([local]))[0]))
-        if isinstance(magnitudes, MeasuredRule):
-            magnitudes.before_update()
+        before_update(magnitudes)
         clipped = trainer.update()
         found.append({"losses": {"": loss}, "gradients": gradients, **magnitudes.update(gradients, clipped)})
     of_weights = found[-1]["weights"] if found else {}
@@ -141,7 +136,7 @@ def _measured(
     return found, losses, outcome
 
 
-def _moved_by_rounding(experiment: Experiment, layout: Layout, seed: int, evaluate: bool) -> Run:
+def _moved_by_rounding(experiment: Experiment, layout: Layout, evaluate: bool, seed: int) -> Run:
     """The serial run with other last bits."""
     trainer = start(experiment, layout, Mesh.serial())
     round_otherwise(trainer, seed)

@@ -109,7 +109,8 @@ def _different(comparison: Comparison, worst: Difference, words: str) -> Compari
 
 
 _ADVICE = (
-    "A loss must divide by `total`, not by the number of samples that it is given; a layer must not depend on which "
-    "samples there are, or how many"
+    "A loss must divide by `total`, not by the number of samples that it is given, and scale a term that does not come "
+    "from samples, such as a penalty on weights, by len(targets) / total; a layer must not depend on which samples "
+    "there are, or how many"
 )
 _ONLY_SO_MANY = "with nn.BatchNorm, which is defined over the microbatch, {} microbatches are not compared with 1"

@@ -4,7 +4,8 @@ They make the same updates in the same order, and know nothing of ranks:
 
 weight stashing     (schedule "pipedream") microbatch j on stage s of p meets weights p - s - 1 updates old, or those at
                     the start of the batch; its gradient updates the newest (Narayanan et al. 2019, section 3.3)
-variable batch      the layers after the first Flatten are updated after each part of the batch, those before it once
+variable batch      the layers after the first Flatten are updated after each part of the batch, those before it once;
+                    the learning rate of both is that of the iteration
 local batch norm    each share is normalised by itself; running statistics are the mean of those of the shares
 
 Each can be run with its sums over samples in another order, too: the difference is its noise floor.
@@ -13,7 +14,7 @@ Each can be run with its sums over samples in another order, too: the difference
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,10 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.datasets import Batch, Loader, Share
-from parallel_dl.equivalence.compare import compare, noise_of, samples_are_mixed
-from parallel_dl.equivalence.magnitudes import Magnitudes
+from parallel_dl.equivalence.compare import compare, measured_noise, samples_are_mixed
 from parallel_dl.equivalence.outcome import outcome_of
+from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
 from parallel_dl.equivalence.record import (
-    MOVED_RUNS,
     Arrays,
     Experiment,
     Run,
@@ -94,7 +94,10 @@ def reference_of_program(experiment: Experiment, layout: Layout) -> Reference:
     """That run, made as if there were no other rank, and its noise floor."""
     with one_rank():
         run = replayed(experiment, layout)
-        run.noise = noise_of(run, [replayed(experiment, layout, moved=seed) for seed in range(MOVED_RUNS)])
+        trainer = start(experiment, Layout(microbatches=layout.microbatches), Mesh.serial())
+        may_jump = may_take_signs(trainer.optimizer)
+        trainer.free()
+        run.noise = measured_noise(run, lambda seed: replayed(experiment, layout, moved=seed), may_jump)
         by_samples = replayed(experiment, layout, seed=0)
     return Reference(run, compare(run, by_samples).worst.error, None, samples_are_mixed(run, by_samples))
 
@@ -158,7 +161,7 @@ def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, r
     network = trainer.network
     stages = cut_stages(network, experiment.x.shape[1:], layout.pp, layout.stages)
     stage_of = {name: stage for stage in range(len(stages)) for name in stages.layers(stage)}
-    magnitudes = Magnitudes(network, trainer.optimizer)
+    magnitudes = magnitudes_of(network, trainer.optimizer)
     for batch in batches(experiment, trainer):
         versions: list[Arrays] = []
         for number, of_batch in enumerate(batch.microbatches):
@@ -173,6 +176,7 @@ def _weight_stashing(experiment: Experiment, layout: Layout, trainer: Trainer, r
             run.losses.append(_gradients(trainer, alone, random))
             for name, parameter in network.named_parameters():
                 parameter.data[...] = versions[-1][name]
+            before_update(magnitudes)
             trainer.update()
             last = number == len(batch.microbatches) - 1
             run.gradients.append({})
@@ -201,7 +205,13 @@ class _Half:
         own = {id(parameter) for layer in layers for parameter in layer.parameters()}
         self.named = {name: p for name, p in network.named_parameters() if id(p) in own}
         self.optimizer: Optimizer = experiment.make_optimizer(list(self.named.values()))
-        self.magnitudes = Magnitudes(network, self.optimizer)
+        self.magnitudes = magnitudes_of(network, self.optimizer)
+
+    def take_rates_of(self, iteration: Callable[[], int]) -> None:
+        """Lets policies give the learning rate of the iteration, of which a half may have several updates."""
+        for group in self.optimizer.param_groups:
+            if callable(policy := group["lr"]):
+                group["lr"] = lambda _, policy=policy: policy(iteration())
 
     def forward(self, x: np.ndarray | Tensor) -> Tensor:
         for layer in self.layers:
@@ -210,9 +220,11 @@ class _Half:
 
     def step(self, sums: Arrays) -> dict[str, Arrays]:
         """An update; the magnitudes of state and weights after it."""
+        before_update(self.magnitudes)
         self.optimizer.step()
+        found = self.magnitudes.update(sums)
         self.optimizer.zero_grad()
-        return self.magnitudes.update(sums)
+        return found
 
     def take(self) -> Arrays:
         """The gradients there are; the parameters have none afterwards."""
@@ -234,6 +246,7 @@ def _variable_batch(experiment: Experiment, layout: Layout, trainer: Trainer, ru
     at = next(n for n, layer in enumerate(layers) if any(isinstance(m, nn.Flatten) for _, m in layer.named_modules()))
     features, classifier = (_Half(network, half, experiment) for half in (layers[:at], layers[at:]))
     trainer.optimizer = features.optimizer
+    classifier.take_rates_of(lambda: trainer.updates)
     for iteration, batch in enumerate(batches(experiment, trainer)):
         returned: dict[int, tuple[Tensor, np.ndarray]] = {}
         loss, sum_of_losses = 0.0, 0.0
@@ -287,7 +300,7 @@ def _magnitudes(summands: list[Arrays]) -> Arrays:
 # -- local batch norm ----------------------------------------------------------------------------------------------
 def _local_norm(experiment: Experiment, layout: Layout, trainer: Trainer, run: Run, random: Random) -> None:
     network = trainer.network
-    magnitudes = Magnitudes(network, trainer.optimizer)
+    magnitudes = magnitudes_of(network, trainer.optimizer)
     changes = changes_of(experiment, trainer)
     for of_ranks in itertools.islice(_shares(experiment, layout), experiment.steps):
         next(changes, None)
@@ -311,6 +324,7 @@ def _local_norm(experiment: Experiment, layout: Layout, trainer: Trainer, run: R
             parameter.grad = _sum([gradients[name] for gradients in summands if name in gradients])
         run.losses.append(loss)
         run.gradients.append({name: np.array(p.grad) for name, p in network.named_parameters() if p.grad is not None})
+        before_update(magnitudes)
         clipped = update(trainer, run)
         if run.magnitudes is not None:
             run.magnitudes.append({"losses": {"": losses}, "gradients": sums, **magnitudes.update(sums, clipped)})

@@ -16,7 +16,7 @@ import numpy as np
 from parallel_dl.autograd import Tensor
 from parallel_dl.equivalence.passing import rounded
 from parallel_dl.equivalence.samples import at_zero
-from parallel_dl.nn import Dropout, Flatten, Identity, MaxPool2d, Module, ReLU, Sequential
+from parallel_dl.nn import BatchNorm, Dropout, Flatten, Identity, LayerNorm, MaxPool2d, Module, ReLU, Sequential
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.trainer import Trainer
 
@@ -42,6 +42,10 @@ def round_otherwise(trainer: Trainer, seed: int) -> None:
         is_own = not type(layer).__module__.startswith(OURS)
         layer.register_forward_pre_hook(_moved_input(move, is_own))
         layer.register_forward_hook(_moved_result(move))
+        if isinstance(layer, BatchNorm | LayerNorm):
+            normalisation = _Normalisation(random)
+            layer.register_forward_pre_hook(normalisation.before)
+            layer.register_forward_hook(normalisation.after)
     loss = trainer.loss
 
     def loss_of_moved(scores: Any, targets: Any, total: Any) -> Any:
@@ -63,6 +67,67 @@ def _bits(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Numbers of the array's shape and type, of at most SIZE times its epsilon."""
     reach = SIZE * float(np.finfo(array.dtype).eps)
     return random.uniform(-reach, reach, array.shape).astype(array.dtype)
+
+
+class _Normalisation:
+    """Moves the terms that a normalisation adds up, which nearly cancel where it is over two values or three.
+
+    With x^ = (x - mean) / s and h = g weight the gradient is (h - mean(h) - x^ mean(h x^)) / s. Of two values x^ is 1
+    and -1: no change of x or g reaches the result, while each term rounds by itself.
+    """
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.random = random
+        self._terms: list[dict[str, np.ndarray]] = []  # of the calls that have begun
+
+    def before(self, layer: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *others = arguments
+        terms: dict[str, np.ndarray] = {}
+        self._terms.append(terms)
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            return arguments
+
+        def back(g: np.ndarray) -> np.ndarray:
+            return g + terms["back"] * _bits(g, self.random) if "back" in terms else g
+
+        return rounded(x, move=lambda array: array, back=back), *others
+
+    def after(self, layer: Any, arguments: tuple[Any, ...], result: Any) -> Any:
+        terms = self._terms.pop()
+        x = arguments[0].data if isinstance(arguments[0], Tensor) else arguments[0]
+        if not isinstance(result, Tensor) or not result.requires_grad or not x.size or not _has_statistics(layer):
+            return result
+        over, weight = _normalised(layer, x)
+        mean = x.mean(axis=over, keepdims=True)
+        s = np.sqrt(np.square(x - mean).mean(axis=over, keepdims=True) + layer.eps)
+        normal = np.abs(x - mean) / s
+        cancelled = (np.abs(x) + np.abs(mean)) / s  # what x^ is the difference of
+
+        def mean_of(terms: np.ndarray) -> np.ndarray:
+            return terms.mean(axis=over, keepdims=True)
+
+        def back(g: np.ndarray) -> np.ndarray:
+            h = np.abs(g * weight)
+            through = mean_of(h) + (normal + cancelled) * mean_of(h * normal) + normal * mean_of(h * cancelled)
+            terms["back"] = ((h + through) / s).astype(g.dtype)
+            return g
+
+        reach = (cancelled * np.abs(weight)).astype(result.dtype)
+        return rounded(result, move=lambda array: array + reach * _bits(array, self.random), back=back)
+
+
+def _has_statistics(layer: Module) -> bool:
+    """Whether it computes mean and variance: batch norm in evaluation has them."""
+    return layer.training or not isinstance(layer, BatchNorm)
+
+
+def _normalised(layer: Any, x: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """The axes that mean and variance are over, and the weight in a shape to multiply x with."""
+    if isinstance(layer, BatchNorm):
+        over = (0, *range(2, x.ndim))
+        return over, np.ones(1) if layer.weight is None else layer.weight.data.reshape(-1, *[1] * (x.ndim - 2))
+    over = tuple(range(x.ndim - len(layer.normalized_shape), x.ndim))
+    return over, np.ones(1) if layer.weight is None else layer.weight.data
 
 
 def _moved_input(move: Move, is_own: bool) -> Any:

@@ -17,24 +17,22 @@ network as it was before the microbatch, and the network itself is called as oft
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CellType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Batch, Share
+from parallel_dl.equivalence.copies import copied
 from parallel_dl.equivalence.passing import watched
 from parallel_dl.nn import BatchNorm, Module
 from parallel_dl.trainer import Trainer
 
 Arrays = dict[str, np.ndarray]
-
-_OF_EVERY_MODULE = vars(Module())
 
 FITS = 1e-2  # of the gradient at scores of zero: below it the target's term is counted, too
 
@@ -72,68 +70,6 @@ def each_sample(trainer: Trainer, batch: Batch) -> Iterator[tuple[float, Arrays,
     """
     for sample in _samples(trainer.network, trainer.loss, trainer.updates, batch):
         yield sample.measured()
-
-
-def copied(network: Module, loss: Any) -> tuple[Module, Any]:
-    """Copies of both that share nothing, not even what hooks, functions that are attributes, and the loss have kept.
-
-    What cannot be copied, such as an open file, is shared after all.
-    """
-    memo: dict[int, Any] = {}
-    try:
-        made, its_loss = copy.deepcopy((network, loss), memo)
-    except Exception:  # some attribute of a user's own layer: which of them?
-        memo = {id(value): value for value in (*_attributes(network), loss) if not _can_be_copied(value)}
-        made, its_loss = copy.deepcopy((network, loss), memo)
-    for _, module in made.named_modules():
-        for hooks in (module._before_forward, module._after_forward):
-            hooks[:] = [_with_its_own(hook, memo) for hook in hooks]
-        for name, value in vars(module).items():
-            if isinstance(value, FunctionType):
-                module.__dict__[name] = _with_its_own(value, memo)
-    return made, _with_its_own(its_loss, memo)
-
-
-def _attributes(network: Module) -> Iterator[Any]:
-    """The attributes of the network's modules, except those that every module has."""
-    for _, module in network.named_modules():
-        yield from (value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
-
-
-def _can_be_copied(value: Any) -> bool:
-    if isinstance(value, Module):
-        return True
-    try:
-        copy.deepcopy(value)
-    except Exception:
-        return False
-    return True
-
-
-def _with_its_own(function: Any, memo: dict[int, Any]) -> Any:
-    """A function with copies of its defaults and of what it closes over; anything without these stays as it is."""
-    if not isinstance(function, FunctionType) or not (function.__closure__ or function.__defaults__):
-        return function
-
-    def own(value: Any) -> Any:
-        if isinstance(value, FunctionType):
-            return value if value is function else _with_its_own(value, memo)
-        try:
-            return copy.deepcopy(value, memo)
-        except Exception:
-            return value
-
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            cells.append(CellType(own(cell.cell_contents)))
-        except ValueError:  # it is not filled yet
-            cells.append(CellType())
-    defaults = tuple(own(value) for value in function.__defaults__ or ()) or None
-    made = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, tuple(cells))
-    made.__kwdefaults__ = function.__kwdefaults__
-    made.__dict__.update(function.__dict__)
-    return made
 
 
 @contextmanager

@@ -1,13 +1,24 @@
 """What a difference is said to come from is true: bugs that look alike are told apart, and nothing is said in doubt."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from parallel_dl import nn
-from parallel_dl.equivalence import Experiment, causes, first_divergence, record, synthetic_experiment
+from parallel_dl import nn, optim
+from parallel_dl.autograd import ops
+from parallel_dl.equivalence import (
+    Experiment,
+    assert_equivalent,
+    causes,
+    first_divergence,
+    record,
+    synthetic_experiment,
+)
+from parallel_dl.equivalence.pieces import relative
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import convolution as split_convolution
-from parallel_dl.mpi import Communicator, Mesh, world
+from parallel_dl.mpi import Communicator, Mesh, one_rank, world
 from parallel_dl.trainer import Trainer
 
 SERIAL = Layout()
@@ -29,15 +40,25 @@ def fully():
     return nn.Sequential(*layers, nn.Linear(6, 5))
 
 
-def cause(comm, build, shape, layout):
-    """What the first difference is said to come from; on every rank."""
-    what = synthetic_experiment(build, shape, 5, batch_size=7, steps=2)
+def divergence(comm, build, shape, layout, steps=2, bound=None, **others):
+    """The first difference; on every rank."""
+    what = synthetic_experiment(build, shape, 5, batch_size=7, steps=steps)
     assert isinstance(what, Experiment)
+    what = dataclasses.replace(what, **others)
     mesh = Mesh(comm, data=layout.dp, model=layout.mp, pipe=layout.pp)
-    serial = record(what, Layout(microbatches=layout.microbatches)) if comm.rank == 0 else None
-    found = first_divergence(what, layout, mesh, serial, record(what, layout, mesh))
+    serial = None
+    if comm.rank == 0:
+        with one_rank():
+            serial = record(what, Layout(microbatches=layout.microbatches))
+    found = first_divergence(what, layout, mesh, serial, record(what, layout, mesh), bound=bound)
     mesh.free()
-    return comm.broadcast_object(None if found is None else (found.kind, found.cause))
+    return comm.broadcast_object(found)
+
+
+def cause(comm, build, shape, layout):
+    """What the first difference is, and is said to come from; on every rank."""
+    found = divergence(comm, build, shape, layout)
+    return found and (found.kind, found.cause)
 
 
 # -- weights before a step -----------------------------------------------------------------------------------------
@@ -177,10 +198,175 @@ class Wrong(nn.Module):
 def test_a_layer_that_mixes_its_samples_is_told_from_one_that_is_wrong(comm):
     kind, said = cause(comm, lambda: nn.Sequential(nn.Linear(6, 6), Centred(), nn.Linear(6, 5)), (6,), Layout(dp=2))
     assert kind == "forward"
-    assert "mixes the samples" in said
+    assert "depends on which samples it is given, or how many" in said
     kind, said = cause(comm, lambda: nn.Sequential(nn.Linear(6, 6), Wrong(), nn.Linear(6, 5)), (6,), Layout(dp=2))
     assert kind == "forward"
-    assert said is None
+    assert said.startswith("the layer itself: on rank 1 it gives another output for the same input")
+
+
+class Multiplied(nn.Module):
+    """By a function of the number of ranks and of the step."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x * float(self.by(world().size, self.position.step))
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+def multiplied(by):
+    return lambda: nn.Sequential(nn.Linear(6, 6), Multiplied(by), nn.Linear(6, 5))
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("layout", [Layout(dp=2), Layout(pp=2, microbatches=2), Layout(mp=2)])
+@pytest.mark.parametrize("by", [lambda ranks, step: ranks, lambda ranks, step: 1 / ranks])
+def test_a_layer_that_knows_the_ranks_is_no_wrong_reduction(comm, layout, by):
+    kind, said = cause(comm, multiplied(by), (6,), layout)
+    assert kind == "forward"
+    assert said.startswith("the layer itself")
+
+
+# -- steps and ranks -----------------------------------------------------------------------------------------------
+@pytest.mark.ranks(2)
+def test_the_step_is_the_first_above_the_bound(comm):
+    build = multiplied(lambda ranks, step: 1 if ranks == 1 else 2 if step == 3 else 1 + 1e-7)
+    assert divergence(comm, build, (6,), Layout(dp=2), steps=5).step == 0
+    assert divergence(comm, build, (6,), Layout(dp=2), steps=5, bound=1e-3).step == 3
+
+
+class OfHalfTheRate(optim.SGD):
+    def step(self, scale=1.0):
+        super().step(scale * (0.5 if world().rank == 1 else 1.0))
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_wrong_update_is_of_the_rank_that_has_the_weight(comm, momentum):
+    layout = Layout(pp=2, microbatches=2)
+    make = lambda parameters: OfHalfTheRate(parameters, 0.1, momentum=momentum)  # noqa: E731
+    found = divergence(comm, fully, (6,), layout, steps=1, make_optimizer=make)
+    assert (found.kind, found.rank) == ("update", 1)
+    assert "the gradients are right, but" in found.cause
+
+
+@pytest.mark.ranks(2)
+def test_other_weights_before_a_step_are_of_the_rank_that_has_them(comm, monkeypatch):
+    right = nn.Module.initialize
+
+    def otherwise(network, seed=0, *arguments, **named):
+        return right(network, seed + world().rank, *arguments, **named)
+
+    monkeypatch.setattr(nn.Module, "initialize", otherwise)
+    found = divergence(comm, fully, (6,), Layout(pp=2, microbatches=2))
+    assert (found.kind, found.rank) == ("weights before", 1)
+
+
+# -- the loss ------------------------------------------------------------------------------------------------------
+@pytest.mark.ranks(2)
+def test_an_error_beside_a_loss_of_nothing_is_relative_to_itself(comm):
+    def loss(scores, targets, total):
+        return nn.cross_entropy(scores, targets, total) * (1e-300 if world().size == 1 else 1.0)
+
+    found = divergence(comm, fully, (6,), Layout(dp=2), loss=loss)
+    assert found.kind == "loss"
+    assert found.error <= 1
+    assert "off by 1.0e+00" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error"),
+    [
+        ((1.0, 2.0, 3.0), 0.5),
+        ((0.0, 0.0, 0.0), 0.0),
+        ((0.5, 0.0, 0.5), 1.0),
+        ((np.nan, 0.0, np.nan), np.inf),
+        ((np.inf, 1.0, np.inf), np.inf),
+    ],
+)
+def test_relative_to_what(numbers, error):
+    assert relative(*numbers) == error
+
+
+WEIGHTS = []
+
+
+def with_weights():
+    """Kept for the penalty."""
+    network = fully()
+    WEIGHTS[:] = network.parameters()
+    return network
+
+
+def penalised(scores, targets, total):
+    squares = [ops.sum(ops.power(weight, 2)) for weight in WEIGHTS]
+    return nn.cross_entropy(scores, targets, total) + sum(squares[1:], squares[0]) * 0.01
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        (Layout(dp=2), "loss"),
+        (Layout(dp=2, microbatches=2), "loss"),
+        (Layout(mp=2), "gradient"),
+        (Layout(pp=2, microbatches=2), "gradient"),
+    ],
+)
+def test_a_penalty_in_every_call_is_told_what_to_do(comm, layout, kind):
+    found = divergence(comm, with_weights, (6,), layout, loss=penalised)
+    assert found.kind == kind
+    assert "scale it by len(targets) / total" in found.cause
+
+
+# -- the mesh ------------------------------------------------------------------------------------------------------
+def exchanged(mesh):
+    """The order of the ranks along the data axis is another one for every other rank."""
+    comm = mesh.world
+    mesh.data = comm.split(comm.rank % 2, (comm.rank // 2) ^ (comm.rank % 2), name="data", axis="data")
+    return mesh
+
+
+@pytest.mark.ranks(4)
+def test_a_wrong_mesh_is_said(comm, monkeypatch):
+    build = lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5))  # noqa: E731
+    says = "a wrong mesh: rank 1 is at data 1, model 1 in place of data 0, model 1"
+    right = Mesh.__init__
+
+    def wrong(mesh, *arguments, **sizes):
+        right(mesh, *arguments, **sizes)
+        if mesh.shape["data"] > 1:
+            exchanged(mesh)
+
+    monkeypatch.setattr(Mesh, "__init__", wrong)
+    even = {"x": np.random.default_rng(0).standard_normal((16, 6)), "y": np.arange(16) % 5, "batch_size": 8}
+    assert divergence(comm, build, (6,), Layout(dp=2, mp=2), **even).cause == says
+    with pytest.raises(AssertionError, match=says):
+        assert_equivalent(build, Layout(dp=2, mp=2), 8, comm=comm, input_shape=(6,))
+
+
+# -- words ---------------------------------------------------------------------------------------------------------
+def test_what_is_missing_after_an_update_is_said():
+    assert causes.of_update(np.zeros(0), np.ones(3), None, SERIAL) == "missing in the parallel run: no rank has it"
+
+
+@pytest.mark.parametrize(
+    ("shape", "edges", "says"),
+    [
+        ((3, 2, 5, 5), {2: (True, False), 3: (False, False)}, "halo rows missing: a tile of another size"),
+        ((3, 2, 6, 4), {2: (True, False), 3: (True, True)}, "halo columns missing"),
+        ((3, 2, 5, 5), ALONE, "a shard of another size"),
+        ((3, 1, 5, 5), {2: (True, False), 3: (False, False)}, "a shard of another size"),
+    ],
+)
+def test_a_tile_without_its_halo(shape, edges, says):
+    pieces = {0: (np.ones(shape), whole())}
+    assert causes.of_forward(nn.Conv2d(2, 2, 3), pieces, 0, [0], {}, "conv", SERIAL, edges).startswith(says)
+    assert causes.of_backward(pieces, 0, [0], SERIAL, edges).startswith(says)
 
 
 # -- what is not said ----------------------------------------------------------------------------------------------

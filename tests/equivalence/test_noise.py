@@ -1,16 +1,18 @@
 """Magnitudes and noise are measured on copies, and each tensor at each step is judged against its own noise."""
 
 import dataclasses
+import functools
 import random
 
 import numpy as np
 import pytest
-from delicate_setups import SETUPS, Scaled, experiment, mlp, normal, sgd
+from delicate_setups import SETUPS, Scaled, adam, experiment, mlp, normal, sgd
+from serial_runs import serial_run
 
-from parallel_dl import nn
-from parallel_dl.equivalence import compare, record, replay
+from parallel_dl import nn, optim
+from parallel_dl.equivalence import Experiment, compare, record, replay
 from parallel_dl.equivalence.compare import first_different_step, samples_are_mixed
-from parallel_dl.equivalence.samples import copied
+from parallel_dl.equivalence.copies import copied
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 
@@ -153,6 +155,51 @@ def test_what_is_shared_in_a_network_is_shared_in_its_copy():
     assert not np.shares_memory(copy[0].weight.data, network[0].weight.data)
 
 
+WEIGHTS = {}
+
+
+def size_of_a_global(*arguments):
+    return float(np.abs(WEIGHTS["network"].weight.data).sum())
+
+
+def through_another(*arguments):
+    return size_of_a_global() * 1.0
+
+
+class OfAGlobal:
+    def __call__(self, *arguments):
+        return size_of_a_global()
+
+    def method(self, *arguments):
+        return size_of_a_global()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        size_of_a_global,
+        through_another,
+        lambda *arguments: next(size_of_a_global() for _ in range(1)),
+        OfAGlobal(),
+        OfAGlobal().method,
+        functools.partial(size_of_a_global, 1),
+    ],
+)
+def test_a_loss_that_reaches_the_network_through_a_global_reaches_the_copy(loss):
+    network = WEIGHTS["network"] = nn.Linear(2, 2).initialize(0, "float64")
+    before = loss(None, None, 1)
+    its, its_loss = copied(*copied(network, loss))
+    its.weight.data[...] = 0
+    assert its_loss(None, None, 1) == 0
+    assert loss(None, None, 1) == before > 0
+    assert WEIGHTS["network"] is network
+
+
+def test_a_loss_of_another_network_stays_as_it_is():
+    WEIGHTS["network"] = nn.Linear(2, 2)
+    assert copied(nn.Linear(2, 2), size_of_a_global)[1] is size_of_a_global
+
+
 # -- magnitudes ----------------------------------------------------------------------------------------------------
 def test_both_terms_of_a_saturated_softmax_count():
     what = SETUPS["saturated_softmax"][0]()
@@ -238,6 +285,59 @@ def test_a_loss_that_is_no_number_proves_nothing():
     assert comparison.equal
     assert "steps 3 to 4 are not compared: the serial run itself is not finite" in comparison.message
     assert not compare(late, dataclasses.replace(late, losses=[2.0, *late.losses[1:]])).equal
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("seed", [2, 20])
+def test_chaos_of_which_two_runs_show_little_is_not_called_different(comm, seed):
+    random = np.random.default_rng(seed)
+    x, y = random.normal(size=(13, 4)).astype("float32"), random.integers(0, 3, 13)
+
+    def build():
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    what = Experiment(build, x, y, lambda parameters: optim.SGD(parameters, lr=20.0), 13, 30, seed, "float32")
+    serial = serial_run(comm, what)
+    parallel = record(what, Layout(dp=2), Mesh(comm, data=2))
+    comparison = compare(serial, parallel)
+    assert comparison.equal, comparison.message
+    assert "not compared" in comparison.message
+
+
+def with_batch_norm(seed, make):
+    """Two layers of it: in microbatches of two samples the terms of their gradients nearly cancel."""
+    random = np.random.default_rng(seed)
+
+    def build():
+        layers = [layer for before in (4, 8) for layer in (nn.Linear(before, 8), nn.BatchNorm1d(8), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Linear(8, 3))
+
+    x, y = random.normal(size=(13, 4)), random.integers(0, 3, 13)
+    return Experiment(build, x, y, make, 13, 5, seed)
+
+
+@pytest.mark.parametrize(("seed", "make"), [(10, sgd(0.1)), (5, adam())])
+def test_batch_norm_over_two_samples_is_the_sum_of_its_samples(seed, make):
+    what = with_batch_norm(seed, make)
+    run = record(what, Layout(microbatches=6))
+    assert samples_are_mixed(run, replay(what, 6)) is None
+
+
+@pytest.mark.parametrize(("seed", "make"), [(10, sgd(0.1)), (5, adam())])
+def test_a_loss_of_a_microbatch_is_seen_beside_batch_norm(seed, make):
+    what = with_batch_norm(seed, make)
+    what.loss = lambda scores, targets, total: nn.cross_entropy(scores, targets, len(targets))
+    found = samples_are_mixed(record(what, Layout(microbatches=6)), replay(what, 6))
+    assert found is not None
+    assert found.error > 1e-3
+
+
+def test_the_terms_of_a_normalisation_over_two_samples_round_by_themselves():
+    """No change of what it receives reaches the gradient, which nearly cancels."""
+    what = of(nn.Tanh, steps=1, batch=12)
+    what.build = lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+    run = record(what, Layout(microbatches=6))
+    assert run.noise[0]["gradient of 0.weight"] > 2e-15
 
 
 # -- infinities ----------------------------------------------------------------------------------------------------

@@ -231,6 +231,26 @@ def penalised(of_each_stage):
     return {"network": build, "loss": loss}
 
 
+def reached_globally():
+    """Its network is a global variable, as in a script."""
+    global NETWORK
+    NETWORK = plain()
+    return NETWORK
+
+
+def squares_of_weights():
+    squares = [ops.sum(ops.power(one, 2)) for one in NETWORK.parameters()]
+    return sum(squares[1:], squares[0])
+
+
+def penalised_by_samples(scores, targets, total):
+    return nn.cross_entropy(scores, targets, total) + squares_of_weights() * (0.01 * len(targets) / total)
+
+
+def penalised_by_calls(scores, targets, total):
+    return nn.cross_entropy(scores, targets, total) + squares_of_weights() * 0.01
+
+
 WRONG = {
     "divided by the ranks": lambda rank: {"network": among(mean_over_all_ranks)},
     "doubled among others": lambda rank: {"network": among(doubled_among_others)},
@@ -280,12 +300,25 @@ WRONG = {
     "a lost update": lambda rank: {"make_optimizer": loses_updates(rank)},
     "a rule of one's own": lambda rank: {"make_optimizer": lambda p: Sign(p, wrong=True)},
     "a penalty in another stage": lambda rank: {**penalised(False), "layout": CUT_STAGES},
+    "a penalty in every call": lambda rank: {"network": reached_globally, "loss": penalised_by_calls},
+    "a penalty in every call, in microbatches": lambda rank: {
+        "network": reached_globally,
+        "loss": penalised_by_calls,
+        "layout": CUT_STAGES,
+    },
     "a late rate, with a penalty": lambda rank: {
         **penalised(True),
         "make_optimizer": lambda p: optim.SGD(p, lambda update: 0.1 / (1 + rank * (update >= 6))),
     },
 }
-QUICK_RIGHT = ["a rule of one's own", "noise by sample, in stages", "a penalty on all weights", "large waves"]
+QUICK_RIGHT = [
+    "a rule of one's own",
+    "noise by sample, in stages",
+    "a penalty on all weights",
+    "a penalty on a global network",
+    "large waves",
+    "variable batch, a rate that changes",
+]
 QUICK = [
     "a penalty in another stage",
     "divided by the ranks",
@@ -409,6 +442,11 @@ RIGHT = {
         **penalised(True),
         "layout": Layout(dp=2, microbatches=2),
     },
+    "a penalty on a global network": lambda rank: {
+        "network": reached_globally,
+        "loss": penalised_by_samples,
+        "layout": Layout(dp=2, microbatches=2),
+    },
     "large waves": lambda rank: {"network": begins_with(lambda: Waves(1e6))},
     "large waves, in microbatches": lambda rank: {
         "network": begins_with(lambda: Waves(1e6)),
@@ -431,10 +469,43 @@ RIGHT = {
         "make_optimizer": lambda p: optim.Adam(p, 0.01, eps=1e-30),
     },
     "weight stashing": lambda rank: {"layout": Layout(pp=2, microbatches=2, schedule="pipedream")},
+    "weight stashing, a rate that changes": lambda rank: {
+        "layout": Layout(pp=2, microbatches=2, schedule="pipedream"),
+        "make_optimizer": lambda p: optim.SGD(p, optim.rates.step(0.1, every=3), momentum=0.9),
+    },
+    "weight stashing, a rule of one's own": lambda rank: {
+        "layout": Layout(pp=2, microbatches=2, schedule="pipedream"),
+        "make_optimizer": Sign,
+    },
+    "variable batch, a rule of one's own": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True),
+        "make_optimizer": Sign,
+    },
+    "local batch norm, a rule of one's own": lambda rank: {
+        "network": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, statistics="local"), nn.Linear(5, 3)),
+        "make_optimizer": Sign,
+    },
     "variable batch": lambda rank: {
         "network": images,
         "batch": (X.reshape(13, 1, 2, 2), Y),
         "layout": Layout(dp=2, hybrid="owt", scheme="b", variable_batch=True),
+    },
+    "variable batch, a rate that changes": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True),
+        "make_optimizer": lambda p: optim.SGD(p, optim.rates.warmup(optim.rates.step(0.1, every=3), 2), momentum=0.9),
+    },
+    "variable batch, a rate of each group": lambda rank: {
+        "network": images,
+        "batch": (X.reshape(13, 1, 2, 2), Y),
+        "layout": Layout(dp=2, hybrid="owt", scheme="b", variable_batch=True),
+        "make_optimizer": lambda p: optim.Adam(
+            [{"params": p[:1], "lr": optim.rates.cosine(0.1, 6)}, {"params": p[1:], "lr": 0.01}],
+            optim.rates.constant(0.1),
+        ),
     },
     "local batch norm": lambda rank: {
         "network": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, statistics="local"), nn.Linear(5, 3))
