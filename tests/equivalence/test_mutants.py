@@ -106,7 +106,7 @@ def test_verify(comm):
     assert all(cell.equal and cell.worst["error"] <= cell.worst["bound"] == 1e-10 for cell in cells)
     # pure ones, pipelines (with too few layers for two chunks each on 3 ranks), owt in three schemes and with variable
     # batch in two, other splits
-    expected = {1: 4, 2: 2 + 6 + 5 + 9, 3: 2 + 5 + 5 + 9}[comm.size]
+    expected = {1: 4, 2: 2 + 6 + 5 + 10, 3: 2 + 5 + 5 + 10}[comm.size]
     assert len(cells) == expected, [cell.layout for cell in cells]
 
 
