@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ if not inside_mpirun():  # ranks run no property tests, and start sooner without
 
     settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("suite")
+    # as Ctrl-C: a test then ends the programs that it has started in sessions of their own
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # A mount namespace with an empty /dev/shm: what a command leaves there is its own, whatever else runs on this machine.
 PRIVATE = """mount -t tmpfs -o size="$1" tmpfs /dev/shm || exit 99; left="$2"; shift 2
