@@ -21,7 +21,8 @@ from parallel_dl.splits import plan
 MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stages
 IMAGE_WAYS = ("rows", "columns", "filters", "channels", "rows-columns")
 PRIMES = (5, 7)
-FEW = ("mlp_deep", "inception")  # networks for 5 and 7 ranks, and for reproducible layouts
+FEW = ("mlp_deep", "inception")  # networks for 5 and 7 ranks
+REPRODUCIBLE = (*FEW, "rowwise")  # those that have reproducible layouts
 GRIDS = (("rows-columns", "rows"), ("2x3", "3x2"))  # tiles that are not those of the next convolution
 FULLY_CONNECTED_WAYS = ("output", "input", "output:whole")
 
@@ -56,8 +57,8 @@ def covering_set(
     Shipped networks have all products and hybrids, and of each other kind of layout one: splits by name, alone, beside
     replicas and beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two
     ranks, and of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in
-    `FEW` are run; only these have reproducible layouts, which are slow. On two to four ranks `variations` of networks
-    have one layout of each kind, of those that make one update with the whole batch. Which layout stands for its kind
+    `FEW` are run; only those in `REPRODUCIBLE` have such layouts, which are slow. `variations` of networks have, on two
+    to four ranks, one layout of each kind that makes one update with the whole batch. Which layout stands for its kind
     changes with the network and the number of ranks.
     """
     found: list[tuple[str, Layout]] = []
@@ -66,7 +67,7 @@ def covering_set(
         if (ranks in PRIMES and name not in FEW) or ((name in SPECIMENS or varies) and ranks not in (2, 3, 4, *PRIMES)):
             continue
         kinds: dict[tuple[object, ...], list[Layout]] = {}
-        for layout in layouts_of(ranks, network, shape, microbatches, name in FEW and ranks <= 4):
+        for layout in layouts_of(ranks, network, shape, microbatches, name in REPRODUCIBLE and ranks <= 4):
             if not varies or _is_product(dataclasses.replace(layout, split=None)):
                 kinds.setdefault(_kind(layout), []).append(layout)
         for layouts in kinds.values():
@@ -136,7 +137,8 @@ def _reproducible(ranks: int, microbatches: int | None) -> Iterator[Layout]:
     if ranks == 1 or LEAVES % ranks:
         return
     for dp, mp, pp in dict.fromkeys(((ranks, 1, 1), (1, ranks, 1), (2, ranks // 2, 1), (1, ranks // 2, 2))):
-        yield Layout(dp=dp, mp=mp, pp=pp, microbatches=_count(pp, microbatches), reproducible=True)
+        count = microbatches or pp  # few, so that all leaves have samples, whose sums have an order
+        yield Layout(dp=dp, mp=mp, pp=pp, microbatches=count, reproducible=True)
 
 
 def _named_splits(ranks: int, network: Module, microbatches: int | None) -> Iterator[Layout]:

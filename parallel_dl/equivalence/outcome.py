@@ -164,14 +164,14 @@ def _loading(trainer: Trainer) -> list[str]:
     trainer.load_state_dict(other)
     back = trainer.state_dict()
     saved = trainer.gather_state()
-    if saved is not None and not _are_same(saved, back):
+    if saved is not None and not are_same(saved, back):
         faults.append("gather_state, which does not give the weights,")
     for name in sorted(other):
         if name not in back or not np.array_equal(back[name], other[name]):
             faults.append(f"{name}, which is not what load_state_dict was given,")
     if trainer.weights_sha256() != _digest(other):
         faults.append("weights_sha256 after load_state_dict, which is not the digest of the weights,")
-    if not _are_same(_read_from_file(trainer, before), before):
+    if not are_same(_read_from_file(trainer, before), before):
         faults.append("the weights of a file, which are not those that were saved,")
     return faults
 
@@ -192,7 +192,8 @@ def _read_from_file(trainer: Trainer, state: Mapping[str, np.ndarray]) -> Mappin
     return trainer.state_dict()
 
 
-def _are_same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+def are_same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    """Whether they have the same names, and arrays of the same bits, or not a number in the same places."""
     return ours.keys() == theirs.keys() and all(
         np.array_equal(array, theirs[name], equal_nan=array.dtype.kind == "f") for name, array in ours.items()
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from parallel_dl.datasets import Batch
 from parallel_dl.equivalence.compare import measured_noise
-from parallel_dl.equivalence.outcome import Outcome, outcome_of
+from parallel_dl.equivalence.outcome import Outcome, are_same, outcome_of
 from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
 from parallel_dl.equivalence.rounding import round_otherwise
 from parallel_dl.equivalence.samples import sums_of_magnitudes
@@ -94,7 +94,11 @@ def record(
     run.replicas_equal = len(set(digests)) == 1
     if not alone:
         run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate)
+    last = local_gradients(trainer)
     trainer.free()
+    lost = not are_same(last, local_gradients(trainer))
+    if run.outcome is not None and any(mesh.world.all_gather_object(lost)):
+        run.outcome.faults.append("a gradient, which is not what it was before Trainer.free(),")
     if alone:
         run.magnitudes, again, run.outcome = _measured(experiment, layout, evaluate)
         evaluate = bool(run.outcome.evaluation)

@@ -119,8 +119,23 @@ def changing(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+class Chosen(nn.Module):
+    """y = x + [x_0 > 1] fc(x), for x (n, width): ranks without such a sample have no gradients of its weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x.data[:, :1] > 1
+        return x + self.fc(x) * chosen.astype(x.data.dtype) if chosen.any() else x
+
+    def output_shape(self, input_shape: Sequence[int]) -> Sequence[int]:
+        return input_shape
+
+
 def groups(input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Five wide groups, dropout over images, response norm of an even size, branches that are alike, a frozen layer."""
+    """Five wide groups, dropout over images, response norm of an even size, like branches; frozen and chosen layers."""
     features = {
         "conv1": nn.Conv2d(input_shape[0], 20, 3, padding=1),
         "act1": nn.Tanh(),
@@ -137,26 +152,12 @@ def groups(input_shape: Sequence[int], classes: int) -> nn.Module:
     fc1 = nn.Linear(math.prod(shape), 9)
     for parameter in fc1.parameters():
         parameter.requires_grad = False
-    return nn.Sequential(**features, flatten=nn.Flatten(), fc1=fc1, act3=nn.Tanh(), fc2=nn.Linear(9, classes))
-
-
-class Chosen(nn.Module):
-    """y = x + [x_0 > 1] fc(x), for x (n, width): ranks without such a sample have no gradients of its weights."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        chosen = x.data[:, :1] > 1
-        return x + self.fc(x) * chosen.astype(x.data.dtype) if chosen.any() else x
-
-    def output_shape(self, input_shape: Sequence[int]) -> Sequence[int]:
-        return input_shape
+    classifier = {"act3": nn.Tanh(), "norm2": nn.LayerNorm(9), "chosen": Chosen(9), "fc2": nn.Linear(9, classes)}
+    return nn.Sequential(**features, flatten=nn.Flatten(), fc1=fc1, **classifier)
 
 
 def rowwise(input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Fully connected layers along the last of several axes, with dropout there, and weights that few samples use."""
+    """Fully connected layers along the last of several axes, with layer norm and dropout there."""
     *axes, width = input_shape
     return nn.Sequential(
         fc1=nn.Linear(width, 6),
@@ -168,7 +169,7 @@ def rowwise(input_shape: Sequence[int], classes: int) -> nn.Module:
         flatten=nn.Flatten(),
         fc3=nn.Linear(math.prod(axes) * 5, 12),
         norm2=nn.LayerNorm(12),
-        chosen=Chosen(12),
+        act3=nn.Tanh(),
         fc4=nn.Linear(12, classes),
     )
 

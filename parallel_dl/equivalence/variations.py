@@ -28,6 +28,12 @@ def adamw(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, make_optimizer=lambda parameters: optim.AdamW(parameters, 1e-2))
 
 
+def weights_alone(experiment: Experiment) -> Experiment:
+    """With an optimizer of the weights, clipped: biases stay, and their gradients are not its to clear."""
+    make = lambda parameters: optim.SGD([p for p in parameters if len(p.shape) > 1], 0.05, momentum=0.9)  # noqa: E731
+    return dataclasses.replace(experiment, make_optimizer=make, clip_norm=0.1)
+
+
 def float32(experiment: Experiment) -> Experiment:
     """In float32."""
     return dataclasses.replace(experiment, x=experiment.x.astype("float32"), dtype="float32")
@@ -46,6 +52,7 @@ VARIATIONS: dict[str, tuple[str, Vary]] = {
     "lenet5_small, LARS, clipped": ("lenet5_small", lars_clipped),
     "norms, LARS, clipped": ("norms", lars_clipped),
     "inception, AdamW": ("inception", adamw),
+    "groups, weights alone": ("groups", weights_alone),
     "lenet5_small, float32": ("lenet5_small", float32),
     "residual, float32": ("residual", float32),
     "mlp_deep, regression": ("mlp_deep", regression),

@@ -169,3 +169,14 @@ def test_a_wrong_digest_that_the_serial_run_has_too(comm, monkeypatch):
     assert "weights_sha256, which is not the digest of the weights, also in the serial run" in message(
         comm, Layout(dp=2)
     )
+
+
+@pytest.mark.ranks(2)
+def test_gradients_that_go_with_the_shared_memory(comm, monkeypatch):
+    def free(original, self):
+        original(self)
+        if self.mesh.world.rank:
+            self.parameters[0].grad = None
+
+    changed(monkeypatch, Trainer, "free", free)
+    assert "a gradient, which is not what it was before Trainer.free()" in message(comm, Layout(dp=2))
