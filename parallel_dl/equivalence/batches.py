@@ -9,12 +9,15 @@ from parallel_dl.equivalence.record import Experiment
 from parallel_dl.errors import number_of
 from parallel_dl.layout import Layout
 
+SHUFFLED = 20  # samples, from which two orders that are drawn are not the same by chance
+
 
 def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
     """What is wrong with the first epoch's shares of a layout's ranks, if anything; computed on one rank.
 
     Together the ranks of the data axis have each microbatch of the batch, in order; an epoch has every sample once; the
-    size by which losses divide is the number of samples in the batch, and `first` is where a share begins in it.
+    size by which losses divide is the number of samples in the batch, `first` is where a share begins in it, and
+    `of_all` the number of samples of the microbatch. Another epoch, and another seed, have another order.
     """
     samples = np.arange(len(experiment.x))  # in place of data: which sample is it?
     of_rank = [
@@ -34,8 +37,9 @@ def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
     seen: list[int] = []
     for step, of_step in enumerate(zip(*of_rank)):
         size = min(experiment.batch_size, len(samples) - len(seen))
-        at = 0
+        at, wrong = 0, None
         for number in range(layout.microbatches):
+            of_all = sum(len(batch.microbatches[number].x) for batch in of_step)
             for rank, batch in enumerate(of_step):
                 part = batch.microbatches[number]
                 where = f"step {step}, microbatch {number}, rank {rank}"
@@ -47,8 +51,22 @@ def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
                     return f"{where}: targets of other samples"
                 at += len(part.x)
                 seen += part.x.tolist()
+                if part.of_all != of_all:
+                    wrong = f"{where}: says {number_of(part.of_all, 'sample')} on all ranks, which have {of_all}"
         if at != size:
             return f"step {step}: the ranks have {number_of(at, 'sample')} of a batch of {size}"
+        if wrong is not None:
+            return wrong
     if sorted(seen) != samples.tolist():
         return "an epoch does not have every sample once"
+    if len(samples) >= SHUFFLED:
+        orders = [_order(samples, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+        for what, other in (("epoch", orders[1]), ("seed", orders[2])):
+            if orders[0] == other:
+                return f"another {what} has the same order of samples"
     return None
+
+
+def _order(samples: np.ndarray, seed: int, epoch: int) -> list[int]:
+    (batch,) = Loader(samples, samples, len(samples), seed=seed).epoch(epoch)
+    return batch.x.tolist()

@@ -174,6 +174,19 @@ def rowwise(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def broad(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Fully connected, with weights of more than two tiles of initial values (256 x 256), a layer used twice."""
+    act = nn.Tanh()
+    return nn.Sequential(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(math.prod(input_shape), 600),
+        act1=act,
+        fc2=nn.Linear(600, 8),
+        act2=act,
+        fc3=nn.Linear(8, classes),
+    )
+
+
 SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "residual": residual,
     "inception": inception,
@@ -182,6 +195,7 @@ SPECIMENS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "changing": changing,
     "groups": groups,
     "rowwise": rowwise,
+    "broad": broad,
 }
 
 

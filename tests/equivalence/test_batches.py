@@ -40,6 +40,7 @@ def lost(loader, part):
     [
         (lost, "its share begins at sample"),
         (lambda loader, part: dataclasses.replace(part, size=13), "divides by 13, but the batch has 8 samples"),
+        (lambda loader, part: dataclasses.replace(part, of_all=len(part.x)), "on all ranks, which have"),
         (lambda loader, part: dataclasses.replace(part, y=part.y[::-1]), "targets of other samples"),
         (lambda loader, part: dataclasses.replace(part, x=part.x // 2, y=part.y // 2), "every sample once"),
         (lambda loader, part: dataclasses.replace(part, x=part.x[:0], y=part.y[:0]), "the ranks have 0 samples"),
@@ -48,3 +49,21 @@ def lost(loader, part):
 def test_wrong_loaders_are_seen(monkeypatch, change, words):
     changed(monkeypatch, change)
     assert words in wrong_batches(synthetic_experiment(BUILD, SHAPE, 6, 13), Layout(dp=2, microbatches=2))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "words"),
+    [
+        (lambda loader, epoch: (loader.seed, 0), "another epoch has the same order"),
+        (lambda loader, epoch: (0, epoch), "another seed has the same order"),
+    ],
+)
+def test_one_order_for_all(monkeypatch, drawn, words):
+    right = Loader.epoch
+
+    def wrong(loader, epoch):
+        loader.seed, epoch = drawn(loader, epoch)
+        return right(loader, epoch)
+
+    monkeypatch.setattr(Loader, "epoch", wrong)
+    assert words in wrong_batches(synthetic_experiment(BUILD, SHAPE, 6, 13), Layout(dp=2))
