@@ -27,7 +27,6 @@ from parallel_dl.nn import Module
 from parallel_dl.schedule import ASYNCHRONOUS
 
 BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
-ONE_BUCKET = {"method": "mpi", "overlap": True}  # which nothing fills
 CHECKED_UP_TO, EVERY = (
     4,
     3,
@@ -171,8 +170,8 @@ def verify_one(
     """
     comparisons: list[Comparison] = []
     only_data = layout.dp == layout.ranks > 1 and layout.hybrid is None and not layout.reproducible
-    # gradients through shared memory, through MPI, and in one or more buckets that leave during backward
-    methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS, ONE_BUCKET) if only_data else ("auto",)
+    # gradients through shared memory, through MPI, and in buckets that leave during backward
+    methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS) if only_data else ("auto",)
     if only_data and experiment.changes is not None and layout.dp & (layout.dp - 1) == 0:
         methods += ("tree",)  # what a change means for the gradients, each of them has to see
     asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
