@@ -110,6 +110,7 @@ def record_updates(
     Between the updates of a batch the stages are at different ones: weights and state are those after the last.
     """
     trainer = start(experiment, layout, mesh, allreduce)
+    trainer.network.eval()  # as after a test: a step has to go back to training itself
     run = Run(trainer.layout)
     for batch in batches(experiment, trainer):
         losses = trainer.sum_losses(np.array(trainer.step(batch))).tolist()
