@@ -9,7 +9,7 @@ import numpy as np
 from parallel_dl.datasets import Dataset
 from parallel_dl.equivalence.compare import BOUNDS
 from parallel_dl.equivalence.record import Experiment, Run, start
-from parallel_dl.errors import number_of
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 
@@ -37,6 +37,8 @@ def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> s
         said = f"whose losses are {found.losses} in place of {run.losses},"
     elif updates != len(run.losses):
         said = f"which counts {updates} of {number_of(len(run.losses), 'update')},"
+    elif _in_two_epochs(experiment, trainer.layout) not in (None, of_two := 2 * _of_epoch(experiment, run)):
+        said = f"which would make another number of updates than {of_two} in two epochs,"
     elif told != after:
         said = f"which reports (updates done, in all) {told} in place of {after},"
     bits = np.array(found.losses).tobytes()  # what is not a number is not equal to itself
@@ -49,7 +51,19 @@ def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> s
 
 def _after_epochs(experiment: Experiment, run: Run) -> list[tuple[int, int]]:
     """(updates done, updates in all) at the end of each epoch, and at the end."""
-    in_all = len(run.losses)
-    batches = math.ceil(len(experiment.x) / experiment.batch_size)
-    of_epoch = batches * in_all // experiment.steps  # an asynchronous schedule makes several for each batch
+    in_all, of_epoch = len(run.losses), _of_epoch(experiment, run)
     return [(min(done, in_all), in_all) for done in range(of_epoch, in_all + of_epoch, of_epoch)]
+
+
+def _of_epoch(experiment: Experiment, run: Run) -> int:
+    """How many updates an epoch has: an asynchronous schedule makes several for each batch."""
+    batches = math.ceil(len(experiment.x) / experiment.batch_size)
+    return batches * len(run.losses) // experiment.steps
+
+
+def _in_two_epochs(experiment: Experiment, layout: Layout) -> int | None:
+    """How many updates the layout says; None where the last batch of an epoch is too small for it."""
+    try:
+        return layout.updates(len(experiment.x), experiment.batch_size, epochs=2)
+    except InputError:
+        return None

@@ -225,6 +225,10 @@ def one_less(before):
     return lambda *arguments: before(*arguments) - 1
 
 
+def one_epoch(before):
+    return lambda layout, samples, batch_size, epochs=1, steps=None: before(layout, samples, batch_size, 1, steps)
+
+
 def another_order(before):
     return lambda loader, epoch: before(loader, epoch + 1)
 
@@ -247,6 +251,7 @@ def test_fit(comm):
     assert wrong_fit(what, layout, mesh, run) is None
     for owner, name, wrong, said in (
         (Layout, "updates", one_less, "Trainer.fit, which has 3 losses of 4 updates,"),
+        (Layout, "updates", one_epoch, "Trainer.fit, which would make another number of updates than 6 in two epochs"),
         (Loader, "epoch", another_order, "Trainer.fit, whose losses are "),
         (Trainer, "sum_losses", own_losses, "Trainer.fit, whose losses are "),
     ):
