@@ -198,7 +198,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("gradients not accumulated", "fully", DP, _only_last_microbatch, ("not accumulated",)),
     Mutant("microbatch loss not scaled", "fully", DP, _microbatch_is_batch, ("size of the microbatch",)),
     Mutant("loss not summed over replicas", "fully", DP, _loss_not_summed, ("not summed over the ranks",)),
-    Mutant("learning rate times replicas", "fully", DP, _rate_times_replicas, ("the update 2 times",)),
+    Mutant("learning rate times replicas", "fully", DP, _rate_times_replicas, ("the update is 2 times",)),
     Mutant("batch norm unsynchronised", "images", DP, _local_batch_norm, ("batch norm statistics",)),
     Mutant("dropout masks by rank", "fully", DP, _masks_by_rank, ("dropout mask",)),
     Mutant("dropout samples counted from 0 on each rank", "fully", DP, _masks_by_share, ("dropout mask",)),
