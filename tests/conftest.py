@@ -43,7 +43,7 @@ if not inside_mpirun():  # ranks run no property tests, and start sooner without
 
     settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("suite")
-    # as Ctrl-C: a test then ends the programs that it has started in sessions of their own
+    # like Ctrl-C, so that a test ends the programs that it has started in sessions of their own
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # A mount namespace with an empty /dev/shm: what a command leaves there is its own, whatever else runs on this machine.

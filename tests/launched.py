@@ -54,7 +54,7 @@ def run(start, temporary, pids, living):
         except subprocess.TimeoutExpired:
             os.killpg(started.process.pid, signal.SIGKILL)
             pytest.fail(f"still running after {HANG} s")
-        except KeyboardInterrupt:  # it is in a session of its own, and does not get it
+        except KeyboardInterrupt:  # the program, in a session of its own, does not get it
             started.process.terminate()
             started.process.wait()
             raise

@@ -42,7 +42,7 @@ def diff(
 
     places = None if placement is None else read_placement(placement)
     if placement is not None and len(files_of(a)) == len(files_of(b)) == 1:
-        raise InputError(f"--placement {named(placement)}: each side is one file; it belongs to sides of several")
+        raise InputError(f"--placement {named(placement)}: each side is one file; valid only where a side has several")
     found = compare_files(a, b, bound, exact, places)
     if launch.mpirun_rank() == 0:  # in a user's mpirun every rank finds the same: one says it
         if as_json:

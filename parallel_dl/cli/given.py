@@ -1,4 +1,4 @@
-"""The options that were given, also with their default values: what another option leaves without a use is refused."""
+"""Which options were given, even with their default values: those that another option would ignore are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 
 def require_only(context: typer.Context, taken: Container[str], whole: str) -> None:
-    """Refuses (InputError) the first option or argument that is given and not in `taken`: `whole` would ignore it."""
+    """Refuses (InputError) the first option or argument that is given but not in `taken`: `whole` would ignore it."""
     for parameter in context.command.params:
         name = parameter.name or ""
         if name not in taken and is_given(context, name):

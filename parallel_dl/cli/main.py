@@ -195,7 +195,7 @@ def _refusal(error: Any, arguments: list[str]) -> str:
 
 
 def _of_extra(values: str, arguments: list[str]) -> str:
-    """Of arguments that the command does not take: often the value of a flag that takes none."""
+    """What to say of arguments that the command does not take: often the value of a flag that takes none."""
     value = next(
         (argument for argument in arguments if values == argument or values.startswith(f"{argument} ")), values
     )

@@ -170,9 +170,9 @@ def _plan(
 
 
 def _require_bytes(given: bool, size: float, rate: float | None, limit: float | None) -> None:
-    """Refuses the flags about the size of messages that do nothing without each other."""
+    """Refuses a flag about the size of messages that does nothing without another one."""
     if given and rate is None and limit is None:
-        raise InputError(f"--bytes {size:g}: belongs to --bytes-per-second or --eager-limit; valid is one with it")
+        raise InputError(f"--bytes {size:g}: belongs to --bytes-per-second or --eager-limit, and neither is given")
     for flag, value in (("--bytes-per-second", rate), ("--eager-limit", limit)):
         if value is not None and not given:
             raise InputError(f"{flag} {value:g}: belongs to --bytes, which is not given")

@@ -54,7 +54,7 @@ RANKS = (1, 2, 3, 4, 5, 6, 7, 8)
 SHAPE, CLASSES = (2, 9, 8), 10  # of the synthetic data, for networks that take their input's: nothing is alike
 MOST_SAMPLES, MOST_STEPS = 1 << 16, 10_000  # the serial run goes through its samples one by one, and keeps every step
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
-# the parameters that --mutants, --all and --ranks use; others would be ignored
+# the parameters that --mutants, --all and --ranks use; others would be ignored, so they are refused
 _TAKEN_BY_MUTANTS = {"stress", "seed", "time_limit", "as_json", "to_launcher"}
 _TAKEN_BY_ALL = {
     *_TAKEN_BY_MUTANTS,
@@ -136,7 +136,7 @@ class Job:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
 
     def _can_be(self, layout: Layout) -> bool:
-        """Whether a layout of --ranks or --all has the norms that are asked for."""
+        """Whether a layout of --ranks or --all has the norms that were asked for."""
         try:
             layout.require_clip_norm(self.clip_norm)
         except InputError:
@@ -204,7 +204,7 @@ class Job:
         return PROGRAMS[name].of(experiment) if name in PROGRAMS else experiment
 
     def variations(self) -> dict[str, Experiment]:
-        """Beside the usual experiments; none where the optimizer, the samples or the type of numbers are chosen."""
+        """Those tried besides the usual ones; none if the optimizer, the samples or the type of numbers are chosen."""
         from parallel_dl.equivalence.variations import VARIATIONS
 
         usual = (self.optimizer, self.clip_norm, self.dtype, self.dataset) == ("sgd", None, "float64", None)

@@ -14,7 +14,7 @@ from parallel_dl.schedule import ASYNCHRONOUS
 
 
 def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None, dtype: str = "float64") -> int:
-    """Prints what was found, under stress by that seed; the exit status. Noise is that of cells of `dtype`."""
+    """Prints what was found, under stress with that seed; gives the exit status. Noise is that of cells of `dtype`."""
     cells = [cell for part in found for cell in part.get("cells", ())]
     mutants = [verdict for part in found for verdict in part.get("mutants", ())]
     equal = all(cell["equal"] for cell in cells)
@@ -118,9 +118,9 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
 
 
 def _print_wide(table: Any) -> None:
-    """A narrow terminal folds the columns of words; nothing is cut off.
+    """On a narrow terminal the columns of words are folded; nothing is cut off.
 
-    Where there is no terminal, and nobody says how wide it is (COLUMNS), a row is one line.
+    If there is no terminal, and COLUMNS does not give a width, each row is one line.
     """
     screen = console()
     wide = table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum

@@ -4,7 +4,7 @@ To read in this order:
 
     record.py       a run, step by step: losses, gradients, optimizer state, weights
     passing.py      what passes through a point of a network, watched or moved
-    copies.py       a network and its loss once more, sharing nothing
+    copies.py       copies of a network and its loss, which share nothing with them
     samples.py      the summands of a gradient, sample by sample
     rounding.py     how far rounding alone moves a run
     magnitudes.py   what errors of rounding are judged against
@@ -17,16 +17,18 @@ To read in this order:
     exact.py        whole numbers, where equal means every bit
     trace.py        what passes through every layer in one step
     causes.py       what a difference says: a factor, a summand, a slice out of place
-    pieces.py       what every rank has of a tensor, and should have
+    pieces.py       what each rank has of a tensor, and should have
     divergence.py   the first tensor that differs
     replayed.py     serial programs of layouts that make other updates: asynchronous, variable batch, local batch norm
     specimens.py    networks for verify alone, with the layers that the others lack
     programs.py     what programs change under way: weights frozen, unfrozen, loaded, replaced
+    variations.py   other optimizers, losses and types of numbers
     layouts.py      every layout of a number of ranks; for many networks a covering set
     kept.py         serial runs, each made once
     movements.py    the differentiable movements: by their definition, and the adjoint test
-    calls.py         the communicator's calls on arrays, by their definition
+    calls.py        the communicator's calls on arrays, by their definition
     counted.py      do ranks hold and send what the plan of a layout says?
+    fitted.py       does `Trainer.fit` make the same updates?
     verify.py       all of it, on the ranks of one job
     mutants/        known bugs, planted one at a time
     assertions.py   the same for a test of your own network

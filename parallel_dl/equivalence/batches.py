@@ -9,7 +9,7 @@ from parallel_dl.equivalence.record import Experiment
 from parallel_dl.errors import number_of
 from parallel_dl.layout import Layout
 
-SHUFFLED = 20  # samples, from which two orders that are drawn are not the same by chance
+SHUFFLED = 20  # samples: of so many, two random orders are never the same by chance
 
 
 def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
@@ -17,7 +17,7 @@ def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
 
     Together the ranks of the data axis have each microbatch of the batch, in order; an epoch has every sample once; the
     size by which losses divide is the number of samples in the batch, `first` is where a share begins in it, and
-    `of_all` the number of samples of the microbatch. Another epoch, and another seed, have another order.
+    `of_all` the number of samples of the microbatch. Another epoch or another seed has another order.
     """
     samples = np.arange(len(experiment.x))  # in place of data: which sample is it?
     of_rank = [

@@ -1,6 +1,6 @@
-"""The calls of a communicator on arrays: what each gives, by its definition. Whole numbers, so every sum is exact.
+"""The calls of a communicator on arrays: what each gives, by its definition. On whole numbers, so every sum is exact.
 
-Those that a differentiable movement makes are tried with it (`movements`); these are the types, operations and buffers
+Calls that a differentiable movement makes are tried with it (`movements`); here are the types, operations and buffers
 that movements leave out.
 """
 
@@ -38,7 +38,7 @@ def lopsided(length: int, ranks: int) -> list[int]:
 
 
 def wrong_call(comm: Communicator) -> str | None:
-    """The first that gives something else than it should, the same on every rank of `comm`; all are made together."""
+    """The first call with a wrong result, or None; the same on every rank of `comm`. All ranks together."""
     for name, run, expected in calls(comm):
         found = run()
         same = found is None if expected is None else _are_same(found, expected)
@@ -70,7 +70,7 @@ def calls(comm: Communicator) -> Iterator[Call]:
 
 
 def _arrays(comm: Communicator, dtype: str) -> Arrays:
-    """Every rank's: small whole numbers, of floating point with a NaN and an infinity on one rank each."""
+    """Every rank's: small whole numbers; as floats, with a NaN on the first rank and an infinity on the last."""
     arrays = [np.random.default_rng([5, rank]).integers(-3, 4, SHAPE).astype(dtype) for rank in range(comm.size)]
     if np.dtype(dtype).kind == "f":
         arrays[0][0, 0], arrays[-1][2, 4] = np.nan, np.inf
@@ -89,7 +89,7 @@ def _reductions(comm: Communicator) -> Iterator[Call]:
 
 
 def _into_buffers(comm: Communicator) -> Iterator[Call]:
-    """Sums into the caller's arrays: which have to be what is returned, and what they were is no summand."""
+    """Sums into the caller's arrays: these must be what is returned, and their old values are not added."""
     for dtype in ("float64", "float32"):
         arrays = _arrays(comm, dtype)
         total = OPERATIONS["sum"](arrays)

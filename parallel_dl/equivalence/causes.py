@@ -77,7 +77,7 @@ def of_place(got: Array, rank: int, pieces: Pieces, partners: Sequence[int]) -> 
 
 
 def of_another_piece(pieces: Pieces, rank: int, partners: Sequence[int]) -> str | None:
-    """Whether a rank has what one of these should have."""
+    """Whether a rank has what one of its `partners` should have."""
     got, expected = pieces[rank]
     for other in partners:
         if other != rank and other in pieces and close(got, pieces[other][1]) and not close(got, expected):
@@ -225,7 +225,7 @@ def _of_bias(pieces: Pieces, rank: int, partners: Sequence[int], bias: Array, ax
 
 
 def _of_size(got: Array, expected: Array, edges: Edges) -> str:
-    """Of another shape: rows that a tile lacks where others begin are made from their halo."""
+    """For a wrong shape: a tile that lacks rows at the border of another tile lacks its halo."""
     of_size = f"{got.shape} in place of {expected.shape}"
     if got.ndim == expected.ndim == 4 and got.shape[:2] == expected.shape[:2]:
         for axis, what in ((2, "rows"), (3, "columns")):
@@ -323,7 +323,7 @@ def of_gradient(
 
 
 def of_itself(got: Array, expected: Array, weight: Array) -> bool:
-    """Whether a gradient is wrong by a multiple of the weight itself, as by a penalty on its square."""
+    """Whether a gradient is off by a multiple of the weight itself, which a penalty on its square would add."""
     times = factor(got - expected, weight) if got.shape == expected.shape else None
     return times is not None and times != 0
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 VOID = {"float64": 1e-6, "float32": 1e-2}  # noise above which nothing can be told
 MOVED_RUNS, MANY_MOVED_RUNS = 2, 6  # from which the noise is taken
-OF_TOTALS = 10  # times the noise is what totals of batch norm add to it that are played back
+OF_TOTALS = 10  # times the noise: what is added to it where totals of batch norm are played back
 ABOVE_NOISE = 10  # times its noise is what a quantity may be off by
 
 Noise = list[dict[str, float]]
@@ -115,9 +115,9 @@ def first_difference(serial: Run, parallel: Run, bound: float | None = None, exa
 def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
     """Where the serial run is not the sum of its samples, which a replay adds up one by one; None where it is.
 
-    What rounding explains does not count; a tenth of the usual bound does, in float64, or with batch norm all of it.
-    Then totals are played back that were recorded with other last bits: so terms do not cancel that do in any other
-    run, and where that matters to one tensor it does to all from then on.
+    What rounding explains does not count. Otherwise the bound is a tenth of the usual one in float64; in float32 and
+    with batch norm, the usual one. The replay uses totals of batch norm that were recorded with other last bits, so
+    terms that cancel in every other run do not cancel there. Where that moves one tensor, it moves all from then on.
     """
     dtype = _dtype(serial)
     if any(name.endswith("running_var") for name in serial.weights[0]):
@@ -135,8 +135,8 @@ def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:
 def measured_noise(serial: Run, move: Callable[[int], Run], may_jump: bool = False) -> Noise:
     """The noise of `serial`, from runs `move(seed)` that differ from it by rounding alone.
 
-    Where rounding grows in training, or may move a value as far as any other (`may_jump`), it differs much between
-    runs, and more of them are made.
+    Where rounding grows during training, or may by itself move a weight as far as any gradient (`may_jump`), the noise
+    differs much from run to run, so more runs are made.
     """
     moved = [move(seed) for seed in range(MOVED_RUNS)]
     noise = noise_of(serial, moved)
@@ -218,7 +218,7 @@ class _Limits:
 
 
 class _LimitsOfTotals(_Limits):
-    """The same for a replay in which batch norm plays back totals: the largest noise so far counts for all tensors."""
+    """For a replay in which totals of batch norm are played back: the largest noise so far counts for all tensors."""
 
     def of(self, quantity: str, step: int) -> float:
         noise = max((max(errors.values(), default=0.0) for errors in self.noise[: step + 1]), default=0.0)

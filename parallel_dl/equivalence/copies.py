@@ -14,14 +14,14 @@ from parallel_dl.autograd import Tensor
 from parallel_dl.nn import Module
 
 _OF_EVERY_MODULE = vars(Module())
-_LIBRARIES = ("parallel_dl.", "numpy.")  # whose functions know no network of the user's
+_LIBRARIES = ("parallel_dl.", "numpy.")  # their functions know no network of the user's
 
 
 def copied(network: Module, loss: Any) -> tuple[Module, Any]:
     """Copies of both that share nothing, not even what hooks, functions that are attributes, and the loss have kept.
 
-    A loss that reaches the network through a global variable gets one of its own, with the copy. What cannot be copied,
-    such as an open file, is shared after all.
+    If the loss reaches the network through a global variable, its copy has a variable of its own, which holds the copy
+    of the network. What cannot be copied, such as an open file, is shared after all.
     """
     memo: dict[int, Any] = {}
     try:
@@ -55,9 +55,9 @@ def _can_be_copied(value: Any) -> bool:
 
 
 def _with_its_own(function: Any, memo: dict[int, Any]) -> Any:
-    """A function with copies of its defaults and of what it closes over, and of globals that lead to what was copied.
+    """A function with copies of its defaults, of what it closes over, and of globals that lead to what was copied.
 
-    Anything else stays as it is: a method is one of its copied object already, but its globals are looked at, too.
+    Anything else stays as it is. A method already belongs to the copied object, but its globals are copied, too.
     """
     if id(function) in memo:
         return memo[id(function)]
@@ -98,7 +98,7 @@ def _with_its_own(function: Any, memo: dict[int, Any]) -> Any:
 
 
 def _globals_of(function: FunctionType) -> dict[str, Any]:
-    """The global variables that its code names, and that of functions inside it."""
+    """The global variables that its code names, or the code of functions inside it."""
     found: dict[str, Any] = {}
     waiting = [function.__code__]
     while waiting:
@@ -109,7 +109,7 @@ def _globals_of(function: FunctionType) -> dict[str, Any]:
 
 
 def _leads_to(value: Any, memo: dict[int, Any]) -> bool:
-    """Whether a value is, holds, or is a function whose globals are or hold, a module or tensor that was copied."""
+    """Whether a value is a module or tensor that was copied, or holds one, or is a function that names one."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()

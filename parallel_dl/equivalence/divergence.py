@@ -30,8 +30,8 @@ _GATHERED = (
     "together out of place"
 )
 _PENALTY = (
-    "a term of the loss that does not come from the outputs, such as a penalty on weights: scale it by len(targets) / "
-    "total, as each call adds it; of weights that other ranks have, use the optimizer's weight_decay"
+    "a term of the loss that does not come from the outputs, such as a penalty on weights: each call adds it, so "
+    "scale it by len(targets) / total; if other ranks have some of the weights, use the optimizer's weight_decay"
 )
 _WORDS = {
     "weights before": "{} before the step",
@@ -57,7 +57,7 @@ class Divergence:
     microbatch: int | None
     rank: int
     error: float
-    """largest difference / largest value of the serial tensor; of the parallel one where that is nothing beside it"""
+    """largest difference / largest value of the serial tensor, or of the parallel one if that is negligible"""
     factor: float | None
     """parallel / serial, where it is the same for all elements"""
     cause: str | None
@@ -85,7 +85,8 @@ def first_divergence(
 ) -> Divergence | None:
     """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
 
-    `bound` and `exact` are those of the comparison, which say in which step that is.
+    `bound` and `exact` are those of the comparison: they decide which step is the first that differs.
+
     All ranks call it together; `serial`, and `alone`, the serial traces by step if there are any already, are needed on
     rank 0 only. What makes the runs differ must be deterministic.
     """
@@ -192,7 +193,7 @@ class _Search(Step):
         return causes.of_arrival(got, expected, self.layout)
 
     def _of_own_layer(self, at: At, rank: int, piece: tuple[np.ndarray, np.ndarray]) -> str | None:
-        """Of a layer of the user's own that is not split, with the right weights and input: it is the layer itself."""
+        """For a layer of the user's own that is not split: with the right input, the layer itself is at fault."""
         got, expected = piece
         x, whole = self.traces[rank].arrived.get(at), self.serial.arrived.get(at)
         is_ours = type(self.layer_of(at.layer)).__module__.startswith("parallel_dl.")
@@ -202,7 +203,7 @@ class _Search(Step):
         if got.shape != expected.shape or x.shape != right.shape or self.differ(rank, x, right):
             return None
         return self._of_share(at, rank, got) or (
-            f"the layer itself: on rank {rank} it gives another output for the same input than in the serial run"
+            f"the layer itself: on rank {rank} its output for the same input differs from the serial one"
         )
 
     def _of_share(self, at: At, rank: int, got: np.ndarray) -> str | None:
@@ -221,8 +222,8 @@ class _Search(Step):
         if alone.shape != got.shape or not causes.close(got, alone):
             return None
         return (
-            "a layer that depends on which samples it is given, or how many: its output for a share alone is not that "
-            "among all"
+            "a layer that depends on which samples it is given, or how many: its output for a share alone is not the "
+            "same as within the whole batch"
         )
 
     def _before_the_step(self, state: Mapping[str, np.ndarray]) -> Module:

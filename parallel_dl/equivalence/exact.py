@@ -65,7 +65,7 @@ def _require_exact(network: Module, input_shape: Sequence[int]) -> None:
         divisor = _divisor(passed)
         if divisor == 1 and not isinstance(passed.layer, (*_EXACT, nn.AvgPool2d, nn.GlobalAvgPool2d, nn.Dropout)):
             raise InputError(
-                f"--exact: layer {passed.name} ({type(passed.layer).__name__}) rounds, so no sums are exact; "
+                f"--exact: layer {passed.name} ({type(passed.layer).__name__}) rounds, so sums are not exact; "
                 "valid are networks of layers that do not, or verify without --exact"
             )
         if not _is_power_of_two(divisor):

@@ -17,7 +17,7 @@ from parallel_dl.mpi import Mesh
 def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> str | None:
     """What is different, the same on every rank; None if nothing is. `run` is the run of these steps under the layout.
 
-    Not for experiments that change their network under way, which `fit` does not.
+    Experiments that change their network under way are left out, since `fit` cannot do that.
     """
     if experiment.changes is not None:
         return None
@@ -32,16 +32,16 @@ def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> s
     trainer.free()
     said, after, told = None, _after_epochs(experiment, run), [report[:2] for report in reports]
     if len(found.losses) != len(run.losses):
-        said = f"which has {number_of(len(found.losses), 'loss')} of {number_of(len(run.losses), 'update')},"
+        said = f"which has {number_of(len(found.losses), 'loss')} for {number_of(len(run.losses), 'update')},"
     elif not np.allclose(found.losses, run.losses, rtol=BOUNDS[experiment.dtype], atol=0, equal_nan=True):
         said = f"whose losses are {found.losses} in place of {run.losses},"
     elif updates != len(run.losses):
         said = f"which counts {updates} of {number_of(len(run.losses), 'update')},"
     elif _in_two_epochs(experiment, trainer.layout) not in (None, of_two := 2 * _of_epoch(experiment, run)):
-        said = f"which would make another number of updates than {of_two} in two epochs,"
+        said = f"which would not make {of_two} updates in two epochs,"
     elif told != after:
         said = f"which reports (updates done, in all) {told} in place of {after},"
-    bits = np.array(found.losses).tobytes()  # what is not a number is not equal to itself
+    bits = np.array(found.losses).tobytes()  # NaN is not equal to itself, but its bits are
     every = mesh.world.all_gather_object((said, digest, bits))
     wrong = next((of_rank[0] for of_rank in every if of_rank[0] is not None), None)
     if wrong is None and any(of_rank[1:] != every[0][1:] for of_rank in every):
@@ -62,7 +62,7 @@ def _of_epoch(experiment: Experiment, run: Run) -> int:
 
 
 def _in_two_epochs(experiment: Experiment, layout: Layout) -> int | None:
-    """How many updates the layout says; None where the last batch of an epoch is too small for it."""
+    """How many updates the layout counts in two epochs; None if the last batch of an epoch is too small for it."""
     try:
         return layout.updates(len(experiment.x), experiment.batch_size, epochs=2)
     except InputError:

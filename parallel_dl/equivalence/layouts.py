@@ -22,7 +22,7 @@ MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stage
 IMAGE_WAYS = ("rows", "columns", "filters", "channels", "rows-columns")
 PRIMES = (5, 7)
 FEW = ("mlp_deep", "inception")  # networks for 5 and 7 ranks
-REPRODUCIBLE = (*FEW, "rowwise")  # those that have reproducible layouts
+REPRODUCIBLE = (*FEW, "rowwise")  # networks for reproducible layouts
 GRIDS = (("rows-columns", "rows"), ("2x3", "3x2"))  # tiles that are not those of the next convolution
 FULLY_CONNECTED_WAYS = ("output", "input", "output:whole")
 
@@ -57,9 +57,9 @@ def covering_set(
     Shipped networks have all products and hybrids, and of each other kind of layout one: splits by name, alone, beside
     replicas and beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two
     ranks, and of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in
-    `FEW` are run; only those in `REPRODUCIBLE` have such layouts, which are slow. `variations` of networks have, on two
-    to four ranks, one layout of each kind that makes one update with the whole batch. Which layout stands for its kind
-    changes with the network and the number of ranks.
+    `FEW` are run. Only those in `REPRODUCIBLE` have reproducible layouts, which are slow. On two to four ranks,
+    `variations` of networks have one layout of each kind that makes one update with the whole batch. Which layout
+    stands for its kind changes with the network and the number of ranks.
     """
     found: list[tuple[str, Layout]] = []
     for number, (name, (network, shape)) in enumerate(networks.items()):
@@ -137,7 +137,7 @@ def _reproducible(ranks: int, microbatches: int | None) -> Iterator[Layout]:
     if ranks == 1 or LEAVES % ranks:
         return
     for dp, mp, pp in dict.fromkeys(((ranks, 1, 1), (1, ranks, 1), (2, ranks // 2, 1), (1, ranks // 2, 2))):
-        count = microbatches or pp  # few, so that all leaves have samples, whose sums have an order
+        count = microbatches or pp  # few, so that every leaf has samples, and the order of sums matters
         yield Layout(dp=dp, mp=mp, pp=pp, microbatches=count, reproducible=True)
 
 

@@ -37,7 +37,7 @@ class Movement:
 
 
 def movements(comm: Communicator) -> Iterator[Movement]:
-    """All that there are: slices along the first and the last axis, even ones and others that are given."""
+    """All of them, with slices along the first and the last axis, even ones and ones of given lengths."""
     root, whole, c = comm.size - 1, (LENGTH, 3), collectives
     yield Movement("replicate", "replicated", "varying", lambda x: c.replicate(x, comm), lambda a: a[0], whole)
     yield Movement("all_reduce", "varying", "replicated", lambda x: c.all_reduce(x, comm), _sum, whole)
@@ -105,7 +105,7 @@ def _sliced(comm: Communicator, axis: int, given: list[int] | None) -> Iterator[
 
 
 def _shape(rows: slice, axis: int = 0) -> tuple[int, ...]:
-    """Of those rows along an axis, the first or the last, by 3."""
+    """Of an array with these rows along an axis, the first or the last, and 3 along the other."""
     length = rows.stop - rows.start
     return (length, 3) if axis == 0 else (3, length)
 
@@ -163,7 +163,7 @@ def wrong_movement(comm: Communicator) -> str | None:
 def wrong_pair(comm: Communicator) -> str | None:
     """The same of fully connected layers, one after the other, that are made for the ranks of `comm`."""
     random = np.random.default_rng(11)
-    x, g = random.standard_normal((2, 4, LENGTH)), random.standard_normal((2, 4, 3))  # features are the last of axes
+    x, g = random.standard_normal((2, 4, LENGTH)), random.standard_normal((2, 4, 3))  # features are last
     serial = nn.Sequential(fc1=nn.Linear(LENGTH, 5), fc2=nn.Linear(5, 3)).initialize(0, "float64")
     leaf = Tensor(x, requires_grad=True)
     expected = serial(leaf)

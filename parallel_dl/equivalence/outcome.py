@@ -1,7 +1,7 @@
 """What a run leaves after its updates: outputs in evaluation mode, counts of updates, weights to load.
 
 The network is evaluated on the samples it was trained with. Then other weights are loaded and read back, digests are
-compared with those of the gathered weights, and the first weights are loaded from a file.
+compared with those of the gathered weights, and the trained weights are loaded again, from a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from parallel_dl.trainer import Trainer
 
 EVALUATED = OUTPUTS, LOSS, ACCURACY = "the output in evaluation mode", "the test loss", "the test accuracy"
 SAMPLES = 67  # at most so many are evaluated
-MOST_BYTES = 1 << 26  # of weights that are written to a file of each rank, and read from it
+MOST_BYTES = 1 << 26  # of weights that each rank writes to a file of its own, and reads from it
 _STEP = {"float64": 1e-6, "float32": 1e-3}  # by which weights are moved, of their magnitudes
 
 
@@ -36,7 +36,7 @@ class Outcome:
     updates: dict[str, tuple[int, ...]]
     """of the trainer, the optimizer, and of each parameter by name: how many, once where all ranks agree"""
     faults: list[str]
-    """digests that are not those of the weights, weights that are not those loaded, outputs that differ by rank"""
+    """wrong digests, weights other than those loaded, outputs that differ by rank, gradients lost by Trainer.free()"""
     magnitudes: Arrays | None = None
     """serial runs: what errors of `evaluation` are judged against"""
 
@@ -177,9 +177,9 @@ def _loading(trainer: Trainer) -> list[str]:
 
 
 def _read_from_file(trainer: Trainer, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """What the trainer has after it has loaded the state from a file, of which each rank reads what it has.
+    """What the trainer has after loading the state from a file, of which each rank reads only its own part.
 
-    The state itself if it is large, or has types of numbers that are not loaded from files.
+    The given state if it is large, or has types of numbers that are not loaded from files.
     """
     if sum(array.nbytes for array in state.values()) > MOST_BYTES or any(
         a.dtype.char not in "efd" for a in state.values()
@@ -193,7 +193,7 @@ def _read_from_file(trainer: Trainer, state: Mapping[str, np.ndarray]) -> Mappin
 
 
 def are_same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
-    """Whether they have the same names, and arrays of the same bits, or not a number in the same places."""
+    """Whether they have the same names, and equal arrays, with NaN in the same places."""
     return ours.keys() == theirs.keys() and all(
         np.array_equal(array, theirs[name], equal_nan=array.dtype.kind == "f") for name, array in ours.items()
     )

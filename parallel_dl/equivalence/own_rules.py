@@ -112,12 +112,12 @@ class MeasuredRule(Magnitudes):
 
 
 def magnitudes_of(network: Module, optimizer: Optimizer) -> Magnitudes:
-    """Those that follow this optimizer: by its rule, or measured."""
+    """The magnitudes that follow this optimizer: by its rule, or measured."""
     return Magnitudes(network, optimizer) if is_known(optimizer) else MeasuredRule(network, optimizer)
 
 
 def before_update(magnitudes: Magnitudes) -> None:
-    """Before each update: what is measured is measured on a copy of the optimizer as it is now."""
+    """To be called before each update: a rule is measured on a copy of the optimizer as it is now."""
     if isinstance(magnitudes, MeasuredRule):
         magnitudes.before_update()
 

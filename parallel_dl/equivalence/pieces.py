@@ -1,4 +1,4 @@
-"""What every rank has of each tensor of a step, and should have of it by the serial run."""
+"""What each rank has of every tensor of a step, and should have according to the serial run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parallel_dl.nn import Module
 from parallel_dl.splits import Placement, Sliced, Tiled, Whole
 from parallel_dl.splits.placement import slices
 
-_BESIDE = 1e6  # times a value: what it is nothing beside
+_BESIDE = 1e6  # times a value: a difference as large as this makes it negligible
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
 
 
@@ -59,7 +59,7 @@ class Step:
         return rows
 
     def having(self, kind: str, at: At) -> tuple[Pieces, np.ndarray] | None:
-        """By rank what it has and should have of a layer's output, or of its gradient."""
+        """By rank, what it has and should have of a layer's output, or of its gradient."""
         whole = getattr(self.serial, kind).get(at)
         if whole is None:
             return None
@@ -71,7 +71,7 @@ class Step:
         return found, whole
 
     def having_of_weight(self, name: str, whole: np.ndarray) -> Pieces:
-        """By rank, what it itself has of a weight, and should have; only where the shapes are the same."""
+        """By rank, what it holds itself of a weight, and should hold; only where the shapes are the same."""
         found = {
             rank: (of.own_before[name], whole[of.pieces.get(name, ())])
             for rank, of in enumerate(self.traces)
@@ -138,7 +138,7 @@ class Step:
         return any(True for _ in self.compare({rank: (got, expected)}, expected))
 
     def owner_of(self, name: str, got: np.ndarray, whole: np.ndarray, magnitudes: np.ndarray) -> int:
-        """The first rank that has something of the weight in which the gathered array is wrong."""
+        """The first rank whose piece of the weight is wrong in the gathered array."""
         for rank, of in enumerate(self.traces):
             index = of.pieces.get(name, ())
             if name not in of.own_before or got.shape != whole.shape:
@@ -149,7 +149,7 @@ class Step:
 
 
 def relative(difference: float, serial: float, parallel: float) -> float:
-    """A difference by the largest serial value; by the largest parallel one where the serial is zero beside it."""
+    """A difference / the largest serial value; or / the largest value of both, if the serial one is negligible."""
     if not difference:
         return 0.0
     if not math.isfinite(difference):

@@ -88,7 +88,7 @@ def record(
     alone = mesh is None
     layout, mesh = layout or Layout(), mesh or Mesh.serial()
     trainer = start(experiment, layout, mesh, allreduce)
-    trainer.network.eval()  # as after a test: a step has to go back to training itself
+    trainer.network.eval()  # as after a test: a step must go back to training mode by itself
     _require_one_rule(trainer)
     run = _trained(experiment, trainer)
     digests = mesh.world.all_gather_object(_digest(run))

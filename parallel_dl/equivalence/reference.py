@@ -72,7 +72,7 @@ def reference_of(
 
 
 def with_bits(reference: Reference, experiment: Experiment, microbatches: int) -> Reference:
-    """The same for reproducible layouts; magnitudes are those of the serial run."""
+    """The reference for reproducible layouts. Magnitudes are those of the serial run."""
     with one_rank():
         run = record(experiment, Layout(microbatches=microbatches, reproducible=True), Mesh.serial())
     return dataclasses.replace(reference, bits=dataclasses.replace(run, magnitudes=reference.run.magnitudes))
@@ -81,13 +81,13 @@ def with_bits(reference: Reference, experiment: Experiment, microbatches: int) -
 def held_against(
     reference: Reference, experiment: Experiment, layout: Layout, parallel: Run, exact: bool = False
 ) -> Comparison:
-    """The comparison, which also fails for wrong batches and, with several microbatches, for a wrong serial run."""
+    """The comparison, which also fails for wrong bits or batches and, with several microbatches, a wrong serial run."""
     comparison = compare(reference.run, parallel, reference.bound, exact)
     if not comparison.equal:
         return comparison
     other = None if reference.bits is None else first_difference(reference.bits, parallel, exact=True)
     if other is not None:
-        words = f"{other.quantity} at step {other.step} has not the bits that it has on one rank with --reproducible"
+        words = f"{other.quantity} at step {other.step} does not have the bits of one rank with --reproducible"
         named = f"bits: {other.quantity} is equal only within the bound,"
         return _different(comparison, dataclasses.replace(other, quantity=named), words)
     wrong = None if layout.reproducible else wrong_batches(experiment, layout)

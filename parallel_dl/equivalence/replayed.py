@@ -5,7 +5,7 @@ They make the same updates in the same order, and know nothing of ranks:
 weight stashing     (schedule "pipedream") microbatch j on stage s of p meets weights p - s - 1 updates old, or those at
                     the start of the batch; its gradient updates the newest (Narayanan et al. 2019, section 3.3)
 variable batch      the layers after the first Flatten are updated after each part of the batch, those before it once;
-                    the learning rate of both is that of the iteration
+                    both have the learning rate of the iteration
 local batch norm    each share is normalised by itself; running statistics are the mean of those of the shares
 
 Each can be run with its sums over samples in another order, too: the difference is its noise floor.
@@ -110,7 +110,7 @@ def record_updates(
     Between the updates of a batch the stages are at different ones: weights and state are those after the last.
     """
     trainer = start(experiment, layout, mesh, allreduce)
-    trainer.network.eval()  # as after a test: a step has to go back to training itself
+    trainer.network.eval()  # as after a test: a step must go back to training mode by itself
     run = Run(trainer.layout)
     for batch in batches(experiment, trainer):
         losses = trainer.sum_losses(np.array(trainer.step(batch))).tolist()
@@ -209,7 +209,7 @@ class _Half:
         self.magnitudes = magnitudes_of(network, self.optimizer)
 
     def take_rates_of(self, iteration: Callable[[], int]) -> None:
-        """Lets policies give the learning rate of the iteration, of which a half may have several updates."""
+        """Lets policies give the learning rate of the iteration, in which a half may be updated several times."""
         for group in self.optimizer.param_groups:
             if callable(policy := group["lr"]):
                 group["lr"] = lambda _, policy=policy: policy(iteration())

@@ -70,10 +70,10 @@ def _bits(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 class _Normalisation:
-    """Moves the terms that a normalisation adds up, which nearly cancel where it is over two values or three.
+    """Moves the terms that a normalisation adds up, which nearly cancel when it is over only two or three values.
 
-    With x^ = (x - mean) / s and h = g weight the gradient is (h - mean(h) - x^ mean(h x^)) / s. Of two values x^ is 1
-    and -1: no change of x or g reaches the result, while each term rounds by itself.
+    With x^ = (x - mean) / s and h = g weight the gradient is (h - mean(h) - x^ mean(h x^)) / s. For two values, x^ is
+    1 and -1: no change of x or g reaches the result, although each term rounds by itself.
     """
 
     def __init__(self, random: np.random.Generator) -> None:
@@ -101,7 +101,7 @@ class _Normalisation:
         mean = x.mean(axis=over, keepdims=True)
         s = np.sqrt(np.square(x - mean).mean(axis=over, keepdims=True) + layer.eps)
         normal = np.abs(x - mean) / s
-        cancelled = (np.abs(x) + np.abs(mean)) / s  # what x^ is the difference of
+        cancelled = (np.abs(x) + np.abs(mean)) / s  # the two terms whose difference is x^
 
         def mean_of(terms: np.ndarray) -> np.ndarray:
             return terms.mean(axis=over, keepdims=True)
@@ -117,12 +117,12 @@ class _Normalisation:
 
 
 def _has_statistics(layer: Module) -> bool:
-    """Whether it computes mean and variance: batch norm in evaluation has them."""
+    """Whether it computes mean and variance, which batch norm in evaluation mode takes from its buffers."""
     return layer.training or not isinstance(layer, BatchNorm)
 
 
 def _normalised(layer: Any, x: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-    """The axes that mean and variance are over, and the weight in a shape to multiply x with."""
+    """The axes over which mean and variance are taken, and the weight in a shape to multiply x by."""
     if isinstance(layer, BatchNorm):
         over = (0, *range(2, x.ndim))
         return over, np.ones(1) if layer.weight is None else layer.weight.data.reshape(-1, *[1] * (x.ndim - 2))

@@ -1,8 +1,8 @@
 """Specimens: small networks for `verify` alone, which together have the layers that the shipped networks lack.
 
 Batch norm, layer norm, GELU, sigmoid, branches that are summed and concatenated, layers that are used twice, strides,
-dilation, groups, global pooling, dropout over images, frozen layers, a layer that only some samples use. They take
-images (channels, height, width) of any size from 4 x 4 on.
+dilation, groups, global pooling, dropout over images, frozen layers, wide layers, a layer that only some samples
+use. They take images (channels, height, width) of any size from 4 x 4 on.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def changing(input_shape: Sequence[int], classes: int) -> nn.Module:
 
 
 class Chosen(nn.Module):
-    """y = x + [x_0 > 1.6] fc(x), for x (n, width): ranks without such a sample have no gradients of its weights."""
+    """y = x + [x_0 > 1.6] fc(x), for x (n, width): ranks without such a sample have no gradients for its weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Chosen(nn.Module):
 
 
 def groups(input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Five wide groups, dropout over images, response norm of an even size, like branches; frozen and chosen layers."""
+    """Five groups, dropout over images, response norm of an even size, equal branches, frozen and chosen layers."""
     features = {
         "conv1": nn.Conv2d(input_shape[0], 20, 3, padding=1),
         "act1": nn.Tanh(),
@@ -157,7 +157,7 @@ def groups(input_shape: Sequence[int], classes: int) -> nn.Module:
 
 
 def rowwise(input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Fully connected layers along the last of several axes, with layer norm and dropout there."""
+    """Fully connected layers, layer norm and dropout along the last of several axes."""
     *axes, width = input_shape
     return nn.Sequential(
         fc1=nn.Linear(width, 6),
@@ -175,7 +175,7 @@ def rowwise(input_shape: Sequence[int], classes: int) -> nn.Module:
 
 
 def broad(input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Fully connected, with weights of more than two tiles of initial values (256 x 256), a layer used twice."""
+    """Fully connected: weights of more than two of the tiles in which they are drawn, an activation used twice."""
     act = nn.Tanh()
     return nn.Sequential(
         flatten=nn.Flatten(),

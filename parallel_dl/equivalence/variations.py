@@ -1,7 +1,7 @@
-"""Other optimizers, losses and types of numbers: what `verify --all` tries beside its usual experiment.
+"""Other optimizers, losses and types of numbers: what `verify --all` tries besides its usual experiment.
 
-What all gradients or a whole weight have in common, a norm, is summed over shards, stages and replicas; sums of float32
-have to have its type everywhere; and a regression has targets of several values.
+The norm of all gradients, or of a whole weight, is summed over shards, stages and replicas; sums of float32 must stay
+float32 everywhere; and the targets of a regression have several values each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Vary = Callable[[Experiment], Experiment]
 
 
 def lars_clipped(experiment: Experiment) -> Experiment:
-    """With the norm of each weight, and that of all gradients."""
+    """With the norm of each weight, and the norm of all gradients."""
     make = lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3)  # noqa: E731
     return dataclasses.replace(experiment, make_optimizer=make, clip_norm=0.1)
 
@@ -29,7 +29,7 @@ def adamw(experiment: Experiment) -> Experiment:
 
 
 def weights_alone(experiment: Experiment) -> Experiment:
-    """With an optimizer of the weights, clipped: biases stay, and their gradients are not its to clear."""
+    """With an optimizer that has no biases, and clipping: biases stay, and it does not clear their gradients."""
     make = lambda parameters: optim.SGD([p for p in parameters if len(p.shape) > 1], 0.05, momentum=0.9)  # noqa: E731
     return dataclasses.replace(experiment, make_optimizer=make, clip_norm=0.1)
 
@@ -40,7 +40,7 @@ def float32(experiment: Experiment) -> Experiment:
 
 
 def regression(experiment: Experiment) -> Experiment:
-    """The mean of squares, for targets of several values; at a rate at which it does not diverge."""
+    """Mean squared error, for targets of several values each; at a rate at which training does not diverge."""
     x = experiment.x
     outputs = nn.output_shape(experiment.build(), x.shape[1:])
     y = np.random.default_rng(3).standard_normal((len(x), *outputs)).astype(x.dtype)
@@ -58,4 +58,4 @@ VARIATIONS: dict[str, tuple[str, Vary]] = {
     "mlp_deep, regression": ("mlp_deep", regression),
     "rowwise, regression": ("rowwise", regression),
 }
-"""name -> the network, and what is different"""
+"""name -> the network, and the change"""

@@ -27,10 +27,8 @@ from parallel_dl.nn import Module
 from parallel_dl.schedule import ASYNCHRONOUS
 
 BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
-CHECKED_UP_TO, EVERY = (
-    4,
-    3,
-)  # ranks, layouts: in checked mode, counted by a ledger; another third is also trained by `fit`
+CHECKED_UP_TO = 4  # ranks: in checked mode, counted by a ledger
+EVERY = 3  # one layout in three is checked so, and one in three is also trained by `fit`
 SHORT = 8  # samples in the third batch of synthetic data: two in each of four microbatches, as batch norm needs
 
 

@@ -24,7 +24,7 @@ _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGTERM}
 
 # what the libraries write when a rank calls MPI_Abort, or when MPI does so after an error: MPICH, Open MPI
-# Open MPI gives the rank in the communicator that was aborted, which may be another one in the world
+# Open MPI gives the rank in the communicator that was aborted, which may have another number in the world
 _ABORTED = re.compile(
     rb"""Abort\(-?\d+\)\ on\ node\ (\d+)\ \(rank
        | MPI_ABORT\ was\ invoked\ on\ rank\ (?:(\d+)\ in\ communicator\ MPI_COMM_WORLD\b

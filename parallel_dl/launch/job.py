@@ -24,7 +24,7 @@ from parallel_dl.launch.rank import JOB_VARIABLE
 # becomes mpirun when told so, and ends when the launcher is killed before: after that its folder has a guard
 _WAITING = 'read go && exec "$@" </dev/null'
 
-_FLUSH_SECONDS = 1.0  # within which Open MPI's mpirun writes what it still holds of the ranks' output
+_FLUSH_SECONDS = 1.0  # for Open MPI's mpirun to write what it still holds of the ranks' output
 
 _RANK = str(Path(__file__).resolve().with_name("__main__.py"))
 
@@ -169,7 +169,7 @@ class Job:
         return [pid for pid in of if started(pid) == self._born[pid] != ""]
 
     def _members(self) -> list[int]:
-        """The processes of the job that live, mpirun first."""
+        """The living processes of the job, mpirun first."""
         return [*session(self.mpirun.pid), *self._living(self._born)]
 
     @staticmethod
@@ -184,7 +184,7 @@ class Job:
             self.mpirun.wait(grace)
         # mpirun first: it would have much to say about ranks that die
         if not self.is_hydra and self.mpirun.poll() is None:
-            self.mpirun.terminate()  # Open MPI's holds back lines that ranks have begun; it writes them when it ends
+            self.mpirun.terminate()  # Open MPI's holds back lines that are not finished, and writes them when it ends
             self._kill(pid for pid in self._members() if pid != self.mpirun.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(_FLUSH_SECONDS)

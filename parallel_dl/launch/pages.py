@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 _NAMES = (b"prterun", b"mpirun", b"mpiexec")
 _SAYS = (b"noticed that", b"detected that one", b"has exited due to process rank")
-# Open MPI's are between two lines of dashes, its ranks' words about MPI_Abort, too; MPICH's is between two of equals
-# signs, and three lines follow
+# Open MPI's pages, and what its ranks write about MPI_Abort, are between two lines of dashes; MPICH's page is between
+# two lines of equals signs, and three lines follow
 _PAGES = re.compile(
     rb"""^-{60,}\n
          (?:(?:prterun|mpirun|mpiexec)\ (?:noticed\ that\ process
@@ -70,7 +70,7 @@ class Filter:
         data = self._held + data
         self._mpi_ends = self._mpi_ends or _MPI_ENDS.search(data) is not None
         data = _PAGES.sub(b"", data)
-        if self._mpi_ends:  # Open MPI writes its words with the zero byte at their end
+        if self._mpi_ends:  # Open MPI writes a zero byte after its words
             data = data.replace(b"\0", b"")
         rules = [rule.start() for rule in _RULE.finditer(data)]
         start = next((place for place in rules if _may_be_a_page(data[place:])), len(data))

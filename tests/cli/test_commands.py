@@ -48,7 +48,7 @@ def call(*arguments, command=PARALLEL_DL, seconds=HANG, **variables):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"{arguments}: still running after {seconds} s")
-    except KeyboardInterrupt:  # it is in a session of its own, and does not get it
+    except KeyboardInterrupt:  # the program, in a session of its own, does not get it
         process.terminate()
         process.wait()
         raise

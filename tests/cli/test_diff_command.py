@@ -167,7 +167,7 @@ def test_a_placement_of_no_tensor(tmp_path, capsys):
     said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? valid is fc1.bias\n"
     assert capsys.readouterr().err == said
     assert main(["diff", a, b, *flags]) == 2  # would be ignored
-    assert "place.json: each side is one file; it belongs to sides of several" in capsys.readouterr().err
+    assert "place.json: each side is one file; valid only where a side has several" in capsys.readouterr().err
 
 
 def test_the_example_of_a_placement():

@@ -268,7 +268,7 @@ def test_every_option_is_used_by_planted_bugs_or_refused():
 
 
 def test_the_distance_to_bugs_is_that_of_float64(capsys):
-    """Bugs are planted in float64, whatever the cells are. The noise of cells of another type is not that floor."""
+    """Bugs are planted in float64, whatever type the cells have. Noise of cells of another type is not the floor."""
     bug = {"name": "it", "caught": True, "named": True, "diagnosis": "", "error": 0.5}
     for dtype, other, expected in (("float32", "float64", 0.5 / 1e-15), ("float64", "float32", 500)):
         cells = [{"noise": 1e-3, "equal": True, "dtype": dtype}, {"noise": 1e-2, "equal": True, "dtype": other}]
@@ -285,7 +285,7 @@ def _cell(layout, **facts):
     return {"layout": layout, "worst": worst, "divergence": None, "note": "", "dtype": "float64", **facts}
 
 
-def test_a_step_beyond_the_batches_is_explained(capsys):
+def test_step_numbers_above_the_number_of_batches_are_explained(capsys):
     note = "pipedream: an update after each microbatch; its steps count these updates\n"
     for schedule in ("1f1b", "pipedream"):
         assert report([{"cells": [_cell({"schedule": schedule})]}], as_json=False) == 0
@@ -294,7 +294,7 @@ def test_a_step_beyond_the_batches_is_explained(capsys):
 
 @pytest.mark.parametrize("columns", ["80", None])
 def test_tables_fit_a_terminal(capsys, monkeypatch, columns):
-    """Of 80 columns, where somebody says so; otherwise a row is one line. No number is cut."""
+    """With 80 columns if COLUMNS says so; otherwise each row is one line. No number is cut off."""
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns:
         monkeypatch.setenv("COLUMNS", columns)

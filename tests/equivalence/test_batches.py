@@ -58,7 +58,7 @@ def test_wrong_loaders_are_seen(monkeypatch, change, words):
         (lambda loader, epoch: (0, epoch), "another seed has the same order"),
     ],
 )
-def test_one_order_for_all(monkeypatch, drawn, words):
+def test_the_same_order_for_another_epoch_or_seed_is_caught(monkeypatch, drawn, words):
     right = Loader.epoch
 
     def wrong(loader, epoch):

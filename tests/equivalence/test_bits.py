@@ -1,4 +1,4 @@
-"""Reproducible layouts have to have the bits of one rank, not only its values within a bound."""
+"""Reproducible layouts must give the bits of one rank, not only its values within a bound."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ LAYOUTS = [Layout(dp=2, reproducible=True), Layout(mp=2, reproducible=True, micr
 
 @pytest.fixture
 def other_last_bits(monkeypatch):
-    """One gradient has another last bit on several ranks."""
+    """With several ranks, one gradient has other last bits."""
     original = Trainer._in_leaves
 
     def moved(self, batch):
@@ -32,7 +32,7 @@ def other_last_bits(monkeypatch):
 
 
 @pytest.mark.ranks(2)
-def test_right_ones(comm):
+def test_equal_bits(comm):
     for layout in LAYOUTS:
         assert_equivalent(BUILD, layout, (X, Y), 3, comm=comm)
     cells = list(verify(comm, {"mlp": EXPERIMENT}, [("mlp", layout) for layout in LAYOUTS]))
@@ -40,9 +40,9 @@ def test_right_ones(comm):
 
 
 @pytest.mark.ranks(2)
-def test_another_bit(comm, other_last_bits):
+def test_other_bits(comm, other_last_bits):
     for layout in LAYOUTS:
-        said = "gradient of 0.weight at step 0 has not the bits that it has on one rank"
+        said = "gradient of 0.weight at step 0 does not have the bits of one rank"
         with pytest.raises(AssertionError, match=said):
             assert_equivalent(BUILD, layout, (X, Y), 3, comm=comm)
         (cell,) = verify(comm, {"mlp": EXPERIMENT}, [("mlp", layout)])
@@ -53,7 +53,7 @@ def test_another_bit(comm, other_last_bits):
 
 @pytest.mark.ranks(2)
 def test_the_serial_run_is_shared_with_other_layouts(comm, monkeypatch):
-    """The run of one rank in leaves is one more, made once."""
+    """Only the reproducible run of one rank is added, once for all layouts."""
     made = []
     monkeypatch.setattr(
         Kept,

@@ -56,7 +56,7 @@ def divergence(comm, build, shape, layout, steps=2, bound=None, **others):
 
 
 def cause(comm, build, shape, layout):
-    """What the first difference is, and is said to come from; on every rank."""
+    """The kind of the first difference and its reported cause; on every rank."""
     found = divergence(comm, build, shape, layout)
     return found and (found.kind, found.cause)
 
@@ -201,11 +201,11 @@ def test_a_layer_that_mixes_its_samples_is_told_from_one_that_is_wrong(comm):
     assert "depends on which samples it is given, or how many" in said
     kind, said = cause(comm, lambda: nn.Sequential(nn.Linear(6, 6), Wrong(), nn.Linear(6, 5)), (6,), Layout(dp=2))
     assert kind == "forward"
-    assert said.startswith("the layer itself: on rank 1 it gives another output for the same input")
+    assert said.startswith("the layer itself: on rank 1 its output for the same input differs")
 
 
 class Multiplied(nn.Module):
-    """By a function of the number of ranks and of the step."""
+    """Multiplies by a function of the number of ranks and of the step."""
 
     def __init__(self, by):
         super().__init__()
@@ -225,7 +225,7 @@ def multiplied(by):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("layout", [Layout(dp=2), Layout(pp=2, microbatches=2), Layout(mp=2)])
 @pytest.mark.parametrize("by", [lambda ranks, step: ranks, lambda ranks, step: 1 / ranks])
-def test_a_layer_that_knows_the_ranks_is_no_wrong_reduction(comm, layout, by):
+def test_a_layer_that_knows_the_ranks_is_not_taken_for_a_wrong_reduction(comm, layout, by):
     kind, said = cause(comm, multiplied(by), (6,), layout)
     assert kind == "forward"
     assert said.startswith("the layer itself")
@@ -246,7 +246,7 @@ class OfHalfTheRate(optim.SGD):
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_wrong_update_is_of_the_rank_that_has_the_weight(comm, momentum):
+def test_a_wrong_update_names_the_rank_that_has_the_weight(comm, momentum):
     layout = Layout(pp=2, microbatches=2)
     make = lambda parameters: OfHalfTheRate(parameters, 0.1, momentum=momentum)  # noqa: E731
     found = divergence(comm, fully, (6,), layout, steps=1, make_optimizer=make)
@@ -255,7 +255,7 @@ def test_a_wrong_update_is_of_the_rank_that_has_the_weight(comm, momentum):
 
 
 @pytest.mark.ranks(2)
-def test_other_weights_before_a_step_are_of_the_rank_that_has_them(comm, monkeypatch):
+def test_wrong_weights_before_a_step_name_the_rank_that_has_them(comm, monkeypatch):
     right = nn.Module.initialize
 
     def otherwise(network, seed=0, *arguments, **named):
@@ -268,7 +268,7 @@ def test_other_weights_before_a_step_are_of_the_rank_that_has_them(comm, monkeyp
 
 # -- the loss ------------------------------------------------------------------------------------------------------
 @pytest.mark.ranks(2)
-def test_an_error_beside_a_loss_of_nothing_is_relative_to_itself(comm):
+def test_an_error_is_relative_to_the_parallel_loss_where_the_serial_one_is_negligible(comm):
     def loss(scores, targets, total):
         return nn.cross_entropy(scores, targets, total) * (1e-300 if world().size == 1 else 1.0)
 
@@ -296,7 +296,7 @@ WEIGHTS = []
 
 
 def with_weights():
-    """Kept for the penalty."""
+    """The network; its weights are kept for the penalty."""
     network = fully()
     WEIGHTS[:] = network.parameters()
     return network
@@ -317,7 +317,7 @@ def penalised(scores, targets, total):
         (Layout(pp=2, microbatches=2), "gradient"),
     ],
 )
-def test_a_penalty_in_every_call_is_told_what_to_do(comm, layout, kind):
+def test_a_penalty_in_every_call_comes_with_advice(comm, layout, kind):
     found = divergence(comm, with_weights, (6,), layout, loss=penalised)
     assert found.kind == kind
     assert "scale it by len(targets) / total" in found.cause
@@ -325,14 +325,14 @@ def test_a_penalty_in_every_call_is_told_what_to_do(comm, layout, kind):
 
 # -- the mesh ------------------------------------------------------------------------------------------------------
 def exchanged(mesh):
-    """The order of the ranks along the data axis is another one for every other rank."""
+    """Ranks with an odd number are in reverse order along the data axis."""
     comm = mesh.world
     mesh.data = comm.split(comm.rank % 2, (comm.rank // 2) ^ (comm.rank % 2), name="data", axis="data")
     return mesh
 
 
 @pytest.mark.ranks(4)
-def test_a_wrong_mesh_is_said(comm, monkeypatch):
+def test_a_wrong_mesh_is_named(comm, monkeypatch):
     build = lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5))  # noqa: E731
     says = "a wrong mesh: rank 1 is at data 1, model 1 in place of data 0, model 1"
     right = Mesh.__init__
@@ -350,7 +350,7 @@ def test_a_wrong_mesh_is_said(comm, monkeypatch):
 
 
 # -- words ---------------------------------------------------------------------------------------------------------
-def test_what_is_missing_after_an_update_is_said():
+def test_a_weight_that_is_missing_after_an_update_is_reported():
     assert causes.of_update(np.zeros(0), np.ones(3), None, SERIAL) == "missing in the parallel run: no rank has it"
 
 

@@ -289,7 +289,7 @@ def test_a_loss_that_is_no_number_proves_nothing():
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("seed", [2, 20])
-def test_chaos_of_which_two_runs_show_little_is_not_called_different(comm, seed):
+def test_chaos_that_two_runs_hardly_show_is_not_called_different(comm, seed):
     random = np.random.default_rng(seed)
     x, y = random.normal(size=(13, 4)).astype("float32"), random.integers(0, 3, 13)
 
@@ -305,7 +305,7 @@ def test_chaos_of_which_two_runs_show_little_is_not_called_different(comm, seed)
 
 
 def with_batch_norm(seed, make):
-    """Two layers of it: in microbatches of two samples the terms of their gradients nearly cancel."""
+    """Two batch norm layers: in microbatches of two samples the terms of their gradients nearly cancel."""
     random = np.random.default_rng(seed)
 
     def build():
@@ -324,7 +324,7 @@ def test_batch_norm_over_two_samples_is_the_sum_of_its_samples(seed, make):
 
 
 @pytest.mark.parametrize(("seed", "make"), [(10, sgd(0.1)), (5, adam())])
-def test_a_loss_of_a_microbatch_is_seen_beside_batch_norm(seed, make):
+def test_a_loss_that_divides_by_its_microbatch_is_caught_despite_batch_norm(seed, make):
     what = with_batch_norm(seed, make)
     what.loss = lambda scores, targets, total: nn.cross_entropy(scores, targets, len(targets))
     found = samples_are_mixed(record(what, Layout(microbatches=6)), replay(what, 6))
@@ -333,7 +333,7 @@ def test_a_loss_of_a_microbatch_is_seen_beside_batch_norm(seed, make):
 
 
 def test_the_terms_of_a_normalisation_over_two_samples_round_by_themselves():
-    """No change of what it receives reaches the gradient, which nearly cancels."""
+    """The terms of the gradient nearly cancel, so no change of what the layer receives reaches it."""
     what = of(nn.Tanh, steps=1, batch=12)
     what.build = lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
     run = record(what, Layout(microbatches=6))

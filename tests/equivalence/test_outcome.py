@@ -172,7 +172,7 @@ def test_a_wrong_digest_that_the_serial_run_has_too(comm, monkeypatch):
 
 
 @pytest.mark.ranks(2)
-def test_gradients_that_go_with_the_shared_memory(comm, monkeypatch):
+def test_gradients_that_are_lost_with_the_shared_memory(comm, monkeypatch):
     def free(original, self):
         original(self)
         if self.mesh.world.rank:

@@ -96,7 +96,7 @@ def newest_weights(before):
 
 
 def counted_in_the_batch(before):
-    """Each microbatch divides by the size of the batch, though it is one of its own."""
+    """Each microbatch divides by the size of the batch, though it should count as a batch of its own."""
     return lambda batch: list(batch.microbatches)
 
 
@@ -164,7 +164,7 @@ def reversed_rows(before):
 
 
 def from_the_start(before):
-    """Of a file each rank reads the first slice."""
+    """Each rank reads the first slice of a file."""
     return lambda stored, piece: before(stored, tuple(slice(0, part.stop - part.start) for part in piece))
 
 
@@ -244,14 +244,14 @@ def own_losses(before):
 
 @pytest.mark.ranks(2)
 def test_fit(comm):
-    """It makes the updates that were compared, also across epochs; another order, number or sum is told."""
+    """It makes the updates that were compared, also across epochs; a wrong order, number or sum is reported."""
     what, layout = dataclasses.replace(experiment("norms"), steps=4), Layout(dp=2)
     mesh = Mesh(comm, data=2)
     run = record(what, layout, mesh)
     assert wrong_fit(what, layout, mesh, run) is None
     for owner, name, wrong, said in (
-        (Layout, "updates", one_less, "Trainer.fit, which has 3 losses of 4 updates,"),
-        (Layout, "updates", one_epoch, "Trainer.fit, which would make another number of updates than 6 in two epochs"),
+        (Layout, "updates", one_less, "Trainer.fit, which has 3 losses for 4 updates,"),
+        (Layout, "updates", one_epoch, "Trainer.fit, which would not make 6 updates in two epochs,"),
         (Loader, "epoch", another_order, "Trainer.fit, whose losses are "),
         (Trainer, "sum_losses", own_losses, "Trainer.fit, whose losses are "),
     ):

@@ -261,7 +261,7 @@ def test_the_rank_that_aborts_is_named(run, comm):
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_rank_that_leaves_without_a_word(run, status):
-    """One line: mpirun's page says no more."""
+    """One line: mpirun's page would add nothing."""
     ended = run(MPI + f"comm.Barrier()\nif rank == 1: os._exit({status})\ntime.sleep(1000)")
     said = f"rank 1 ended with status {status} without completing (os._exit or a crash)"
     assert (ended.status, ended.err) == (status or 1, f"parallel-dl: {said}; ended the other ranks\n")
@@ -311,7 +311,7 @@ def test_fatal_errors_of_mpi_name_their_rank():
     assert _aborted(mpich.replace(b"truncated", b"lost")).line == "rank 2 was ended by MPI after an error in Allreduce"
     abort = b"MPI_ABORT was invoked on rank 1 in communicator "
     assert _aborted(abort + b"MPI_COMM_WORLD\n").line == "rank 1 called MPI_Abort"
-    assert _aborted(abort + b"MPI COMM 3 DUP FROM 0\n") is None  # the line that names it is still to come
+    assert _aborted(abort + b"MPI COMM 3 DUP FROM 0\n") is None  # the line that names the rank is still to come
     assert _aborted(abort + b"MPI COMM 3 DUP FROM 0\n  Proc: [[36815,1],4]\n").line == "rank 4 called MPI_Abort"
     open_mpi = (
         b"[vm:00000] *** An error occurred in MPI_Recv\n[vm:00000] *** reported by process [517996545,1]\n"

@@ -157,7 +157,7 @@ def test_a_program_ends_when_its_reader_has_gone(shell, tmp_path):
     assert (ended.stdout, ended.stderr) == ("x" * 10, "")
 
 
-def test_our_line_is_one_of_its_own_where_both_streams_go_to_one_place(shell, tmp_path):
+def test_our_line_begins_a_new_line_where_both_streams_go_to_one_place(shell, tmp_path):
     (tmp_path / "program.py").write_text("import os\nos.write(1, b'begun')\nraise ValueError(5)")
     ended = shell([*COMMAND, "run", "-n", "2", "program.py"], "2>&1")
     assert "begun\nparallel-dl: rank " in ended.stdout
