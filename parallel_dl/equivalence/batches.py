@@ -9,7 +9,7 @@ from parallel_dl.equivalence.record import Experiment
 from parallel_dl.errors import number_of
 from parallel_dl.layout import Layout
 
-SHUFFLED = 20  # samples: of so many, two random orders are never the same by chance
+SHUFFLED = 20  # samples: of so many, two random orders are as good as never the same by chance
 
 
 def wrong_batches(experiment: Experiment, layout: Layout) -> str | None:
