@@ -135,10 +135,10 @@ class Job:
             if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
                 raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
 
-    def _can_be(self, layout: Layout) -> bool:
+    def _can_have(self, experiment: Experiment, layout: Layout) -> bool:
         """Whether a layout of --ranks or --all has the norms that were asked for."""
         try:
-            layout.require_clip_norm(self.clip_norm)
+            layout.require_clip_norm(experiment.clip_norm)
         except InputError:
             return False
         return not (layout.reproducible and self.optimizer == "lars")
@@ -251,7 +251,7 @@ class Job:
                 for layout in layouts_of(comm.size, network, shape, self.microbatches)
             ]
         if self.layout is None:
-            tasks = [(name, layout) for name, layout in tasks if self._can_be(layout)]
+            tasks = [(name, layout) for name, layout in tasks if self._can_have(experiments[name], layout)]
         if self.exact:
             tasks = [(name, layout) for name, layout in tasks if program_of(networks[name][0], layout) is None]
         with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:

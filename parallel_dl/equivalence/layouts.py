@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from parallel_dl.cost.stages import cut_stages
@@ -58,8 +57,8 @@ def covering_set(
     replicas and beside stages, and what is compared with a serial program of its own. Specimens have all layouts of two
     ranks, and of three and four one of each kind. On 5 and 7 ranks, which divide hardly any width, only the networks in
     `FEW` are run. Only those in `REPRODUCIBLE` have reproducible layouts, which are slow. On two to four ranks,
-    `variations` of networks have one layout of each kind that makes one update with the whole batch. Which layout
-    stands for its kind changes with the network and the number of ranks.
+    `variations` of networks have one layout of each other kind. Which layout stands for its kind changes with the
+    network and the number of ranks.
     """
     found: list[tuple[str, Layout]] = []
     for number, (name, (network, shape)) in enumerate(networks.items()):
@@ -68,7 +67,7 @@ def covering_set(
             continue
         kinds: dict[tuple[object, ...], list[Layout]] = {}
         for layout in layouts_of(ranks, network, shape, microbatches, name in REPRODUCIBLE and ranks <= 4):
-            if not varies or _is_product(dataclasses.replace(layout, split=None)):
+            if not (varies and layout.reproducible):
                 kinds.setdefault(_kind(layout), []).append(layout)
         for layouts in kinds.values():
             if varies:

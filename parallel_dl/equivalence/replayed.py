@@ -279,8 +279,7 @@ def _variable_batch(experiment: Experiment, layout: Layout, trainer: Trainer, ru
         sums = _magnitudes(summands)
         of_features = features.step(sums)
         trainer.updates += 1
-        states = dict(zip(features.named, features.optimizer.state_dict()["state"]))
-        run.state.append({f"{name} {key}": array for name, own in states.items() for key, array in own.items()})
+        run.state.append(_state(trainer))
         run.weights.append(network.state_dict())
         weights = of_features["weights"] | {name: of_classifier["weights"][name] for name in classifier.named}
         if run.magnitudes is not None:

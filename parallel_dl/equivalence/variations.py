@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,20 @@ def lars_clipped(experiment: Experiment) -> Experiment:
 def adamw(experiment: Experiment) -> Experiment:
     """With two arrays of state for each weight, and a count of updates in its rule."""
     return dataclasses.replace(experiment, make_optimizer=lambda parameters: optim.AdamW(parameters, 1e-2))
+
+
+def two_groups(experiment: Experiment) -> Experiment:
+    """Weights and biases with rates that follow policies of their own."""
+
+    def make(parameters: Any) -> optim.Optimizer:
+        weights, biases = ([p for p in parameters if (len(p.shape) > 1) == is_weight] for is_weight in (True, False))
+        groups = [
+            {"params": weights, "lr": lambda step: 0.05 / (1 + step), "momentum": 0.9},
+            {"params": biases, "lr": lambda step: 0.01 * (1 + step)},
+        ]
+        return optim.SGD(groups, 0.05)
+
+    return dataclasses.replace(experiment, make_optimizer=make)
 
 
 def weights_alone(experiment: Experiment) -> Experiment:
@@ -52,6 +67,7 @@ VARIATIONS: dict[str, tuple[str, Vary]] = {
     "lenet5_small, LARS, clipped": ("lenet5_small", lars_clipped),
     "norms, LARS, clipped": ("norms", lars_clipped),
     "inception, AdamW": ("inception", adamw),
+    "inception, two groups": ("inception", two_groups),
     "groups, weights alone": ("groups", weights_alone),
     "lenet5_small, float32": ("lenet5_small", float32),
     "residual, float32": ("residual", float32),

@@ -20,6 +20,7 @@ from parallel_dl.equivalence.movements import wrong_movement
 from parallel_dl.equivalence.mutants import replaced
 from parallel_dl.equivalence.replayed import places_of_parts, program_of
 from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_known
+from parallel_dl.equivalence.variations import two_groups
 from parallel_dl.equivalence.verify import moved
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
@@ -79,6 +80,14 @@ def test_a_training_that_diverges_has_equal_replicas(comm, recwarn):
 def test_programs_of_their_own_with_other_optimizers(comm, make):
     tasks = [("inception", STASHING), ("inception", VARIABLE), ("local_norm", REPLICAS)]
     assert [equal for equal, _ in cells(comm, *tasks, make=make)] == [True] * 3
+
+
+@pytest.mark.ranks(2)
+def test_variable_batch_with_groups_of_parameters(comm):
+    """The optimizer's order is not that of the network, and each group has a policy."""
+    what = two_groups(experiment("inception"))
+    (cell,) = verify(comm, {"inception": what}, [("inception", VARIABLE)])
+    assert cell is None or cell.equal
 
 
 def wrongly(owner, name, change):
