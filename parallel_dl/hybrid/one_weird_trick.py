@@ -154,7 +154,7 @@ class OneWeirdTrick:
         shares = partition.shares(len(x), self.comm.size)
         own = self.features_of(x[partition.share(len(x), self.comm.size, self.comm.rank)])
         flat = own.data.reshape(len(own), self.values)
-        scores = self.classifier(self.comm.labelled("activations", "forward").all_gather(flat, 0, shares))
+        scores = self.classifier(Tensor(self.comm.labelled("activations", "forward").all_gather(flat, 0, shares)))
         return self.parallel.whole_output(scores.data)
 
     def free(self) -> None:

@@ -271,10 +271,10 @@ class StageRunner:
             if stage == 0:
                 given: Any = x
             elif self.rank_of[stage - 1] == self.comm.rank:
-                given = found
+                given = Tensor(found)
             else:
                 shape = (len(x), *self.boundaries[stage])
-                given = self.comm.receive(self.rank_of[stage - 1], shape, self.dtype)
+                given = Tensor(self.comm.receive(self.rank_of[stage - 1], shape, self.dtype))
             for layer in self.stages.layers(stage):
                 given = self.network.call(layer, given)
             found = given.data if isinstance(given, Tensor) else given

@@ -148,3 +148,25 @@ def test_what_cannot_be(comm):
         assert_equivalent(network, Layout(dp=2), 4, comm=comm, input_shape=(6,), loss=nn.mse)
     text = message(comm, lambda: nn.Linear(7, 2), Layout(dp=2), drawn())
     assert text.startswith("the serial run ends with InputError: layer Linear: got an input of shape")
+
+
+class Reading(nn.Module):
+    """Reads the values of its input, a Tensor: also where a stage, or a hybrid's second half, begins with it."""
+
+    def forward(self, x):
+        return x * (1 + (x.data[:, :1] > 0))
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+@pytest.mark.ranks(2)
+def test_a_layer_that_reads_what_arrives_from_another_rank(comm):
+    def build():
+        return nn.Sequential(
+            first=nn.Linear(6, 5), reading=Reading(), flatten=nn.Flatten(), again=Reading(), last=nn.Linear(5, 4)
+        )
+
+    for layout in (Layout(pp=2, stages=["reading"]), Layout(pp=2, stages=["reading"], schedule="zb-h1")):
+        assert_equivalent(build, layout, drawn(), steps=2, comm=comm)
+    assert_equivalent(build, Layout(dp=2, hybrid="owt"), drawn(), steps=2, comm=comm)
