@@ -285,6 +285,9 @@ class Trainer:
             optimizer = make_optimizer(parameters)
         except InputError as caught:  # a stage may have none of the parameters that are chosen
             error = f"make_optimizer: {caught}"
+        if not error and not isinstance(optimizer, Optimizer):
+            error = f"make_optimizer returned a {type(optimizer).__name__}: valid is an optim.Optimizer"
+            optimizer = None
         known = {id(parameter) for parameter in parameters}
         for parameter in [] if optimizer is None else optimizer.parameters:
             if id(parameter) not in known and not error:

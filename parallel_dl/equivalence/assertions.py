@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.equivalence import causes
-from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.compare import BOUNDS, compare
 from parallel_dl.equivalence.divergence import first_divergence
 from parallel_dl.equivalence.raced import race_in, told
 from parallel_dl.equivalence.record import Experiment, record
@@ -52,6 +52,7 @@ def assert_equivalent(
     What rounding makes incomparable, steps or tensors, is named in a warning.
 
     Called by all ranks of `comm` (default: all there are), whose number is the layout's; InputError for another.
+    TypeError or ValueError for arguments of another kind.
     `network` is a function without arguments that makes the network, or a Module, which is copied and left as it is;
     weights are drawn anew from `seed`. `batch` is a pair (x, y), with samples along the first axis, or a number of
     samples, drawn from `seed`: then `input_shape`, the shape of one, is needed (ValueError without), and y are random
@@ -74,6 +75,7 @@ def assert_equivalent(
     can be copied: see `equivalence/own_rules.py`.
     """
     __tracebackhide__ = True
+    _require(network, batch, steps, dtype, bound)
     comm = world() if comm is None else comm
     build = (lambda: copy.deepcopy(network)) if isinstance(network, Module) else network
     x, y = (
@@ -114,18 +116,24 @@ def assert_equivalent(
     else:
         parallel = record(experiment, layout, mesh, evaluate=note is None)
     race = race_in(parallel, comm)
-    said, differs = "", False
+    said, differs, error = "", False, None
     verdict = "is not the serial run" if program is None else f"is not its serial program, {program}"
     if reference is not None:
-        comparison = held_against(reference, experiment, layout, parallel, exact)
-        comparison = comparison if race is None else told(comparison, race)
-        if comparison.equal and comparison.note:
-            warnings.warn(comparison.note, stacklevel=2)
-        if comparison.void_from == 0:
-            verdict = "cannot be compared with the serial run"
-        said = "" if comparison.equal else comparison.message
-        comparable = program is None and race is None
-        differs = bool(said) and comparable and not compare(reference.run, parallel, reference.bound, exact).equal
+        try:
+            comparison = held_against(reference, experiment, layout, parallel, exact)
+            comparison = comparison if race is None else told(comparison, race)
+            if comparison.equal and comparison.note:
+                warnings.warn(comparison.note, stacklevel=2)
+            if comparison.void_from == 0:
+                verdict = "cannot be compared with the serial run"
+            said = "" if comparison.equal else comparison.message
+            comparable = program is None and race is None
+            differs = bool(said) and comparable and not compare(reference.run, parallel, reference.bound, exact).equal
+        except Exception as caught:  # the other ranks wait
+            error = caught
+    failed = comm.broadcast_object(None if error is None else f"{type(error).__name__}: {error}")
+    if failed:
+        raise AssertionError(f"{_in_words(layout)} was not compared: {failed}") from error
     said, differs, verdict = comm.broadcast_object((said, differs, verdict))
     found = None
     if differs:
@@ -135,6 +143,20 @@ def assert_equivalent(
     if said:
         where = "" if found is None else f"  {found}\n"
         raise AssertionError(f"{_in_words(layout)} {verdict}\n{where}  {said}")
+
+
+def _require(network: Any, batch: Any, steps: int, dtype: str, bound: float | None) -> None:
+    """Refuses arguments of another kind, in one line."""
+    if not callable(network):
+        raise TypeError(f"network is {type(network).__name__}: valid are a Module, or a function that makes one")
+    if not isinstance(batch, (int, np.integer)) and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise TypeError(f"batch is {type(batch).__name__}: valid are a pair (x, y), or a number of samples")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be at least 1")
+    if dtype not in BOUNDS:
+        raise ValueError(f"dtype={dtype!r}: valid are {', '.join(BOUNDS)}")
+    if bound is not None and not 0 < bound < 1:
+        raise ValueError(f"bound={bound}: must be above 0 and below 1, relative to the magnitudes that are added")
 
 
 def _drawn(

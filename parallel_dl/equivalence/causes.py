@@ -50,7 +50,7 @@ def factor(got: Array, expected: Array) -> float | None:
 
 def of_factor(found: float | None, layout: Layout, axes: Sequence[str] = ("dp", "mp")) -> str | None:
     """What a constant factor says."""
-    if found is None:
+    if found is None or not math.isfinite(found):
         return None
     if abs(found) < 1e-12:
         return "nothing arrived: a dropped message or a missing summand"

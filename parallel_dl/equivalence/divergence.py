@@ -8,6 +8,7 @@ first is the cause; what comes after it follows from it.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -98,12 +99,16 @@ def first_divergence(
     for number in range(experiment.steps) if step is None else (step,):  # replicas differ, but not rank 0: look at all
         traces = mesh.world.all_gather_object(trace(experiment, layout, mesh, number, allreduce))
         if mesh.world.rank == 0:
-            if alone is None:
-                with one_rank():
-                    serially = trace(experiment, Layout(microbatches=layout.microbatches), Mesh.serial(), number)
-            else:
-                serially = alone[number]
-            found = _Search(experiment, layout, number, serially, traces, serial, parallel).first()
+            try:
+                if alone is None:
+                    with one_rank():
+                        serially = trace(experiment, Layout(microbatches=layout.microbatches), Mesh.serial(), number)
+                else:
+                    serially = alone[number]
+                found = _Search(experiment, layout, number, serially, traces, serial, parallel).first()
+            except Exception as error:  # the other ranks wait, and that the runs differ is known already
+                words = f"where the runs part was not found: the search ends with {type(error).__name__}: {error}"
+                warnings.warn(words, stacklevel=2)
         if mesh.world.broadcast_object(found is not None):
             break
     return found

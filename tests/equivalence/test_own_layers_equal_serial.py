@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from parallel_dl import nn, optim
 from parallel_dl.autograd import Tensor, primitive
-from parallel_dl.equivalence import assert_equivalent
+from parallel_dl.equivalence import assert_equivalent, assertions, divergence
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
+from parallel_dl.mpi import Communicator
 
 
 class Gate(nn.Module):
@@ -151,7 +153,7 @@ def test_what_cannot_be(comm):
 
 
 class Reading(nn.Module):
-    """Reads the values of its input, a Tensor: also where a stage, or a hybrid's second half, begins with it."""
+    """Reads the values of its input, which is a Tensor also where a stage, or a hybrid's second half, begins."""
 
     def forward(self, x):
         return x * (1 + (x.data[:, :1] > 0))
@@ -163,10 +165,69 @@ class Reading(nn.Module):
 @pytest.mark.ranks(2)
 def test_a_layer_that_reads_what_arrives_from_another_rank(comm):
     def build():
-        return nn.Sequential(
-            first=nn.Linear(6, 5), reading=Reading(), flatten=nn.Flatten(), again=Reading(), last=nn.Linear(5, 4)
-        )
+        return nn.Sequential(first=nn.Linear(6, 5), reading=Reading(), last=nn.Linear(5, 4))
 
     for layout in (Layout(pp=2, stages=["reading"]), Layout(pp=2, stages=["reading"], schedule="zb-h1")):
         assert_equivalent(build, layout, drawn(), steps=2, comm=comm)
-    assert_equivalent(build, Layout(dp=2, hybrid="owt"), drawn(), steps=2, comm=comm)
+
+
+@pytest.mark.ranks(2)
+def test_a_layer_that_reads_what_arrives_in_a_hybrid(comm):
+    def build():
+        return nn.Sequential(conv=nn.Conv2d(1, 2, 2), flatten=nn.Flatten(), reading=Reading(), last=nn.Linear(8, 4))
+
+    images = np.random.default_rng(0).random((9, 1, 3, 3))
+    assert_equivalent(build, Layout(dp=2, hybrid="owt"), (images, drawn()[1]), steps=2, comm=comm)
+
+
+@pytest.mark.ranks(2)
+def test_a_loss_that_is_no_number_on_one_rank(comm):
+    """It is said, and nobody waits for a rank that looks for the cause."""
+    for value in (np.nan, np.inf):
+
+        def loss(outputs, targets, total, value=value):
+            return nn.cross_entropy(outputs, targets, total) * (value if comm.rank == 1 and len(targets) < 9 else 1.0)
+
+        with pytest.raises(AssertionError, match="is not the serial run"):
+            assert_equivalent(network, Layout(dp=2), drawn(), steps=2, comm=comm, loss=loss)
+
+
+@pytest.mark.ranks(2)
+def test_a_comparison_that_fails_on_one_rank(comm, monkeypatch):
+    def fails(*arguments):
+        raise ZeroDivisionError("by design")
+
+    for name in ("held_against", "first_divergence"):
+        with monkeypatch.context() as planted:
+            if name == "held_against":
+                planted.setattr(assertions, name, fails)
+                with pytest.raises(AssertionError, match=r"was not compared: ZeroDivisionError: by design"):
+                    assert_equivalent(network, Layout(dp=2), drawn(), steps=2, comm=comm)
+            else:
+                planted.setattr(divergence._Search, "first", fails)
+                with pytest.raises(AssertionError, match="is not the serial run"):
+                    assert_equivalent(
+                        lambda: network(lambda n: DoubledGradient(comm)), Layout(dp=2), drawn(), 2, comm=comm
+                    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"network": "mlp"}, "network is str: valid are a Module"),
+        ({"batch": np.zeros((4, 6))}, "batch is ndarray: valid are a pair"),
+        ({"steps": 0}, "steps=0: must be at least 1"),
+        ({"dtype": "flaot64"}, "dtype='flaot64': valid are float64, float32"),
+        ({"bound": np.inf}, "bound=inf: must be above 0"),
+        ({"bound": -1}, "bound=-1: must be above 0"),
+        ({"bound": np.nan}, "bound=nan: must be above 0"),
+        (
+            {"make_optimizer": lambda parameters: None},
+            "make_optimizer returned a NoneType: valid is an optim.Optimizer",
+        ),
+    ],
+)
+def test_arguments_that_are_refused(arguments, words):
+    given = {"network": network, "layout": Layout(), "batch": drawn(), "steps": 2, **arguments}
+    with pytest.raises((TypeError, ValueError, AssertionError), match=words):
+        assert_equivalent(**given, comm=Communicator(MPI.COMM_SELF))
