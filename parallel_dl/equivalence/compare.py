@@ -174,7 +174,7 @@ class _Limits:
         self.exact = exact
         self.bound = 0.0 if exact else BOUNDS[dtype] if bound is None else bound
         self.noise: Noise = [] if exact or serial.noise is None else serial.noise
-        self._void, self._steps = VOID[dtype], len(serial.losses)
+        self._void, self._steps, self._losses = VOID[dtype], len(serial.losses), serial.losses
         self.void_from: int | None = None
         for step, loss in enumerate(serial.losses):
             errors = list(self.noise[step].values()) if self.noise else []
@@ -206,6 +206,8 @@ class _Limits:
 
     def _growth(self, void_from: int) -> str:
         levels = [float(np.median(list(errors.values()))) for errors in self.noise[: void_from + 1]]
+        if not math.isfinite(self._losses[void_from]):
+            return "the serial run itself is not finite there"
         if not levels or math.isnan(levels[-1]) or levels[-1] < self._void:
             return "the serial run itself is not finite there"
         if math.isinf(levels[-1]):

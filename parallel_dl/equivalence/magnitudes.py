@@ -39,7 +39,7 @@ class Magnitudes:
         rule = self.optimizer
         actual = rule.state_dict()["state"]
         for number, (name, options, count) in enumerate(zip(self.names, rule.options_of(), rule.updates_of())):
-            if name not in gradients:  # without a gradient nothing is updated
+            if name not in gradients or not count:  # without a gradient nothing is updated
                 continue
             rate = float(options["lr"](rule.updates - 1)) if callable(options["lr"]) else options["lr"]
             weights = self.weights[name]

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import Experiment, compare, record
@@ -46,3 +47,21 @@ def test_the_sentence_about_no_difference_and_about_one():
     assert compare(run, other).message.startswith("DIFFERENT: worst is loss at step 1, ")
     short = dataclasses.replace(run, losses=run.losses[:1])
     assert compare(short, run).message == "1 step in the serial run, 2 in the parallel one"
+
+
+@pytest.mark.filterwarnings("error")
+def test_adam_with_a_weight_that_no_sample_uses():
+    """It has no gradient, and is not updated: its magnitude is its own, and nothing is divided by zero."""
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(5, 4)), random.integers(0, 3, 5)
+    run = record(Experiment(First, x, y, lambda parameters: optim.Adam(parameters, 0.01), 5, 2))
+    assert np.array_equal(run.magnitudes[-1]["weights"]["unused.weight"], np.abs(run.weights[-1]["unused.weight"]))
