@@ -37,16 +37,16 @@ def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> s
         said = f"whose losses are {found.losses} in place of {run.losses},"
     elif updates != len(run.losses):
         said = f"which counts {updates} of {number_of(len(run.losses), 'update')},"
-    elif _in_two_epochs(experiment, trainer.layout) not in (None, of_two := 2 * _of_epoch(experiment, run)):
-        said = f"which would not make {of_two} updates in two epochs,"
+    elif (wrong := _wrong_epochs(experiment, trainer.layout, 2 * _of_epoch(experiment, run))) is not None:
+        said = f"which {wrong},"
     elif told != after:
         said = f"which reports (updates done, in all) {told} in place of {after},"
     bits = np.array(found.losses).tobytes()  # NaN is not equal to itself, but its bits are
     every = mesh.world.all_gather_object((said, digest, bits))
-    wrong = next((of_rank[0] for of_rank in every if of_rank[0] is not None), None)
-    if wrong is None and any(of_rank[1:] != every[0][1:] for of_rank in every):
-        wrong = "after which ranks have other losses or weights than the first,"
-    return None if wrong is None else f"Trainer.fit, {wrong}"
+    first = next((of_rank[0] for of_rank in every if of_rank[0] is not None), None)
+    if first is None and any(of_rank[1:] != every[0][1:] for of_rank in every):
+        first = "after which ranks have other losses or weights than the first,"
+    return None if first is None else f"Trainer.fit, {first}"
 
 
 def _after_epochs(experiment: Experiment, run: Run) -> list[tuple[int, int]]:
@@ -61,9 +61,14 @@ def _of_epoch(experiment: Experiment, run: Run) -> int:
     return batches * len(run.losses) // experiment.steps
 
 
-def _in_two_epochs(experiment: Experiment, layout: Layout) -> int | None:
-    """How many updates the layout counts in two epochs; None if the last batch of an epoch is too small for it."""
-    try:
-        return layout.updates(len(experiment.x), experiment.batch_size, epochs=2)
-    except InputError:
+def _wrong_epochs(experiment: Experiment, layout: Layout, updates: int) -> str | None:
+    """What the layout says of two epochs, if that is not so many updates."""
+    samples, batch_size = len(experiment.x), experiment.batch_size
+    last = samples - (math.ceil(samples / batch_size) - 1) * batch_size
+    if last < layout.microbatches:  # too few samples for an update with each microbatch
         return None
+    try:
+        found = layout.updates(samples, batch_size, epochs=2)
+    except InputError as error:
+        return f"refuses two epochs: {error}"
+    return None if found == updates else f"would make {found} updates in two epochs, not {updates}"

@@ -260,7 +260,7 @@ def test_fit(comm):
     assert wrong_fit(what, layout, mesh, run) is None
     for owner, name, wrong, said in (
         (Layout, "updates", one_less, "Trainer.fit, which has 3 losses for 4 updates,"),
-        (Layout, "updates", one_epoch, "Trainer.fit, which would not make 6 updates in two epochs,"),
+        (Layout, "updates", one_epoch, "Trainer.fit, which would make 3 updates in two epochs, not 6,"),
         (Loader, "epoch", another_order, "Trainer.fit, whose losses are "),
         (Trainer, "sum_losses", own_losses, "Trainer.fit, whose losses are "),
     ):
