@@ -1,10 +1,11 @@
 """The differentiable movements themselves: what each gives, by its definition on whole arrays, and the adjoint test.
 
-And the two layers that a program may divide by hand, compared with the serial ones.
+And what a program may divide by hand, two layers and the losses, compared with the serial ones.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.adjoint import assert_adjoint
 from parallel_dl.equivalence.calls import lopsided, wrong_call
 from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear
+from parallel_dl.model_parallel.losses import is_summand, split_loss
 from parallel_dl.mpi import Communicator, collectives
 
 Arrays = list[np.ndarray]
@@ -157,7 +159,7 @@ def wrong_movement(comm: Communicator) -> str | None:
             assert_adjoint(one.run, one.shape, comm, one.x, one.y, comm.size - 1)
         except AssertionError as error:  # on every rank
             return f"{one.name}: {str(error).splitlines()[0]}"
-    return wrong_call(comm) or wrong_pair(comm)
+    return wrong_call(comm) or wrong_pair(comm) or wrong_loss(comm)
 
 
 def wrong_pair(comm: Communicator) -> str | None:
@@ -180,6 +182,34 @@ def wrong_pair(comm: Communicator) -> str | None:
             said = said or f"RowParallelLinear, of {between} input: gives another array than Linear on rank {comm.rank}"
         if not _near(own.grad, np.asarray(leaf.grad)):
             said = said or f"ColumnParallelLinear, with {between} output: returns a different gradient than Linear"
+    return next((of_rank for of_rank in comm.all_gather_object(said) if of_rank is not None), None)
+
+
+def wrong_loss(comm: Communicator) -> str | None:
+    """The same of losses of scores that are split by class: with a total, and with the mean, which is the default."""
+    random = np.random.default_rng(13)
+    scores, classes = random.standard_normal((6, LENGTH)), random.integers(0, LENGTH, 6)
+    targets = {nn.cross_entropy: classes, nn.logistic_loss: classes, nn.mse: random.standard_normal((6, LENGTH))}
+    said = None
+    for sizes in (partition.shares(LENGTH, comm.size), lopsided(LENGTH, comm.size)):
+        own = slice(sum(sizes[: comm.rank]), sum(sizes[: comm.rank + 1]))
+        for loss, total in itertools.product(targets, (None, 9)):
+            whole, part = Tensor(scores, requires_grad=True), Tensor(scores[:, own], requires_grad=True)
+            expected, found = (
+                loss(whole, targets[loss], total),
+                split_loss(loss, tuple(sizes), comm)(part, targets[loss], total),
+            )
+            expected.backward()
+            found.backward()
+            value = np.asarray(found.data)
+            value = comm.all_reduce(value) if is_summand(loss) else value
+            assert whole.grad is not None
+            right = _near(value, expected.data) and _near(np.asarray(part.grad), whole.grad[:, own])
+            if not right and said is None:
+                with_total = "the mean" if total is None else "a total"
+                said = (
+                    f"{loss.__name__} of split scores, with {with_total}: is not that of whole ones on rank {comm.rank}"
+                )
     return next((of_rank for of_rank in comm.all_gather_object(said) if of_rank is not None), None)
 
 

@@ -11,7 +11,7 @@ from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
 from parallel_dl.datasets import Loader
-from parallel_dl.equivalence import counted, record, synthetic_experiment, verify
+from parallel_dl.equivalence import counted, movements, record, synthetic_experiment, verify
 from parallel_dl.equivalence.counted import wrong_count
 from parallel_dl.equivalence.fitted import wrong_fit
 from parallel_dl.equivalence.kept import Kept, key_of
@@ -372,6 +372,14 @@ def test_a_wrong_layer_made_by_hand_is_named(comm):
     with ExitStack() as stack:
         replaced(stack, linear, "summed", lambda before: lambda y, comm, **named: y)
         assert wrong_movement(comm).startswith("RowParallelLinear, of split input: gives another")
+
+
+@pytest.mark.ranks(2)
+def test_a_wrong_split_loss_is_named(comm):
+    with ExitStack() as stack:
+        always = lambda before: lambda *split: lambda x, y, total: before(*split)(x, y, 9)  # noqa: E731
+        replaced(stack, movements, "split_loss", always)
+        assert wrong_movement(comm).startswith("cross_entropy of split scores, with the mean: is not")
 
 
 @primitive(collective=True)
