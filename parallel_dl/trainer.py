@@ -224,7 +224,7 @@ class Trainer:
         total = 0.0
         for number, part in enumerate(microbatches, start=1):
             self._take(part)
-            self.network.at(self.updates, part.first)
+            self.network.set_position(self.updates, part.first)
             loss = self.loss(self.network(part.x), part.y, part.size)
             if number < len(microbatches):
                 with self.gradients.accumulate():

@@ -24,7 +24,7 @@ loader = datasets.Loader(
 loss_of = parallel.loss(nn.cross_entropy)  # the scores are split by class
 for epoch in range(10):
     for step, batch in enumerate(loader.epoch(epoch), start=epoch * len(loader)):
-        network.train().at(step, batch.first)  # what dropout depends on
+        network.train().set_position(step, batch.first)  # what dropout depends on
         loss = loss_of(network(batch.x), batch.y, batch.size)
         optimizer.zero_grad()
         loss.backward()

@@ -217,7 +217,7 @@ class _Search(Step):
         if self.layout.dp == 1 or x is None or len(x) == self.serial.shares[at.microbatch][1]:
             return None
         network = self._before_the_step(self.serial.before)
-        network.at(self.step, self.traces[rank].shares[at.microbatch][0])
+        network.set_position(self.step, self.traces[rank].shares[at.microbatch][0])
         try:
             with one_rank(), no_grad():
                 y = self.layer_of(at.layer, network)(Tensor(x))
@@ -244,7 +244,7 @@ class _Search(Step):
         network = self._before_the_step(self.run.weights[self.step - 2] if self.step > 1 else _initial(self.experiment))
         first, _ = self.serial.shares[at.microbatch]
         x: Any = self.serial.inputs[At(at.microbatch, "")]
-        network.at(self.step, first)
+        network.set_position(self.step, first)
         outputs: dict[str, Any] = {}
         for name, layer in network.named_modules():
             layer.register_forward_hook(_keep(outputs, name))

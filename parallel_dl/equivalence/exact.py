@@ -133,7 +133,7 @@ def _is_alive(experiment: Experiment) -> bool:
     network = experiment.build().initialize(experiment.seed, experiment.dtype)
     assert experiment.prepare is not None
     experiment.prepare(network)
-    nn.mse(network.train().at(0)(experiment.x), experiment.y, 1).backward()
+    nn.mse(network.train().set_position(0)(experiment.x), experiment.y, 1).backward()
     return all(p.grad is not None and p.grad.any() for p in network.parameters() if p.requires_grad)
 
 

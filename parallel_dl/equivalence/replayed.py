@@ -255,7 +255,7 @@ def _variable_batch(experiment: Experiment, layout: Layout, trainer: Trainer, ru
         for places in places_of_parts(layout.scheme, layout.dp, batch.size):
             summands: list[Arrays] = []
             for place in places if random is None else random.permutation(places):
-                network.at(iteration, int(place))
+                network.set_position(iteration, int(place))
                 own = features.forward(batch.x[place : place + 1])
                 leaf = Tensor(own.data.copy(), requires_grad=True)
                 value = trainer.loss(classifier.forward(leaf), batch.y[place : place + 1], len(places))

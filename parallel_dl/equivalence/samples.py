@@ -150,7 +150,7 @@ class _Sample:
         """What the loss's gradient at scores of zero gives; statistics are constants."""
         network, _ = copied(*self.before)
         with self.totals.given_to(network):
-            network.at(self.step, self.part.first + self.own.start)
+            network.set_position(self.step, self.part.first + self.own.start)
             y = network(self.part.x[self.own])
             self.totals.give_zeros()
             y.backward(self._at_zero)
@@ -208,7 +208,7 @@ def _gradients(
 ) -> tuple[float, Arrays]:
     """The loss of these samples of a microbatch, and by name the gradients of the parameters that have one."""
     network.zero_grad()
-    network.at(step, part.first + own.start)
+    network.set_position(step, part.first + own.start)
     value = loss(network(part.x[own]), part.y[own], part.size)
     before_backward()
     value.backward()

@@ -120,7 +120,7 @@ class OneWeirdTrick:
             assert following is not None
             x = Tensor(following.wait(), requires_grad=True)
             following = self.exchange.start_gather(parts[number], flat) if number < len(parts) else None
-            self.network.at(update, part.places)
+            self.network.set_position(update, part.places)
             divisor = share.size if self.optimizer is None else part.size
             loss = self.loss(self.classifier(x), targets[part.places], divisor)
             take_back()  # of the part before: on its way while this one went forward
@@ -139,7 +139,7 @@ class OneWeirdTrick:
     def features_of(self, x: np.ndarray, update: int | None = None, first: int = 0) -> Tensor:
         """The activations (n, ...) after the features of samples x, of which the first is at place `first`."""
         if update is not None:
-            self.network.at(update, first)
+            self.network.set_position(update, first)
         y = self.features(x)
         return y if isinstance(y, Tensor) else Tensor(y)
 

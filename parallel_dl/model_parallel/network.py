@@ -24,7 +24,7 @@ from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelL
 from parallel_dl.model_parallel.losses import Loss, is_summand, split_loss, takes_slices
 from parallel_dl.model_parallel.normalization import SplitDropout, SplitLocalResponseNorm, TiledBatchNorm
 from parallel_dl.model_parallel.pieces import become, cut, cut_buffer, separate
-from parallel_dl.model_parallel.towers import MeetingBranches, TowerBranches
+from parallel_dl.model_parallel.towers import JoinedBranches, TowerBranches
 from parallel_dl.mpi import Communicator
 from parallel_dl.splits.placement import Shape, Sliced, Tiled, slices
 from parallel_dl.splits.rules import Channels, Piece
@@ -95,7 +95,7 @@ class ModelParallel:
         last = [step for step in self.plan.steps if step.name == before or step.name.startswith(f"{before}.")][-1]
         return last.after.shape(self.comm.rank, last.output)
 
-    def can_go_back(self, output: Any) -> Tensor:
+    def ensure_root(self, output: Any) -> Tensor:
         """The output, from which backward can start also on a rank whose weights have no part in it.
 
         It has none of the filters or towers, but the others wait for it in backward.
@@ -273,7 +273,7 @@ def parallelize(
             depart = depart[1:]
         result.axis.move_around(layer, step.division.arrive, depart, step.name)
     network.register_forward_pre_hook(result.require)
-    network.register_forward_hook(lambda network, arguments, output: result.can_go_back(output))
+    network.register_forward_hook(lambda network, arguments, output: result.ensure_root(output))
     return result
 
 
@@ -360,7 +360,7 @@ def _layer_for(step: splits.Step, result: ModelParallel) -> nn.Module:
         branches = tuple(number for number, owner in enumerate(division.detail) if owner == rank)
         return become(layer, TowerBranches, own=branches, output_shape=step.output)
     if isinstance(layer, nn.Branches) and step.joined:
-        return become(layer, MeetingBranches, endings=step.joined, axis=result.axis)
+        return become(layer, JoinedBranches, endings=step.joined, axis=result.axis)
     return layer
 
 

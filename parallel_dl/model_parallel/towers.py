@@ -40,7 +40,7 @@ class TowerBranches(nn.Branches):
         return f"{self.join}, of which this rank runs {', '.join(map(str, self.own)) or 'none'}"
 
 
-class MeetingBranches(nn.Branches):
+class JoinedBranches(nn.Branches):
     """Branches that all ranks run together, and that end in different placements: they are made whole, and joined."""
 
     endings: tuple[Ending, ...]

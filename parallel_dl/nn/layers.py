@@ -80,9 +80,9 @@ class Dropout(Module):
     """In training, zeroes an element with probability p and divides the others by 1 - p; otherwise the identity.
 
     x is (samples, ...). The mask depends on (seed, step, layer name, sample's place in the global batch): it is the
-    same in every layout. Say where you are with `network.at(step, first_sample)`; the Trainer does. A layer that is
-    used in several places, or in one place more than once, draws another mask each time: by the name of the place, and
-    by how often it was called there before in the same forward pass.
+    same in every layout. Say where you are with `network.set_position(step, first_sample)`; the Trainer does. A layer
+    that is used in several places, or in one place more than once, draws another mask each time: by the name of the
+    place, and by how often it was called there before in the same forward pass.
     """
 
     def __init__(self, p: float = 0.5) -> None:

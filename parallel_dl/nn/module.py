@@ -127,7 +127,8 @@ class Position:
     an array (samples,) with the place of each, where they are not neighbours. While `step` is None, every forward pass
     in training mode counts as a step of its own.
 
-    `calls` has how often each place has been passed since `Module.at`, or since the network's last forward pass began.
+    `calls` has how often each place has been passed since `Module.set_position`, or since the network's last forward
+    pass began.
     """
 
     def __init__(self) -> None:
@@ -422,7 +423,7 @@ class Module:
             position = root.__dict__["_position"] = Position()
         return position
 
-    def at(self, step: int | None, first_sample: Places = 0) -> Module:
+    def set_position(self, step: int | None, first_sample: Places = 0) -> Module:
         """Says which update this is, and where in the global batch the next forward pass begins; returns self.
 
         An array (samples,) gives the place of each sample.

@@ -36,7 +36,7 @@ class SplitStage(Protocol):
     def piece(self, name: str) -> Any:
         """This rank's part of a whole parameter or buffer, as an index."""
 
-    def can_go_back(self, output: Any) -> Tensor:
+    def ensure_root(self, output: Any) -> Tensor:
         """An output from which backward can start on every rank."""
 
 
@@ -69,7 +69,7 @@ class PipelineParallel:
         boundaries, prepare = list(cut.inputs), None
         if split is not None:
             boundaries[1:] = [split.activation_shape(cut.layers(stage)[0]) for stage in range(1, len(cut))]
-            prepare = split.can_go_back
+            prepare = split.ensure_root
         self.runner = StageRunner(
             network, cut, plan.rank_of, comm, loss, network.dtype, update, boundaries=boundaries, prepare=prepare
         )

@@ -165,7 +165,7 @@ class StageRunner:
         part = self.microbatches[microbatch]
         if stage == 0 and self.before_entry is not None:
             self.before_entry(part)
-        self.network.at(self.updates[microbatch], part.first)
+        self.network.set_position(self.updates[microbatch], part.first)
         x: Any = part.x
         if stage:
             x = Tensor(self._inputs.pop((stage, microbatch)), requires_grad=True)

@@ -163,7 +163,7 @@ def test_a_loop_of_ones_own_with_overlap_equals_serial(comm):
     for step in range(3):
         for model, own in ((serial, slice(None)), (parallel, slice(first, last))):
             model.zero_grad()
-            model.at(step, own.start or 0)
+            model.set_position(step, own.start or 0)
             nn.cross_entropy(model(x[own]), y[own], total=13).backward()
         gradients.all_reduce()
         for ours, theirs in zip(serial.parameters(), parallel.parameters()):

@@ -35,7 +35,7 @@ def replay(what, scheme, ranks):
     losses, weights = [], []
     for x, y in batches(what):
         iteration = len(losses)
-        network.at(iteration, 0)
+        network.set_position(iteration, 0)
         activations = x
         for name in names[:after]:
             activations = layers[name](activations)
@@ -44,7 +44,7 @@ def replay(what, scheme, ranks):
         for places in order(scheme, ranks, len(x)):
             if not places:
                 continue
-            network.at(iteration, np.array(places))
+            network.set_position(iteration, np.array(places))
             leaf = Tensor(activations.data[places], requires_grad=True)
             scores = leaf
             for name in names[after:]:

@@ -92,13 +92,13 @@ def test_masks_are_parts_of_those_of_the_whole_sample(comm):
     x = np.random.default_rng(0).standard_normal((3, 1, 5, 6))
     serial = network().initialize(4, "float64")
     with no_grad():
-        y = serial.at(17, 5)(x).data
+        y = serial.set_position(17, 5)(x).data
     for conv, again, fc in (("rows", "filters", "input"), ("filters", "columns", "output"), ("grid", "rows", "output")):
         splits = {"conv": conv, "again": again, "fc": fc}
         parallel = parallelize(network().initialize(4, "float64"), comm, (1, 5, 6), splits)
         with no_grad():
-            ours = parallel.whole_output(parallel.network.at(17, 5)(x).data)
-            other = parallel.whole_output(parallel.network.at(17, 4)(x).data)
+            ours = parallel.whole_output(parallel.network.set_position(17, 5)(x).data)
+            other = parallel.whole_output(parallel.network.set_position(17, 4)(x).data)
         np.testing.assert_array_equal(ours == 0, y == 0)
         np.testing.assert_allclose(ours, y, rtol=1e-10)
         assert ((other == 0) != (y == 0)).any()
@@ -183,11 +183,11 @@ def test_gradient_of_the_input(comm, name):
     """Of x as a Tensor, which the Trainer never gives: the whole gradient, the same on every rank."""
     case = CASES[name]
     what = case.experiment(4, samples=4)
-    serial = case.build().initialize(0, "float64").at(0)
+    serial = case.build().initialize(0, "float64").set_position(0)
     x = Tensor(what.x.copy(), requires_grad=True)
     case.loss(serial(x), what.y, 4).backward()
     parallel = parallelize(case.build().initialize(0, "float64"), comm, case.shape, case.splits, case.loss)
     own = Tensor(what.x.copy(), requires_grad=True)
-    parallel.loss(case.loss)(parallel.network.at(0)(own), what.y, 4).backward()
+    parallel.loss(case.loss)(parallel.network.set_position(0)(own), what.y, 4).backward()
     np.testing.assert_allclose(own.grad, x.grad, rtol=1e-9, atol=1e-14)
     parallel.free()

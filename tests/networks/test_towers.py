@@ -77,7 +77,7 @@ def compared(network, shape):
     halves = HalfNetworks(network)
     outputs = []
     for forward in (network, halves.forward):
-        network.train().at(4, 0)  # dropout on, with the same masks
+        network.train().set_position(4, 0)  # dropout on, with the same masks
         output = forward(x)
         nn.cross_entropy(output, y).backward()
         outputs.append(output.data)

@@ -97,7 +97,7 @@ def test_modules_are_counted_and_named():
 
 def test_dropout_in_a_branch_has_a_mask_of_its_own():
     network = nn.Branches(nn.Dropout(), nn.Dropout(), join="concatenate").initialize(0)
-    left, right = np.split(network.at(0)(np.ones((4, 50), np.float32)).data, 2, axis=1)
+    left, right = np.split(network.set_position(0)(np.ones((4, 50), np.float32)).data, 2, axis=1)
     assert not np.array_equal(left, right)
     assert network.eval()(np.ones((4, 50), np.float32)).data.all()
 

@@ -40,7 +40,7 @@ def losses(network, optimizer, steps=4):
     random = np.random.default_rng(0)
     found = []
     for step in range(steps):
-        network.at(step, 0)
+        network.set_position(step, 0)
         optimizer.zero_grad()
         loss = network(random.normal(size=(8, 5))).sum()
         loss.backward()

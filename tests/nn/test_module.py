@@ -70,8 +70,8 @@ def test_samples_that_are_no_neighbours_have_the_batchs_mask():
         keep_mask(5, 2, "dropout1", (6, 7), places, 0.3)
     layer = nn.Dropout(0.3)
     x = np.ones((8, 7))
-    batch = layer.at(2)(Tensor(np.ones((20, 7)))).data
-    assert np.array_equal(layer.at(2, places)(Tensor(x)).data, batch[places])
+    batch = layer.set_position(2)(Tensor(np.ones((20, 7)))).data
+    assert np.array_equal(layer.set_position(2, places)(Tensor(x)).data, batch[places])
 
 
 def test_dropout_differs_from_one_forward_to_the_next_and_is_off_in_eval():
@@ -80,7 +80,7 @@ def test_dropout_differs_from_one_forward_to_the_next_and_is_off_in_eval():
     first, second = layer(Tensor(x)).data, layer(Tensor(x)).data
     assert not np.array_equal(first, second)
     assert set(np.unique(first)) == {0.0, 2.0}
-    layer.at(3)
+    layer.set_position(3)
     assert np.array_equal(layer(Tensor(x)).data, layer(Tensor(x)).data)
     assert layer.eval()(x) is x
 

@@ -57,14 +57,14 @@ def around(drop):
 
 def passes(network, step=0, first=0):
     """Which units pass, for the samples from `first` on."""
-    return network.at(step, first)(np.ones(SHAPE, np.float32)).data > 0
+    return network.set_position(step, first)(np.ones(SHAPE, np.float32)).data > 0
 
 
 @pytest.mark.parametrize("build", [in_a_row, nested, one_block, in_own_layers, around, Twice])
 @pytest.mark.parametrize("at", [True, False])
 def test_each_place_draws_its_own_mask(build, at):
     network = build(nn.Dropout(0.5)).initialize(0)
-    y = network.at(0 if at else None)(np.ones(SHAPE, np.float32)).data
+    y = network.set_position(0 if at else None)(np.ones(SHAPE, np.float32)).data
     assert abs((y > 0).mean() - 0.25) < 0.02
     assert np.array_equal(passes(network), passes(network))
     assert not np.array_equal(passes(network, 0), passes(network, 1))
@@ -74,7 +74,7 @@ def test_each_place_draws_its_own_mask(build, at):
 def test_side_by_side():
     drop = nn.Dropout(0.5)
     network = nn.Branches(drop, nn.Sequential(drop), Twice(drop), join="concatenate").initialize(0)
-    one, two, three = np.split(network.at(0)(np.ones(SHAPE, np.float32)).data > 0, 3, axis=1)
+    one, two, three = np.split(network.set_position(0)(np.ones(SHAPE, np.float32)).data > 0, 3, axis=1)
     assert abs((one & two).mean() - 0.25) < 0.02
     assert abs((one & three).mean() - 0.125) < 0.02
     assert abs((one & two & three).mean() - 0.0625) < 0.02
@@ -82,16 +82,16 @@ def test_side_by_side():
 
 def test_a_layer_passed_by_hand():
     """The network is never called as a whole; `at` says where a pass begins."""
-    network = nn.Sequential(drop=nn.Dropout(0.5)).initialize(0).at(0)
+    network = nn.Sequential(drop=nn.Dropout(0.5)).initialize(0).set_position(0)
     x = Tensor(np.ones(SHAPE, np.float32))
     first, second = (network.drop(x).data > 0 for _ in range(2))
     assert abs((first & second).mean() - 0.25) < 0.02
-    assert np.array_equal(network.at(0).drop(x).data > 0, first)
+    assert np.array_equal(network.set_position(0).drop(x).data > 0, first)
 
 
 def test_the_first_place_has_the_mask_of_a_layer_used_once():
     drop = nn.Dropout(0.5)
-    network = nn.Sequential(a=drop, b=nn.Sequential(c=drop)).initialize(3).at(7)
+    network = nn.Sequential(a=drop, b=nn.Sequential(c=drop)).initialize(3).set_position(7)
     masks = [keep_mask(3, 7, name, SHAPE, 5, 0.5) for name in ("a.dropout", "b.c.dropout")]
     assert np.array_equal(passes(network, 7, 5), masks[0] & masks[1])
     alone = nn.Sequential(a=nn.Dropout(0.5)).initialize(3)
@@ -102,7 +102,7 @@ def test_an_error_in_a_layer_leaves_no_trace():
     drop = nn.Dropout(0.5)
     network = nn.Sequential(a=drop, fc=Holder(nn.Linear(3, 3)), c=drop).initialize(0)
     with pytest.raises(ValueError, match=r"layer fc\.mine: got an input"):
-        network.at(0)(np.ones(SHAPE, np.float32))
+        network.set_position(0)(np.ones(SHAPE, np.float32))
     assert drop.place("x") == drop.path("x") == ("a.x", network)
 
 

@@ -118,7 +118,7 @@ def replay(stages, batches, updates=0, dropout=0.0):
                 for layer in stages.layers(stage):
                     used |= {name: a for name, a in history[version].items() if name.split(".")[0] == layer}
             network.load_state_dict(used)
-            network.at(updates, part.first)
+            network.set_position(updates, part.first)
             optimizer.zero_grad()
             loss = nn.cross_entropy(network(part.x), part.y, part.size)
             loss.backward()
