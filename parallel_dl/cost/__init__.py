@@ -2,14 +2,14 @@
 
 To read in this order:
 
-    layers.py    multiply-adds, work and depth of each kind of layer
+    layers.py    work and depth of a layer that says them, or an estimate
     network.py   a network's layers in a row, and their totals
     stages.py    consecutive layers in stages of even work, for pipelines
     pipeline.py  what each rank of a pipeline has of them (`parallel_dl.schedule`), and whether it fits its cache
     shares.py    the same for each rank of a plan (`parallel_dl.splits`), and what it sends
 """
 
-from parallel_dl.cost.layers import Operations, operations
+from parallel_dl.cost.layers import operations
 from parallel_dl.cost.network import LayerCost, NetworkCost, cost_of
 from parallel_dl.cost.pipeline import PipelineCost, RankCost, loaded, pipeline_cost
 from parallel_dl.cost.shares import LayerShares, PlanShares, Share, shares_of
@@ -19,7 +19,6 @@ __all__ = [
     "LayerCost",
     "LayerShares",
     "NetworkCost",
-    "Operations",
     "PipelineCost",
     "PlanShares",
     "RankCost",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations, weight_matrix
 from parallel_dl.errors import InputError
-from parallel_dl.nn.shapes import computes_as
+from parallel_dl.nn.operations import longest_chain
 
 
 def _ratio(a: int, b: int) -> float | None:
@@ -128,7 +128,7 @@ def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) ->
     layers: list[LayerCost] = []
     counted: set[int] = set()
     for passed in nn.layer_shapes(network, input_shape):
-        done = operations(passed, samples)
+        done = operations(passed)
         parameters = {id(one): one.size for one in passed.layer.parameters() if id(one) not in counted}
         counted |= parameters.keys()
         layers.append(
@@ -140,17 +140,8 @@ def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) ->
                 parameters=sum(parameters.values()),
                 weights=parameters.get(id(weight_matrix(passed.layer)), 0),
                 multiply_adds=done.multiply_adds,
-                work=done.work,
-                depth=done.depth,
+                work=done.work * samples,
+                depth=done.depth(samples),
             )
         )
-    return NetworkCost(layers, samples, _depth(network, iter(layers)))
-
-
-def _depth(network: nn.Module, layers: Iterator[LayerCost]) -> int:
-    """The longest chain through `network`, whose layers are the next ones, in the order of `nn.layer_shapes`."""
-    if computes_as(network, nn.Sequential):
-        return sum(_depth(layer, layers) for layer in network._modules.values())
-    if computes_as(network, nn.Branches):
-        return max(_depth(branch, layers) for branch in network._modules.values()) + next(layers).depth
-    return next(layers).depth
+    return NetworkCost(layers, samples, longest_chain(network, (layer.depth for layer in layers)))

@@ -97,7 +97,6 @@ def work_of(step: Step, rank: int, samples: int = 1) -> int:
     """Operations of the part of this layer's forward pass that `rank` does."""
     if step.owner is not None and step.owner != rank:
         return 0
-    whole = nn.LayerShape(step.name, step.layer, step.input, step.output)
     owners = step.division.detail
     if isinstance(step.layer, nn.Branches) and isinstance(owners, tuple):
         if step.layer.join == "concatenate":
@@ -105,12 +104,14 @@ def work_of(step: Step, rank: int, samples: int = 1) -> int:
         # n branches need n - 1 additions: each is added to the sum by its rank, but the first, which begins it
         added = owners.count(rank) - (rank == owners[0])
         return samples * math.prod(step.output) * added
+    whole = nn.LayerShape(step.name, step.layer, step.input, step.output)
     x, y = part_shapes(step, rank)
-    return operations(replace(whole, input=x, output=y), samples).work
+    values = max(1, math.prod(step.input) * math.prod(step.output))
+    return samples * operations(whole).work * (math.prod(x) * math.prod(y)) // values
 
 
 def part_shapes(step: Step, rank: int) -> tuple[Shape, Shape]:
-    """What `rank` computes with, and what it makes, of one sample: a layer of these shapes has its part of the work."""
+    """What counts of one sample's input and result for `rank`: its work is in proportion to the values in both."""
     layer, part = step.layer, step.division
     y = (part.made or part.after).shape(rank, step.output)
     if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -122,10 +123,11 @@ def part_shapes(step: Step, rank: int) -> tuple[Shape, Shape]:
     if isinstance(part.detail, Tiling):  # pooling
         tiling = part.detail
         lines = ("rows", tiling.vertical, step.input[1]), ("columns", tiling.horizontal, step.input[2])
-        return (step.input[0], *(_counted(w, length)[tiling.grid.index(rank, over)] for over, w, length in lines)), y
+        x = (*(_counted(w, length)[tiling.grid.index(rank, over)] for over, w, length in lines),)
+        return (step.input[0], *x), step.output
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.GlobalAvgPool2d):
-        return step.before.shape(rank, step.input), y
-    return y, y  # of x as many values as of y
+        return step.before.shape(rank, step.input), step.output
+    return step.input, y
 
 
 def _counted(windows: tuple[Window, ...], length: int) -> list[int]:

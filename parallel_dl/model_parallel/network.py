@@ -358,7 +358,7 @@ def _layer_for(step: splits.Step, result: ModelParallel) -> nn.Module:
         return become(layer, SplitDropout, whole_shape=step.input, index=_index(step.before, rank))
     if isinstance(layer, nn.Branches) and isinstance(division.detail, tuple):
         branches = tuple(number for number, owner in enumerate(division.detail) if owner == rank)
-        return become(layer, TowerBranches, own=branches, output_shape=step.output)
+        return become(layer, TowerBranches, own=branches, whole_shape=step.output)
     if isinstance(layer, nn.Branches) and step.joined:
         return become(layer, JoinedBranches, endings=step.joined, axis=result.axis)
     return layer

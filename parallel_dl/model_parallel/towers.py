@@ -17,20 +17,20 @@ from parallel_dl.splits.plan import Ending
 class TowerBranches(nn.Branches):
     """Branches of which this rank runs those numbered `own`, in order.
 
-    Its result is the summand, or the slice along axis 1, that they make of the whole one of `output_shape`; a rank
+    Its result is the summand, or the slice along axis 1, that they make of the whole one of `whole_shape`; a rank
     without a branch makes zeros, or an empty slice.
     """
 
     own: tuple[int, ...]
-    output_shape: Shape
+    whole_shape: Shape
 
     def forward(self, x: Any) -> Any:
         names = list(self._modules)
         outputs = [self.call(names[number], x) for number in self.own]
         if not outputs:
-            channels = 0 if self.join == "concatenate" else self.output_shape[0]
+            channels = 0 if self.join == "concatenate" else self.whole_shape[0]
             dtype = np.result_type(x.dtype, self.path("")[1].dtype)
-            return Tensor(np.zeros((x.shape[0], channels, *self.output_shape[1:]), dtype))
+            return Tensor(np.zeros((x.shape[0], channels, *self.whole_shape[1:]), dtype))
         if self.join == "concatenate":
             return ops.concatenate(*outputs, axis=1)
         total = functools.reduce(ops.add, outputs)

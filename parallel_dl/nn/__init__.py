@@ -1,7 +1,7 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, calls, streams, initializers, layers, branches, convolution, normalization, losses, flat,
-newcomers, shapes.
+To read in this order: module, calls, streams, initializers, shapes, operations, layers, branches, convolution,
+normalization, losses, flat, newcomers.
 """
 
 from parallel_dl.nn import initializers
@@ -13,6 +13,7 @@ from parallel_dl.nn.losses import cross_entropy, logistic_loss, mse
 from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
 from parallel_dl.nn.newcomers import Newcomers, networks_of, ordered
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
+from parallel_dl.nn.operations import Operations
 from parallel_dl.nn.shapes import LayerShape, layer_shapes, output_shape
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MaxPool2d",
     "Module",
     "Newcomers",
+    "Operations",
     "Parameter",
     "Position",
     "ReLU",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from parallel_dl.autograd import ops
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.nn.layers import Layers
 from parallel_dl.nn.module import Module
+from parallel_dl.nn.operations import Operations, longest_chain
+from parallel_dl.nn.shapes import LayerShape, OneSample, Shape, below, layer_shapes, output_shape
 
 JOINS = ("sum", "concatenate")
 
@@ -40,6 +43,35 @@ class Branches(Layers):
         if self.join == "concatenate":
             return ops.concatenate(*outputs, axis=1)
         return functools.reduce(ops.add, outputs)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """What is joined from the branches; InputError where they do not fit, or do not say what they make."""
+        return output_shape(self, input_shape)
+
+    def layer_shapes(self, input_shape: Shape, name: str = "", measure: bool = False) -> Iterator[LayerShape]:
+        """The layers of each branch, and then this module, which stands for the join. See `nn.layer_shapes`."""
+        x, outputs = OneSample(input_shape), []
+        for child, branch in self._modules.items():
+            output = input_shape
+            for passed in layer_shapes(branch, input_shape, below(name, child), measure):
+                yield passed
+                output = passed.output
+            outputs.append((1, *output))
+        yield LayerShape(name, self, input_shape, self.joined_shape(x, outputs)[1:])
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """Of the join alone (the survey has no row for it): a sum of n branches has W = N values (n - 1), D = log2 n.
+
+        Nothing is computed to concatenate them.
+        """
+        if self.join == "concatenate":
+            return Operations(0)
+        values = math.prod(output_shape(self[0], input_shape, measure=True))
+        return Operations(values * (len(self) - 1), (len(self),))
+
+    def longest_chain(self, depths: Iterator[int]) -> int:
+        """The join waits for the deepest of the branches. See `operations.longest_chain`."""
+        return max(longest_chain(branch, depths) for branch in self) + next(depths)
 
     def joined_shape(self, x: Any, outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of the result, from those of the branches' outputs for input x; InputError if they do not fit."""

@@ -10,6 +10,8 @@ from parallel_dl.convolution.geometry import Axis, pad_pairs, require_window_pad
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.nn.initializers import uniform
 from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.operations import Operations
+from parallel_dl.nn.shapes import OneSample, Shape
 
 Size = int | Pair  # a number, or (vertical, horizontal)
 
@@ -85,6 +87,16 @@ class Conv2d(Module):
         except InputError as error:
             raise self.input_error(x, str(error)) from None
 
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(in_channels, h, w) -> (out_channels, h', w'); InputError for an image that does not fit."""
+        return self.geometry(OneSample(input_shape)).out_shape[1:]
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """W = N Cout H' W' Cin Ky Kx, D = log2 Cin + log2 Ky + log2 Kx, where a filter sees the Cin of its group."""
+        sums = self.in_channels // self.groups, *self.kernel_size
+        products = math.prod(self.output_shape(input_shape)) * math.prod(sums)
+        return Operations(products, sums, multiply_adds=products)
+
     def describe(self) -> str:
         ky, kx = self.kernel_size
         more = [f"{self.in_channels} -> {self.out_channels}", f"kernel {ky} x {kx}"]
@@ -128,6 +140,15 @@ class _Pool2d(Module):
         except InputError as error:
             raise self.input_error(x, str(error)) from None
 
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(c, h, w) -> (c, h', w'); InputError for an image that does not fit."""
+        vertical, horizontal = self.windows(OneSample(input_shape))
+        return input_shape[0], vertical.out, horizontal.out
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """W = N C H W, D = log2 Ky + log2 Kx."""
+        return Operations(math.prod(input_shape), self.kernel_size)
+
     def describe(self) -> str:
         values = {"window": self.kernel_size, "stride": self.stride, "padding": self.padding}
         return ", ".join(f"{name} {a} x {b}" for name, (a, b) in values.items() if (a, b) != (0, 0))
@@ -164,3 +185,12 @@ class GlobalAvgPool2d(Module):
         if self.leaves is not None:
             return self.leaves(x)
         return ops.mean(x, axis=(2, 3), keepdims=True)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(c, h, w) -> (c, 1, 1); InputError for what is no image."""
+        self.require(OneSample(input_shape))
+        return input_shape[0], 1, 1
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """As pooling, over the whole image."""
+        return Operations(math.prod(input_shape), input_shape[1:])

@@ -11,6 +11,8 @@ from parallel_dl.errors import InputError
 from parallel_dl.nn.calls import frames
 from parallel_dl.nn.initializers import uniform
 from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.operations import Operations, longest_chain
+from parallel_dl.nn.shapes import LayerShape, OneSample, Shape, below, layer_shapes, output_shape
 from parallel_dl.nn.streams import Places, keep_mask
 
 
@@ -41,11 +43,33 @@ class Linear(Module):
         self.require(x)
         return (self.leaves or ops.linear)(x, self.weight, self.bias)
 
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(..., in_features) -> (..., out_features); InputError for another width."""
+        self.require(OneSample(input_shape))
+        return *input_shape[:-1], self.out_features
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """W = N Cin Cout, D = log2 Cin; the input may have further axes in front of the features."""
+        products = math.prod(input_shape) * self.out_features
+        return Operations(products, (self.in_features,), multiply_adds=products)
+
     def describe(self) -> str:
         return f"{self.in_features} -> {self.out_features}{'' if self.bias is not None else ', no bias'}"
 
 
-class _Activation(Module):
+class Elementwise(Module):
+    """What layers share of which each value of the result depends on one of the input: the shape stays."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of the input."""
+        return input_shape
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """W = N values, D = 1."""
+        return Operations(math.prod(input_shape))
+
+
+class _Activation(Elementwise):
     operation: Callable[..., Tensor]
 
     def forward(self, x: Any) -> Tensor:
@@ -76,7 +100,7 @@ class GELU(_Activation):
     operation = staticmethod(ops.gelu)
 
 
-class Dropout(Module):
+class Dropout(Elementwise):
     """In training, zeroes an element with probability p and divides the others by 1 - p; otherwise the identity.
 
     x is (samples, ...). The mask depends on (seed, step, layer name, sample's place in the global batch): it is the
@@ -123,12 +147,28 @@ class Flatten(Module):
         shape = (x.shape[0], math.prod(x.shape[1:]))
         return x.reshape(shape) if isinstance(x, np.ndarray) else ops.reshape(x, shape=shape)
 
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(*lengths) -> (their product,)."""
+        return (math.prod(input_shape),)
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """None: it only looks at the values in another way."""
+        return Operations(0)
+
 
 class Identity(Module):
     """y = x: the branch of a residual block that goes around the others."""
 
     def forward(self, x: Any) -> Any:
         return x
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of the input."""
+        return input_shape
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """None."""
+        return Operations(0)
 
 
 class Layers(Module):
@@ -166,3 +206,19 @@ class Sequential(Layers):
             return x
         finally:
             calls.pop()
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """What the last layer makes; InputError for a layer that does not say it."""
+        return output_shape(self, input_shape)
+
+    def layer_shapes(self, input_shape: Shape, name: str = "", measure: bool = False) -> Iterator[LayerShape]:
+        """The layers, each with what the one before it makes. See `nn.layer_shapes`."""
+        shape = input_shape
+        for child, layer in self._modules.items():
+            for passed in layer_shapes(layer, shape, below(name, child), measure):
+                yield passed
+                shape = passed.output
+
+    def longest_chain(self, depths: Iterator[int]) -> int:
+        """Each layer waits for the one before it. See `operations.longest_chain`."""
+        return sum(longest_chain(layer, depths) for layer in self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +12,26 @@ from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError
 from parallel_dl.nn.initializers import constant
 from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.operations import Operations
+from parallel_dl.nn.shapes import OneSample, Shape
 
 STATISTICS = ("global", "local")
 
 
-class LocalResponseNorm(Module):
+class _Normalization(Module):
+    """What normalisations share: the shape stays, and an input that does not fit is refused."""
+
+    def require(self, x: Any) -> None:
+        """Raises InputError for an x that does not fit."""
+        raise NotImplementedError
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of the input; InputError for one that does not fit."""
+        self.require(OneSample(input_shape))
+        return input_shape
+
+
+class LocalResponseNorm(_Normalization):
     """y_c = x_c / (k + alpha/size * sum of x^2 over the `size` channels around c)^beta, for x (N, C, ...).
 
     The window is c - size//2 .. c + (size-1)//2, cut off at the edges of each of `groups` equal blocks of channels
@@ -42,12 +58,16 @@ class LocalResponseNorm(Module):
             x, size=self.size, alpha=self.alpha, beta=self.beta, k=self.k, groups=self.groups
         )
 
+    def operations(self, input_shape: Shape) -> Operations:
+        """As pooling over `size` channels (the survey has no row for it): W = N C H W, D = log2 size."""
+        return Operations(math.prod(input_shape), (self.size,))
+
     def describe(self) -> str:
         groups = f", groups={self.groups}" if self.groups > 1 else ""
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}{groups}"
 
 
-class BatchNorm(Module):
+class BatchNorm(_Normalization):
     """y = (x - mean) / sqrt(variance + eps) * weight + bias for x (N, features, ...), one mean per feature.
 
     In training the statistics are those of the microbatch, over all axes but the second, and with each forward pass
@@ -115,6 +135,10 @@ class BatchNorm(Module):
             valid = [f"(N, {', '.join(map(str, shape))})" for shape in shapes]
             raise self.input_error(x, f"needs {' or '.join(valid)}")
 
+    def operations(self, input_shape: Shape) -> Operations:
+        """W = N C H W, D = log2 N."""
+        return Operations(math.prod(input_shape), over_samples=True)
+
     def _observe(self, x: Any, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
         """Moves the running statistics towards those of `count` values per feature (variance divided by count)."""
         if count == 1:
@@ -141,7 +165,7 @@ class BatchNorm2d(BatchNorm):
     shapes = (("H", "W"),)
 
 
-class LayerNorm(Module):
+class LayerNorm(_Normalization):
     """y = (x - mean) / sqrt(variance + eps) * weight + bias, statistics over the last axes: x (..., *normalized_shape).
 
     Each sample has its own statistics, in training and evaluation alike (Ba et al. 2016, arXiv 1607.06450). weight (1
@@ -176,6 +200,10 @@ class LayerNorm(Module):
         self.require(x)
         operation = self.leaves or ops.layer_norm
         return operation(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
+
+    def operations(self, input_shape: Shape) -> Operations:
+        """As batch norm, over the features of a sample: W = N features, D = log2 features."""
+        return Operations(math.prod(input_shape), (math.prod(self.normalized_shape),))
 
     def describe(self) -> str:
         return f"{', '.join(map(str, self.normalized_shape))}, eps={self.eps}"

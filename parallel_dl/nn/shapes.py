@@ -1,14 +1,14 @@
 """The shapes of what flows through a network, from its layers alone: nothing is computed, no weight is drawn.
 
-Of a layer of the user's own they are what its method `output_shape(input_shape)` says, both of one sample without the
-axis of samples. Where there is none, a copy of the layer can be measured by a forward pass.
+A layer says it itself: its method `output_shape(input_shape)` gives the shape of one sample's result, both without the
+axis of samples. A container says by `layer_shapes` in which order a sample passes its layers. Where a layer says
+nothing, a copy of it can be measured by a forward pass.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,65 +16,16 @@ import numpy as np
 
 from parallel_dl.autograd import no_grad
 from parallel_dl.errors import InputError
-from parallel_dl.nn.branches import Branches
-from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
-from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.module import Module
-from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Input:
-    """One sample, as far as layers look at it to refuse it: (1, *shape of the sample)."""
+class OneSample:
+    """A batch of one sample, as far as a layer looks at it to refuse it: `shape` is (1, *that of the sample)."""
 
-    shape: Shape
-
-
-def _same(layer: Any, x: _Input) -> Shape:
-    return x.shape
-
-
-def _checked(layer: Any, x: _Input) -> Shape:
-    layer.require(x)
-    return x.shape
-
-
-def _flatten(layer: Flatten, x: _Input) -> Shape:
-    return 1, math.prod(x.shape[1:])
-
-
-def _linear(layer: Linear, x: _Input) -> Shape:
-    layer.require(x)
-    return *x.shape[:-1], layer.out_features
-
-
-def _convolution(layer: Conv2d, x: _Input) -> Shape:
-    return layer.geometry(x).out_shape
-
-
-def _pooling(layer: Any, x: _Input) -> Shape:
-    vertical, horizontal = layer.windows(x)
-    return *x.shape[:2], vertical.out, horizontal.out
-
-
-def _global_pooling(layer: GlobalAvgPool2d, x: _Input) -> Shape:
-    layer.require(x)
-    return *x.shape[:2], 1, 1
-
-
-# kind of layer -> function (layer, input) to the shape of the result, both with an axis of one sample in front
-RULES: dict[type[Module], Callable[[Any, _Input], Shape]] = {
-    Linear: _linear,
-    Conv2d: _convolution,
-    MaxPool2d: _pooling,
-    AvgPool2d: _pooling,
-    GlobalAvgPool2d: _global_pooling,
-    Flatten: _flatten,
-    **dict.fromkeys((LocalResponseNorm, BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm), _checked),
-    **dict.fromkeys((ReLU, Tanh, Sigmoid, GELU, Dropout, Identity), _same),
-}
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape: Shape = (1, *shape)
 
 
 @dataclass(frozen=True)
@@ -101,32 +52,21 @@ def layer_shapes(
     `name` is the network's own. Raises InputError for shapes that do not fit, and for a module whose output is not
     known.
     """
-    yield from _passing(network, tuple(input_shape), name, measure)
-
-
-def _passing(network: Module, shape: Shape, name: str, measure: bool) -> Generator[LayerShape, None, Shape]:
-    """As `layer_shapes`; returns the shape after the last of them."""
-    if computes_as(network, Sequential):
-        for child, layer in network._modules.items():
-            shape = yield from _passing(layer, shape, _below(name, child), measure)
-        return shape
-    x = _Input((1, *shape))
-    if isinstance(network, Branches) and computes_as(network, Branches):
-        outputs = []
-        for child, branch in network._modules.items():
-            output = yield from _passing(branch, shape, _below(name, child), measure)
-            outputs.append((1, *output))
-        after = network.joined_shape(x, outputs)
-    elif kind_among(network, RULES) is None and (measure or says_its_shape(network)):
-        after = (1, *_own_shape(network, shape, name))
+    layer: Any = network
+    shape = tuple(input_shape)
+    if says(layer, "layer_shapes"):
+        yield from layer.layer_shapes(shape, name, measure)
+        return
+    if says(layer, "output_shape"):
+        after = _said_shape(layer, shape, name)
+    elif measure:
+        after = _measured_shape(layer, shape, name)
     else:
-        after = RULES[require_kind(network, RULES, name)](network, x)
-    yield LayerShape(name, network, shape, after[1:])
-    return after[1:]
-
-
-def _below(name: str, child: str) -> str:
-    return f"{name}.{child}" if name else child
+        raise InputError(
+            f"{_where(name)}what a {type(layer).__name__} computes is not known here; valid are the layers of "
+            "parallel_dl.nn, and layers that define output_shape(input_shape)"
+        )
+    yield LayerShape(name, layer, shape, after)
 
 
 def output_shape(network: Module, input_shape: Sequence[int], measure: bool = False) -> Shape:
@@ -137,19 +77,35 @@ def output_shape(network: Module, input_shape: Sequence[int], measure: bool = Fa
     return shape
 
 
-def says_its_shape(module: Module) -> bool:
-    """Whether its class has a method output_shape."""
-    return callable(getattr(type(module), "output_shape", None))
+def below(name: str, child: str) -> str:
+    """The name of a module's child, from the module's own."""
+    return f"{name}.{child}" if name else child
 
 
-def _own_shape(layer: Any, shape: Shape, name: str) -> Shape:
-    """What a layer of the user's own makes of a sample of this shape; InputError when it cannot be told."""
-    kind, where = type(layer).__name__, f"layer {name}: " if name else ""
-    if says_its_shape(layer):
-        said = layer.output_shape(shape)
-        if not isinstance(said, (tuple, list)) or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in said):
-            raise InputError(f"{where}{kind}.output_shape({shape}) gives {said!r}; valid is a tuple of lengths")
-        return tuple(map(int, said))
+def says(module: Module, method: str) -> bool:
+    """Whether its class has this method, and means by it the forward pass that the class has.
+
+    A class that overrides the forward pass of another says anew what comes out and what it costs.
+    """
+    own = next((kind for kind in type(module).__mro__ if method in vars(kind)), None)
+    if own is None or not callable(vars(own)[method]):
+        return False
+    forward = getattr(own, "forward", Module.forward)
+    return forward is Module.forward or forward is type(module).forward
+
+
+def _said_shape(layer: Any, shape: Shape, name: str) -> Shape:
+    said = layer.output_shape(shape)
+    if not isinstance(said, (tuple, list)) or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in said):
+        raise InputError(
+            f"{_where(name)}{type(layer).__name__}.output_shape({shape}) gives {said!r}; valid is a tuple of lengths"
+        )
+    return tuple(map(int, said))
+
+
+def _measured_shape(layer: Module, shape: Shape, name: str) -> Shape:
+    """What a copy of the layer makes of a sample of zeros; InputError, with what to define, when it makes nothing."""
+    kind, where = type(layer).__name__, _where(name)
     define = f"define output_shape(input_shape) in {kind}"
     sample = np.zeros((1, *shape), layer.path("")[1].dtype)
     probe = copy.deepcopy(layer).eval()  # the layer's own weights, buffers and counters stay as they are
@@ -171,6 +127,10 @@ def _own_shape(layer: Any, shape: Shape, name: str) -> Shape:
     return found[1:]
 
 
+def _where(name: str) -> str:
+    return f"layer {name}: " if name else ""
+
+
 def computes_as(module: Module, kind: type[Module]) -> bool:
     """Whether it is of this kind, or of a class derived from it that has the same forward pass."""
     return isinstance(module, kind) and type(module).forward is kind.forward
@@ -179,16 +139,3 @@ def computes_as(module: Module, kind: type[Module]) -> bool:
 def kind_among(module: Module, kinds: dict[type[Module], Any]) -> type[Module] | None:
     """The one of `kinds` that computes what `module` does; None when there is none."""
     return next((kind for kind in type(module).__mro__ if kind in kinds and computes_as(module, kind)), None)
-
-
-def require_kind(module: Module, kinds: dict[type[Module], Any], name: str = "") -> type[Module]:
-    """The one of `kinds` that computes what `module` does; InputError, with its name, when there is none."""
-    found = kind_among(module, kinds)
-    if found is not None:
-        return found
-    valid = ", ".join(sorted(kind.__name__ for kind in kinds if kind is not Branches))
-    layer = f"layer {name}: " if name else ""
-    raise InputError(
-        f"{layer}what a {type(module).__name__} computes is not known here; valid are Sequential, Branches and {valid}"
-        ", and layers that define output_shape(input_shape)"
-    )

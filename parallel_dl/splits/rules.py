@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_dl import nn
-from parallel_dl.nn.shapes import kind_among
+from parallel_dl.nn.shapes import OneSample, kind_among
 from parallel_dl.splits.moves import AllReduce, Message, Moves, Pick, Take, to_channels, to_split, to_whole
 from parallel_dl.splits.placement import Grid, Placement, Shape, Sliced, Tiled, Whole, even, slices
 from parallel_dl.splits.tiles import Tiling
@@ -48,13 +48,6 @@ class Division:
 
 
 @dataclass(frozen=True)
-class OneSample:
-    """A batch of one sample, as far as layers look at it."""
-
-    shape: Shape
-
-
-@dataclass(frozen=True)
 class Site:
     """A layer's place in the network: what it gets and gives (shapes of one sample), and the number of ranks."""
 
@@ -76,7 +69,7 @@ class Site:
     @property
     def batch(self) -> OneSample:
         """x as a layer's own methods take it."""
-        return OneSample((1, *self.x))
+        return OneSample(self.x)
 
     def even(self, dimension: str) -> tuple[int, ...]:
         """The even sizes by rank of the layer's "inputs" or "outputs", its features or channels.

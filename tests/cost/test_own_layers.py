@@ -5,7 +5,7 @@ import pytest
 
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor
-from parallel_dl.cost import cost_of, operations
+from parallel_dl.cost import cost_of, operations, shares_of
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.errors import InputError
 from parallel_dl.splits import plan
@@ -59,10 +59,10 @@ def test_what_it_says_is_taken():
 
 def test_work_is_estimated_by_weights_or_values():
     (passed,) = nn.layer_shapes(Doubling(3), (3,), measure=True)
-    assert operations(passed, 4).work == 4 * 18
+    assert operations(passed).work == 18
     (passed,) = nn.layer_shapes(Lazy(), (3, 5))
     assert passed.output == (3, 5)
-    assert (operations(passed, 4).work, operations(passed, 4).depth) == (60, 1)
+    assert (operations(passed).work, operations(passed).depth(4)) == (15, 1)
 
 
 def test_stages_are_cut_by_the_work_that_is_said():
@@ -105,8 +105,61 @@ def test_a_number_of_operations_that_is_none(said):
         def operations(self, input_shape):
             return said
 
-    with pytest.raises(InputError, match=r"Wrong\.operations\(\(3,\)\) gives .*; valid is a whole number, at least 0"):
+    with pytest.raises(InputError, match=r"Wrong\.operations\(\(3,\)\) gives .*; valid is a whole number, at least"):
         cost_of(nn.Sequential(Wrong(3)), (3,))
+
+
+class Sums(Saying):
+    """Says its depth, too."""
+
+    def operations(self, input_shape):
+        return nn.Operations(30, sums=(8, 3), multiply_adds=20, over_samples=True)
+
+
+def test_its_depth_can_be_said():
+    (layer,) = cost_of(nn.Sequential(Labelled(Sums(3))), (3,), samples=4).layers
+    assert (layer.work, layer.depth, layer.multiply_adds) == (120, 3 + 2 + 2, 20)
+
+
+class Labelled(nn.Sequential):
+    """A plain sequence: its forward pass is the one that is inherited."""
+
+
+class Tripling(Saying):
+    """Overrides the forward pass of a layer that says its shape and its work."""
+
+    def forward(self, x):
+        return np.concatenate([x] * 3, axis=1)
+
+
+def test_a_class_with_another_forward_pass_says_its_shape_and_work_anew():
+    """What is inherited would be that of another computation."""
+    with pytest.raises(InputError, match=r"^what a Tripling computes is not known here"):
+        nn.output_shape(Tripling(3), (3,))
+    (passed,) = nn.layer_shapes(Tripling(3), (3,), measure=True)
+    assert (passed.output, operations(passed).work) == ((9,), 18)
+
+    class Said(Tripling):
+        def output_shape(self, input_shape):
+            return (3 * input_shape[0],)
+
+    assert nn.output_shape(Said(3), (3,)) == (9,)
+
+
+class Shaped:
+    """For classes to inherit from: it has no forward pass that it could mean."""
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+class Square(Shaped, nn.Module):
+    def forward(self, x):
+        return x * x
+
+
+def test_what_a_class_without_a_forward_pass_says_is_meant_for_those_derived_from_it():
+    assert nn.output_shape(nn.Sequential(Square(), nn.Flatten()), (3, 2)) == (6,)
 
 
 def test_in_a_split_network_every_rank_does_it():
@@ -114,3 +167,5 @@ def test_in_a_split_network_every_rank_does_it():
     made = plan(network, (4,), 2, {"first": "output", "last": "input"})
     assert "own.weight" not in made.pieces()
     assert [step.name for step in made.steps] == ["first", "own", "last"]
+    (shares,) = (layer.shares for layer in shares_of(made, 5).layers if layer.name == "own")
+    assert [share.work for share in shares] == [5 * 3000] * 2

@@ -5,7 +5,7 @@ import pytest
 
 from parallel_dl import networks, nn
 from parallel_dl.errors import InputError
-from parallel_dl.nn.shapes import RULES
+from parallel_dl.nn.shapes import says
 
 SIZES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 9), (3, 5, 12), (1, 4, 4), (4, 13, 6)]
 KINDS = {kind for name in nn.__all__ if isinstance(kind := getattr(nn, name), type) and issubclass(kind, nn.Module)}
@@ -56,8 +56,15 @@ def test_every_layer(layer, size):
 
 
 def test_every_kind_of_layer_is_known():
-    assert set(RULES) == KINDS - {nn.Module, nn.Sequential, nn.Branches}
-    assert {type(layer) for layer, _ in LAYERS} == set(RULES)
+    assert {type(layer) for layer, _ in LAYERS} == KINDS - {nn.Module, nn.Sequential, nn.Branches}
+    assert all(says(layer, method) for layer, _ in LAYERS for method in ("output_shape", "operations"))
+
+
+def test_containers_say_it_too():
+    network = nn.Sequential(nn.Branches(nn.Linear(8, 3), nn.Linear(8, 4), join="concatenate"), nn.ReLU())
+    assert network.output_shape((8,)) == nn.output_shape(network, (8,)) == (7,)
+    with pytest.raises(InputError, match="to be concatenated"):
+        network.output_shape((4, 8))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,8 @@ def test_only_what_is_computed_as_the_layers_say():
     nested = Named(first=nn.Sequential(nn.Linear(3, 4), Named(nn.ReLU())), second=nn.Linear(4, 2))
     assert [passed.name for passed in nn.layer_shapes(nested, (3,))] == ["first.0", "first.1.0", "second"]
     with pytest.raises(
-        InputError, match=r"^layer a: what a Doubled computes is not known here; valid are Sequential, Branches and"
+        InputError,
+        match=r"^layer a: what a Doubled computes is not known here; valid are the layers of",
     ):
         nn.output_shape(nn.Sequential(a=Doubled(nn.Linear(3, 3))), (3,))
     with pytest.raises(InputError, match=r"^what a Module computes is not known here"):

@@ -235,7 +235,7 @@ def test_a_module_of_ones_own_is_refused_by_name():
     for own in (Mine, lambda: Twice(3, 3)):
         text = refusal(2, {}, lambda own=own: nn.Sequential(first=nn.Linear(3, 3), own=own()), (3,))
         assert text.startswith("layer own: what a ")
-        assert "valid are Sequential, Branches and AvgPool2d" in text
+        assert "valid are the layers of parallel_dl.nn, and layers that define output_shape" in text
 
 
 def test_a_loss_that_needs_all_scores_refuses_an_output_left_split():

@@ -1,0 +1,55 @@
+"""What a layer's forward pass costs: work and depth, which each layer says itself in its method `operations`.
+
+After Ben-Nun and Hoefler, "Demystifying Parallel and Distributed Deep Learning", arXiv 1802.09941, sections 2.2 and 4:
+the work W is the number of operations, the time on one processor; the depth D is the longest chain of operations that
+wait for each other, the time on infinitely many. The sum of n terms has n operations and, as a balanced tree, depth
+ceil(log2 n).
+
+What is counted: a multiplication with its addition is one operation; so is one value of an element-wise layer. Biases
+are parameters, but their additions are not counted. Convolutions are those of the definition, zeros of the padding
+included, whatever method computes them (`parallel_dl.convolution` counts the others). Layers that differ in training,
+dropout and batch norm, are counted as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from parallel_dl.nn.module import Module
+from parallel_dl.nn.shapes import says
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What a layer does with one sample."""
+
+    work: int
+    """the number of operations"""
+    sums: tuple[int, ...] = ()
+    """the numbers of terms of the sums that wait for each other: empty for an element-wise layer"""
+    multiply_adds: int = 0
+    """those operations that are products of inputs and weights"""
+    over_samples: bool = False
+    """whether a sum over all samples of the batch is among those that wait for each other"""
+
+    def depth(self, samples: int = 1) -> int:
+        """The longest chain of operations: 0 without any, else at least 1, a product or a sum of one term."""
+        if not self.work:
+            return 0
+        return max(1, sum(map(tree, self.sums)) + (tree(samples) if self.over_samples else 0))
+
+
+def tree(terms: int) -> int:
+    """Depth of a sum of so many terms: ceil(log2 terms)."""
+    return max(0, terms - 1).bit_length()
+
+
+def longest_chain(network: Module, depths: Iterator[int]) -> int:
+    """The depth of the network, whose layers' are the next of `depths`, in the order of `layer_shapes`.
+
+    A container says it by a method `longest_chain(depths)`; any other module is one layer.
+    """
+    container: Any = network
+    return container.longest_chain(depths) if says(network, "longest_chain") else next(depths)
