@@ -1,9 +1,13 @@
-"""What a user got wrong, said in one line: what it is, which value was given, what would be valid."""
+"""What a user got wrong, said in one line: what it is, which value was given, what would be valid.
+
+The library speaks of fields: "schedule 'gpip'", "microbatches 5". The command line calls them as they were given, as
+flags or as keys of a file: `InputError.spoken`.
+"""
 
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST_OF_VALUE = 80  # characters of one value that a line repeats
@@ -12,17 +16,38 @@ _MOST_NAMES = 50  # valid names up to which all are listed
 
 # a value that a line repeats: in quotes, or without blanks in it
 _VALUE = re.compile(rf"""(?<![^\s(\[{{=,:])(['"])(?:(?!\1).){{{MOST_OF_VALUE},}}\1(?!\w)|\S{{{MOST_OF_VALUE + 1},}}""")
+_FIELD = re.compile(r"`(\w+)`")
+_BEGINS_WITH_FIELD = re.compile(r"(?:unknown )?`(\w+)`")
 
 
 class InputError(ValueError):
-    """Bad input. The command line prints its one line on stderr and ends with exit status 2, without a traceback."""
+    """Bad input. The command line prints its one line on stderr and ends with exit status 2, without a traceback.
 
-    def __init__(self, line: str) -> None:
-        super().__init__(bounded(line))
+    With a `field` the line is "field value: said", without one it is what is said. A field that is named inside the
+    line is in backquotes there: InputError("does not go with `hybrid` owt", "mp", 2) is "mp 2: does not go with hybrid
+    owt", which the command line prints as "--mp 2: does not go with --hybrid owt".
+    """
+
+    def __init__(self, said: str, field: str | None = None, value: Any = None) -> None:
+        self.marked = said if field is None else f"`{field}`{'' if value is None else f' {value}'}: {said}"
+        super().__init__(self.spoken(str))
+
+    @property
+    def field(self) -> str | None:
+        """What the line begins with, if that is a field."""
+        found = _BEGINS_WITH_FIELD.match(self.marked)
+        return None if found is None else found[1]
+
+    def spoken(self, name: Callable[[str], str]) -> str:
+        """The line, with each field called as `name` calls it."""
+        return bounded(_FIELD.sub(lambda field: name(field[1]), self.marked))
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.marked,)
 
 
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
-    """The error for a name that is none of `valid`, with the nearest valid one."""
+    """The error for a name that is none of `valid`, with the nearest valid one; `what` may be a field, as "`loss`"."""
     valid = sorted(valid)
     near = difflib.get_close_matches(name[:MOST_OF_LINE], valid, n=1, cutoff=0.4)
     hint = f"did you mean {shown(near[0])}? " if near else ""

@@ -66,12 +66,12 @@ class Layout:
     def __post_init__(self) -> None:
         for flag in ("dp", "mp", "pp", "microbatches"):
             if getattr(self, flag) < 1:
-                raise InputError(f"--{flag} {getattr(self, flag)}: must be at least 1")
+                raise InputError("must be at least 1", flag, getattr(self, flag))
         if self.hybrid is not None:
             self._require_hybrid(self.hybrid)
         elif self.scheme != "a" or self.variable_batch:
-            flag = "variable-batch" if self.variable_batch else f"scheme {self.scheme}"
-            raise InputError(f"--{flag}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
+            field, value = ("variable_batch", None) if self.variable_batch else ("scheme", self.scheme)
+            raise InputError(f"belongs to `hybrid`; valid is `hybrid` {HYBRIDS[0]}", field, value)
         if self.reproducible:
             self._require_reproducible()
 
@@ -86,7 +86,7 @@ class Layout:
         try:
             layout = cls(**{"microbatches": max(1, keys.get("pp", 1)), **keys})
         except InputError as error:
-            raise InputError(f"{named(path)}: {str(error).removeprefix('--')}") from None
+            raise InputError(f"{named(path)}: {error}") from None
         for key in ("stages", "chunks"):
             if key in keys and not layout.is_pipelined:
                 raise InputError(
@@ -96,48 +96,53 @@ class Layout:
 
     def _require_hybrid(self, name: str) -> None:
         if name not in HYBRIDS:
-            raise unknown_name("--hybrid", name, HYBRIDS)
+            raise unknown_name("`hybrid`", name, HYBRIDS)
         if self.scheme not in SCHEMES:
-            raise unknown_name("--scheme", self.scheme, SCHEMES)
+            raise unknown_name("`scheme`", self.scheme, SCHEMES)
         for flag in ("mp", "pp", "microbatches"):
             if getattr(self, flag) != 1:
-                raise InputError(f"--{flag} {getattr(self, flag)}: does not go with --hybrid {name}; valid is 1")
-        for flag, value in (("schedule", self.schedule), ("stage", self.stages), ("chunks", self.chunks)):
+                raise InputError(f"does not go with `hybrid` {name}; valid is 1", flag, getattr(self, flag))
+        for flag, value in (("schedule", self.schedule), ("stages", self.stages), ("chunks", self.chunks)):
             if value is not None:
-                raise InputError(f"--{flag}: belongs to a pipeline, not to --hybrid {name}")
+                raise InputError(f"belongs to a pipeline, not to `hybrid` {name}", flag)
         if self.variable_batch and self.scheme == "a":
-            raise InputError("--variable-batch: scheme a has one part, the whole batch; valid are --scheme b and c")
+            raise InputError("scheme a has one part, the whole batch; valid are `scheme` b and c", "variable_batch")
 
     def _require_reproducible(self) -> None:
         if self.hybrid is not None:
-            raise InputError(f"--hybrid {self.hybrid}: does not go with --reproducible; valid are --dp, --mp and --pp")
+            raise InputError("does not go with `reproducible`; valid are `dp`, `mp` and `pp`", "hybrid", self.hybrid)
         for flag in ("dp", "mp"):
             if LEAVES % getattr(self, flag):
                 valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
-                raise InputError(f"--{flag} {getattr(self, flag)}: with --reproducible valid are {valid}")
+                raise InputError(f"with `reproducible` valid are {valid}", flag, getattr(self, flag))
         if self.schedule == "pipedream":
-            raise InputError("--schedule pipedream: --reproducible needs one update per batch; valid is 1f1b")
+            raise InputError("`reproducible` needs one update per batch; valid is 1f1b", "schedule", "pipedream")
 
-    def require_clip_norm(self, clip_norm: float | None, name: str = "clip norm") -> None:
-        """Raises InputError, which calls it `name`, for one that is not above 0, or without a norm of all gradients."""
+    def require_clip_norm(self, clip_norm: float | None) -> None:
+        """Raises InputError for one that is not above 0, or without a norm of all gradients."""
         if clip_norm is None:
             return
         if not 0 < clip_norm < math.inf:
-            raise InputError(f"{name} {clip_norm}: must be a finite number above 0")
+            raise InputError("must be a finite number above 0", "clip_norm", clip_norm)
         if self.is_pipelined and self.schedule_name in ASYNCHRONOUS:
             raise InputError(
-                f"{name} {clip_norm}: {self.schedule_name} updates each stage by itself, so there is no norm of all "
-                "gradients; valid are the synchronous schedules"
+                f"{self.schedule_name} updates each stage by itself, so there is no norm of all gradients; "
+                "valid are the synchronous schedules",
+                "clip_norm",
+                clip_norm,
             )
         if self.reproducible:
             raise InputError(
-                f"{name} {clip_norm}: a norm over all weights is not summed in the tree of --reproducible; "
-                "valid is one of the two"
+                "a norm over all weights is not summed in the tree of `reproducible`; valid is one of the two",
+                "clip_norm",
+                clip_norm,
             )
         if self.variable_batch:
             raise InputError(
-                f"{name} {clip_norm}: with variable batch layers are updated after each part, so there is no norm of "
-                "all gradients; valid without it"
+                "with `variable_batch` layers are updated after each part, so there is no norm of all gradients; "
+                "valid without it",
+                "clip_norm",
+                clip_norm,
             )
 
     @property
@@ -168,15 +173,19 @@ class Layout:
             return in_all
         if in_all % per_batch:
             raise InputError(
-                f"--steps {in_all}: {self.schedule_name} makes {per_batch} updates per batch, one per microbatch; "
-                f"valid are multiples of {per_batch}"
+                f"{self.schedule_name} makes {per_batch} updates per batch, one per microbatch; "
+                f"valid are multiples of {per_batch}",
+                "steps",
+                in_all,
             )
         last = samples - (batches - 1) * batch_size
         smallest = last if in_all >= batches * per_batch else batch_size
         if smallest < per_batch:
             raise InputError(
-                f"--microbatches {per_batch}: {self.schedule_name} makes an update with each, but a batch has "
-                f"{number_of(smallest, 'sample')}; {up_to(smallest)}"
+                f"{self.schedule_name} makes an update with each, but a batch has {number_of(smallest, 'sample')}; "
+                f"{up_to(smallest)}",
+                "microbatches",
+                per_batch,
             )
         return in_all
 
@@ -184,9 +193,8 @@ class Layout:
         """Raises InputError for more microbatches than samples in a batch; a pipeline may have as many as ranks."""
         most = max(samples, self.pp)
         if self.microbatches > most:
-            raise InputError(
-                f"--microbatches {self.microbatches}: a batch has {number_of(samples, 'sample')}; {up_to(most)}"
-            )
+            said = f"a batch has {number_of(samples, 'sample')}; {up_to(most)}"
+            raise InputError(said, "microbatches", self.microbatches)
 
     @property
     def splits_layers(self) -> bool:

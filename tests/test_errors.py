@@ -1,9 +1,12 @@
 """A line of an error repeats at most 80 characters of a value, and is one line that a terminal can show."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_dl.cli.limits import flag_of
 from parallel_dl.errors import (
     MOST_OF_LINE,
     MOST_OF_VALUE,
@@ -16,6 +19,7 @@ from parallel_dl.errors import (
     unknown_name,
     up_to,
 )
+from parallel_dl.schedule import PlanError
 
 
 def longest_run(line, letter):
@@ -121,3 +125,20 @@ def test_bounded_is_bounded_and_says_the_same_twice(text):
     line = bounded(text)
     assert len(line) <= MOST_OF_LINE
     assert bounded(line) == line
+
+
+def test_fields_are_called_as_they_were_given():
+    error = InputError("does not go with `hybrid` owt; valid are `variable_batch` and `dp`", "mp", 2)
+    assert str(error) == "mp 2: does not go with hybrid owt; valid are variable_batch and dp"
+    assert error.spoken(lambda field: f"<{field}>") == (
+        "<mp> 2: does not go with <hybrid> owt; valid are <variable_batch> and <dp>"
+    )
+    assert [flag_of(field) for field in ("mp", "variable_batch", "stages")] == ["--mp", "--variable-batch", "--stage"]
+    assert error.field == "mp"
+    assert unknown_name("`loss`", "mes", ["mse"]).field == "loss"
+    assert InputError("a line, with no field").field is None
+
+
+def test_an_error_of_another_rank_keeps_its_fields():
+    error = pickle.loads(pickle.dumps(PlanError("must be at least 1", "pp", 0)))
+    assert (type(error), str(error), error.field) == (PlanError, "pp 0: must be at least 1", "pp")

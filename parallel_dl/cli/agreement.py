@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from parallel_dl.cli.limits import flag_of
 from parallel_dl.errors import InputError
 from parallel_dl.launch import rank
 
@@ -21,16 +22,16 @@ def agreed(comm: Communicator, prepare: Callable[[], T]) -> T:
     try:
         result = prepare()
     except InputError as caught:
-        error = str(caught)
-    errors = [line for line in comm.all_gather_object(error) if line is not None]
+        error = caught
+    errors = [one for one in comm.all_gather_object(error) if one is not None]
     if errors:
         if comm.size > 1 and not rank.connected():  # a user's own mpirun: one of us speaks, then all end together
             from parallel_dl.mpi import finish
 
             if comm.rank == 0:
-                print(f"parallel-dl: {errors[0]}", file=sys.stderr, flush=True)
+                print(f"parallel-dl: {errors[0].spoken(flag_of)}", file=sys.stderr, flush=True)
             finish()
             raise SystemExit(2)
-        raise InputError(errors[0])
+        raise errors[0]
     assert result is not None
     return result

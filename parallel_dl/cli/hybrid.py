@@ -40,34 +40,25 @@ def require_hybrid(
 ) -> None:
     """Refuses what belongs to --hybrid without it; with it, an unknown one, the flags in `others`, and wrong ranks."""
     if hybrid is None:
-        for flag, value in (("ranks", ranks), ("scheme", scheme), ("variable-batch", variable_batch or None)):
+        for flag, value in (("ranks", ranks), ("scheme", scheme), ("variable_batch", variable_batch or None)):
             if value is not None:
-                text = "" if value is True else f" {value}"
-                raise InputError(f"--{flag}{cut(text)}: belongs to --hybrid; valid is --hybrid {HYBRIDS[0]}")
+                given = None if value is True else cut(str(value))
+                raise InputError(f"belongs to `hybrid`; valid is `hybrid` {HYBRIDS[0]}", flag, given)
         return
     if hybrid not in HYBRIDS:
-        raise unknown_name("--hybrid", hybrid, HYBRIDS)
+        raise unknown_name("`hybrid`", hybrid, HYBRIDS)
     for flag, number in others.items():
         if number is not None:
-            raise InputError(f"--{flag} {number}: does not go with --hybrid {hybrid}, whose ranks are those of --ranks")
+            raise InputError(f"does not go with `hybrid` {hybrid}, whose ranks are those of --ranks", flag, number)
     require_count("ranks", ranks, most=MOST_RANKS)
 
 
 def require_halves(network: Module, input_shape: Sequence[int], layout: Layout, split_output: bool = True) -> None:
-    """Refuses a network without one of the halves, and splits that cannot be; it speaks of the flag."""
+    """Refuses a network without one of the halves, and splits that cannot be."""
     from parallel_dl.hybrid import halves_of
 
     halves = halves_of(network, input_shape)
-    with_flag(lambda: halves.plan(layout.dp, layout.split, split_output))
-
-
-def with_flag(make: Any) -> Any:
-    """make(), whose refusals of a split begin with the flag."""
-    try:
-        return make()
-    except InputError as error:
-        line = str(error)
-        raise InputError(f"--{line}" if line.startswith("split ") else line) from None
+    halves.plan(layout.dp, layout.split, split_output)
 
 
 # -- summary -------------------------------------------------------------------------------------------------------
@@ -77,7 +68,7 @@ def traffic_for(
     """`hybrid.traffic.traffic` of the flags."""
     from parallel_dl.hybrid.traffic import traffic
 
-    return with_flag(lambda: traffic(network, shape, ranks, batch_size, splits))
+    return traffic(network, shape, ranks, batch_size, splits)
 
 
 def as_object(found: Traffic) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_halves, require_hybrid
+from parallel_dl.cli.limits import flag_of
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.stages import stages_for
 from parallel_dl.errors import InputError, cut, named
@@ -129,7 +129,7 @@ def _from(layout_file: str | None, flags: dict[str, Any]) -> Layout:
     for name in flags:
         if name in in_file:
             raise InputError(
-                f"--{_dashed(name)}: is also in {named(layout_file or '')}, as {_key(name)}; give it only once"
+                f"{flag_of(name)}: is also in {named(layout_file or '')}, as {_key(name)}; give it only once"
             )
     with in_words_of(layout_file):
         return _layout(**{**in_file, **flags})
@@ -159,11 +159,9 @@ def _layout(
     if dp is None:
         dp = max(1, here // (model_ranks * max(1, stages)))
     if stages == 1 and schedule is None:
-        for flag, value in (("stage", stage and stage[0]), ("chunks", chunks)):
+        for flag, value in (("stages", stage and stage[0]), ("chunks", chunks)):
             if value is not None:
-                raise InputError(
-                    f"--{flag} {cut(str(value))}: belongs to a pipeline: --pp N, or --schedule NAME on one rank"
-                )
+                raise InputError("belongs to a pipeline: `pp` N, or `schedule` NAME on one rank", flag, cut(str(value)))
     return Layout(
         dp=dp,
         mp=model_ranks,
@@ -210,11 +208,10 @@ def in_words_of(layout_file: str | None) -> Iterator[None]:
     except InputError as error:
         if layout_file is None:
             raise
-        line = str(error)
-        names = "|".join(_dashed(name) for name in _as_flags(layout_file))
-        spoken = re.sub(rf"--({names})\b(?!-)", lambda flag: _key(flag[1]), line) if names else line
-        about_file = names and re.match(rf"(unknown )?--({names})\b", line)
-        raise InputError(f"{named(layout_file)}: {spoken}" if about_file else line) from None
+        keys = read_keys(layout_file)
+        line = error.spoken(lambda field: _key(field) if _key(field) in keys else flag_of(field))
+        about_file = error.field is not None and _key(error.field) in keys
+        raise InputError(f"{named(layout_file)}: {line}" if about_file else line) from None
 
 
 def _as_flags(layout_file: str, hybrid: bool = False) -> dict[str, Any]:
@@ -228,10 +225,6 @@ def _as_flags(layout_file: str, hybrid: bool = False) -> dict[str, Any]:
     return flags
 
 
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _key(flag: str) -> str:
+def _key(field: str) -> str:
     """The key of a file that says what the flag says."""
-    return {"stage": "stages", "ranks": "dp"}.get(flag, flag.replace("-", "_"))
+    return {"stage": "stages", "ranks": "dp"}.get(field, field)

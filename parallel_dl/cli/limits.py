@@ -13,9 +13,14 @@ MOST = 2**31 - 1  # samples, updates, ...: anything larger is a typo
 def require_count(flag: str, number: int | None, least: int = 1, most: int = MOST) -> None:
     """Raises InputError, which names the flag, if a number is given and not in least..most."""
     if number is not None and number < least:
-        raise InputError(f"--{flag} {cut(str(number))}: must be at least {least}")
+        raise InputError(f"must be at least {least}", flag.replace("-", "_"), cut(str(number)))
     if number is not None and number > most:
-        raise InputError(f"--{flag} {cut(str(number))}: must be at most {most}")
+        raise InputError(f"must be at most {most}", flag.replace("-", "_"), cut(str(number)))
+
+
+def flag_of(field: str) -> str:
+    """The flag that gives this field of the library."""
+    return f"--{ {'stages': 'stage'}.get(field, field).replace('_', '-') }"
 
 
 @contextmanager
@@ -37,4 +42,4 @@ def of_flag(flag: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{flag} {error}") from None
+        raise InputError(f"{flag} {error.marked}") from None

@@ -16,7 +16,7 @@ LOSSES = ("cross-entropy", "logistic", "mse")
 def require_known(loss: str) -> None:
     """Raises InputError, with the nearest name, for a loss that we do not have."""
     if loss not in LOSSES:
-        raise unknown_name("--loss", loss, LOSSES)
+        raise unknown_name("`loss`", loss, LOSSES)
 
 
 def function_of(loss: str) -> Callable[..., Any]:

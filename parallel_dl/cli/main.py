@@ -18,6 +18,7 @@ from parallel_dl.cli.demo import demo
 from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
+from parallel_dl.cli.limits import flag_of
 from parallel_dl.cli.networks import NetworkCommand, VerifiedNetworkCommand
 from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
@@ -147,7 +148,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         # typer without its own ending: what it refuses comes back as an exception with one line
         return app(args=arguments, obj=arguments, prog_name="parallel-dl", standalone_mode=False) or 0, None
     except InputError as error:
-        return 2, str(error)
+        return 2, error.spoken(flag_of)
     except (KeyboardInterrupt, _Interrupted):
         if rank.connected():  # the launcher is told who was interrupted
             raise KeyboardInterrupt from None

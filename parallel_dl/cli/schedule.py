@@ -10,6 +10,7 @@ import typer
 
 from parallel_dl import launch
 from parallel_dl.cli.given import is_given
+from parallel_dl.cli.limits import flag_of
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError, cut, number_of
 
@@ -103,7 +104,7 @@ def schedule(
         except Deadlock:
             simulation = None
     except PlanError as error:
-        raise InputError(_with_flag(str(error))) from None
+        raise InputError(error.spoken(lambda field: field if field == "schedule" else flag_of(field))) from None
     if launch.mpirun_rank() == 0:  # in a user's mpirun every rank finds the same: one says it
         if as_json:
             print(json.dumps(as_object(plan, report, simulation)))
@@ -187,14 +188,6 @@ def _times(flag: str, text: str) -> float | list[float]:
         if not 0 <= time <= 1e100:
             raise InputError(f"--{flag} {cut(text)}: must be finite and at least 0")
     return times if "," in text else times[0]
-
-
-def _with_flag(line: str) -> str:
-    """The flag's name instead of the parameter's."""
-    word, rest = line.split(" ", 1)
-    parameters = ("pp", "microbatches", "chunks", "input_rate", "latency", "bytes", "eager_limit")
-    times = ("forward:", "backward_input:", "backward_weight:")
-    return f"--{word.replace('_', '-')} {rest}" if word in parameters + times else line
 
 
 # -- for people ----------------------------------------------------------------------------------------------------

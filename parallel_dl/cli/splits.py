@@ -31,10 +31,10 @@ def parse_splits(split: Sequence[str] | None) -> dict[str, str] | None:
     for text in split or ():
         layer, *how = (part.strip() for part in text.split("="))
         if len(how) != 1 or not layer or not how[0]:
-            raise InputError(f"--split {cut(text)}: valid is LAYER=HOW, like fc1=output")
+            raise InputError(f"`split` {cut(text)}: valid is LAYER=HOW, like fc1=output")
         if layer in found:
             raise InputError(
-                f"--split {cut(text)}: {cut(layer)} is given twice, as {cut(layer)}={cut(found[layer])} before"
+                f"`split` {cut(text)}: {cut(layer)} is given twice, as {cut(layer)}={cut(found[layer])} before"
             )
         found[layer] = how[0]
     return found or None
@@ -45,7 +45,7 @@ def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
     ranks = 1 if mp is None else mp
     require_count("mp", ranks, most=MOST_RANKS)
     if split and ranks == 1:
-        raise InputError(f"--split {cut(split[0])}: belongs to --mp N with N above 1")
+        raise InputError(f"`split` {cut(split[0])}: belongs to `mp` N with N above 1")
     return ranks
 
 
@@ -56,11 +56,7 @@ def plan_for(
     splits: Mapping[str, str] | None,
     split_output: bool = True,
 ) -> Plan:
-    """`parallel_dl.splits.plan`, which speaks of the flag where it refuses one."""
+    """`parallel_dl.splits.plan` of the flags."""
     from parallel_dl.splits import plan
 
-    try:
-        return plan(network, input_shape, ranks, splits, split_output)
-    except InputError as error:
-        line = str(error)
-        raise InputError(f"--{line}" if line.startswith("split ") else line) from None
+    return plan(network, input_shape, ranks, splits, split_output)

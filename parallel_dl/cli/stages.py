@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError, cut, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,28 +30,12 @@ def stages_for(
     try:
         plan = make(schedule, pp, microbatches, chunks)
     except PlanError as error:
-        raise InputError(_of_plan(str(error), schedule)) from None
+        raise error if error.field else InputError(error.marked, "schedule", cut(schedule)) from None
     try:
         return plan, cut_stages(network, input_shape, plan.stages, starts)
     except InputError as error:
-        ranks = f"--pp {pp}" if chunks is None else f"--pp {pp} --chunks {chunks}"
-        raise InputError(_of_stages(str(error), ranks, plan.stages, starts or ())) from None
-
-
-def _of_plan(line: str, schedule: str) -> str:
-    if line.startswith("unknown schedule "):
-        return line.replace("schedule", "--schedule", 1)
-    return f"--{line}" if line.split()[0] in ("pp", "microbatches", "chunks") else f"--schedule {cut(schedule)}: {line}"
-
-
-def _of_stages(line: str, ranks: str, stages: int, starts: Sequence[str]) -> str:
-    """Nothing is said twice: the flag takes the place of what the line begins with."""
-    for layer in starts:
-        if line.startswith(f"stage at {cut(layer)}: "):
-            return f"--{line.replace(' at ', ' ', 1)}"
-    where = " ".join(f"--stage {cut(layer)}" for layer in starts)
-    if line.startswith("stages begin at "):
-        return f"{where}: {line.rpartition(': ')[2]}"
-    if ranks == f"--pp {stages}":
-        line = line.removeprefix(f"{stages} stage{'s'[: stages - 1]}: ")
-    return f"{where if re.search('stage (at|before) ', line) else ranks}: {line}"
+        if error.field:
+            raise
+        ranks = f"`pp` {pp}" if chunks is None else f"`pp` {pp} `chunks` {chunks}"
+        said = error.marked.removeprefix(f"{number_of(pp, 'stage')}: ")  # --pp has said how many
+        raise InputError(f"{ranks}: {said}") from None

@@ -137,7 +137,7 @@ class Job:
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise InputError(f"--weight-decay {self.weight_decay}: must be a finite number, at least 0")
         require_count("warmup", self.warmup, 0)
-        self.layout.require_clip_norm(self.clip_norm, "--clip-norm")
+        self.layout.require_clip_norm(self.clip_norm)
 
     def check_reproducible(self, network: Module, data: Dataset) -> None:
         """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""

@@ -106,7 +106,7 @@ class Job:
             raise unknown_name("--optimizer", self.optimizer, OPTIMIZERS)
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("--dtype", self.dtype, ("float32", "float64"))
-        (self.layout or Layout()).require_clip_norm(self.clip_norm, "--clip-norm")
+        (self.layout or Layout()).require_clip_norm(self.clip_norm)
         if self.exact and self.dtype != "float64":
             raise InputError(f"--exact --dtype {self.dtype}: whole numbers up to 2^53 need float64")
         require_count("batch-size", self.batch_size, most=MOST_SAMPLES)

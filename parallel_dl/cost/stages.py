@@ -82,8 +82,8 @@ def cut_stages(
         cuts = tuple(begins[block] for block in lightest(blocks, stages))
     for begin, end in pairwise(cuts):
         if stages > 1 and not any(begin <= number < end for number in weighted):
-            where = f"stage at {names[begin]}" if begin else f"the stage before {names[end]}"
-            raise InputError(f"{where}: has no weights; put it with a neighbour")
+            where = "" if begin else "the stage before it "
+            raise InputError(f"{where}has no weights; put it with a neighbour", "stages", cut(names[begin or end]))
     found = Stages(names, cuts, tuple(shapes[cut] for cut in cuts[:-1]), shapes[-1])
     _require_own_weights(network, found)
     return found
@@ -92,11 +92,11 @@ def cut_stages(
 def _by_hand(names: Sequence[str], stages: int, starts: Sequence[str]) -> tuple[int, ...]:
     if len(starts) != stages - 1:
         wanted = f"for {number_of(stages, 'stage')} name {number_of(stages - 1, 'layer')}"
-        raise InputError(f"stages begin at {', '.join(starts)}: {wanted}")
+        raise InputError(wanted, "stages", ", ".join(map(cut, starts)))
     cuts = [0]
     for name in starts:
         if name not in names[cuts[-1] + 1 :]:
-            raise InputError(f"stage at {cut(name)}: {one_of(names[cuts[-1] + 1 :], 'here')}")
+            raise InputError(one_of(names[cuts[-1] + 1 :], "here"), "stages", cut(name))
         cuts.append(names.index(name))
     return (*cuts, len(names))
 

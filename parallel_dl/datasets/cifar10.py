@@ -35,7 +35,7 @@ def load(data_dir: str | os.PathLike[str] | None, dtype: np.dtype) -> Dataset:
     folder = places.given_folder(data_dir, below, files, expected)
     if folder is None:
         raise InputError(
-            f"dataset {NAME!r} needs a folder: name the one that has data_batch_1.bin to test_batch.bin by --data-dir "
+            f"dataset {NAME!r} needs a folder: name the one that has data_batch_1.bin to test_batch.bin by `data_dir` "
             f"or by the variable {places.VARIABLE}; the files are in {URL}"
         )
     training = [read_records(folder / name) for name in TRAIN]

@@ -37,7 +37,7 @@ def find(data_dir: str | os.PathLike[str] | None) -> Path:
         if mnist.is_complete(known):
             return known
     raise InputError(
-        f"dataset {NAME!r} is not on this machine: name the folder that has it by --data-dir or by the variable "
+        f"dataset {NAME!r} is not on this machine: name the folder that has it by `data_dir` or by the variable "
         f"{places.VARIABLE}, or install Debian's package dataset-{NAME}, or run 'parallel-dl fetch {NAME}'"
     )
 

@@ -41,9 +41,7 @@ def fetch(
     the partial file is removed); else a folder that cannot be written. What came before a connection broke is kept.
     """
     if not re.match("https?://[^/]", address):
-        raise InputError(
-            f"address (--from) {shown(address)}: valid begins with http:// or https:// and the server's name"
-        )
+        raise InputError(f"`from` {shown(address)}: valid begins with http:// or https:// and the server's name")
     folder, new = Path(folder), []
     try:
         folder.mkdir(parents=True, exist_ok=True)

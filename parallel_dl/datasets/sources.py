@@ -43,22 +43,22 @@ def load(
     """
     name = os.fsdecode(name_or_path)
     if data_dir is not None and not os.fspath(data_dir):
-        raise InputError("data folder '': is empty; give the name of a folder")
+        raise InputError("is empty; give the name of a folder", "data_dir", "''")
     dtype = checked_dtype(dtype)
     if name in ON_THIS_MACHINE:
         return ON_THIS_MACHINE[name](data_dir, dtype)
     if name in ("idx", "npz"):
         if data_dir is None:
             what = "the folder of the four IDX files" if name == "idx" else "the .npz file, or the folder that holds it"
-            raise InputError(f"dataset {name!r} needs a data folder: {what}")
+            raise InputError(f"dataset {name!r} needs `data_dir`: {what}")
         return _load_idx(name, Path(data_dir), dtype) if name == "idx" else _load_npz(name, Path(data_dir), dtype)
     if name != "digits" and not (os.sep in name or name.endswith(".npz") or os.path.exists(name)):
         raise InputError(
-            f"{unknown_name('dataset', name, NAMES)}, or a path of a .npz file or of a folder of IDX files"
+            f"{unknown_name('`dataset`', name, NAMES).marked}, or a path of a .npz file or of a folder of IDX files"
         )
     if data_dir is not None:
         raise InputError(
-            f"dataset {shown(name)} takes no data folder, but {shown(os.fspath(data_dir))} was given; "
+            f"dataset {shown(name)} takes no `data_dir`, but {shown(os.fspath(data_dir))} was given; "
             f"valid with one are {', '.join(NAMES[1:])}"
         )
     if name == "digits":

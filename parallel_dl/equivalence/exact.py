@@ -34,7 +34,7 @@ def exact_experiment(
     network in which no whole numbers stay below 2^53.
     """
     if not _is_power_of_two(batch_size):
-        raise InputError(f"--batch-size {batch_size}: --exact divides by it; valid are powers of two")
+        raise InputError("`exact` divides by it; valid are powers of two", "batch_size", batch_size)
     network = build()
     _require_exact(network, input_shape)
     random = np.random.default_rng(seed)
@@ -52,8 +52,8 @@ def exact_experiment(
         if bound < LIMIT and _is_alive(what):
             return what
     if largest < LIMIT:
-        raise InputError("--exact: too many gradients are zero with few weights; valid is another --seed")
-    raise InputError(f"--exact: values of up to {largest:.1e} do not stay below 2^53: the network is too deep or wide")
+        raise InputError("`exact`: too many gradients are zero with few weights; valid is another `seed`")
+    raise InputError(f"`exact`: values of up to {largest:.1e} do not stay below 2^53: the network is too deep or wide")
 
 
 def _is_power_of_two(number: float) -> bool:
@@ -65,11 +65,11 @@ def _require_exact(network: Module, input_shape: Sequence[int]) -> None:
         divisor = _divisor(passed)
         if divisor == 1 and not isinstance(passed.layer, (*_EXACT, nn.AvgPool2d, nn.GlobalAvgPool2d, nn.Dropout)):
             raise InputError(
-                f"--exact: layer {passed.name} ({type(passed.layer).__name__}) rounds, so sums are not exact; "
-                "valid are networks of layers that do not, or verify without --exact"
+                f"`exact`: layer {passed.name} ({type(passed.layer).__name__}) rounds, so sums are not exact; "
+                "valid are networks of layers that do not, or verify without `exact`"
             )
         if not _is_power_of_two(divisor):
-            raise InputError(f"--exact: {passed.name} divides by {divisor:g}; valid are powers of two")
+            raise InputError(f"`exact`: {passed.name} divides by {divisor:g}; valid are powers of two")
 
 
 def _divisor(passed: nn.LayerShape) -> float:

@@ -221,15 +221,15 @@ def read_placement(path: str) -> Placement:
     try:
         said = read_table(path, "a placement, name to axis, in TOML or JSON")
     except InputError as error:
-        raise InputError(f"--placement {error}") from None
+        raise InputError(f"`placement` {error.marked}") from None
     placement = dict(_flat(said))
     for name, how in placement.items():
         if isinstance(how, bool) or not (isinstance(how, int) or how in ("sum", "replicated")):
             raise InputError(
-                f"--placement {named(path)}: {cut(name)} = {as_written(how)}; valid are an axis, 'sum' and 'replicated'"
+                f"`placement` {named(path)}: {cut(name)} = {as_written(how)}; valid are an axis, 'sum' and 'replicated'"
             )
         if isinstance(how, int) and not -_MOST_AXES <= how < _MOST_AXES:
-            raise InputError(f"--placement {named(path)}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")
+            raise InputError(f"`placement` {named(path)}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")
     return placement
 
 
@@ -280,7 +280,7 @@ def read_side(text: str, placement: Placement | None = None) -> tuple[Arrays, di
         if how is None and not alike:
             raise InputError(
                 f"{named(text)}: {cut(name)} is not the same in {len(pieces)} files; "
-                "give its axis, or 'sum', in --placement"
+                "give its axis, or 'sum', in `placement`"
             )
         if how == "replicated" and not alike:
             number = next(n for n, piece in enumerate(pieces) if not np.array_equal(pieces[0], piece))
@@ -305,7 +305,7 @@ def _together(name: str, pieces: Sequence[np.ndarray], how: int | str | None) ->
     except ValueError as error:
         shapes = ", ".join(str(piece.shape) for piece in pieces)
         said = f"{cut(name)} = {shown(how)} does not fit the shapes {cut(shapes)}: {error}"
-        raise InputError(f"--placement: {said}") from None
+        raise InputError(f"`placement`: {said}") from None
     return pieces[0]
 
 
@@ -317,7 +317,7 @@ def compare_files(
     names = ours.keys() | theirs.keys()
     for place in placement or {}:
         if place not in names and not set(place) & set("*?["):  # a pattern may be for other files
-            raise InputError(f"--placement: {unknown_name('tensor', place, sorted(names))}")
+            raise InputError(f"`placement`: {unknown_name('tensor', place, sorted(names))}")
     found = compare_arrays(ours, theirs, bound, exact)
     said = {name: f"in A {fault}" for name, fault in faults.items()}
     said |= {name: f"in B {fault}" for name, fault in others.items()}

@@ -59,11 +59,11 @@ def program_of(network: nn.Module, layout: Layout) -> str | None:
     local = "local" in statistics and layout.dp > 1
     if layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS:
         if local:
-            raise InputError(f"--schedule {layout.schedule_name}: is not compared with local batch norm; valid is 1f1b")
+            raise InputError(f"`schedule` {layout.schedule_name}: is not compared with local batch norm; valid is 1f1b")
         return "weight stashing"
     if layout.variable_batch:
         if statistics:
-            raise InputError("--variable-batch: is not compared for networks with batch norm; valid is one without")
+            raise InputError("`variable_batch`: is not compared for networks with batch norm; valid is one without")
         return "variable batch"
     if local and statistics != {"local"}:
         raise InputError("batch norm with local and with global statistics: valid is one of the two in a network")

@@ -73,7 +73,7 @@ def parts_of(scheme: str, shares: Sequence[int]) -> list[Part]:
 def require_scheme(scheme: str) -> None:
     """InputError, with the nearest valid one, for an unknown scheme."""
     if scheme not in SCHEMES:
-        raise unknown_name("--scheme", scheme, SCHEMES)
+        raise unknown_name("`scheme`", scheme, SCHEMES)
 
 
 # -- what is sent --------------------------------------------------------------------------------------------------

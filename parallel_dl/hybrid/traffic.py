@@ -69,7 +69,7 @@ def traffic(
     """
     for name, number in (("ranks", ranks), ("batch-size", batch_size)):
         if number < 1:
-            raise InputError(f"--{name} {number}: must be at least 1")
+            raise InputError("must be at least 1", name, number)
     halves = halves_of(network, input_shape)
     plan = halves.plan(ranks, splits_by_name)
     shares = partition.shares(batch_size, ranks)

@@ -177,4 +177,4 @@ def plan_for(schedule: str, ranks: int, microbatches: int, chunks: int | None = 
     try:
         return make(schedule, ranks, microbatches, chunks)
     except PlanError as error:
-        raise InputError(str(error)) from None
+        raise InputError(error.marked) from None

@@ -71,7 +71,7 @@ def _walk(
     if isinstance(module, (*_WITHOUT_SUMS, *_BY_CHANNEL)):
         return before
     raise InputError(
-        f"layer {name}: --reproducible cannot add up a {type(module).__name__}'s sums in the same order in every "
+        f"layer {name}: `reproducible` cannot add up a {type(module).__name__}'s sums in the same order in every "
         "layout: they are over the microbatch, or not known"
     )
 
@@ -82,7 +82,7 @@ def _require_alike(layer: nn.Linear | nn.Conv2d, name: str, cut: Cut) -> None:
     if layer.leaves.inputs != known.inputs:
         raise InputError(
             f"{first} and {name} are one layer, but their inputs are cut into different leaves, "
-            f"{known.inputs.sizes} and {layer.leaves.inputs.sizes}: with --reproducible use two layers"
+            f"{known.inputs.sizes} and {layer.leaves.inputs.sizes}: with `reproducible` use two layers"
         )
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from parallel_dl.errors import InputError
+
 COMPUTE = ("F", "B", "I", "W", "U")
 MESSAGES = ("SF", "RF", "SB", "RB")
 KINDS = COMPUTE + MESSAGES
@@ -32,7 +34,7 @@ _PARTNERS = {"SF": (1, "RF"), "RF": (-1, "SF"), "SB": (-1, "RB"), "RB": (1, "SB"
 _ACTION = re.compile(r"([0-9]{1,6})([A-Z_]+)([0-9]{1,6})")
 
 
-class PlanError(ValueError):
+class PlanError(InputError):
     """A plan that cannot be read, or an unknown schedule; one line says why."""
 
 

@@ -124,19 +124,19 @@ def make(name: str, pp: int, microbatches: int, chunks: int | None = None) -> Pl
     if name not in SCHEDULES:
         near = difflib.get_close_matches(name.lower(), SCHEDULES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise PlanError(f"unknown schedule {name!r}: {hint}{one_of(SCHEDULES)}")
+        raise PlanError(f"unknown `schedule` {name!r}: {hint}{one_of(SCHEDULES)}")
     for parameter, value in (("pp", pp), ("microbatches", microbatches), ("chunks", 1 if chunks is None else chunks)):
         if value < 1:
-            raise PlanError(f"{parameter} {value}: must be at least 1")
+            raise PlanError("must be at least 1", parameter, value)
     if chunks is not None and name != "interleaved":
-        raise PlanError(f"chunks {chunks}: belongs to interleaved; {name} has one stage per rank")
+        raise PlanError(f"`chunks` {chunks}: belongs to interleaved; {name} has one stage per rank")
     per_rank = 1 if name != "interleaved" else DEFAULT_CHUNKS if chunks is None else chunks
     if pp * per_rank * microbatches > MOST_FORWARDS:
-        what = f"pp {pp}" if pp >= microbatches else f"microbatches {microbatches}"
+        what = f"`pp` {pp}" if pp >= microbatches else f"`microbatches` {microbatches}"
         raise PlanError(f"{what}: valid are at most {MOST_FORWARDS:,} forward passes in all, stages times microbatches")
     if name == "interleaved":
         if microbatches % pp:
             valid = f"{pp}, {2 * pp}, {3 * pp} and so on"
-            raise PlanError(f"microbatches {microbatches}: interleaved takes multiples of pp, here {valid}")
+            raise PlanError(f"`microbatches` {microbatches}: interleaved takes multiples of `pp`, here {valid}")
         return plan_of(name, interleaved(pp, microbatches, per_rank))
     return plan_of(name, SCHEDULES[name](pp, microbatches))

@@ -25,7 +25,7 @@ def _require_numbers(of: Times | Wire) -> None:
         value = getattr(of, field.name)
         for number in value if isinstance(value, Sequence) else () if value is None else (value,):
             if not 0 <= number <= MOST:
-                raise PlanError(f"{field.name} {number}: must be a finite number, at least 0")
+                raise PlanError("must be a finite number, at least 0", field.name, number)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Times:
         if not isinstance(value, Sequence):
             return value
         if stage >= len(value):
-            raise PlanError(f"{name}: has times for {number_of(len(value), 'stage')}, none for stage {stage}")
+            raise PlanError(f"`{name}`: has times for {number_of(len(value), 'stage')}, none for stage {stage}")
         return value[stage]
 
 
@@ -249,7 +249,7 @@ def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate
     `input_rate` microbatch j enters stage 0 not before j / input_rate. PlanError for a rate that is not above 0.
     """
     if input_rate is not None and not 1 / MOST <= input_rate <= MOST:
-        raise PlanError(f"input_rate {input_rate}: must be a finite number above 0")
+        raise PlanError("must be a finite number above 0", "input_rate", input_rate)
     order, stuck = walk(plan, rendezvous=wire.is_rendezvous)
     if stuck:
         raise Deadlock(f"{plan.name}: " + ", ".join(map(str, stuck.values())))

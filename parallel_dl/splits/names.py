@@ -20,7 +20,7 @@ def resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], rank
     own: dict[str, Way] = {}
     for name, text in sorted(splits.items(), key=lambda split: str(split[0]).count(".")):  # inner groups count more
         if not isinstance(name, str):
-            raise InputError(f"split {shown(name)}={cut(text)}: the name of a layer is a string, like '0' or 'fc1'")
+            raise InputError(f"`split` {shown(name)}={cut(text)}: the name of a layer is a string, like '0' or 'fc1'")
         way, members = Way.parse(text), _members(name, layers)
         if name in layers and (not members or (way is not None and can(layers[name], way))):
             own[name] = _own_way(name, text, layers, ranks)
@@ -39,7 +39,7 @@ def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: i
     if not able or way is None:
         valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
         choice = one_of(valid) if valid else "none of its layers can be"
-        raise InputError(f"split {name}={cut(text)}: {name} has no layer that can be split that way; {choice}")
+        raise InputError(f"`split` {name}={cut(text)}: {name} has no layer that can be split that way; {choice}")
     _require_grid(name, way, ranks)
     return dict.fromkeys(able, way)
 
@@ -50,12 +50,12 @@ def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) 
     if not valid:
         before = [other for other in itertools.takewhile(lambda other: other != name, layers) if ways_of(layers[other])]
         near = f"; nearest is {before[-1]}={nearest(text, ways_of(layers[before[-1]]))}" if before else ""
-        raise InputError(f"split {name}={cut(text)}: {_a(kind)} is not split, it goes along with its input{near}")
+        raise InputError(f"`split` {name}={cut(text)}: {_a(kind)} is not split, it goes along with its input{near}")
     if way is None or not can(layer, way):
         kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
         raise InputError(
-            f"split {name}={cut(text)}: {_a(kind)} cannot be split that way; nearest is {name}={nearest(text, valid)}, "
-            f"{one_of(valid)}"
+            f"`split` {name}={cut(text)}: {_a(kind)} cannot be split that way; "
+            f"nearest is {name}={nearest(text, valid)}, {one_of(valid)}"
         )
     _require_grid(name, way, ranks)
     return way
@@ -69,7 +69,7 @@ def _require_grid(name: str, way: Way, ranks: int) -> None:
     if way.grid is not None and way.grid.rows * way.grid.columns != ranks:
         near = f"{ranks}x1"
         raise InputError(
-            f"split {name}={way}: {way.grid.rows} x {way.grid.columns} tiles do not fit {number_of(ranks, 'rank')}; "
+            f"`split` {name}={way}: {way.grid.rows} x {way.grid.columns} tiles do not fit {number_of(ranks, 'rank')}; "
             f"valid are rows, columns, rows-columns and products like {near}"
         )
 
@@ -91,4 +91,4 @@ def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
     able += [group for group in GROUPS if any(ways_of(layers[layer]) for layer in _members(group, layers))]
     close = difflib.get_close_matches(name, able, 1)
     suggestion = f"did you mean {close[0]}? " if close else ""
-    return f"split {cut(name)}={cut(text)}: there is no layer {cut(name)}; {suggestion}{one_of(able)}"
+    return f"`split` {cut(name)}={cut(text)}: there is no layer {cut(name)}; {suggestion}{one_of(able)}"

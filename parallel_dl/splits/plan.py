@@ -146,7 +146,7 @@ def plan(
         left = walk.left_split
         if left is not None and left.way is not None:
             raise InputError(
-                f"split {left.name}={left.way}: leaves its output split, but the loss needs it whole; "
+                f"`split` {left.name}={left.way}: leaves its output split, but the loss needs it whole; "
                 f"valid is {left.name}={left.way.name}"
             )
     _require_equal_ties(walk.steps)
@@ -160,7 +160,7 @@ def _require_leaves(walk: _Walk) -> None:
         if way.cuts_image or way.name == "towers":
             valid = [other for other in ways_of(walk.shapes[name].layer) if other in ("filters", "channels")]
             raise InputError(
-                f"split {name}={way}: --reproducible divides only channels and features; "
+                f"`split` {name}={way}: `reproducible` divides only channels and features; "
                 f"valid for {name}: {', '.join(valid) or 'none'}"
             )
 
@@ -204,7 +204,7 @@ class _Walk:
         several_axes = len(passed.input) > 1
         if way is not None and isinstance(layer, nn.Linear) and several_axes and way.ending == "split":
             raise InputError(
-                f"split {name}={way}: its input {passed.input} has several axes, and slices of the last are not left "
+                f"`split` {name}={way}: its input {passed.input} has several axes, and slices of the last are not left "
                 f"split; valid is {name}={way.name}"
             )
         division = divide(site, name)
@@ -235,7 +235,7 @@ class _Walk:
         whole = any(isinstance(move, Gather) for move in moves)
         needs, does = ("it whole", "gathers") if whole else ("other slices of it", "moves")
         raise InputError(
-            f"split {left.name}={left.way}: leaves its output split, but {name} needs {needs}; "
+            f"`split` {left.name}={left.way}: leaves its output split, but {name} needs {needs}; "
             f"valid are {left.name}={left.way.name}, which {does} it{instead}"
         )
 
@@ -278,7 +278,7 @@ class _Walk:
             for inner in nn.layer_shapes(branch, passed.input, _below(name, child)):
                 if inner.name in self.ways:
                     raise InputError(
-                        f"split {inner.name}={self.ways[inner.name]}: it is in a branch that one rank has, "
+                        f"`split` {inner.name}={self.ways[inner.name]}: it is in a branch that one rank has, "
                         f"since {name}={way}; valid is one of the two"
                     )
                 division = _on_one(inner.layer, owner, self.ranks)
@@ -293,7 +293,7 @@ class _Walk:
             depart = (AllReduce(Grid(self.ranks, 1), "model"),)
             division = dataclasses.replace(division, made=Whole(), after=Whole(), depart=depart)
             if way.ending is not None:
-                raise InputError(f"split {name}={way}: a sum of branches is whole; valid is {name}={way.name}")
+                raise InputError(f"`split` {name}={way}: a sum of branches is whole; valid is {name}={way.name}")
         elif way.ending == "whole":
             moves = to_whole(division.after, self.ranks, replicated=True)
             division = dataclasses.replace(division, made=division.after, after=Whole(), depart=moves)

@@ -87,7 +87,7 @@ def test_wrong_names_and_folders(server, capfd, tmp_path):
     assert "unknown data set to fetch 'nothing': valid is fashion-mnist" in refused(capfd, "fetch", "nothing")
     assert "did you mean 'fashion-mnist'?" in refused(capfd, "fetch", "fashion_mnist")
     assert "Missing argument" in refused(capfd, "fetch")
-    assert "--from) 'ftp://a'" in refused(capfd, "fetch", "fashion-mnist", "--from", "ftp://a")
+    assert "--from 'ftp://a': valid begins with" in refused(capfd, "fetch", "fashion-mnist", "--from", "ftp://a")
     (tmp_path / "file").write_text("")
     for folder in ("/proc/nothing", str(tmp_path / "file")):
         said = refused(capfd, "fetch", "fashion-mnist", "--from", server.address, "--into", folder)

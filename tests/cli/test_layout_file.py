@@ -175,7 +175,7 @@ def test_files_that_cannot_be_read(capfd, monkeypatch, tmp_path):
     [
         ("dp = 0", "layout.toml: dp 0: must be at least 1"),
         ("stages = ['a']", "layout.toml: stages: belongs to a pipeline; valid with pp above 1, or with a schedule"),
-        ("hybrid = 'owt'\npp = 2", "layout.toml: pp 2: does not go with --hybrid owt"),
+        ("hybrid = 'owt'\npp = 2", "layout.toml: pp 2: does not go with hybrid owt"),
     ],
 )
 def test_in_python(written, text, said):

@@ -73,7 +73,7 @@ def test_pipedream_updates_once_per_microbatch():
         (("mlp", "--input-rate", "nan"), "--input-rate nan: must be in 1e-6..1e12"),
         (("mlp", "--pp", "2", "--stage", "fc9"), "--stage fc9: valid here are fc1"),
         (("mlp", "--pp", "2", "--chunks", "3"), "chunks"),
-        (("mlp", "--pp", "2", "--schedule", "interleaved", "--microbatches", "3"), "multiples of pp"),
+        (("mlp", "--pp", "2", "--schedule", "interleaved", "--microbatches", "3"), "multiples of --pp"),
         (("mlp", "--pp", "2", "--schedule", "pipedream", "--microbatches", "4", "--steps", "6"), "multiples of 4"),
     ],
 )

@@ -225,7 +225,7 @@ BAD = [
     (of("gpipe", 0, 2), "--pp 0: must be at least 1"),
     (of("gpipe", 2, 0), "--microbatches 0: must be at least 1"),
     (of("gpipe", 2, "two"), "--microbatches"),
-    (of("interleaved", 4, 6), "--microbatches 6: interleaved takes multiples of pp, here 4, 8, 12 and so on"),
+    (of("interleaved", 4, 6), "--microbatches 6: interleaved takes multiples of --pp, here 4, 8, 12 and so on"),
     (of("gpipe", 2, 2, "--chunks", 2), "--chunks 2: belongs to interleaved"),
     (of("interleaved", 2, 2, "--chunks", 0), "--chunks 0: must be at least 1"),
     (["gpipe", "--microbatches", 2], "--pp is missing"),

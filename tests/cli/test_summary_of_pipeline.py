@@ -103,11 +103,11 @@ BAD = [
     (("--pp", 2, "--chunks", 3), "--chunks 3: belongs to interleaved"),
     (
         ("--pp", 2, "--schedule", "interleaved", "--microbatches", 3),
-        "--microbatches 3: interleaved takes multiples of pp, here 2, 4, 6 and so on",
+        "--microbatches 3: interleaved takes multiples of --pp, here 2, 4, 6 and so on",
     ),
     (("--pp", 2, "--stage", "fc99"), "--stage fc99: valid here are fc1, relu1, fc2"),
     (("--pp", 3, "--stage", "fc2"), "--stage fc2: for 3 stages name 2 layers"),
-    (("--pp", 2, "--stage", "fc1"), "--stage fc1: the stage before fc1: has no weights"),
+    (("--pp", 2, "--stage", "fc1"), "--stage fc1: the stage before it has no weights"),
     (
         ("--pp", 9999, "--microbatches", 9999),
         "--pp 9999: valid are at most 100,000 forward passes in all, stages times microbatches",

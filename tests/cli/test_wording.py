@@ -32,7 +32,7 @@ STAGES = [
     (("--pp", 3, "--stage", "fc2"), "--stage fc2: for 3 stages name 2 layers"),
     (("--pp", 3, "--stage", "fc2", "--stage", "fc9"), "--stage fc9: valid here are relu2, fc3"),
     (("--pp", 3, "--stage", "fc3", "--stage", "fc2"), "--stage fc2: none is valid"),
-    (("--pp", 2, "--stage", "fc1"), "--stage fc1: the stage before fc1: has no weights; put it with a neighbour"),
+    (("--pp", 2, "--stage", "fc1"), "--stage fc1: the stage before it has no weights; put it with a neighbour"),
     (
         ("--pp", 2, "--schedule", "interleaved", "--chunks", 9),
         "--pp 2 --chunks 9: 18 stages: the network has 3 layers with weights; valid are 1 to 3",
@@ -44,7 +44,7 @@ STAGES = [
     ),
     (
         ("--pp", 2, "--schedule", "interleaved", "--microbatches", 3),
-        "--microbatches 3: interleaved takes multiples of pp, here 2, 4, 6 and so on",
+        "--microbatches 3: interleaved takes multiples of --pp, here 2, 4, 6 and so on",
     ),
 ]  # fmt: skip
 
@@ -94,8 +94,8 @@ def test_too_many_ranks_name_the_flag(said, monkeypatch, arguments, line):
         (("train", "mlp", "--output", ""), "--output '': is empty; give the name of a file"),
         (("train", "mlp", "--weights", ""), "--weights '': no such file; valid is a safetensors file"),
         (("train", "mlp", "--layout", ""), "layout file '': no such file; valid is a layout in TOML"),
-        (("train", "mlp", "--data-dir", ""), "data folder '': is empty; give the name of a folder"),
-        (("train", "mlp", "--dataset", "npz", "--data-dir", ""), "data folder '': is empty; give the name of a folder"),
+        (("train", "mlp", "--data-dir", ""), "--data-dir '': is empty; give the name of a folder"),
+        (("train", "mlp", "--dataset", "npz", "--data-dir", ""), "--data-dir '': is empty; give the name of a folder"),
         (("diff", "", "b"), "'': is empty; give a safetensors file, or a folder of them"),
         (("run", ""), "program '': no such file; valid is a Python file"),
         (("schedule", "--check", ""), "'': no such file; valid is a plan in text or CSV"),

@@ -52,9 +52,9 @@ def test_by_hand():
     assert [" ".join(cut.layers(stage)) for stage in range(3)] == ["flatten fc1 relu1", "fc2 relu2 fc3 relu3", "fc4"]
     for starts, message in (
         (["fc2"], "for 3 stages name 2 layers"),
-        (["fc4", "fc2"], "stage at fc2: none is valid"),
-        (["fc9", "fc2"], "stage at fc9: valid here are fc1"),
-        (["fc1", "relu3"], "the stage before fc1: has no weights"),
+        (["fc4", "fc2"], "stages fc2: none is valid"),
+        (["fc9", "fc2"], "stages fc9: valid here are fc1"),
+        (["fc1", "relu3"], "stages fc1: the stage before it has no weights"),
     ):
         with pytest.raises(InputError, match=message):
             cut_stages(network, (8,), 3, starts)

@@ -42,7 +42,7 @@ def found(data_dir=None):
 
 
 def test_nowhere_names_all_four_ways():
-    ways = ("--data-dir", "PARALLEL_DL_DATA", "dataset-fashion-mnist", "parallel-dl fetch fashion-mnist")
+    ways = ("data_dir", "PARALLEL_DL_DATA", "dataset-fashion-mnist", "parallel-dl fetch fashion-mnist")
     expect_error("'fashion-mnist'", "Debian", *ways, name_or_path="fashion-mnist")
 
 
@@ -179,7 +179,7 @@ def test_cifar_10_in_a_subfolder(tmp_path, monkeypatch, below):
 
 
 def test_cifar_10_is_nowhere(tmp_path, monkeypatch):
-    expect_error("'cifar-10'", "--data-dir", "PARALLEL_DL_DATA", "cifar-10-binary.tar.gz", name_or_path="cifar-10")
+    expect_error("'cifar-10'", "data_dir", "PARALLEL_DL_DATA", "cifar-10-binary.tar.gz", name_or_path="cifar-10")
     expect_error(tmp_path, "none of the files", "data_batch_1.bin", name_or_path="cifar-10", data_dir=tmp_path)
     monkeypatch.setenv("PARALLEL_DL_DATA", str(tmp_path))
     expect_error(f"PARALLEL_DL_DATA={tmp_path}: ", name_or_path="cifar-10")

@@ -173,7 +173,7 @@ def test_idx_parts_must_fit(tmp_path):
 
 
 def test_idx_folder_missing(tmp_path):
-    expect_error("'idx'", "needs a data folder", name_or_path="idx")
+    expect_error("'idx'", "needs data_dir", name_or_path="idx")
     expect_error(tmp_path / "no", "No such file", name_or_path="idx", data_dir=tmp_path / "no")
     expect_error(tmp_path, "has no train-images-idx3-ubyte, train-labels-idx1-ubyte", name_or_path=tmp_path)
     (tmp_path / "file").write_text("")
@@ -379,7 +379,7 @@ def test_random_damage_is_an_input_error_or_a_dataset(data):
 
 
 def test_npz_folder_and_file_trouble(tmp_path):
-    expect_error("'npz'", "needs a data folder", name_or_path="npz")
+    expect_error("'npz'", "needs data_dir", name_or_path="npz")
     expect_error(tmp_path, "holds 0 .npz files", "exactly one", name_or_path="npz", data_dir=tmp_path)
     expect_error(tmp_path / "a.npz", "no such file", name_or_path="npz", data_dir=tmp_path / "a.npz")
     for name in ("a.npz", "b\n.npz"):
@@ -413,8 +413,8 @@ def test_unknown_names(tmp_path, monkeypatch):
     expect_error("nothing.npz: no such file", name_or_path="nothing.npz")
     expect_error("no/where: no such file", name_or_path="no/where")
     expect_error("null byte", name_or_path="a/\0")
-    expect_error("'digits' takes no data folder", "'here'", name_or_path="digits", data_dir="here")
-    expect_error("takes no data folder", name_or_path="some.npz", data_dir="here")
+    expect_error("'digits' takes no data_dir", "'here'", name_or_path="digits", data_dir="here")
+    expect_error("takes no data_dir", name_or_path="some.npz", data_dir="here")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "flaot32", None, np.complex64])

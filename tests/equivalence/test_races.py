@@ -66,5 +66,5 @@ def test_they_have_names_of_their_own():
     assert len(RACES) >= 8
     assert len({race.name for race in RACES}) == len(RACES)
     assert mutants_of(RACES[0].name, RACES) == [RACES[0]]
-    with pytest.raises(InputError, match="unknown --mutant"):
+    with pytest.raises(InputError, match="unknown mutant"):
         mutants_of(RACES[0].name)

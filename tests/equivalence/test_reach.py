@@ -463,8 +463,8 @@ def test_which_program(layout, program):
 @pytest.mark.parametrize(
     ("network", "layout", "words"),
     [
-        ("local_norm", Layout(dp=2, pp=2, schedule="pipedream"), "--schedule pipedream: is not compared with local"),
-        ("residual", VARIABLE, "--variable-batch: is not compared for networks with batch norm"),
+        ("local_norm", Layout(dp=2, pp=2, schedule="pipedream"), "schedule pipedream: is not compared with local"),
+        ("residual", VARIABLE, "variable_batch: is not compared for networks with batch norm"),
         (None, Layout(dp=2), "batch norm with local and with global statistics"),
     ],
 )

@@ -133,15 +133,15 @@ def test_whole_weights(comm):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"scheme": "b"}, "--scheme b: belongs to --hybrid"),
-        ({"variable_batch": True}, "--variable-batch: belongs to --hybrid"),
+        ({"scheme": "b"}, "scheme b: belongs to hybrid"),
+        ({"variable_batch": True}, "variable_batch: belongs to hybrid"),
         ({"hybrid": "otw"}, "did you mean 'owt'?"),
-        ({"hybrid": "owt", "scheme": "d"}, "unknown --scheme 'd'"),
-        ({"hybrid": "owt", "mp": 2}, "--mp 2: does not go with --hybrid owt"),
-        ({"hybrid": "owt", "pp": 2}, "--pp 2: does not go with --hybrid owt"),
-        ({"hybrid": "owt", "microbatches": 2}, "--microbatches 2: does not go with --hybrid owt"),
-        ({"hybrid": "owt", "chunks": 2}, "--chunks: belongs to a pipeline"),
-        ({"hybrid": "owt", "stages": ["fc1"]}, "--stage: belongs to a pipeline"),
+        ({"hybrid": "owt", "scheme": "d"}, "unknown scheme 'd'"),
+        ({"hybrid": "owt", "mp": 2}, "mp 2: does not go with hybrid owt"),
+        ({"hybrid": "owt", "pp": 2}, "pp 2: does not go with hybrid owt"),
+        ({"hybrid": "owt", "microbatches": 2}, "microbatches 2: does not go with hybrid owt"),
+        ({"hybrid": "owt", "chunks": 2}, "chunks: belongs to a pipeline"),
+        ({"hybrid": "owt", "stages": ["fc1"]}, "stages: belongs to a pipeline"),
     ],
 )
 def test_refused_layouts(fields, words):

@@ -39,7 +39,7 @@ def mutants_of(name: str | None, among: Sequence[Mutant] = MUTANTS) -> Sequence[
     """The mutant of this name, or all of them; InputError for an unknown name."""
     named = {mutant.name: mutant for mutant in among}
     if name is not None and name not in named:
-        raise unknown_name("--mutant", name, list(named))
+        raise unknown_name("`mutant`", name, list(named))
     return among if name is None else [named[name]]
 
 
