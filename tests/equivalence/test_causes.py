@@ -10,12 +10,12 @@ from parallel_dl.autograd import ops
 from parallel_dl.equivalence import (
     Experiment,
     assert_equivalent,
-    causes,
     first_divergence,
     record,
     synthetic_experiment,
 )
-from parallel_dl.equivalence.pieces import relative
+from parallel_dl.equivalence.explain import causes
+from parallel_dl.equivalence.explain.pieces import relative
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import convolution as split_convolution
 from parallel_dl.mpi import Communicator, Mesh, one_rank, world

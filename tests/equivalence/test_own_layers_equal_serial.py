@@ -6,7 +6,8 @@ from mpi4py import MPI
 
 from parallel_dl import nn, optim
 from parallel_dl.autograd import Tensor, primitive
-from parallel_dl.equivalence import assert_equivalent, assertions, divergence
+from parallel_dl.equivalence import assert_equivalent, assertions
+from parallel_dl.equivalence.explain import divergence
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from parallel_dl import nn
-from parallel_dl.equivalence.record import Experiment
+from parallel_dl.equivalence.runs.record import Experiment
 from parallel_dl.trainer import Trainer
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parallel_dl.equivalence.magnitudes import scale
-from parallel_dl.equivalence.outcome import EVALUATED, unlike
+from parallel_dl.equivalence.rounding.magnitudes import scale
+from parallel_dl.equivalence.runs.outcome import EVALUATED, unlike
 from parallel_dl.errors import number_of
 
 if TYPE_CHECKING:
-    from parallel_dl.equivalence.record import Run
+    from parallel_dl.equivalence.runs.record import Run
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 VOID = {"float64": 1e-6, "float32": 1e-2}  # noise above which nothing can be told

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from parallel_dl import checkpoint
-from parallel_dl.equivalence.magnitudes import Arrays
+from parallel_dl.equivalence.rounding.magnitudes import Arrays
 from parallel_dl.errors import bounded
 from parallel_dl.trainer import Trainer
 

@@ -7,8 +7,8 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-from parallel_dl.equivalence.reference import Reference
-from parallel_dl.equivalence.replayed import program_of
+from parallel_dl.equivalence.runs.reference import Reference
+from parallel_dl.equivalence.runs.replayed import program_of
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Module
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from parallel_dl import partition
-from parallel_dl.equivalence import causes
-from parallel_dl.equivalence.causes import Pieces
-from parallel_dl.equivalence.record import Experiment, Run
-from parallel_dl.equivalence.trace import At, Trace
+from parallel_dl.equivalence.explain import causes
+from parallel_dl.equivalence.explain.causes import Pieces
+from parallel_dl.equivalence.explain.trace import At, Trace
+from parallel_dl.equivalence.runs.record import Experiment, Run
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Module
 from parallel_dl.splits import Placement, Sliced, Tiled, Whole

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from parallel_dl.datasets import Dataset
-from parallel_dl.equivalence.compare import BOUNDS
-from parallel_dl.equivalence.record import Experiment, Run, start
+from parallel_dl.equivalence.compare.runs import BOUNDS
+from parallel_dl.equivalence.runs.record import Experiment, Run, start
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import Tensor, no_grad
-from parallel_dl.equivalence import causes
-from parallel_dl.equivalence.causes import Pieces
-from parallel_dl.equivalence.compare import first_different_step
-from parallel_dl.equivalence.pieces import Step, relative
-from parallel_dl.equivalence.record import Experiment, Run
-from parallel_dl.equivalence.trace import At, Trace, trace
+from parallel_dl.equivalence.compare.runs import first_different_step
+from parallel_dl.equivalence.explain import causes
+from parallel_dl.equivalence.explain.causes import Pieces
+from parallel_dl.equivalence.explain.pieces import Step, relative
+from parallel_dl.equivalence.explain.trace import At, Trace, trace
+from parallel_dl.equivalence.runs.record import Experiment, Run
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.nn import Module

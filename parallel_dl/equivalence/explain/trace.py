@@ -10,8 +10,8 @@ import numpy as np
 
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Batch, Share
-from parallel_dl.equivalence.passing import watched
-from parallel_dl.equivalence.record import Experiment, batches, local_gradients, start
+from parallel_dl.equivalence.rounding.passing import watched
+from parallel_dl.equivalence.runs.record import Experiment, batches, local_gradients, start
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, Sequential

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from parallel_dl.autograd import Tensor, no_grad
-from parallel_dl.equivalence.compare import compare
-from parallel_dl.equivalence.copies import copied
-from parallel_dl.equivalence.outcome import outcome_of
-from parallel_dl.equivalence.record import Arrays, Experiment, Run, batches, start, update
-from parallel_dl.equivalence.samples import each_sample
+from parallel_dl.equivalence.compare.runs import compare
+from parallel_dl.equivalence.rounding.copies import copied
+from parallel_dl.equivalence.rounding.samples import each_sample
+from parallel_dl.equivalence.runs.outcome import outcome_of
+from parallel_dl.equivalence.runs.record import Arrays, Experiment, Run, batches, start, update
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.datasets import Batch
-from parallel_dl.equivalence.compare import measured_noise
-from parallel_dl.equivalence.outcome import Outcome, are_same, outcome_of
-from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
-from parallel_dl.equivalence.rounding import round_otherwise
-from parallel_dl.equivalence.samples import sums_of_magnitudes
+from parallel_dl.equivalence.compare.runs import measured_noise
+from parallel_dl.equivalence.rounding.last_bits import round_otherwise
+from parallel_dl.equivalence.rounding.own_rules import before_update, magnitudes_of, may_take_signs
+from parallel_dl.equivalence.rounding.samples import sums_of_magnitudes
+from parallel_dl.equivalence.runs.outcome import Outcome, are_same, outcome_of
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, cross_entropy

@@ -12,16 +12,16 @@ import dataclasses
 
 import numpy as np
 
-from parallel_dl.equivalence.batches import wrong_batches
-from parallel_dl.equivalence.compare import (
+from parallel_dl.equivalence.checks.batches import wrong_batches
+from parallel_dl.equivalence.compare.runs import (
     Comparison,
     Difference,
     compare,
     first_difference,
     samples_are_mixed,
 )
-from parallel_dl.equivalence.record import Experiment, Run, record
-from parallel_dl.equivalence.replay import replay
+from parallel_dl.equivalence.runs.record import Experiment, Run, record
+from parallel_dl.equivalence.runs.replay import replay
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.nn import BatchNorm

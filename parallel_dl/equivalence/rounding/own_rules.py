@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from parallel_dl.equivalence.magnitudes import Arrays, Magnitudes, buffer_magnitudes
+from parallel_dl.equivalence.rounding.magnitudes import Arrays, Magnitudes, buffer_magnitudes
 from parallel_dl.nn import Module
 from parallel_dl.optim import LARS, SGD, Adam, Optimizer
 

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from parallel_dl.cost.stages import cut_stages
-from parallel_dl.equivalence.replayed import program_of
-from parallel_dl.equivalence.specimens import SPECIMENS
+from parallel_dl.equivalence.runs.replayed import program_of
+from parallel_dl.equivalence.specimens.networks import SPECIMENS
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import SCHEMES, halves_of
 from parallel_dl.layout import Layout

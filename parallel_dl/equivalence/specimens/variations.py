@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, optim
-from parallel_dl.equivalence.record import Experiment
+from parallel_dl.equivalence.runs.record import Experiment
 
 Vary = Callable[[Experiment], Experiment]
 

@@ -23,10 +23,12 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.datasets import Batch, Loader, Share
-from parallel_dl.equivalence.compare import compare, measured_noise, samples_are_mixed
-from parallel_dl.equivalence.outcome import outcome_of
-from parallel_dl.equivalence.own_rules import before_update, magnitudes_of, may_take_signs
-from parallel_dl.equivalence.record import (
+from parallel_dl.equivalence.compare.runs import compare, measured_noise, samples_are_mixed
+from parallel_dl.equivalence.rounding.last_bits import round_otherwise
+from parallel_dl.equivalence.rounding.own_rules import before_update, magnitudes_of, may_take_signs
+from parallel_dl.equivalence.rounding.samples import each_sample, sums_of_magnitudes
+from parallel_dl.equivalence.runs.outcome import outcome_of
+from parallel_dl.equivalence.runs.record import (
     Arrays,
     Experiment,
     Run,
@@ -36,9 +38,7 @@ from parallel_dl.equivalence.record import (
     start,
     update,
 )
-from parallel_dl.equivalence.reference import Reference
-from parallel_dl.equivalence.rounding import round_otherwise
-from parallel_dl.equivalence.samples import each_sample, sums_of_magnitudes
+from parallel_dl.equivalence.runs.reference import Reference
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank

@@ -27,8 +27,8 @@ import numpy as np
 
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Batch, Share
-from parallel_dl.equivalence.copies import copied
-from parallel_dl.equivalence.passing import watched
+from parallel_dl.equivalence.rounding.copies import copied
+from parallel_dl.equivalence.rounding.passing import watched
 from parallel_dl.nn import BatchNorm, Module
 from parallel_dl.trainer import Trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from parallel_dl.datasets import Loader
-from parallel_dl.equivalence.record import Experiment
+from parallel_dl.equivalence.runs.record import Experiment
 from parallel_dl.errors import number_of
 from parallel_dl.layout import Layout
 

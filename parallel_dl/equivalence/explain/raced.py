@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from parallel_dl.equivalence.compare import Comparison, Difference
-from parallel_dl.equivalence.record import Run
+from parallel_dl.equivalence.compare.runs import Comparison, Difference
+from parallel_dl.equivalence.runs.record import Run
 from parallel_dl.mpi import Communicator, stress
 
 

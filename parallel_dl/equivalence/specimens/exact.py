@@ -15,8 +15,8 @@ import numpy as np
 
 from parallel_dl import nn, optim
 from parallel_dl.autograd import Tensor, ops
-from parallel_dl.equivalence.passing import watched
-from parallel_dl.equivalence.record import Experiment
+from parallel_dl.equivalence.rounding.passing import watched
+from parallel_dl.equivalence.runs.record import Experiment
 from parallel_dl.errors import InputError
 from parallel_dl.nn import Module
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import Tensor
-from parallel_dl.equivalence.passing import rounded
-from parallel_dl.equivalence.samples import at_zero
+from parallel_dl.equivalence.rounding.passing import rounded
+from parallel_dl.equivalence.rounding.samples import at_zero
 from parallel_dl.nn import BatchNorm, Dropout, Flatten, Identity, LayerNorm, MaxPool2d, Module, ReLU, Sequential
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.trainer import Trainer

@@ -9,7 +9,7 @@ import numpy as np
 
 from parallel_dl import nn, splits
 from parallel_dl.cost.shares import loss_messages
-from parallel_dl.equivalence.record import Experiment, batches, start
+from parallel_dl.equivalence.runs.record import Experiment, batches, start
 from parallel_dl.errors import number_of
 from parallel_dl.hybrid import traffic
 from parallel_dl.layout import Layout
