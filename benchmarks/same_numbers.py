@@ -87,7 +87,11 @@ def _run(command: str, folder: Path, weights: Path) -> dict:
     arguments = [name, *(LARGE if large else SMALL).split(), *flags, "--json"]
     arguments += [] if large else ["--output", str(weights)]
     done = subprocess.run(
-        [sys.executable, "-m", "parallel_dl", "train", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "parallel_dl", "train", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1:]}
