@@ -13,7 +13,7 @@ from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError, cut, named
 
 if TYPE_CHECKING:
-    from parallel_dl.equivalence.compare.files import ArraysComparison, TensorDifference
+    from parallel_dl.equivalence.compare.arrays import ArraysComparison, TensorDifference
 
 _MOST_ROWS = 50
 

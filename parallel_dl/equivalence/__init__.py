@@ -19,7 +19,7 @@ What they are made of, in the order in which a comparison goes:
 
 from parallel_dl.equivalence.adjoint import assert_adjoint
 from parallel_dl.equivalence.assertions import assert_equivalent
-from parallel_dl.equivalence.compare.files import ArraysComparison, compare_arrays
+from parallel_dl.equivalence.compare.arrays import ArraysComparison, compare_arrays
 from parallel_dl.equivalence.compare.runs import Comparison, Difference, assert_same, compare
 from parallel_dl.equivalence.explain.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.runs.record import Experiment, Run, record

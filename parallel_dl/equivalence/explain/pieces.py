@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from parallel_dl import partition
-from parallel_dl.equivalence.explain import causes
 from parallel_dl.equivalence.explain.causes import Pieces
+from parallel_dl.equivalence.explain.layer_causes import Edges
 from parallel_dl.equivalence.explain.trace import At, Trace
 from parallel_dl.equivalence.runs.record import Experiment, Run
 from parallel_dl.layout import Layout
@@ -58,17 +58,23 @@ class Step:
             return rows[:, :, slices(placement.rows)[row], slices(placement.columns)[column]]
         return rows
 
-    def having(self, kind: str, at: At) -> tuple[Pieces, np.ndarray] | None:
-        """By rank, what it has and should have of a layer's output, or of its gradient."""
+    def having(self, kind: str, at: At) -> tuple[Pieces, np.ndarray]:
+        """By rank, what it has and should have of a layer's output, or of its gradient; and the whole."""
         whole = getattr(self.serial, kind).get(at)
         if whole is None:
-            return None
+            return {}, np.zeros(0)
         found = {}
         for rank, of in enumerate(self.traces):
             owner = of.owners.get(at.layer)
             if at in getattr(of, kind) and owner in (None, of.place["model"]):
                 found[rank] = getattr(of, kind)[at], self.piece_of(whole, rank, at)
         return found, whole
+
+    def different(self, kind: str, at: At) -> Iterator[tuple[Pieces, int, float]]:
+        """(what all ranks have, rank, error) of those ranks that have something else of it than they should."""
+        pieces, whole = self.having(kind, at)
+        for rank, error in self.compare(pieces, whole):
+            yield pieces, rank, error
 
     def having_of_weight(self, name: str, whole: np.ndarray) -> Pieces:
         """By rank, what it holds itself of a weight, and should hold; only where the shapes are the same."""
@@ -83,7 +89,7 @@ class Step:
         """How a layer's output lies on the rank's model axis."""
         return self.traces[rank].placements.get(layer, Whole())
 
-    def inner_edges(self, layer: str, rank: int) -> causes.Edges:
+    def inner_edges(self, layer: str, rank: int) -> Edges:
         """By axis of an image, whether another rank's tile is before ours, and after."""
         placement = self.placement_of(rank, layer)
         if not isinstance(placement, Tiled):

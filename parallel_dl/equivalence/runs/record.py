@@ -164,13 +164,25 @@ def _require_one_rule(trainer: Trainer) -> None:
 
 def start(experiment: Experiment, layout: Layout, mesh: Mesh, allreduce: str | Mapping[str, Any] = "auto") -> Trainer:
     """The trainer of an experiment under a layout, before its first step."""
+    network, shape = initial(experiment), experiment.x.shape[1:]
+    return Trainer(
+        network,
+        experiment.make_optimizer,
+        layout,
+        mesh,
+        allreduce,
+        experiment.loss,
+        shape,
+        experiment.clip_norm,
+    )
+
+
+def initial(experiment: Experiment) -> Module:
+    """The network before the first step; its weights are drawn when they are first used."""
     network = experiment.build().initialize(experiment.seed, experiment.dtype, fill=experiment.prepare is not None)
     if experiment.prepare is not None:
         experiment.prepare(network)
-    shape = experiment.x.shape[1:]
-    return Trainer(
-        network, experiment.make_optimizer, layout, mesh, allreduce, experiment.loss, shape, experiment.clip_norm
-    )
+    return network
 
 
 def batches(experiment: Experiment, trainer: Trainer) -> Iterator[Batch]:
