@@ -13,7 +13,7 @@ from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError, cut, named
 
 if TYPE_CHECKING:
-    from parallel_dl.equivalence.files import ArraysComparison, TensorDifference
+    from parallel_dl.equivalence.compare.arrays import ArraysComparison, TensorDifference
 
 _MOST_ROWS = 50
 
@@ -38,7 +38,7 @@ def diff(
         raise InputError("--exact and --bound: only one of them")
     if bound is not None and not 0 <= bound < math.inf:
         raise InputError(f"--bound {bound}: must be a finite number, at least 0")
-    from parallel_dl.equivalence.files import compare_files, files_of, read_placement
+    from parallel_dl.equivalence.compare.files import compare_files, files_of, read_placement
 
     places = None if placement is None else read_placement(placement)
     if placement is not None and len(files_of(a)) == len(files_of(b)) == 1:

@@ -34,7 +34,7 @@ class VerifiedNetworkCommand(NetworkCommand):
     """The same for `verify`, which has networks of its own, too."""
 
     def names(self) -> list[str]:
-        from parallel_dl.equivalence.specimens import SPECIMENS
+        from parallel_dl.equivalence.specimens.networks import SPECIMENS
 
         return [*super().names(), *SPECIMENS]
 

@@ -91,8 +91,8 @@ class Job:
 
     def check(self) -> None:
         """Refuses (InputError) what can be known to be wrong before a rank is started."""
-        from parallel_dl.equivalence.replayed import program_of
-        from parallel_dl.equivalence.specimens import require_known
+        from parallel_dl.equivalence.runs.replayed import program_of
+        from parallel_dl.equivalence.specimens.networks import require_known
 
         if self.mutant is not None:
             self._planted()
@@ -146,7 +146,7 @@ class Job:
     def _planted(self) -> Sequence[Mutant]:
         """The bugs that are planted: races only under stress, which alone is sure to see them."""
         from parallel_dl.equivalence.mutants import MUTANTS, mutants_of
-        from parallel_dl.equivalence.races import RACES
+        from parallel_dl.equivalence.mutants.races import RACES
 
         if self.mutant is not None and not self.stress and any(race.name == self.mutant for race in RACES):
             raise InputError(f"--mutant {self.mutant!r}: is certain to be caught only with --stress")
@@ -157,8 +157,8 @@ class Job:
         from parallel_dl import networks, optim
         from parallel_dl.cli.networks import network_for
         from parallel_dl.equivalence import exact_experiment, synthetic_experiment
-        from parallel_dl.equivalence.programs import PROGRAMS
-        from parallel_dl.equivalence.specimens import network_named
+        from parallel_dl.equivalence.specimens.networks import network_named
+        from parallel_dl.equivalence.specimens.programs import PROGRAMS
         from parallel_dl.nn import cross_entropy, mse
 
         shipped = networks.NETWORKS.get(name)
@@ -205,7 +205,7 @@ class Job:
 
     def variations(self) -> dict[str, Experiment]:
         """Those tried besides the usual ones; none if the optimizer, the samples or the type of numbers are chosen."""
-        from parallel_dl.equivalence.variations import VARIATIONS
+        from parallel_dl.equivalence.specimens.variations import VARIATIONS
 
         usual = (self.optimizer, self.clip_norm, self.dtype, self.dataset) == ("sgd", None, "float64", None)
         if self.exact or not usual:
@@ -222,10 +222,10 @@ class Job:
 
     def _run(self, comm: Communicator, limit: TimeLimit) -> dict[str, Any]:
         from parallel_dl.equivalence import layouts_of, verify
-        from parallel_dl.equivalence.layouts import covering_set
         from parallel_dl.equivalence.mutants import noise_of_mutants, verdicts
-        from parallel_dl.equivalence.replayed import program_of
-        from parallel_dl.equivalence.variations import VARIATIONS
+        from parallel_dl.equivalence.runs.replayed import program_of
+        from parallel_dl.equivalence.specimens.layouts import covering_set
+        from parallel_dl.equivalence.specimens.variations import VARIATIONS
         from parallel_dl.equivalence.verify import moved
 
         if self.mutants:
@@ -417,7 +417,7 @@ def _folder() -> Iterator[None]:
 
 
 def _small_networks() -> list[str]:
-    from parallel_dl.equivalence.specimens import SPECIMENS
+    from parallel_dl.equivalence.specimens.networks import SPECIMENS
     from parallel_dl.networks import NETWORKS
 
     return [name for name, shipped in NETWORKS.items() if shipped.input_shape is None] + list(SPECIMENS)

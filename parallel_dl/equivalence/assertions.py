@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from parallel_dl.equivalence import causes
-from parallel_dl.equivalence.compare import BOUNDS, compare
-from parallel_dl.equivalence.divergence import first_divergence
-from parallel_dl.equivalence.raced import race_in, told
-from parallel_dl.equivalence.record import Experiment, record
-from parallel_dl.equivalence.reference import held_against, reference_of, with_bits
-from parallel_dl.equivalence.replayed import program_of, record_updates, reference_of_program
-from parallel_dl.equivalence.samples import NotBySamples
+from parallel_dl.equivalence.compare.runs import BOUNDS, compare
+from parallel_dl.equivalence.explain import causes
+from parallel_dl.equivalence.explain.divergence import first_divergence
+from parallel_dl.equivalence.explain.raced import race_in, told
+from parallel_dl.equivalence.rounding.samples import NotBySamples
+from parallel_dl.equivalence.runs.record import Experiment, record
+from parallel_dl.equivalence.runs.reference import held_against, reference_of, with_bits
+from parallel_dl.equivalence.runs.replayed import program_of, record_updates, reference_of_program
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
@@ -72,7 +72,7 @@ def assert_equivalent(
 
     Data parallelism takes any layer that treats each sample by itself; stages and split layers need shapes: see
     `nn.layer_shapes`. An optimizer with a rule that the package does not have is a subclass of `optim.Optimizer` that
-    can be copied: see `equivalence/own_rules.py`.
+    can be copied: see `equivalence/rounding/own_rules.py`.
     """
     __tracebackhide__ = True
     _require(network, batch, steps, dtype, bound)

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, optim
-from parallel_dl.equivalence.compare import Comparison, Difference
-from parallel_dl.equivalence.counted import wrong_count
-from parallel_dl.equivalence.divergence import Divergence, first_divergence
-from parallel_dl.equivalence.fitted import wrong_fit
-from parallel_dl.equivalence.kept import Kept, key_of
-from parallel_dl.equivalence.movements import wrong_movement
-from parallel_dl.equivalence.raced import race_in, told
-from parallel_dl.equivalence.record import Experiment, record
-from parallel_dl.equivalence.reference import Reference, held_against, reference_of, with_bits
-from parallel_dl.equivalence.replayed import program_of, record_updates, reference_of_program
+from parallel_dl.equivalence.checks.counted import wrong_count
+from parallel_dl.equivalence.checks.fitted import wrong_fit
+from parallel_dl.equivalence.checks.movements import wrong_movement
+from parallel_dl.equivalence.compare.runs import Comparison, Difference
+from parallel_dl.equivalence.explain.divergence import Divergence, first_divergence
+from parallel_dl.equivalence.explain.raced import race_in, told
+from parallel_dl.equivalence.runs.kept import Kept, key_of
+from parallel_dl.equivalence.runs.record import Experiment, record
+from parallel_dl.equivalence.runs.reference import Reference, held_against, reference_of, with_bits
+from parallel_dl.equivalence.runs.replayed import program_of, record_updates, reference_of_program
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh, stress
 from parallel_dl.nn import Module

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from parallel_dl import checkpoint, nn
 from parallel_dl.cli import main
-from parallel_dl.equivalence.files import place_of, read_placement
+from parallel_dl.equivalence.compare.files import place_of, read_placement
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {"fc1.weight": RANDOM.random((6, 4)), "fc1.bias": RANDOM.random(6), "fc10.weight": RANDOM.random((3, 6))}

@@ -8,8 +8,8 @@ import numpy as np
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import synthetic_experiment
-from parallel_dl.equivalence.layouts import is_possible
-from parallel_dl.equivalence.replayed import program_of
+from parallel_dl.equivalence.runs.replayed import program_of
+from parallel_dl.equivalence.specimens.layouts import is_possible
 from parallel_dl.equivalence.verify import reference_of, reference_of_program, verify_one
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout

@@ -6,7 +6,7 @@ import pytest
 
 from parallel_dl.datasets import Batch, Loader
 from parallel_dl.equivalence import synthetic_experiment
-from parallel_dl.equivalence.batches import wrong_batches
+from parallel_dl.equivalence.checks.batches import wrong_batches
 from parallel_dl.equivalence.mutants import NETWORKS
 from parallel_dl.layout import Layout
 

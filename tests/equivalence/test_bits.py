@@ -5,7 +5,7 @@ import pytest
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import Experiment, assert_equivalent
-from parallel_dl.equivalence.kept import Kept
+from parallel_dl.equivalence.runs.kept import Kept
 from parallel_dl.equivalence.verify import verify
 from parallel_dl.layout import Layout
 from parallel_dl.trainer import Trainer

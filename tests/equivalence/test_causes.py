@@ -5,20 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from parallel_dl import nn, optim
+from parallel_dl import nn, optim, partition
 from parallel_dl.autograd import ops
 from parallel_dl.equivalence import (
     Experiment,
     assert_equivalent,
-    causes,
     first_divergence,
     record,
     synthetic_experiment,
 )
-from parallel_dl.equivalence.pieces import relative
+from parallel_dl.equivalence.explain import causes, layer_causes
+from parallel_dl.equivalence.explain.pieces import relative
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import convolution as split_convolution
-from parallel_dl.mpi import Communicator, Mesh, one_rank, world
+from parallel_dl.mpi import Communicator, Mesh, collectives, one_rank, world
 from parallel_dl.trainer import Trainer
 
 SERIAL = Layout()
@@ -142,7 +142,7 @@ def with_wrong_rows(*rows):
     ],
 )
 def test_borders(got, edges, says):
-    said = causes.of_forward(nn.Conv2d(2, 2, 3), {0: (got, whole())}, 0, [0], {}, "conv", SERIAL, edges)
+    said = layer_causes.of_forward(nn.Conv2d(2, 2, 3), {0: (got, whole())}, 0, [0], {}, "conv", SERIAL, edges)
     assert (said is None) if says is None else said.startswith(says)
 
 
@@ -231,6 +231,40 @@ def test_a_layer_that_knows_the_ranks_is_not_taken_for_a_wrong_reduction(comm, l
     assert said.startswith("the layer itself")
 
 
+class RowParallel(nn.Module):
+    """y = x W + b, of which each of two ranks computes what half of the features give; `complete` adds it up."""
+
+    def __init__(self, complete, has_bias=True):
+        super().__init__()
+        self.complete = complete
+        self.weight = nn.Parameter((6, 6), nn.initializers.xavier_uniform(6, 6))
+        self.bias = nn.Parameter((6,), nn.initializers.constant(0.5)) if has_bias else None
+
+    def forward(self, x):
+        comm = world()
+        own = partition.share(6, comm.size, comm.rank)
+        y = x[:, own] @ self.weight[own]
+        y = collectives.all_reduce(y, comm) if self.complete else y
+        return y if self.bias is None else y + self.bias
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_an_own_layer_that_does_not_add_up_lacks_a_reduction(comm, has_bias):
+    def build(complete):
+        return lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh(), RowParallel(complete, has_bias), nn.Linear(6, 5))
+
+    layout = Layout(mp=2, split={"0": "output:whole", "3": "output:whole"})
+    kind, said = cause(comm, build(False), (6,), layout)
+    assert kind == "forward"
+    assert said == "a missing reduction: each rank has its own summand"
+    found = divergence(comm, build(True), (6,), layout)
+    assert found is None or found.kind != "forward"
+
+
 # -- steps and ranks -----------------------------------------------------------------------------------------------
 @pytest.mark.ranks(2)
 def test_the_step_is_the_first_above_the_bound(comm):
@@ -290,6 +324,26 @@ def test_an_error_is_relative_to_the_parallel_loss_where_the_serial_one_is_negli
 )
 def test_relative_to_what(numbers, error):
     assert relative(*numbers) == error
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("constant", [0.0, 0.5])
+def test_the_cause_of_a_loss_is_that_of_the_factor_that_is_shown(comm, constant):
+    """The gradient is doubled, and so is the loss, or not."""
+
+    def loss(scores, targets, total):
+        value = nn.cross_entropy(scores, targets, total)
+        return value if world().size == 1 else value * 2 - constant * len(targets) / total
+
+    found = divergence(comm, fully, (6,), Layout(dp=2), loss=loss)
+    assert found.kind == "loss"
+    counted = "counted 2 times, once by each of the 2 replicas: reduced twice, or 1/2 missing"
+    if constant:
+        assert found.factor != pytest.approx(2)
+        assert found.cause == f"that the gradient it gives back is 2 times the serial one: {counted}"
+    else:
+        assert found.factor == pytest.approx(2)
+        assert found.cause == counted
 
 
 WEIGHTS = []
@@ -365,17 +419,11 @@ def test_a_weight_that_is_missing_after_an_update_is_reported():
 )
 def test_a_tile_without_its_halo(shape, edges, says):
     pieces = {0: (np.ones(shape), whole())}
-    assert causes.of_forward(nn.Conv2d(2, 2, 3), pieces, 0, [0], {}, "conv", SERIAL, edges).startswith(says)
-    assert causes.of_backward(pieces, 0, [0], SERIAL, edges).startswith(says)
+    assert layer_causes.of_forward(nn.Conv2d(2, 2, 3), pieces, 0, [0], {}, "conv", SERIAL, edges).startswith(says)
+    assert layer_causes.of_backward(pieces, 0, [0], SERIAL, edges).startswith(says)
 
 
 # -- what is not said ----------------------------------------------------------------------------------------------
 def test_once_is_no_count():
     assert causes.of_factor(1 + 1e-9, Layout(dp=2)) is None
     assert causes.of_factor(3.0, Layout(dp=2)) == "counted 3 times"
-
-
-def test_infinities_are_no_reason():
-    array = np.array([1.0, -np.inf, 2.0])
-    with np.errstate(all="raise"):
-        assert not causes.close(array, array + 1)

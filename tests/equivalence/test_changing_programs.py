@@ -9,8 +9,8 @@ from parallel_dl.data_parallel.buckets import Bucket
 from parallel_dl.data_parallel.gradients import GradientAllReduce
 from parallel_dl.equivalence import layouts_of, record, synthetic_experiment, verify
 from parallel_dl.equivalence.mutants import replaced
-from parallel_dl.equivalence.programs import PROGRAMS
-from parallel_dl.equivalence.specimens import SPECIMENS, network_named
+from parallel_dl.equivalence.specimens.networks import SPECIMENS, network_named
+from parallel_dl.equivalence.specimens.programs import PROGRAMS
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel
 from parallel_dl.pipeline_parallel import PipelineParallel

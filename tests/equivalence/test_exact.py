@@ -5,8 +5,8 @@ import pytest
 
 from parallel_dl import networks, nn
 from parallel_dl.equivalence import exact_experiment, layouts_of, record, verify
-from parallel_dl.equivalence.exact import LIMIT, largest_value
-from parallel_dl.equivalence.replayed import program_of
+from parallel_dl.equivalence.runs.replayed import program_of
+from parallel_dl.equivalence.specimens.exact import LIMIT, largest_value
 from parallel_dl.errors import InputError
 
 

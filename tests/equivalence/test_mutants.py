@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from parallel_dl.equivalence import Experiment, layouts_of, noise_floor, record, replay, synthetic_experiment, verify
-from parallel_dl.equivalence.compare import compare
+from parallel_dl.equivalence.compare.runs import compare
 from parallel_dl.equivalence.mutants import MUTANTS, NETWORKS, RANKS, experiments, planted, verdicts
 from parallel_dl.layout import Layout
 

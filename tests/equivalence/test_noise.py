@@ -11,8 +11,8 @@ from serial_runs import serial_run
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import Experiment, compare, record, replay
-from parallel_dl.equivalence.compare import first_different_step, samples_are_mixed
-from parallel_dl.equivalence.copies import copied
+from parallel_dl.equivalence.compare.runs import first_different_step, samples_are_mixed
+from parallel_dl.equivalence.rounding.copies import copied
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 

@@ -7,7 +7,7 @@ import pytest
 
 from parallel_dl import networks, nn, optim
 from parallel_dl.equivalence import Experiment, compare, record
-from parallel_dl.equivalence.record import batches, start
+from parallel_dl.equivalence.runs.record import batches, start
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh

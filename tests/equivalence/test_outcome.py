@@ -7,7 +7,7 @@ import pytest
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import Experiment, compare, record
-from parallel_dl.equivalence.outcome import ACCURACY, LOSS, OUTPUTS
+from parallel_dl.equivalence.runs.outcome import ACCURACY, LOSS, OUTPUTS
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel
 from parallel_dl.mpi import Mesh

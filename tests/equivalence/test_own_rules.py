@@ -5,7 +5,7 @@ import pytest
 
 from parallel_dl import nn, optim
 from parallel_dl.equivalence import Experiment, record
-from parallel_dl.equivalence.own_rules import is_known
+from parallel_dl.equivalence.rounding.own_rules import is_known
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(9, 4)), RANDOM.integers(0, 3, 9)

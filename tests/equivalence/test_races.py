@@ -5,7 +5,7 @@ import pytest
 from parallel_dl import nn
 from parallel_dl.equivalence import assert_equivalent, verify
 from parallel_dl.equivalence.mutants import experiments, mutants_of, planted, verdicts
-from parallel_dl.equivalence.races import RACES
+from parallel_dl.equivalence.mutants.races import RACES
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import stress
 

@@ -11,16 +11,17 @@ from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
 from parallel_dl.datasets import Loader
-from parallel_dl.equivalence import counted, movements, record, synthetic_experiment, verify
-from parallel_dl.equivalence.counted import wrong_count
-from parallel_dl.equivalence.fitted import wrong_fit
-from parallel_dl.equivalence.kept import Kept, key_of
-from parallel_dl.equivalence.layouts import covering_set, layouts_of
-from parallel_dl.equivalence.movements import wrong_movement
+from parallel_dl.equivalence import record, synthetic_experiment, verify
+from parallel_dl.equivalence.checks import counted, movements
+from parallel_dl.equivalence.checks.counted import wrong_count
+from parallel_dl.equivalence.checks.fitted import wrong_fit
+from parallel_dl.equivalence.checks.movements import wrong_movement
 from parallel_dl.equivalence.mutants import replaced
-from parallel_dl.equivalence.replayed import places_of_parts, program_of
-from parallel_dl.equivalence.specimens import SPECIMENS, network_named, require_known
-from parallel_dl.equivalence.variations import two_groups
+from parallel_dl.equivalence.runs.kept import Kept, key_of
+from parallel_dl.equivalence.runs.replayed import places_of_parts, program_of
+from parallel_dl.equivalence.specimens.layouts import covering_set, layouts_of
+from parallel_dl.equivalence.specimens.networks import SPECIMENS, network_named, require_known
+from parallel_dl.equivalence.specimens.variations import two_groups
 from parallel_dl.equivalence.verify import moved
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick

@@ -17,7 +17,7 @@ from parallel_dl import checkpoint, datasets, nn
 from parallel_dl.cli import main
 from parallel_dl.cli.layout import layout_of
 from parallel_dl.datasets import cifar10
-from parallel_dl.equivalence.files import compare_files, read_placement
+from parallel_dl.equivalence.compare.files import compare_files, read_placement
 from parallel_dl.errors import MOST_OF_LINE, InputError
 from parallel_dl.layout import Layout
 from parallel_dl.schedule import PlanError, make, write

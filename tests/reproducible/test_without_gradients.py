@@ -6,7 +6,7 @@ import pytest
 from parallel_dl import nn, optim
 from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.equivalence import Experiment
-from parallel_dl.equivalence.record import batches, start
+from parallel_dl.equivalence.runs.record import batches, start
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 

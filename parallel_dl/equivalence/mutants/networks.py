@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from parallel_dl import nn
-from parallel_dl.equivalence.record import Experiment
+from parallel_dl.equivalence.runs.record import Experiment
 from parallel_dl.equivalence.verify import synthetic_experiment
 from parallel_dl.layout import Layout
 

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from parallel_dl.autograd import abandon
-from parallel_dl.equivalence.compare import compare
-from parallel_dl.equivalence.divergence import first_divergence
+from parallel_dl.equivalence.compare.runs import compare
+from parallel_dl.equivalence.explain.divergence import first_divergence
+from parallel_dl.equivalence.explain.raced import race_in, told
+from parallel_dl.equivalence.explain.trace import Trace, trace
 from parallel_dl.equivalence.mutants.mutant import Mutant, planted
 from parallel_dl.equivalence.mutants.networks import experiments
-from parallel_dl.equivalence.raced import race_in, told
-from parallel_dl.equivalence.record import Experiment, record
-from parallel_dl.equivalence.reference import Reference, reference_of
-from parallel_dl.equivalence.trace import Trace, trace
+from parallel_dl.equivalence.runs.record import Experiment, record
+from parallel_dl.equivalence.runs.reference import Reference, reference_of
 from parallel_dl.equivalence.verify import verify_one
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
