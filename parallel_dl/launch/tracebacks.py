@@ -19,7 +19,7 @@ _TYPER = re.compile(r"-packages/(typer|click)/")
 _FRAME = re.compile(r'  File "(?P<file>[^"]*)", line (?P<line>\d+) in ')
 FULL_VARIABLE = "PARALLEL_DL_FULL_TRACEBACK"
 
-MISMATCH = "CollectiveMismatch"  # of parallel_dl.mpi.checked
+MISMATCH = "CollectiveMismatch"  # of parallel_dl.mpi.observers
 
 # what a message that was too long comes from; the rank that got it may be as innocent as the one that sent it
 CALLS_DIFFER = (

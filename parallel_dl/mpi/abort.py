@@ -1,9 +1,10 @@
 """One rank's failure ends the job: without it the other ranks wait for ever for a rank that is gone.
 
 This is for a user's own `mpirun -n N python script.py`; under our launcher, which watches the ranks, and under pytest
-nothing is installed. An uncaught exception ends all ranks with status 1, an uncaught `sys.exit(status)` with that
-status. Not covered: `raise SystemExit` without `sys.exit`, `os._exit`, and signals, which are MPI's to notice
-(`mpirun -n N python -m mpi4py script.py` covers the first).
+nothing is installed. From the import of `parallel_dl.mpi` on an uncaught exception ends all ranks with status 1; from
+the first communicator of several ranks on (`world()`) an uncaught `sys.exit(status)` ends them with that status: only
+then is `sys.exit` replaced. Not covered: `raise SystemExit` without `sys.exit`, `os._exit`, and signals, which are
+MPI's to notice (`mpirun -n N python -m mpi4py script.py` covers the first).
 """
 
 from __future__ import annotations
@@ -21,21 +22,26 @@ from parallel_dl.mpi.startup import MPI
 
 _PASSING_SECONDS = 0.2  # for mpirun to pass on what was printed: after an abort MPICH's may drop it
 
+# of the process, as the hooks of the interpreter are
 _installed_in: int | None = None  # a process id: forked children end as they like
-_exit = sys.exit
 _excepthook = sys.excepthook
 
 
-def install() -> None:
-    """Makes uncaught exceptions and exits end all ranks, if there are several and nobody else watches them."""
-    global _installed_in, _exit, _excepthook
+def watch_exceptions() -> None:
+    """Makes uncaught exceptions end all ranks, if there are several and nobody else watches them."""
+    global _installed_in, _excepthook
     watched = "PARALLEL_DL_JOB" in os.environ or "pytest" in sys.modules
     if MPI.COMM_WORLD.size == 1 or watched or _installed_in is not None:
         return
     _installed_in = os.getpid()
-    _exit, _excepthook = sys.exit, sys.excepthook
-    sys.exit = builtins.exit = builtins.quit = exit_or_abort  # type: ignore[assignment]
+    _excepthook = sys.excepthook
     sys.excepthook = report_and_abort
+
+
+def watch_exits() -> None:
+    """Makes an uncaught `sys.exit` end all ranks, too, where exceptions do."""
+    if _installed_in == os.getpid():
+        sys.exit = builtins.exit = builtins.quit = exit_or_abort  # type: ignore[assignment]
 
 
 def leave() -> None:

@@ -75,6 +75,26 @@ def check_count(call: str, count: int) -> None:
         raise OverflowError(f"{call} of {count} values: MPI counts at most {MAX_COUNT} in one call; cut it into parts")
 
 
+def along(array: Array, axis: int, part: slice) -> Array:
+    """A view of the part along `axis`."""
+    return array[(slice(None),) * axis + (part,)]
+
+
+def with_length(shape: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    """The shape with another length along `axis`."""
+    return (*shape[:axis], length, *shape[axis + 1 :])
+
+
+def product(shape: Sequence[int], without: Sequence[int] = ()) -> int:
+    """Of the lengths along all axes but some."""
+    return math.prod(length for axis, length in enumerate(shape) if axis not in without)
+
+
+def row(array: Array) -> int:
+    """Values on the wire per row, a row being what one index of axis 0 selects."""
+    return product(array.shape[1:]) * units(array.dtype)
+
+
 def axis_first(array: Array, axis: int) -> Array:
     """Contiguous, with `axis` moved to the front: slices along it are then contiguous too."""
     return contiguous(array if axis == 0 else np.moveaxis(array, axis, 0))

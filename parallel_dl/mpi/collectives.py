@@ -43,7 +43,8 @@ from parallel_dl.autograd import Tensor, is_grad_enabled, primitive
 from parallel_dl.errors import number_of
 from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
-from parallel_dl.mpi.communicator import Communicator, Sizes
+from parallel_dl.mpi.communicator import Communicator
+from parallel_dl.mpi.shards import Sizes
 
 
 def movement(function: Callable | None = None, *, collective: bool = False, rooted: bool = False) -> Any:

@@ -47,7 +47,7 @@ class Mesh:
 
     def _along(self, axis: str) -> Communicator:
         if self.shape[axis] == 1:
-            return type(self.world)(alone().mpi, name=axis, ledger=self.world.ledger, axis=axis)
+            return self.world.over(alone().mpi, axis, axis)
         # one group per place on the other two axes, numbered by its lowest rank
         color = self.world.rank - self.coordinates[axis] * self._stride(axis)
         along = self.world.split(color, self.coordinates[axis], name=axis, axis=axis)

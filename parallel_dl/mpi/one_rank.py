@@ -19,7 +19,8 @@ from contextlib import ExitStack, contextmanager
 from types import CellType
 from typing import Any
 
-from parallel_dl.mpi.communicator import Communicator, world
+from parallel_dl.mpi.communicator import Communicator, Own
+from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 
 # what launchers tell a rank about itself, and what they would tell the only one
@@ -46,9 +47,10 @@ def one_rank() -> Iterator[None]:
         for mpi in raw:
             undo.callback(_exchange, mpi, _exchange(mpi, _handle(_self())))
         for comm in found:
-            vars(comm).update(rank=0, size=1, ledger=None, _shared=type(comm._shared)())
-        if not world.cache_info().currsize:  # one that is made in here is not to be the world afterwards
-            undo.callback(world.cache_clear)
+            comm.become_alone()
+        own = mine(Own)
+        if own.world is None:  # one that is made in here is not to be the world afterwards
+            undo.callback(setattr, own, "world", None)
         yield
 
 

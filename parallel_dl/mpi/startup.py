@@ -1,4 +1,4 @@
-"""Imports mpi4py with what it needs around it: settings before, understandable errors, BLAS threads after.
+"""Imports mpi4py with what it needs around it: settings before, understandable errors; and BLAS threads for ranks.
 
 This is the only place that imports `mpi4py.MPI`; the rest of the package takes `MPI` from here.
 """
@@ -76,7 +76,10 @@ def _import_mpi() -> Any:
 
 
 def limit_blas_threads(mpi: Any, environment: Mapping[str, str] | None = None) -> int | None:
-    """One rank's share of the cores as the number of BLAS threads, unless the user has set one; returns that number."""
+    """One rank's share of the cores as the number of BLAS threads, unless the user has set one; returns that number.
+
+    All ranks together.
+    """
     environment = os.environ if environment is None else environment
     world = mpi.COMM_WORLD
     if world.size == 1 or any(name in environment for name in _BLAS_VARIABLES):
@@ -122,4 +125,3 @@ if TYPE_CHECKING:
 else:
     MPI = _import_mpi()
     check_launcher(MPI.COMM_WORLD.size)
-    limit_blas_threads(MPI)

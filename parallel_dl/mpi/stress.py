@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.errors import InputError, cut
-from parallel_dl.mpi.ledger import Counted
+from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 
 VARIABLE = "PARALLEL_DL_STRESS"
@@ -91,14 +91,27 @@ class _Places:
                         del waiting[rank]
 
 
-class _Stress:
-    """What this process does under one seed."""
+class _Own:
+    """What a rank has of it."""
 
-    places: _Places | None = None  # once for the process
+    def __init__(self) -> None:
+        self.active: _Stress | None = None
+        self.places: _Places | None = None  # once for the rank
+        self.abandoned: list[_Request] = []  # MPI may still write into their memory
+        # the window that was freed last on each communicator, by its handle: who reads it too late finds it poisoned
+        self.freed: dict[int, Callable[[], None]] = {}
+
+
+def _active() -> _Stress | None:
+    return mine(_Own).active
+
+
+class _Stress:
+    """What this rank does under one seed."""
 
     def __init__(self, seed: int, collects: bool) -> None:
-        if _Stress.places is None:
-            _Stress.places = _Places()
+        own = mine(_Own)
+        self.places = own.places = own.places or _Places()
         self.seed = seed
         self.random = random.Random(f"{seed} {MPI.COMM_WORLD.rank}")
         self.found: list[str] | None = [] if collects else None
@@ -117,7 +130,6 @@ class _Stress:
 
         `together`: all ranks of `comm` call it, and one of them at most is late.
         """
-        assert self.places is not None
         for request in self.under_way:
             request.look()
         if together:
@@ -139,7 +151,6 @@ class _Stress:
 
     def pause(self, comm: Stressed) -> None:
         """Between two calls of all ranks of `comm`: one of them sleeps."""
-        assert self.places is not None
         if self._draw(comm) % comm.size == comm.rank:
             self.places.wait_for(comm.others)
 
@@ -157,12 +168,8 @@ class _Stress:
         end = time.monotonic() + _LEFT
         while time.monotonic() < end and not all(request.Test() for request in left):
             time.sleep(_POLL)
-        _abandoned.extend(request for request in left if request.buffer is not None)
+        mine(_Own).abandoned.extend(request for request in left if request.buffer is not None)
         self.under_way = [request for request in self.under_way if not any(request is one for one in left)]
-
-
-_active: _Stress | None = None
-_abandoned: list[_Request] = []  # MPI may still write into their memory
 
 
 def seed_of(text: str, what: str) -> int:
@@ -174,16 +181,16 @@ def seed_of(text: str, what: str) -> int:
 
 def install() -> None:
     """All ranks together: stress for the whole program, if the environment asks for it."""
-    global _active
-    if os.environ.get(VARIABLE, "") and _active is None:
+    own = mine(_Own)
+    if os.environ.get(VARIABLE, "") and own.active is None:
         seed = seed_of(os.environ[VARIABLE], f"{VARIABLE}=")
         if MPI.COMM_WORLD.size > 1:
-            _active = _Stress(seed, collects=False)
-            atexit.register(_say_what_is_left)
+            own.active = _Stress(seed, collects=False)
+            atexit.register(_say_what_is_left, own)
 
 
-def _say_what_is_left() -> None:
-    for request in _active.under_way if _active is not None else ():
+def _say_what_is_left(own: _Own) -> None:
+    for request in own.active.under_way if own.active is not None else ():
         line = f"parallel-dl: rank {MPI.COMM_WORLD.rank}: {request.what} was never waited for\n"
         sys.stderr.write(line)
 
@@ -191,46 +198,45 @@ def _say_what_is_left() -> None:
 @contextmanager
 def stressed(comm: Any, seed: int) -> Iterator[Any]:
     """Inside, stress is on, with this seed; gives a communicator of the same ranks that is under it. Collective."""
-    global _active
-    before = _active
-    _active = _Stress(seed, collects=True)
-    late = object.__new__(type(comm))
-    late.__dict__.update(comm.__dict__, mpi=under_stress(comm.mpi, comm.name), _shared=type(comm._shared)())
+    own = mine(_Own)
+    before, active = own.active, _Stress(seed, collects=True)
+    own.active = active
+    late = comm.with_calls_to(under_stress(comm.mpi, comm.name))
     try:
         yield late
-        _give_back_windows()
+        _give_back_windows(own)
     finally:
-        late.mpi = comm.mpi  # who still has it is to know when that is freed
-        _abandoned.extend(_active.under_way)
-        _active = before
+        late.go_over(comm.mpi)  # who still has it is to know when that is freed
+        own.abandoned.extend(active.under_way)
+        own.active = before
 
 
 def collects() -> bool:
     """Whether races are kept for `races`."""
-    return _active is not None and _active.found is not None
+    active = _active()
+    return active is not None and active.found is not None
 
 
 def races(comm: Any, *also: str) -> list[str]:
     """The races of all ranks of `comm` since it was last asked, and what they name `also`. All ranks together."""
-    assert _active is not None
-    assert _active.found is not None
-    _active.end()
-    found, _active.found = [*_active.found, *also], []
+    active = _active()
+    assert active is not None
+    assert active.found is not None
+    active.end()
+    found, active.found = [*active.found, *also], []
     return [f"rank {rank}: {race}" for rank, of_rank in enumerate(comm.all_gather_object(found)) for race in of_rank]
 
 
 def under_stress(mpi: Any, name: str) -> Any:
     """The same communicator, `Stressed` if stress is on and it has several ranks."""
-    if _active is not None and mpi.size > 1 and not isinstance(mpi, Stressed):
-        mpi, given = Stressed(mpi), mpi
-        if isinstance(given, Counted):
-            mpi.ledger, mpi.axis, mpi.layer, mpi.direction = given.ledger, given.axis, given.layer, given.direction
+    if mpi.size > 1 and not isinstance(mpi, Stressed) and _active() is not None:
+        mpi = Stressed(mpi)
     if isinstance(mpi, Stressed):
         mpi.known_as = name
     return mpi
 
 
-class Stressed(Counted):
+class Stressed(MPI.Intracomm):
     """The same communicator as the one it is made from, whose calls come early or late, and show their buffers late.
 
     Wait for the requests of its non-blocking calls one by one, by their own `Wait` or `Test`.
@@ -253,20 +259,23 @@ class Stressed(Counted):
     @contextmanager
     def delayed(self, together: bool = True, waits: bool = True) -> Iterator[None]:
         """Around a call."""
-        if _active is None or self.size == 1:  # within `one_rank`
+        active = _active()
+        if active is None or self.size == 1:  # within `one_rank`
             yield
             return
-        with _active.around(self, together, waits):
+        with active.around(self, together, waits):
             yield
 
     def pause(self) -> None:
         """Between two calls of all ranks: one of them is late for the second."""
-        if _active is not None and self.size > 1:
-            _active.pause(self)
+        active = _active()
+        if active is not None and self.size > 1:
+            active.pause(self)
 
     def Free(self) -> None:
-        if _active is not None:
-            _active.end(self)
+        active = _active()
+        if active is not None:
+            active.end(self)
         give_back_window(self)
         super().Free()
 
@@ -281,7 +290,7 @@ class Stressed(Counted):
             super().Send(buf, dest, tag)
 
     def Recv(self, buf: Any, source: int = MPI.ANY_SOURCE, tag: int = MPI.ANY_TAG, status: Any = None) -> None:
-        if _active is not None and source != MPI.PROC_NULL:
+        if _active() is not None and source != MPI.PROC_NULL:
             poison(buf)
         with self.delayed(together=False):
             super().Recv(buf, source, tag, status)
@@ -294,10 +303,10 @@ class Stressed(Counted):
         with self.delayed(together=False, waits=False):
             request = super().Isend(buf, dest, tag)
         what = f"a send to rank {dest} on {self.known_as!r}, tag {tag},"
-        return request if _active is None else _Request(request).watch(self, what, buf)
+        return request if _active() is None else _Request(request).watch(self, what, buf)
 
     def Irecv(self, buf: Any, source: int = MPI.ANY_SOURCE, tag: int = MPI.ANY_TAG) -> MPI.Request:
-        if _active is None or source == MPI.PROC_NULL or not isinstance(buf, np.ndarray):
+        if _active() is None or source == MPI.PROC_NULL or not isinstance(buf, np.ndarray):
             return super().Irecv(buf, source, tag)
         poison(buf)
         arriving = buf.copy()
@@ -308,7 +317,7 @@ class Stressed(Counted):
         )
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> MPI.Request:
-        if _active is None or not isinstance(recvbuf, np.ndarray):
+        if _active() is None or not isinstance(recvbuf, np.ndarray):
             return super().Iallreduce(sendbuf, recvbuf, op)
         arriving = recvbuf.copy()
         poison(recvbuf)
@@ -342,17 +351,19 @@ class _Request(MPI.Request):
 
     def watch(self, comm: Stressed, what: str, buffer: Any, arriving: np.ndarray | None = None) -> _Request:
         """`what` names it; the buffer must keep its bytes until it is complete."""
-        if isinstance(buffer, np.ndarray) and _active is not None:
+        active = _active()
+        if isinstance(buffer, np.ndarray) and active is not None:
             self.comm, self.what, self.buffer, self.arriving = comm, what, buffer, arriving
             self._sum = _checksum(buffer)
-            _active.under_way.append(self)
+            active.under_way.append(self)
         return self
 
     def look(self) -> None:
         """Reports a buffer that was written to."""
-        if self.buffer is not None and _active is not None and _checksum(self.buffer) != self._sum:
+        active = _active()
+        if self.buffer is not None and active is not None and _checksum(self.buffer) != self._sum:
             self._sum = _checksum(self.buffer)
-            _active.report(f"the buffer of {self.what} was written to before its wait")
+            active.report(f"the buffer of {self.what} was written to before its wait")
 
     def Wait(self, status: Any = None) -> Any:
         with self.comm.delayed(together=False) if self.buffer is not None else _nothing():
@@ -373,30 +384,28 @@ class _Request(MPI.Request):
         if self.arriving is not None:
             self.buffer[...] = self.arriving
         self.buffer = None
-        if _active is not None and any(self is one for one in _active.under_way):
-            _active.under_way = [one for one in _active.under_way if one is not self]
-
-
-# the window that was freed last on each communicator, by its handle: who reads it too late finds its memory poisoned
-_freed: dict[int, Callable[[], None]] = {}
+        active = _active()
+        if active is not None and any(self is one for one in active.under_way):
+            active.under_way = [one for one in active.under_way if one is not self]
 
 
 def give_back_window(mpi: Any) -> None:
     """All ranks of `mpi`: gives back the memory of the window that was freed last on it."""
-    _freed.pop(MPI._handleof(mpi), lambda: None)()
+    mine(_Own).freed.pop(MPI._handleof(mpi), lambda: None)()
 
 
 def keep_window(mpi: Any, give_back: Callable[[], None]) -> None:
     """All ranks of `mpi`: keeps the memory of a window that was freed on it until the next one is, or `mpi` itself."""
-    if not _freed:
-        atexit.register(_give_back_windows)
+    own = mine(_Own)
+    if not own.freed:
+        atexit.register(_give_back_windows, own)
     give_back_window(mpi)
-    _freed[MPI._handleof(mpi)] = give_back
+    own.freed[MPI._handleof(mpi)] = give_back
 
 
-def _give_back_windows() -> None:
-    while _freed and not MPI.Is_finalized():
-        _freed.pop(next(iter(_freed)))()
+def _give_back_windows(own: _Own) -> None:
+    while own.freed and not MPI.Is_finalized():
+        own.freed.pop(next(iter(own.freed)))()
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import numpy as np
 
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.communicator import Communicator
-from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.stress import Stressed, keep_window, poison
+from parallel_dl.mpi.transport import plain
 from parallel_dl.mpi.window import SharedWindow
 
 
@@ -38,14 +38,14 @@ class StressedWindow(SharedWindow):
         poison(self._shared)
         return total
 
-    def _sum(self) -> None:
+    def add_up(self) -> None:
         for result, _ in self._blocks:
             poison(result)
         self._mpi.pause()
-        super()._sum()
+        super().add_up()
 
     def _give_back(self) -> None:
-        MPI.Intracomm.Barrier(self._mpi)  # only now all ranks have done with it
+        plain(self._mpi).Barrier()  # only now all ranks have done with it
         for own in (self.local, *(result for result, _ in self._blocks)):
             poison(own)
         keep_window(self._mpi, super()._give_back)

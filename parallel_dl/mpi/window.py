@@ -16,10 +16,11 @@ import numpy as np
 
 from parallel_dl import partition
 from parallel_dl.mpi.buffers import Array, native
+from parallel_dl.mpi.calls import collective
 from parallel_dl.mpi.communicator import Communicator
-from parallel_dl.mpi.ledger import enter_shared_memory
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.stress import Stressed
+from parallel_dl.mpi.transport import Passed, plain
 
 SHARED_MEMORY = "/dev/shm"
 _CACHE_LINE = 64  # bytes
@@ -91,20 +92,15 @@ class SharedWindow:
 
     def all_reduce(self) -> Array:
         """Sums all ranks' `local` in rank order; returns `total`."""
-        self.comm.announce("SharedWindow.all_reduce")
-        self._meet()
-        self._sum()
-        self._meet()
-        enter_shared_memory(self.comm.mpi, self.local.nbytes)
-        return self.total
+        return _all_reduce(self.comm, self)
 
-    def _meet(self) -> None:
+    def meet(self) -> None:
         """What this rank has written before, the others read afterwards."""
         self._window.Sync()
         self.comm.mpi.Barrier()
         self._window.Sync()
 
-    def _sum(self) -> None:
+    def add_up(self) -> None:
         """Sums this rank's share."""
         for result, parts in self._blocks:
             if len(parts) == 1:
@@ -132,9 +128,18 @@ class SharedWindow:
         self._info.Free()
 
 
+@collective(name="SharedWindow.all_reduce")
+def _all_reduce(comm: Communicator, window: SharedWindow) -> Array:
+    window.meet()
+    window.add_up()
+    window.meet()
+    comm.tell(Passed("window", 0, 0, 0, window.local.nbytes))
+    return window.total
+
+
 def _require_alike(comm: Communicator, size: int, dtype: np.dtype) -> None:
     """Raises ValueError on every rank unless all have the same: they read each other's memory."""
-    given = MPI.Intracomm.allgather(comm.mpi, (size, str(dtype)))
+    given = plain(comm.mpi).allgather((size, str(dtype)))
     if dtype.hasobject or size < 0:
         raise ValueError(f"a shared window of {size} {dtype}: needs a length of at least 0 and plain numbers")
     for rank, of_rank in enumerate(given):

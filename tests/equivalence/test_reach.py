@@ -28,7 +28,6 @@ from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, linear
 from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
-from parallel_dl.mpi.checked import CheckedCommunicator
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.pipeline_parallel.runner import StageRunner
@@ -218,9 +217,7 @@ def test_every_third_layout_is_checked_and_counted(comm):
         def enter(trainer, *arguments, **named):
             before(trainer, *arguments, **named)
             if trainer.mesh.world.size > 1:
-                seen.append(
-                    (isinstance(trainer.mesh.world, CheckedCommunicator), trainer.mesh.world.ledger is not None)
-                )
+                seen.append((trainer.mesh.world.checked, trainer.mesh.world.ledger is not None))
 
         return enter
 

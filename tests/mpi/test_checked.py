@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from parallel_dl.mpi import MPI, CheckedCommunicator, CollectiveMismatch, Communicator, MessageMismatch, checked
+from parallel_dl.mpi import MPI, CollectiveMismatch, Communicator, MessageMismatch
+from parallel_dl.mpi.observers import checked
 
 pytestmark = pytest.mark.ranks(2, 3, 4)
 
@@ -80,17 +81,17 @@ def test_fingerprints_longer_than_a_line(comm):
 
 
 def test_who_is_checked(comm, monkeypatch):
-    assert isinstance(comm, CheckedCommunicator)
+    assert comm.checked
     monkeypatch.delenv("PARALLEL_DL_CHECKED", raising=False)
-    assert type(Communicator(comm.mpi)) is Communicator
+    assert not Communicator(comm.mpi).checked
     monkeypatch.setitem(os.environ, "PARALLEL_DL_CHECKED", "1")
     other = Communicator(comm.mpi.Dup())
-    assert type(other) is CheckedCommunicator
+    assert other.checked
     part = other.split(0)
-    assert type(part) is CheckedCommunicator
+    assert part.checked
     part.free()
     other.free()
-    assert type(Communicator(comm.mpi, checked=False)) is Communicator
+    assert not Communicator(comm.mpi, checked=False).checked
 
 
 def test_a_rank_that_waits_long_says_where(comm, monkeypatch, capfd):

@@ -354,7 +354,7 @@ def test_duplicates_and_splits_inherit_ledger_axis_and_label(counted):
     made = [counted.duplicate(), counted.duplicate("other"), counted.split(0), counted.split(0, name="other")]
     made += [along.duplicate("of data"), along.split(0, name="of data")]
     made += [counted.labelled("layer", "backward").duplicate(), counted.labelled("layer", "backward").split(0)]
-    again = Communicator(counted.mpi, checked=False)
+    again = Communicator(counted, checked=False)
     assert counted.split(None) is None
     assert (counted.axis, again.axis) == ("world", "world")
     expected = []
@@ -393,8 +393,8 @@ def test_mesh(counted):
         assert labels(ledger) == {**used, ("world", "", "forward"): 1}
         ledger.clear()
         mesh.free()
-    plain = Mesh(Communicator(counted.mpi, checked=False, ledger=None), data=size)
-    assert plain.world.ledger is ledger  # it came with the mpi4py communicator
+    plain = Mesh(Communicator(counted, checked=False, ledger=None), data=size)
+    assert plain.world.ledger is ledger  # it came with the other communicator
     plain.free()
 
 

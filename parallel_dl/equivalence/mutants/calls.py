@@ -16,7 +16,7 @@ import numpy as np
 from parallel_dl.data_parallel.gradients import GradientAllReduce
 from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, rank_in_job, replaced
 from parallel_dl.equivalence.mutants.networks import DP, OUTPUT, PAIRS, PIPE, ROWS
-from parallel_dl.mpi import CheckedCommunicator
+from parallel_dl.mpi import Communicator, Pending
 from parallel_dl.trainer import Trainer
 
 Call = Callable[..., Any]
@@ -28,15 +28,15 @@ def _on_one_rank(name: str, change: Callable[..., Any]) -> Plant:
     def make(before: Any) -> Any:
         made: list[str] = []
 
-        def wrong(comm: CheckedCommunicator, *arguments: Any, **named: Any) -> Any:
-            if comm.size == 1 or rank_in_job() == 0 or made:
+        def wrong(comm: Communicator, *arguments: Any, **named: Any) -> Any:
+            if comm.size == 1 or not comm.checked or rank_in_job() == 0 or made:
                 return before(comm, *arguments, **named)
             made.append(name)
             return change(functools.partial(before, comm), *arguments, **named)
 
         return wrong
 
-    return lambda stack: replaced(stack, CheckedCommunicator, name, make)
+    return lambda stack: replaced(stack, Communicator, name, make)
 
 
 def _left_out(right: Call, array: np.ndarray, *_: Any, **__: Any) -> np.ndarray:
@@ -94,9 +94,12 @@ def _sent_as(change: Callable[[np.ndarray], np.ndarray]) -> Plant:
     """What is sent from rank to rank, and what the other side does not expect."""
 
     def make(before: Any) -> Any:
-        return lambda comm, array, destination, tag=0: before(comm, change(array), destination, tag)
+        def wrong(comm: Communicator, array: np.ndarray, destination: int, tag: int = 0) -> Pending:
+            return before(comm, change(array) if comm.checked else array, destination, tag)
 
-    return lambda stack: replaced(stack, CheckedCommunicator, "isend", make)
+        return wrong
+
+    return lambda stack: replaced(stack, Communicator, "isend", make)
 
 
 def _twice(array: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from parallel_dl.equivalence.mutants import Mutant, Plant, replaced
 from parallel_dl.hybrid.exchange import ACTIVATIONS, GRADIENTS
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Pending, SharedWindow, alone
-from parallel_dl.mpi.communicator import TAG_SLICES, TAG_TREE
+from parallel_dl.mpi.messages import TAG_SLICES
+from parallel_dl.mpi.reductions import TAG_TREE
 from parallel_dl.pipeline_parallel.runner import StageRunner
 
 
@@ -29,10 +30,10 @@ def _without_barrier(number: int) -> Plant:
     def make(before: Any) -> Any:
         def wrong(window: SharedWindow) -> np.ndarray:
             if number == 2:
-                window._meet()
-            window._sum()
+                window.meet()
+            window.add_up()
             if number == 1:
-                window._meet()
+                window.meet()
             return window.total
 
         return wrong
@@ -46,7 +47,7 @@ def _barrier_of_oneself(stack: ExitStack) -> None:
     def make(before: Any) -> Any:
         return lambda window: alone().barrier()
 
-    replaced(stack, SharedWindow, "_meet", make)
+    replaced(stack, SharedWindow, "meet", make)
 
 
 def _freed_early(stack: ExitStack) -> None:
@@ -111,9 +112,7 @@ def _never_awaited(*tags: int) -> Plant:
     def make(before: Any) -> Any:
         def wrong(comm: Communicator, array: np.ndarray, source: int, tag: int = 0) -> Pending:
             pending = before(comm, array, source, tag)
-            if tag in tags:
-                pending._requests = []
-            return pending
+            return Pending(array, [], []) if tag in tags else pending
 
         return wrong
 

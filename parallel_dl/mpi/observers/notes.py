@@ -10,7 +10,7 @@ import numpy as np
 
 from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
-from parallel_dl.mpi.communicator import Pending
+from parallel_dl.mpi.pending import Pending
 from parallel_dl.mpi.startup import MPI
 
 _LINE = 256  # bytes
@@ -73,11 +73,11 @@ class Noted(Pending):
         self.__dict__.update(message.__dict__)
         self._told, self._note, self._check = told, note, check
 
-    def wait(self) -> Array:
+    def _complete(self) -> Array:
         self._told.Wait()
         wrong = self._check() if self._requests else None
         if wrong is None:
-            return super().wait()
+            return super()._complete()
         for request in self._requests:  # the sender waits for it
             try:
                 request.Wait()

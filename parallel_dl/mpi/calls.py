@@ -1,0 +1,219 @@
+"""Calls: the one path of everything that is passed to another rank. It is announced, made, counted and timed.
+
+A collective is one function of a communicator, declared once:
+
+    @collective
+    def all_reduce(self, array: Array, op: str = "sum") -> Array: ...
+
+It may stand in the class or in a user's own file. What the ranks compare in checked mode follows from its signature
+(`facts`), what the ledger counts from the calls of the transport that it makes (`transport`). Observers see every call
+on its way; without one, a call is nothing but the call of the function.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from parallel_dl.mpi.facts import Fact, facts_of, mistaken, nothing
+from parallel_dl.mpi.pending import Pending
+from parallel_dl.mpi.transport import Passed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+COLLECTIVE, MESSAGE, WAIT = "collective", "message", "wait"
+
+
+class Caller:
+    """What observers know of the communicator whose calls they see."""
+
+    mpi: Any
+    rank: int
+    size: int
+    name: str
+    axis: str
+    """the mesh axis it runs along, "world" for none of them"""
+    layer: str
+    """for which layer it is used: see `labelled`"""
+    direction: str | None
+    """in which pass, "forward" or "backward"; None: as it is at the time of the call"""
+    watchers: tuple[Observer, ...]
+    """the observers that see its calls"""
+
+    def announce(self, call: str, *facts: Any) -> None:
+        """To be called before a collective that is written with raw MPI calls: the observers see it, none made."""
+        if self.watchers:
+            said = [str(fact) for fact in facts]
+            _observed(Call(self, call, COLLECTIVE, {}, lambda: said, lambda: None))
+
+
+class Call:
+    """One call on its way: of which function, with which arguments, and what came of it.
+
+    An observer may exchange arguments before it is made, and the result after.
+    """
+
+    def __init__(
+        self,
+        comm: Caller,
+        name: str,
+        kind: str,
+        arguments: dict[str, Any],
+        say: Callable[[], list[str]],
+        make: Callable[[], Any],
+    ) -> None:
+        self.comm = comm
+        self.name = name
+        self.kind = kind
+        """COLLECTIVE, MESSAGE (from one rank to another), or WAIT (for what was started)"""
+        self.arguments = arguments
+        self.make = make
+        """makes it, with the arguments as they are then"""
+        self.result: Any = None
+        self.failed = False
+        """whether it has raised an error"""
+        self._say = say
+
+    @functools.cached_property
+    def facts(self) -> list[str]:
+        """What it says of its arguments; for a collective what must be the same on all ranks."""
+        return self._say()
+
+
+class Observer:
+    """Sees the calls of communicators that are made with it, and of those that are made of them."""
+
+    is_listening = True
+    """whether it wants to hear what is passed"""
+
+    def begin(self, call: Call) -> None:
+        """Before a call is made; it is not made if this raises an error."""
+
+    def end(self, call: Call) -> None:
+        """After a call, also one that has failed."""
+
+    def passed(self, comm: Caller, passed: Passed) -> None:
+        """After something was passed to other ranks, during a call."""
+
+    def does(self, *names: str) -> bool:
+        """Whether it has a method of its own among these."""
+        return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
+
+
+class _Declared:
+    """A function that was declared to be a call."""
+
+    def __init__(self, function: Callable, kind: str, name: str | None, hint: str, facts: dict[str, Fact]) -> None:
+        self.function = function
+        self.name = name or function.__name__
+        self._kind, self._hint, self._facts = kind, hint, facts
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.function, eval_str=True)
+
+    @functools.cached_property
+    def _annotations(self) -> dict[str, Any]:
+        parameters = list(self._signature.parameters.values())[1:]
+        return {parameter.name: parameter.annotation for parameter in parameters}
+
+    @functools.cached_property
+    def _says(self) -> list[tuple[str, Fact]]:
+        return facts_of(self._annotations, self._facts)
+
+    def observe(self, comm: Any, arguments: Any, named: Any) -> Any:
+        """Makes the call under the eyes of the communicator's observers."""
+        bound = self._signature.bind(comm, *arguments, **named)
+        bound.apply_defaults()
+        given = dict(list(bound.arguments.items())[1:])
+        wrong = self.mistake(given)
+        if wrong is not None:
+            raise TypeError(wrong)
+        say, make = lambda: self._facts_of(comm, given), lambda: self.function(comm, **given)
+        return _observed(Call(comm, self.name, self._kind, given, say, make))
+
+    def _facts_of(self, comm: Caller, given: dict[str, Any]) -> list[str]:
+        return [fact for name, says in self._says for fact in says(given[name], given, comm.rank)]
+
+    def mistake_in(self, comm: Any, arguments: Any, named: Any) -> str | None:
+        """What is wrong with the arguments of a call that has failed, if they cannot be meant."""
+        try:
+            bound = self._signature.bind(comm, *arguments, **named)
+        except TypeError:  # Python has said it
+            return None
+        return self.mistake(dict(list(bound.arguments.items())[1:]))
+
+    def mistake(self, given: dict[str, Any]) -> str | None:
+        """What is wrong with arguments that cannot be meant: one line."""
+        wrong = mistaken(self._annotations, given)
+        return None if wrong is None else f"{self.name}({', '.join(self._annotations)}): {wrong}{self._hint}"
+
+
+def _observed(call: Call) -> Any:
+    """Makes a call under the eyes of its communicator's observers."""
+    begun: list[Observer] = []
+    try:
+        for observer in call.comm.watchers:
+            observer.begin(call)
+            begun.append(observer)
+        call.result = call.make()
+        if isinstance(call.result, Pending):
+            call.result.watched = functools.partial(_wait, call)
+    except BaseException:
+        call.failed = True
+        raise
+    finally:
+        for observer in reversed(begun):
+            observer.end(call)
+    return call.result
+
+
+def _wait(started: Call, complete: Callable[[], Any]) -> Any:
+    name = f"wait of {started.name}"
+    return _observed(Call(started.comm, name, WAIT, started.arguments, lambda: started.facts, complete))
+
+
+@overload
+def collective(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def collective(
+    *, name: str | None = ..., own: tuple[str, ...] = ..., **facts: Fact
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def collective(function: Any = None, /, *, name: str | None = None, own: tuple[str, ...] = (), **facts: Fact) -> Any:
+    """Declares a function of a communicator to be a collective: all ranks call it together.
+
+    In checked mode they compare its `name` (by default the function's) and its arguments, as the annotations say:
+    see `facts`. `own` names arguments that each rank has for itself; what else is said of one is given under its name.
+    TypeError for an argument that by its annotation cannot be meant.
+    """
+    if function is None:
+        return functools.partial(_declared, kind=COLLECTIVE, name=name, facts=dict.fromkeys(own, nothing) | facts)
+    return _declared(function, COLLECTIVE)
+
+
+def message(hint: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declares a function of a communicator to be a message from one rank to another; `hint` ends its TypeErrors."""
+    return functools.partial(_declared, kind=MESSAGE, hint=hint)
+
+
+def _declared(
+    function: Callable, kind: str, name: str | None = None, hint: str = "", facts: dict[str, Fact] | None = None
+) -> Callable:
+    declared = _Declared(function, kind, name, hint, facts or {})
+
+    @functools.wraps(function)
+    def call(comm: Any, *arguments: Any, **named: Any) -> Any:
+        if comm.watchers:
+            return declared.observe(comm, arguments, named)
+        try:
+            return function(comm, *arguments, **named)
+        except Exception:
+            mistake = declared.mistake_in(comm, arguments, named)
+            if mistake is None:
+                raise
+        raise TypeError(mistake)
+
+    return call

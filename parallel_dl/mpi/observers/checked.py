@@ -1,0 +1,196 @@
+"""Checked mode: before each collective the ranks compare what they are about to call.
+
+MPI reports nothing when ranks call different collectives: with sizes that happen to match the result is silently
+wrong, else the program waits for ever. Here every rank first sends one line of text, its fingerprint, to all others
+over a private communicator, and all raise `CollectiveMismatch` unless the lines are equal. A rank whose program ends
+sends "has ended": the others, if they are still calling something, hear of it instead of waiting.
+
+A message from one rank to another is preceded by a note over the same private communicator, of its dtype and its number
+of values: bytes alone do not tell 4 float64 from 8 float32. The receiver compares, receives the message in any case,
+and raises `MessageMismatch`. So both ends must call this communicator, not mpi4py's beneath it.
+
+The checks of collectives use non-blocking calls only: a rank posts the one for its end on all its communicators at
+once, so that ranks which share several communicators cannot wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from parallel_dl.errors import number_of
+from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.calls import COLLECTIVE, MESSAGE, Call, Caller, Observer
+from parallel_dl.mpi.observers.notes import Note, Noted
+from parallel_dl.mpi.rank import mine
+from parallel_dl.mpi.startup import MPI
+from parallel_dl.mpi.transport import plain
+
+_LINE = 256  # bytes of a fingerprint
+_ENDED = "has ended"
+
+PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
+
+
+class CollectiveMismatch(RuntimeError):
+    """The ranks did not call the same collective; raised on all of them, and nothing was communicated."""
+
+
+class MessageMismatch(CollectiveMismatch, ValueError):
+    """A receive names a dtype or number of values other than what was sent; raised by the receiver."""
+
+
+class _Open:
+    """The checks of a rank. Whoever is in here says so when the program ends.
+
+    Strong references: a communicator that one rank has dropped and another has not must still be told of.
+    """
+
+    def __init__(self) -> None:
+        self.checks: list[Checked] = []
+        atexit.register(self.announce_ends)
+
+    def forget(self, checks: Checked) -> None:
+        if checks in self.checks:
+            self.checks.remove(checks)
+
+    def announce_ends(self) -> None:
+        """Tells every rank that shares a checked communicator with this one; waits for them, as MPI_Finalize does."""
+        if MPI.Is_finalized():
+            return
+        waiting = [checks.start(_ENDED) for checks in self.checks]
+        self.checks.clear()
+        MPI.Request.Waitall([request for request, _, _ in waiting])
+
+
+class Checked(Observer):
+    """Compares the calls on one communicator, under all its labels. Made, and freed, by its ranks together."""
+
+    def __init__(self, mpi: Any) -> None:
+        self.private = plain(mpi).Dup()
+        self.size = mpi.size
+        self.calls = 0
+        self.ended: str | None = None  # who, once a rank's program has ended
+        self._told: tuple[Any, Note]  # the note of the message that is being sent
+        mine(_Open).checks.append(self)
+
+    def free(self) -> None:
+        """Gives the private communicator back."""
+        mine(_Open).forget(self)
+        self.private.Free()
+
+    def begin(self, call: Call) -> None:
+        if call.kind == COLLECTIVE:
+            self._compare(call)
+        elif call.kind == MESSAGE and call.name in ("send", "isend"):
+            note = Note.of(call.arguments["array"])
+            to, tag = call.arguments["destination"], call.arguments["tag"]
+            self._told = self.private.Isend(note.line, to, tag), note
+        elif call.kind == MESSAGE and call.name == "receive":
+            self._expect(call)
+
+    def end(self, call: Call) -> None:
+        if call.failed or call.kind != MESSAGE:
+            return
+        if call.name == "send":
+            self._told[0].Wait()
+        elif call.name == "isend":
+            call.result = Noted(call.result, *self._told)
+        elif call.name == "ireceive":
+            self._note_of(call)
+
+    # -- collectives -------------------------------------------------------------------------------------------------
+    def _compare(self, call: Call) -> None:
+        """Raises CollectiveMismatch on every rank unless all make the same call with the same facts."""
+        if self.ended is not None:
+            raise CollectiveMismatch(f"{self.ended}, so {call.name} cannot be called on {call.comm.name!r}")
+        self.calls += 1
+        line = f"calls {call.name} #{self.calls}" + (f" ({', '.join(call.facts)})" if call.facts else "")
+        request, own, all_lines = self.start(line)
+        self._wait(request, own, call.comm)
+        if (all_lines == own).all():
+            return
+        lines = [_text(line) for line in all_lines]
+        ended = [rank for rank, line in enumerate(lines) if line == _ENDED]
+        if ended:
+            self.ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+            mine(_Open).forget(self)
+        sides = []
+        for line in dict.fromkeys(lines):
+            ranks = [rank for rank, other in enumerate(lines) if other == line]
+            verb = line if len(ranks) == 1 else line.replace("calls", "call", 1).replace("has ended", "have ended")
+            sides.append(f"{_who(ranks)} {verb}")
+        raise CollectiveMismatch(f"on communicator {call.comm.name!r}: {sides[0]} but {', '.join(sides[1:])}")
+
+    def start(self, line: str) -> tuple[Any, Array, Array]:
+        """Begins to exchange the ranks' lines: the request, this rank's line and all ranks' lines."""
+        text = line.encode()
+        if len(text) > _LINE:  # equal lines stay equal, different ones different
+            text = text[: _LINE - 12] + b"... %08x" % zlib.crc32(text)
+        own = np.frombuffer(text.ljust(_LINE, b"\0"), np.uint8)
+        all_lines = np.empty((self.size, _LINE), np.uint8)
+        return self.private.Iallgather(own, all_lines), own, all_lines
+
+    def _wait(self, request: Any, own: Array, comm: Caller) -> None:
+        """Waits, and says so when it takes long: ranks that call different communicators never meet."""
+        for _ in range(1000):
+            if request.Test():
+                return
+        noticed = time.monotonic() + PATIENCE
+        while not request.Test():
+            time.sleep(1e-4)
+            if time.monotonic() > noticed:
+                waited = f"on communicator {comm.name!r} and has waited {PATIENCE:g} s for the others"
+                print(f"rank {comm.rank} {_text(own)} {waited}", file=sys.stderr, flush=True)
+                request.Wait()
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+    def _expect(self, call: Call) -> None:
+        """Receives the note before the message. If it is another message, that one is received, too, and refused."""
+        given, note, status = call.arguments, Note(), MPI.Status()
+        self.private.Recv(note.line, given["source"], given["tag"], status)
+        given["source"], given["tag"] = status.Get_source(), status.Get_tag()  # also where any would do
+        wrong = _mismatch(note, np.empty(given["shape"], given["dtype"]), call)
+        if wrong is not None:
+            call.arguments |= {"shape": (note.count,), "dtype": note.travels_as}
+            call.make()
+            raise wrong
+
+    def _note_of(self, call: Call) -> None:
+        source, tag = call.arguments["source"], call.arguments["tag"]
+        if source == MPI.ANY_SOURCE or tag == MPI.ANY_TAG:  # whose note it is nobody could tell
+            return
+        note, array = Note(), call.arguments["array"]
+        told = self.private.Irecv(note.line, source, tag)
+        call.result = Noted(call.result, told, note, lambda: _mismatch(note, array, call))
+
+
+def _mismatch(note: Note, array: Array, call: Call) -> MessageMismatch | None:
+    """What is wrong if the note says what is sent and `array` is to receive it."""
+    expected, comm = Note.of(array), call.comm
+    source, tag = call.arguments["source"], call.arguments["tag"]
+    if source == MPI.PROC_NULL or (note.values, note.kind) == (expected.values, expected.kind):
+        return None
+    wanted, sent = number_of(array.nbytes, "byte"), number_of(note.bytes, "byte")
+    return MessageMismatch(
+        f"expected {wanted} from rank {source}, {expected.values:,} {expected.kind}, but it sends "
+        f"{sent}, {note.values:,} {note.kind} (to rank {comm.rank} on {comm.name!r}, tag {tag})"
+    )
+
+
+def _text(line: Array) -> str:
+    return bytes(line).rstrip(b"\0").decode(errors="replace")
+
+
+def _who(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 4 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return "ranks " + ", ".join(map(str, ranks[:-1])) + f" and {ranks[-1]}"

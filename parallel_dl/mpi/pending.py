@@ -1,0 +1,62 @@
+"""What was started and is not complete yet: a send, a receive or a sum under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from parallel_dl.errors import number_of
+from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.startup import MPI
+
+
+class Pending:
+    """A send or receive under way; keeps its array alive. If `into` is another array, what arrives is put into it."""
+
+    watched: Callable[[Callable[[], Array]], Array] | None = None
+    """what makes the wait under the eyes of observers, if there are any"""
+
+    def __init__(
+        self,
+        array: Array,
+        flat: list[Array],
+        requests: list[Any],
+        source: int | None = None,
+        into: Array | None = None,
+        decode: Callable[[Array, Array], Array] = lambda array, _: array,
+    ) -> None:
+        self._decode = decode
+        self._array = array
+        self._flat = flat
+        self._requests = requests
+        self._source = source
+        self._into = array if into is None else into
+
+    def wait(self) -> Array:
+        """Returns the array when it may be used again; ValueError if less was received than it holds."""
+        if self.watched is None:
+            return self._complete()
+        watched, self.watched = self.watched, None
+        return watched(self._complete)
+
+    def _complete(self) -> Array:
+        status = MPI.Status()
+        for request, piece in zip(self._requests, self._flat):
+            request.Wait(status)
+            if self._source is not None:
+                check_length(status, piece, self._source)
+        if self._requests and self._into is not self._array:
+            self._into[...] = self._decode(self._array, self._into)
+        self._requests = []
+        return self._into
+
+    def test(self) -> bool:
+        """Whether `wait` would return at once."""
+        return all(request.Get_status() for request in self._requests)
+
+
+def check_length(status: MPI.Status, piece: Array, source: int) -> None:
+    """ValueError unless as much was received as there is room for."""
+    received = status.Get_count(MPI.BYTE)
+    if received != piece.nbytes:
+        raise ValueError(f"expected {number_of(piece.nbytes, 'byte')} from rank {source}, received {received}")
