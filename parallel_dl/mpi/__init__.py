@@ -15,7 +15,7 @@ To read in this order:
     mesh.py                   communicators along axes
     collectives.py            collectives on tensors, with their adjoints
     window.py                 sums in shared memory
-    stress.py, stressed_window.py    calls early and late
+    places.py, stress.py, stressed_window.py    calls early and late
     abort.py                  one rank's failure ends all
     one_rank.py               a serial program among the ranks
 """

@@ -110,46 +110,58 @@ class _Declared:
         self.function = function
         self.name = name or function.__name__
         self._kind, self._hint, self._facts = kind, hint, facts
-
-    @functools.cached_property
-    def _signature(self) -> inspect.Signature:
-        return inspect.signature(self.function, eval_str=True)
+        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = inspect.signature(function).parameters.values()
+        if any(parameter.kind is not plain for parameter in parameters):
+            raise TypeError(f"{self.name}: the parameters of a call have a name each, and may be given by position")
+        self._comm, *self._names = (parameter.name for parameter in parameters)
 
     @functools.cached_property
     def _annotations(self) -> dict[str, Any]:
-        parameters = list(self._signature.parameters.values())[1:]
-        return {parameter.name: parameter.annotation for parameter in parameters}
+        parameters = inspect.signature(self.function, eval_str=True).parameters
+        return {name: parameters[name].annotation for name in self._names}
 
     @functools.cached_property
     def _says(self) -> list[tuple[str, Fact]]:
         return facts_of(self._annotations, self._facts)
 
-    def observe(self, comm: Any, arguments: Any, named: Any) -> Any:
+    def observe(self, comm: Any, *arguments: Any) -> Any:
         """Makes the call under the eyes of the communicator's observers."""
-        bound = self._signature.bind(comm, *arguments, **named)
-        bound.apply_defaults()
-        given = dict(list(bound.arguments.items())[1:])
-        wrong = self.mistake(given)
-        if wrong is not None:
-            raise TypeError(wrong)
+        self.refuse(comm, *arguments)
+        given = dict(zip(self._names, arguments))
         say, make = lambda: self._facts_of(comm, given), lambda: self.function(comm, **given)
         return _observed(Call(comm, self.name, self._kind, given, say, make))
 
     def _facts_of(self, comm: Caller, given: dict[str, Any]) -> list[str]:
         return [fact for name, says in self._says for fact in says(given[name], given, comm.rank)]
 
-    def mistake_in(self, comm: Any, arguments: Any, named: Any) -> str | None:
-        """What is wrong with the arguments of a call that has failed, if they cannot be meant."""
-        try:
-            bound = self._signature.bind(comm, *arguments, **named)
-        except TypeError:  # Python has said it
-            return None
-        return self.mistake(dict(list(bound.arguments.items())[1:]))
+    def refuse(self, comm: Any, *arguments: Any) -> None:
+        """TypeError, in one line, if one of the arguments cannot be meant."""
+        wrong = mistaken(self._annotations, dict(zip(self._names, arguments)))
+        if wrong is not None:
+            raise TypeError(f"{self.name}({', '.join(self._names)}): {wrong}{self._hint}") from None
 
-    def mistake(self, given: dict[str, Any]) -> str | None:
-        """What is wrong with arguments that cannot be meant: one line."""
-        wrong = mistaken(self._annotations, given)
-        return None if wrong is None else f"{self.name}({', '.join(self._annotations)}): {wrong}{self._hint}"
+    def made(self) -> Callable:
+        """The function to call: with observers `observe`, else at once what was declared.
+
+        Written out with the parameters of what was declared: (*arguments, **named) would cost as much again as a small
+        call of MPI.
+        """
+        given = ", ".join([self._comm, *self._names])
+        source = f"""
+def call({given}):
+    if {self._comm}.watchers:
+        return _observe({given})
+    try:
+        return _function({given})
+    except Exception:
+        _refuse({given})
+        raise
+"""
+        made: dict[str, Any] = {"_function": self.function, "_observe": self.observe, "_refuse": self.refuse}
+        exec(compile(source, f"<call of {self.name}>", "exec"), made)
+        made["call"].__defaults__ = self.function.__defaults__
+        return functools.wraps(self.function)(made["call"])
 
 
 def _observed(call: Call) -> Any:
@@ -202,18 +214,4 @@ def message(hint: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
 def _declared(
     function: Callable, kind: str, name: str | None = None, hint: str = "", facts: dict[str, Fact] | None = None
 ) -> Callable:
-    declared = _Declared(function, kind, name, hint, facts or {})
-
-    @functools.wraps(function)
-    def call(comm: Any, *arguments: Any, **named: Any) -> Any:
-        if comm.watchers:
-            return declared.observe(comm, arguments, named)
-        try:
-            return function(comm, *arguments, **named)
-        except Exception:
-            mistake = declared.mistake_in(comm, arguments, named)
-            if mistake is None:
-                raise
-        raise TypeError(mistake)
-
-    return call
+    return _Declared(function, kind, name, hint, facts or {}).made()

@@ -16,11 +16,9 @@ from then on, and what is made of them, are `Stressed`; without it there is none
 from __future__ import annotations
 
 import atexit
-import mmap
 import os
 import random
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,65 +28,17 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.errors import InputError, cut
+from parallel_dl.mpi.places import POLL, Places
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 
 VARIABLE = "PARALLEL_DL_STRESS"
 
-_POLL = 2e-4  # seconds
-_BLOCKED = 1e-3  # seconds inside one call after which a rank is taken to wait there
-_LONGEST = 0.02  # seconds that a rank sleeps for others that compute
 _LEFT = 1.0  # seconds for what nobody has waited for to complete
-_APART = 1e-3  # seconds that a rank sleeps whose neighbours are on other nodes
 
 
 class RaceFound(RuntimeError):
     """A buffer was used, or given up, while MPI still had it."""
-
-
-class _Places:
-    """Where the ranks of this node are: for each a number that is odd inside a call, and grows. Made by all ranks."""
-
-    def __init__(self) -> None:
-        world = MPI.COMM_WORLD
-        node = world.Split_type(MPI.COMM_TYPE_SHARED)
-        self.rank = world.rank
-        self.here = frozenset(node.allgather(world.rank))
-        file, path = tempfile.mkstemp(prefix="pdl-stress-") if node.rank == 0 else (-1, "")
-        if node.rank == 0:
-            os.ftruncate(file, 8 * world.size)
-        path = node.bcast(path)
-        if node.rank:
-            file = os.open(path, os.O_RDWR)
-        self.at = np.frombuffer(mmap.mmap(file, 8 * world.size), np.int64)
-        os.close(file)
-        node.Barrier()
-        if node.rank == 0:
-            os.unlink(path)
-        node.Free()
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """This rank is inside a call."""
-        self.at[self.rank] += 1
-        try:
-            yield
-        finally:
-            self.at[self.rank] += 1
-
-    def wait_for(self, ranks: list[int]) -> None:
-        """Sleeps until these ranks have gone on as far as they can, or `_LONGEST` is over while they compute."""
-        waiting = {rank: (self.at[rank], time.monotonic()) for rank in ranks if rank in self.here}
-        if len(waiting) < len(ranks):
-            time.sleep(_APART)
-        end = time.monotonic() + _LONGEST
-        with self.inside():  # two that sleep do not wait for each other
-            while waiting and time.monotonic() < end:
-                time.sleep(_POLL)
-                for rank, (before, since) in list(waiting.items()):
-                    now = self.at[rank]
-                    if now % 2 and (now != before or time.monotonic() - since > _BLOCKED):
-                        del waiting[rank]
 
 
 class _Own:
@@ -96,7 +46,7 @@ class _Own:
 
     def __init__(self) -> None:
         self.active: _Stress | None = None
-        self.places: _Places | None = None  # once for the rank
+        self.places: Places | None = None  # once for the rank
         self.abandoned: list[_Request] = []  # MPI may still write into their memory
         # the window that was freed last on each communicator, by its handle: who reads it too late finds it poisoned
         self.freed: dict[int, Callable[[], None]] = {}
@@ -111,7 +61,7 @@ class _Stress:
 
     def __init__(self, seed: int, collects: bool) -> None:
         own = mine(_Own)
-        self.places = own.places = own.places or _Places()
+        self.places = own.places = own.places or Places()
         self.seed = seed
         self.random = random.Random(f"{seed} {MPI.COMM_WORLD.rank}")
         self.found: list[str] | None = [] if collects else None
@@ -167,7 +117,7 @@ class _Stress:
             self.report(f"{request.what} was never waited for")
         end = time.monotonic() + _LEFT
         while time.monotonic() < end and not all(request.Test() for request in left):
-            time.sleep(_POLL)
+            time.sleep(POLL)
         mine(_Own).abandoned.extend(request for request in left if request.buffer is not None)
         self.under_way = [request for request in self.under_way if not any(request is one for one in left)]
 

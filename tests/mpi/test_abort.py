@@ -29,9 +29,11 @@ main(comm)
 def run(tmp_path):
     """run(body, ranks): runs the lines as one script on several ranks; (exit status, all output), 124 for a hang."""
 
-    def run_script(body: str, ranks: int = 2, wrap: Sequence[str] = (), **variables: str) -> tuple[int, str]:
+    def run_script(
+        body: str, ranks: int = 2, wrap: Sequence[str] = (), text: str = SCRIPT, **variables: str
+    ) -> tuple[int, str]:
         script = tmp_path / "script.py"
-        script.write_text(SCRIPT.format(body=body.strip().replace("\n", "\n    ")))
+        script.write_text(text.format(body=body.strip().replace("\n", "\n    ")))
         known = {name: value for name, value in os.environ.items() if not name.startswith("PARALLEL_DL")}
         paths = [str(Path(__file__).parents[2]), known.get("PYTHONPATH", "")]
         environment = {**known, **settings(ranks, str(tmp_path)), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -103,6 +105,25 @@ def test_nothing_is_installed_where_somebody_else_watches(run):
     assert run(body)[1].count("replaced") == 2
     assert run(body, PARALLEL_DL_JOB="somewhere")[1].count("as it was") == 2
     assert run(body, 1)[1].count("as it was") == 1
+
+
+BEFORE = """
+import sys
+from mpi4py import MPI
+before = sys.exit
+import parallel_dl.mpi
+assert sys.exit is before
+if MPI.COMM_WORLD.rank == 1:
+    raise KeyError('lost key')
+MPI.COMM_WORLD.Barrier()
+"""
+
+
+def test_an_exception_ends_all_from_the_import_on(run):
+    """Before any communicator is made; only then is `sys.exit` replaced."""
+    status, output = run("", text=BEFORE)
+    assert status == 1
+    assert "rank 1 of 2 raised:\nTraceback" in output
 
 
 def test_finish_lets_every_rank_end_in_order(run):

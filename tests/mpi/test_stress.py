@@ -189,7 +189,7 @@ def test_a_serial_run_under_it_is_not_delayed(comm, stressed, monkeypatch):
     part = stressed.duplicate()
     moved(part)
     with monkeypatch.context() as patched, one_rank():
-        patched.setattr(stress._Places, "wait_for", lambda *_: pytest.fail("there is nobody to wait for"))
+        patched.setattr(stress.Places, "wait_for", lambda *_: pytest.fail("there is nobody to wait for"))
         for _ in range(50):
             part.barrier()
             assert part.all_reduce(np.ones(2)).sum() == 2
