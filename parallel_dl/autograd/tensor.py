@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ def floating(*arrays: Array | None) -> np.dtype:
     return common if common.kind in "fc" else np.result_type(common, np.float32)
 
 
-next_number = itertools.count().__next__  # orders what is computed: see tape
+next_number = itertools.count().__next__  # orders what is computed (see `backward_pass`), in each thread of the process
+
+_counting = threading.Lock()
 
 
 class Tensor:
@@ -117,9 +120,9 @@ class Tensor:
     # -- differentiation -------------------------------------------------------------------------------------------
     def backward(
         self, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None
-    ) -> tape.Deferred:
-        """Adds d self / d leaf to `.grad` of every leaf that requires a gradient. See `tape.backward`."""
-        return tape.backward(self, gradient, defer, since)
+    ) -> backward_pass.Deferred:
+        """Adds d self / d leaf to `.grad` of every leaf that requires a gradient. See `autograd.backward`."""
+        return backward_pass.backward(self, gradient, defer, since)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
         """Calls `hook(self)` in every backward pass as soon as the pass has added all it will add to `self.grad`.
@@ -131,7 +134,8 @@ class Tensor:
         if self.hooks is None:
             self.hooks = []
         self.hooks.append(hook)
-        Tensor.hooks_registered += 1
+        with _counting:
+            Tensor.hooks_registered += 1
         registered = True
 
         def remove() -> None:
@@ -139,7 +143,8 @@ class Tensor:
             if registered and self.hooks:
                 registered = False
                 self.hooks.remove(hook)
-                Tensor.hooks_registered -= 1
+                with _counting:
+                    Tensor.hooks_registered -= 1
 
         return remove
 
@@ -225,4 +230,4 @@ class Tensor:
         return ops.transpose(self)
 
 
-from parallel_dl.autograd import ops, tape  # noqa: E402  (they are made of the Tensor above)
+from parallel_dl.autograd import backward_pass, ops  # noqa: E402  (they are made of the Tensor above)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallel_dl.nn.module import Parameter
+from parallel_dl.nn.parameter import Parameter
 
 _ALIGNMENT = 64  # bytes, a cache line: where each parameter begins
 BLOCK = 65536  # values that an update passes over at a time: they stay in the cache, and calls stay few
