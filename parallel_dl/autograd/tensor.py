@@ -70,18 +70,22 @@ class Tensor:
     # -- what it is ------------------------------------------------------------------------------------------------
     @property
     def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes."""
         return self.data.shape
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of values."""
         return self.data.size
 
     @property
     def dtype(self) -> np.dtype:
+        """The NumPy type of the values."""
         return self.data.dtype
 
     @property
@@ -193,40 +197,52 @@ class Tensor:
 
     # -- functions under PyTorch's names ---------------------------------------------------------------------------
     def exp(self) -> Tensor:
+        """See `ops.exp`."""
         return ops.exp(self)
 
     def log(self) -> Tensor:
+        """See `ops.log`."""
         return ops.log(self)
 
     def sqrt(self) -> Tensor:
+        """See `ops.sqrt`."""
         return ops.sqrt(self)
 
     def tanh(self) -> Tensor:
+        """See `ops.tanh`."""
         return ops.tanh(self)
 
     def sigmoid(self) -> Tensor:
+        """See `ops.sigmoid`."""
         return ops.sigmoid(self)
 
     def relu(self) -> Tensor:
+        """See `ops.relu`."""
         return ops.relu(self)
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `ops.sum`."""
         return ops.sum(self, axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `ops.mean`."""
         return ops.mean(self, axis=axis, keepdims=keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `ops.max`."""
         return ops.max(self, axis=axis, keepdims=keepdims)
 
     def reshape(self, *shape: Any) -> Tensor:
+        """See `ops.reshape`; the lengths one by one, or a tuple."""
         return ops.reshape(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
+        """See `ops.transpose`; the axes one by one, or a tuple."""
         return ops.transpose(self, axes=axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
 
     @property
     def T(self) -> Tensor:
+        """With its axes reversed."""
         return ops.transpose(self)
 
 

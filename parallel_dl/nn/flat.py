@@ -51,7 +51,7 @@ class FlatParameters:
         return since is None or self._sources[place]() is since
 
     def start(self, parameter: Parameter) -> int:
-        """Where its values begin."""
+        """Where the values of the parameter begin."""
         return self.slices[self._place[id(parameter)]].start
 
 
@@ -91,7 +91,7 @@ class FlatGradients:
         return place is not None and parameter.grad_buffer is self.views[place] and parameter.data.dtype == self.dtype
 
     def start(self, parameter: Parameter) -> int:
-        """Where its gradient begins."""
+        """Where the gradient of the parameter begins."""
         return self.slices[self._place[id(parameter)]].start
 
     @property

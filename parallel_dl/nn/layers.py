@@ -195,7 +195,7 @@ class Layers(Module):
 
 
 class Sequential(Layers):
-    """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
+    """Layers one after the other: `layers`, named 0, 1, 2, ..., and those in `named`, by these names."""
 
     def forward(self, x: Any) -> Any:
         calls = frames.open

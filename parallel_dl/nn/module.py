@@ -117,7 +117,7 @@ class Module:
         module.__dict__["_parent"] = next(places, None)
 
     def replace(self, name: str, value: Module | Parameter) -> None:
-        """Puts another module, or parameter, in the place of ours, as assignment does.
+        """Puts another module, or parameter, `value`, in the place of ours called `name`, as assignment does.
 
         But a module that already has a name in a network is named after this place from now on.
         """
@@ -179,7 +179,7 @@ class Module:
         self.__dict__["_parent"] = (weakref.ref(network), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(name, module) of this module ("") and everything below it, in order of registration."""
+        """(name, module) of this module (`prefix`, "") and everything below it, in order of registration."""
         yield prefix, self
         for name, child in self._modules.items():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
@@ -213,11 +213,13 @@ class Module:
     # -- values ----------------------------------------------------------------------------------------------------
     @property
     def seed(self) -> int:
+        """What weights and masks are drawn from: that of the whole network, or else of `manual_seed`."""
         seed = self.path("")[1]._seed if self._seed is None else self._seed
         return default_seed.get() if seed is None else seed
 
     @property
     def dtype(self) -> np.dtype:
+        """The type of the weights: that of the whole network, or else of `set_default_dtype`."""
         dtype = self.path("")[1]._dtype if self._dtype is None else self._dtype
         return default_dtype.get() if dtype is None else dtype
 
@@ -255,7 +257,10 @@ class Module:
         return state | {name: array.copy() for name, array in self.named_buffers()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter and buffer. Names and shapes must be exactly ours: KeyError or ValueError says which."""
+        """Sets every parameter and buffer from `state`, which has an array for each of our names.
+
+        Names and shapes must be exactly ours: KeyError or ValueError says which are not.
+        """
         own: dict[str, Parameter | np.ndarray] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unexpected:
@@ -302,9 +307,9 @@ class Module:
         return position
 
     def set_position(self, step: int | None, first_sample: Places = 0) -> Module:
-        """Says which update this is, and where in the global batch the next forward pass begins; returns self.
+        """Says which update this is (`step`), and where in the global batch the next forward pass begins; returns self.
 
-        An array (samples,) gives the place of each sample.
+        `first_sample` is the place of its first sample, or an array (samples,) with the place of each. See `Position`.
         """
         position = self.position
         position.step, position.first_sample = step, first_sample
@@ -313,6 +318,7 @@ class Module:
 
     # -- computing -------------------------------------------------------------------------------------------------
     def forward(self, x: Any) -> Any:
+        """What the module makes of x; every layer defines it. Call `module(x)`, which runs the hooks, too."""
         raise TypeError(f"{type(self).__name__} defines no forward(x)")
 
     def __call__(self, *arguments: Any) -> Any:

@@ -155,13 +155,13 @@ class BatchNorm(_Normalization):
 
 
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` for x (N, features) or (N, features, L)."""
+    """As `BatchNorm`, for x (N, features) or (N, features, L)."""
 
     shapes = ((), ("L",))
 
 
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` for x (N, features, H, W)."""
+    """As `BatchNorm`, for x (N, features, H, W)."""
 
     shapes = (("H", "W"),)
 
