@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed-$(MPI)
 
-.PHONY: demo test grid soak coverage bench lint clean
+.PHONY: demo test grid soak coverage bench reference lint clean
 
 demo: $(STAMP)
 	@$(BIN)/parallel-dl demo
@@ -35,6 +35,10 @@ coverage: $(STAMP)
 # needs the extra `bench` (torch) for the comparisons with torch; says so when it is not there
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# docs/reference, from the docstrings
+reference: $(STAMP)
+	@$(BIN)/python docs/make_reference.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ class Result:
     seconds: float
     """wall-clock seconds of the updates, without start-up and test"""
     samples_per_second: float
+    """of the global batches, in `seconds`"""
     stream: Stream | None = None
     """with an input rate: what was measured of the samples that came in, on ranks with the network's first layers"""
     note: str | None = None
@@ -170,7 +171,7 @@ class Trainer:
             self.arrivals.take(microbatch.of_all)
 
     def loader(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Loader:
-        """The loader of this rank's shares."""
+        """The loader of this rank's shares of samples x (n, ...) with targets y (n, ...)."""
         return Loader(
             x,
             y,
@@ -345,7 +346,7 @@ class Trainer:
         report: Callable[[int, int, float], None] | None = None,
         input_rate: float | None = None,
     ) -> Result:
-        """Trains for `epochs`, or for exactly `steps` updates, and tests.
+        """Trains on `dataset` for `epochs`, or for exactly `steps` updates, and tests.
 
         With `input_rate` samples come in at so many per second, and what is not there yet is waited for.
         `report(updates done, updates in all, mean loss of the updates since the last report)` is called on every rank
@@ -393,7 +394,7 @@ class Trainer:
         return losses, samples, time.perf_counter() - start
 
     def sum_losses(self, local: np.ndarray) -> np.ndarray:
-        """The losses of the global batch from this rank's summands."""
+        """The losses of the global batch from `local`, this rank's summands."""
         if self.parallel is not None:
             local = self.parallel.whole_loss(self._loss, local)
         if self.hybrid is not None:  # every rank has it: that of all samples
@@ -492,7 +493,7 @@ class Trainer:
         return self.network.state_dict() if self._divided is None else self._divided.gather_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter and buffer from whole values, of which each rank takes what it has; see Module's."""
+        """As `Module.load_state_dict`, from whole values, of which each rank takes what it has."""
         (self._divided or self.network).load_state_dict(state)
 
     def layout_as_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from parallel_dl.launch.environment import is_hydra
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 
 
 def python_blocks(page):
@@ -49,13 +50,15 @@ def test_readme_tree_is_the_tree():
 
 
 def anchors(page):
-    """The anchors of a page's headings: lower case, blanks as hyphens, without other punctuation."""
+    """The anchors of a page's headings: lower case, blanks as hyphens, without punctuation; repeated ones numbered."""
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    repeated = {f"{one}-{plain[:place].count(one)}" for place, one in enumerate(plain) if one in plain[:place]}
+    return {*plain, *repeated}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *REFERENCE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in target:
@@ -68,7 +71,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_linked_from_the_readme():
     linked = re.findall(r"\]\((docs/[^)#]+\.md)\)", README.read_text())
-    assert set(linked) == {str(page.relative_to(ROOT)) for page in PAGES[1:]}
+    assert set(linked) == {str(page.relative_to(ROOT)) for page in PAGES[1:]} | {"docs/reference/README.md"}
 
 
 APP = typer.main.get_command(importlib.import_module("parallel_dl.cli.main").app)

@@ -17,7 +17,7 @@ def gradcheck(
     tolerance: float = 1e-6,
     **static: Any,
 ) -> float:
-    """Compares backward with fourth-order central differences, in float64; returns the relative error.
+    """Compares backward with fourth-order central differences of this `step`, in float64; returns the relative error.
 
     Every floating-point array among the positional arguments is checked, each element of it, against
     <function(*arguments), v> for one random v per result. The error is the largest difference divided by the largest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ def floating(*arrays: Array | None) -> np.dtype:
     return common if common.kind in "fc" else np.result_type(common, np.float32)
 
 
-next_number = itertools.count().__next__  # orders what is computed: see tape
+next_number = itertools.count().__next__  # orders what is computed (see `backward_pass`), in each thread of the process
+
+_counting = threading.Lock()
 
 
 class Tensor:
@@ -67,18 +70,22 @@ class Tensor:
     # -- what it is ------------------------------------------------------------------------------------------------
     @property
     def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes."""
         return self.data.shape
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of values."""
         return self.data.size
 
     @property
     def dtype(self) -> np.dtype:
+        """The NumPy type of the values."""
         return self.data.dtype
 
     @property
@@ -117,9 +124,9 @@ class Tensor:
     # -- differentiation -------------------------------------------------------------------------------------------
     def backward(
         self, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None
-    ) -> tape.Deferred:
-        """Adds d self / d leaf to `.grad` of every leaf that requires a gradient. See `tape.backward`."""
-        return tape.backward(self, gradient, defer, since)
+    ) -> backward_pass.Deferred:
+        """Adds d self / d leaf to `.grad` of every leaf that requires a gradient. See `autograd.backward`."""
+        return backward_pass.backward(self, gradient, defer, since)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
         """Calls `hook(self)` in every backward pass as soon as the pass has added all it will add to `self.grad`.
@@ -131,7 +138,8 @@ class Tensor:
         if self.hooks is None:
             self.hooks = []
         self.hooks.append(hook)
-        Tensor.hooks_registered += 1
+        with _counting:
+            Tensor.hooks_registered += 1
         registered = True
 
         def remove() -> None:
@@ -139,7 +147,8 @@ class Tensor:
             if registered and self.hooks:
                 registered = False
                 self.hooks.remove(hook)
-                Tensor.hooks_registered -= 1
+                with _counting:
+                    Tensor.hooks_registered -= 1
 
         return remove
 
@@ -188,41 +197,53 @@ class Tensor:
 
     # -- functions under PyTorch's names ---------------------------------------------------------------------------
     def exp(self) -> Tensor:
+        """See `ops.exp`."""
         return ops.exp(self)
 
     def log(self) -> Tensor:
+        """See `ops.log`."""
         return ops.log(self)
 
     def sqrt(self) -> Tensor:
+        """See `ops.sqrt`."""
         return ops.sqrt(self)
 
     def tanh(self) -> Tensor:
+        """See `ops.tanh`."""
         return ops.tanh(self)
 
     def sigmoid(self) -> Tensor:
+        """See `ops.sigmoid`."""
         return ops.sigmoid(self)
 
     def relu(self) -> Tensor:
+        """See `ops.relu`."""
         return ops.relu(self)
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `ops.sum`."""
         return ops.sum(self, axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `ops.mean`."""
         return ops.mean(self, axis=axis, keepdims=keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `ops.max`."""
         return ops.max(self, axis=axis, keepdims=keepdims)
 
     def reshape(self, *shape: Any) -> Tensor:
+        """See `ops.reshape`; the lengths one by one, or a tuple."""
         return ops.reshape(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
+        """See `ops.transpose`; the axes one by one, or a tuple."""
         return ops.transpose(self, axes=axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
 
     @property
     def T(self) -> Tensor:
+        """With its axes reversed."""
         return ops.transpose(self)
 
 
-from parallel_dl.autograd import ops, tape  # noqa: E402  (they are made of the Tensor above)
+from parallel_dl.autograd import backward_pass, ops  # noqa: E402  (they are made of the Tensor above)

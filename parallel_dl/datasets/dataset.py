@@ -25,6 +25,7 @@ MOST_CLASSES = 1_000_000  # a wild label would otherwise size a network's last l
 class Dataset:
     """Images or feature vectors with targets, split into training and test.
 
+    name: what reports call it.
     x_train, x_test: (n, channels, height, width), or (n, features); float32 or float64, images scaled to [0, 1].
     y_train, y_test: (n,) int64 labels, 0 to classes - 1; or without classes (n, ...) targets, of the type of x.
     """

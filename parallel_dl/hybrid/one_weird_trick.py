@@ -19,7 +19,7 @@ from parallel_dl.hybrid.halves import halves_of
 from parallel_dl.hybrid.parts import Part, parts_of, require_scheme
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator
-from parallel_dl.nn.module import Parameter
+from parallel_dl.nn.parameter import Parameter
 from parallel_dl.optim import Optimizer
 
 

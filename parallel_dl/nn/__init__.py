@@ -1,7 +1,7 @@
 """Networks as serial maths: nothing here knows about ranks.
 
-To read in this order: module, calls, streams, initializers, shapes, operations, layers, branches, convolution,
-normalization, losses, flat, newcomers.
+To read in this order: settings, streams, initializers, parameter, module, calls, shapes, operations, layers, branches,
+convolution, normalization, losses, flat, newcomers.
 """
 
 from parallel_dl.nn import initializers
@@ -10,11 +10,14 @@ from parallel_dl.nn.convolution import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPo
 from parallel_dl.nn.flat import FlatGradients, FlatParameters, flatten
 from parallel_dl.nn.layers import GELU, Dropout, Flatten, Identity, Linear, ReLU, Sequential, Sigmoid, Tanh
 from parallel_dl.nn.losses import cross_entropy, logistic_loss, mse
-from parallel_dl.nn.module import Module, Parameter, Position, manual_seed, set_default_dtype
+from parallel_dl.nn.module import Module
 from parallel_dl.nn.newcomers import Newcomers, networks_of, ordered
 from parallel_dl.nn.normalization import BatchNorm, BatchNorm1d, BatchNorm2d, LayerNorm, LocalResponseNorm
 from parallel_dl.nn.operations import Operations
+from parallel_dl.nn.parameter import Parameter
+from parallel_dl.nn.settings import manual_seed, set_default_dtype
 from parallel_dl.nn.shapes import LayerShape, layer_shapes, output_shape
+from parallel_dl.nn.streams import Position
 
 __all__ = [
     "GELU",

@@ -20,11 +20,11 @@ JOINS = ("sum", "concatenate")
 class Branches(Layers):
     """Every branch gets the same input x; their outputs are added up, or concatenated along axis 1.
 
-    Named as in Sequential: 0, 1, 2, ... or, given as keyword arguments, by those names. With `join="sum"` the outputs
-    have one shape and are added in the order of the branches, from left to right: with an Identity beside it, a branch
-    is a residual block (He et al. 2016, arXiv 1512.03385). With `join="concatenate"` they are (samples, channels or
-    features, ...), equal but for axis 1: the towers of AlexNet (Krizhevsky et al. 2012), the branches of Inception
-    (Szegedy et al. 2015, arXiv 1409.4842).
+    The names are those of `Sequential`: 0, 1, 2, ... for `branches`, and their own for those in `named`. With
+    `join="sum"` the outputs have one shape and are added in the order of the branches, from left to right: with an
+    Identity beside it, a branch is a residual block (He et al. 2016, arXiv 1512.03385). With `join="concatenate"` they
+    are (samples, channels or features, ...), equal but for axis 1: the towers of AlexNet (Krizhevsky et al. 2012), the
+    branches of Inception (Szegedy et al. 2015, arXiv 1409.4842).
 
     Raises InputError for no branches, for another join, and in forward for outputs that do not fit together.
     """

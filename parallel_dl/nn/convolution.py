@@ -9,8 +9,9 @@ from parallel_dl.convolution import NAMES, Geometry, Pair, pair, require_able, r
 from parallel_dl.convolution.geometry import Axis, pad_pairs, require_window_padding
 from parallel_dl.errors import InputError, unknown_name
 from parallel_dl.nn.initializers import uniform
-from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.module import Module
 from parallel_dl.nn.operations import Operations
+from parallel_dl.nn.parameter import Parameter
 from parallel_dl.nn.shapes import OneSample, Shape
 
 Size = int | Pair  # a number, or (vertical, horizontal)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallel_dl.nn.module import Parameter
+from parallel_dl.nn.parameter import Parameter
 
 _ALIGNMENT = 64  # bytes, a cache line: where each parameter begins
 BLOCK = 65536  # values that an update passes over at a time: they stay in the cache, and calls stay few
@@ -51,7 +51,7 @@ class FlatParameters:
         return since is None or self._sources[place]() is since
 
     def start(self, parameter: Parameter) -> int:
-        """Where its values begin."""
+        """Where the values of the parameter begin."""
         return self.slices[self._place[id(parameter)]].start
 
 
@@ -91,7 +91,7 @@ class FlatGradients:
         return place is not None and parameter.grad_buffer is self.views[place] and parameter.data.dtype == self.dtype
 
     def start(self, parameter: Parameter) -> int:
-        """Where its gradient begins."""
+        """Where the gradient of the parameter begins."""
         return self.slices[self._place[id(parameter)]].start
 
     @property

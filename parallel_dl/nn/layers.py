@@ -10,8 +10,9 @@ from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError
 from parallel_dl.nn.calls import frames
 from parallel_dl.nn.initializers import uniform
-from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.module import Module
 from parallel_dl.nn.operations import Operations, longest_chain
+from parallel_dl.nn.parameter import Parameter
 from parallel_dl.nn.shapes import LayerShape, OneSample, Shape, below, layer_shapes, output_shape
 from parallel_dl.nn.streams import Places, keep_mask
 
@@ -194,7 +195,7 @@ class Layers(Module):
 
 
 class Sequential(Layers):
-    """Layers one after the other, named 0, 1, 2, ... or, given as keyword arguments, by those names."""
+    """Layers one after the other: `layers`, named 0, 1, 2, ..., and those in `named`, by these names."""
 
     def forward(self, x: Any) -> Any:
         calls = frames.open

@@ -49,8 +49,8 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
 def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:
     """(prediction - target)**2, summed over all values and divided by `total` (default: the number of values).
 
-    Both have one shape, and targets are numbers, not booleans; InputError otherwise. For the mean over a global batch,
-    total = samples x values per sample.
+    predictions and targets have one shape, and targets are numbers, not booleans; InputError otherwise. For the mean
+    over a global batch, total = samples x values per sample.
     """
     if tuple(predictions.shape) != tuple(targets.shape):
         raise InputError(f"mse: predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ")

@@ -1,140 +1,21 @@
-"""Module and Parameter: a network as a tree of named layers whose weights are declared first and filled later."""
+"""Module: a network as a tree of named layers."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from parallel_dl.autograd import Tensor
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.nn.calls import frames
-from parallel_dl.nn.initializers import Initializer
-from parallel_dl.nn.streams import Places, parameter_values
+from parallel_dl.nn.parameter import Parameter
+from parallel_dl.nn.settings import checked_dtype, default_dtype, default_seed
+from parallel_dl.nn.streams import Places, Position
 
-_settings: dict[str, Any] = {"seed": 0, "dtype": np.dtype(np.float32)}
-
-
-def manual_seed(seed: int) -> None:
-    """The seed of every parameter filled and every mask drawn from now on by networks without a seed of their own."""
-    _settings["seed"] = int(seed)
-
-
-def set_default_dtype(dtype: Any) -> None:
-    """The type (float32 or float64) of every parameter filled from now on by networks without a type of their own."""
-    dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise ValueError(f"dtype {dtype}: valid are float32 and float64")
-    _settings["dtype"] = dtype
-
-
-class Parameter(Tensor):
-    """A weight of a module: declared with a shape and an initializer, filled at first use.
-
-    Its values depend only on (seed, its name in the whole network): see `streams`. Reading `.data` fills it.
-
-    With `piece`, a slice of each of the first axes of `shape`, it is that part of a larger weight: `shape` is then that
-    of the part, `whole_shape` the larger one, and no more than the part is ever drawn.
-
-    A copy (`copy.deepcopy`, pickle) has values, and a gradient, of its own; it belongs to no optimizer or all-reduce,
-    and has no hooks. Copying draws no values that are not drawn yet.
-    """
-
-    __slots__ = ("_owner", "declared_shape", "flat", "flat_gradients", "initializer", "piece", "whole_shape")
-
-    def __init__(
-        self, shape: tuple[int, ...], initializer: Initializer, piece: tuple[slice, ...] | None = None
-    ) -> None:
-        self.whole_shape = tuple(shape)
-        self.piece = piece
-        lengths = [part.stop - part.start for part in piece or ()]
-        self.declared_shape = (*lengths, *self.whole_shape[len(lengths) :])
-        self.initializer = initializer
-        self._owner: Any = None  # (weak reference to the module, our name in it)
-        self.flat: Any = None  # the FlatParameters that our values were put into last
-        self.flat_gradients: Any = None  # the FlatGradients that our gradient is written into
-        self._begin(True, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("whole_shape", "piece", "declared_shape", "initializer", "requires_grad", "grad")
-        state = {name: getattr(self, name) for name in kept}
-        return state | ({"data": self.data} if self.is_filled else {})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._owner = self.flat = self.flat_gradients = None
-        self._begin(True, None)
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def __getattr__(self, attribute: str) -> Any:
-        # reached only while the slot `data` is empty
-        if attribute != "data":
-            raise AttributeError(attribute)
-        root = self.network
-        seed, dtype = (root.seed, root.dtype) if root is not None else (_settings["seed"], _settings["dtype"])
-        self.data = self.draw(seed, self.name, dtype)
-        return self.data
-
-    def draw(self, seed: int, name: str, dtype: Any) -> np.ndarray:
-        """The first values it has, when this is its name in the whole network."""
-        window = None
-        if self.piece is not None:  # streams see a matrix (first axis, all others)
-            rows, *second = self.piece
-            columns, width = second[0] if second else slice(0, 1), math.prod(self.whole_shape[1 + len(second) :])
-            window = rows, slice(columns.start * width, columns.stop * width)
-        return parameter_values(seed, name, self.whole_shape, self.initializer, window, dtype).reshape(self.shape)
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether the values exist already."""
-        try:
-            Tensor.__dict__["data"].__get__(self)
-        except AttributeError:
-            return False
-        return True
-
-    @property
-    def name(self) -> str:
-        """Its name in the whole network, like "fc1.weight"; "parameter" for one on its own."""
-        owner = self._owner and self._owner[0]()
-        return owner.path(self._owner[1])[0] if owner is not None else "parameter"
-
-    @property
-    def network(self) -> Module | None:
-        """The whole network it belongs to; None for a parameter on its own."""
-        owner = self._owner and self._owner[0]()
-        return owner.path("")[1] if owner is not None else None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.declared_shape
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.declared_shape)
-
-    def __repr__(self) -> str:
-        return f"Parameter{self.shape}"
-
-
-class Position:
-    """Where a network is in training: what its dropout masks depend on besides seed and layer name.
-
-    `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
-    an array (samples,) with the place of each, where they are not neighbours. While `step` is None, every forward pass
-    in training mode counts as a step of its own.
-
-    `calls` has how often each place has been passed since `Module.set_position`, or since the network's last forward
-    pass began.
-    """
-
-    def __init__(self) -> None:
-        self.step: int | None = None
-        self.first_sample: Places = 0
-        self.calls: dict[str, int] = {}
+_next_registration = itertools.count(1).__next__
 
 
 def _is_named_by(named: tuple[weakref.ref[Module], str] | None, module: Module, name: str) -> bool:
@@ -163,7 +44,7 @@ class Module:
     """
 
     registrations: ClassVar[int] = 0
-    """how often a parameter or a module became part of another module, or left it, in this process"""
+    """changes whenever a parameter or a module becomes part of another module in this process, in any thread"""
     training = True
     _parameters: dict[str, Parameter]
     _buffers: dict[str, np.ndarray]
@@ -199,7 +80,7 @@ class Module:
         if not isinstance(value, Module):
             self._modules.pop(name, None)
         if isinstance(value, Parameter | Module):
-            Module.registrations += 1
+            Module.registrations = _next_registration()  # never a number twice: no thread overwrites another's
         if name in self._buffers:
             value = self._buffers[name] = _assigned(self._buffers[name], value)
         if isinstance(value, Parameter):
@@ -236,7 +117,7 @@ class Module:
         module.__dict__["_parent"] = next(places, None)
 
     def replace(self, name: str, value: Module | Parameter) -> None:
-        """Puts another module, or parameter, in the place of ours, as assignment does.
+        """Puts another module, or parameter, `value`, in the place of ours called `name`, as assignment does.
 
         But a module that already has a name in a network is named after this place from now on.
         """
@@ -298,7 +179,7 @@ class Module:
         self.__dict__["_parent"] = (weakref.ref(network), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(name, module) of this module ("") and everything below it, in order of registration."""
+        """(name, module) of this module (`prefix`, "") and everything below it, in order of registration."""
         yield prefix, self
         for name, child in self._modules.items():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
@@ -332,13 +213,15 @@ class Module:
     # -- values ----------------------------------------------------------------------------------------------------
     @property
     def seed(self) -> int:
+        """What weights and masks are drawn from: that of the whole network, or else of `manual_seed`."""
         seed = self.path("")[1]._seed if self._seed is None else self._seed
-        return _settings["seed"] if seed is None else seed
+        return default_seed.get() if seed is None else seed
 
     @property
     def dtype(self) -> np.dtype:
+        """The type of the weights: that of the whole network, or else of `set_default_dtype`."""
         dtype = self.path("")[1]._dtype if self._dtype is None else self._dtype
-        return _settings["dtype"] if dtype is None else dtype
+        return default_dtype.get() if dtype is None else dtype
 
     def initialize(self, seed: int | None = None, dtype: Any = None, fill: bool = True) -> Module:
         """Fills every parameter anew from (seed, its name); buffers get the values they were registered with.
@@ -350,10 +233,7 @@ class Module:
         if seed is not None:
             self.__dict__["_seed"] = int(seed)
         if dtype is not None:
-            dtype = np.dtype(dtype)
-            if dtype not in (np.float32, np.float64):
-                raise ValueError(f"dtype {dtype}: valid are float32 and float64")
-            self.__dict__["_dtype"] = dtype
+            self.__dict__["_dtype"] = checked_dtype(dtype)
         for name, parameter in self.named_parameters() if fill else ():
             values = parameter.draw(self.seed, name, self.dtype)
             if parameter.is_filled and parameter.data.dtype == self.dtype:
@@ -377,7 +257,10 @@ class Module:
         return state | {name: array.copy() for name, array in self.named_buffers()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter and buffer. Names and shapes must be exactly ours: KeyError or ValueError says which."""
+        """Sets every parameter and buffer from `state`, which has an array for each of our names.
+
+        Names and shapes must be exactly ours: KeyError or ValueError says which are not.
+        """
         own: dict[str, Parameter | np.ndarray] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unexpected:
@@ -424,9 +307,9 @@ class Module:
         return position
 
     def set_position(self, step: int | None, first_sample: Places = 0) -> Module:
-        """Says which update this is, and where in the global batch the next forward pass begins; returns self.
+        """Says which update this is (`step`), and where in the global batch the next forward pass begins; returns self.
 
-        An array (samples,) gives the place of each sample.
+        `first_sample` is the place of its first sample, or an array (samples,) with the place of each. See `Position`.
         """
         position = self.position
         position.step, position.first_sample = step, first_sample
@@ -435,6 +318,7 @@ class Module:
 
     # -- computing -------------------------------------------------------------------------------------------------
     def forward(self, x: Any) -> Any:
+        """What the module makes of x; every layer defines it. Call `module(x)`, which runs the hooks, too."""
         raise TypeError(f"{type(self).__name__} defines no forward(x)")
 
     def __call__(self, *arguments: Any) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 
-from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.module import Module
+from parallel_dl.nn.parameter import Parameter
 
 
 class Newcomers:

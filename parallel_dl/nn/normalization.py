@@ -11,8 +11,9 @@ import numpy as np
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError
 from parallel_dl.nn.initializers import constant
-from parallel_dl.nn.module import Module, Parameter
+from parallel_dl.nn.module import Module
 from parallel_dl.nn.operations import Operations
+from parallel_dl.nn.parameter import Parameter
 from parallel_dl.nn.shapes import OneSample, Shape
 
 STATISTICS = ("global", "local")
@@ -154,13 +155,13 @@ class BatchNorm(_Normalization):
 
 
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` for x (N, features) or (N, features, L)."""
+    """As `BatchNorm`, for x (N, features) or (N, features, L)."""
 
     shapes = ((), ("L",))
 
 
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` for x (N, features, H, W)."""
+    """As `BatchNorm`, for x (N, features, H, W)."""
 
     shapes = (("H", "W"),)
 

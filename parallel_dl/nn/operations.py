@@ -35,7 +35,7 @@ class Operations:
     """whether a sum over all samples of the batch is among those that wait for each other"""
 
     def depth(self, samples: int = 1) -> int:
-        """The longest chain of operations: 0 without any, else at least 1, a product or a sum of one term."""
+        """The longest chain of operations for so many samples: 0 without any, else at least 1, for a single product."""
         if not self.work:
             return 0
         return max(1, sum(map(tree, self.sums)) + (tree(samples) if self.over_samples else 0))

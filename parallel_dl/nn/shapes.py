@@ -30,7 +30,7 @@ class OneSample:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer on the way through a network, with the shapes of one sample before and after it."""
+    """One layer on the way through a network: its `name` there, and the shapes of one sample, `input` and `output`."""
 
     name: str
     layer: Module
@@ -70,7 +70,10 @@ def layer_shapes(
 
 
 def output_shape(network: Module, input_shape: Sequence[int], measure: bool = False) -> Shape:
-    """The shape of one sample's result, without the axis of samples; `measure` and InputError as in `layer_shapes`."""
+    """The shape of one sample's result, without the axis of samples: what the network's last layer makes.
+
+    `measure` and InputError are as in `layer_shapes`.
+    """
     shape = tuple(input_shape)
     for passed in layer_shapes(network, shape, measure=measure):
         shape = passed.output

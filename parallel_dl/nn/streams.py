@@ -22,6 +22,23 @@ Places = int | np.ndarray
 """Where samples are in the global batch: the place of the first of neighbours, or an array (samples,) of all places."""
 
 
+class Position:
+    """Where a network is in training: what its dropout masks depend on besides seed and layer name.
+
+    `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
+    an array (samples,) with the place of each, where they are not neighbours. While `step` is None, every forward pass
+    in training mode counts as a step of its own.
+
+    `calls` has how often each place has been passed since `Module.set_position`, or since the network's last forward
+    pass began.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.first_sample: Places = 0
+        self.calls: dict[str, int] = {}
+
+
 def _key(*parts: object) -> np.ndarray:
     """128 bits that identify the parts."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()

@@ -15,7 +15,8 @@ from parallel_dl.optim.rates import RatePolicy
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); `weight_decay` adds weight_decay w to the gradient.
 
-    The corrections of the moments count the updates of each parameter: those in which it had a gradient.
+    The first and second moment are running means of the gradient and its square: in each update what they were counts
+    `betas` times. Their corrections count the updates of each parameter: those in which it had a gradient.
     """
 
     rule = "adam"
@@ -81,7 +82,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: w -= lr weight_decay w (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+    """As `Adam`, with decoupled weight decay: w -= lr weight_decay w (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
     rule = "adamw"
     decoupled = True

@@ -259,7 +259,7 @@ class Optimizer:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict` gave for the same parameters under the same rule.
+        """Continues from `saved`, what `state_dict` gave for the same parameters under the same rule.
 
         InputError, and nothing is changed, for state of another rule, of other names, shapes or dtypes.
         """

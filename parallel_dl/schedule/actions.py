@@ -39,7 +39,7 @@ class PlanError(InputError):
 
 
 class Action(NamedTuple):
-    """What one rank does at a time."""
+    """What one rank does at a time: an action of this kind (F, B, ...) of a stage, for a microbatch."""
 
     stage: int
     kind: str
@@ -50,7 +50,7 @@ class Action(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """From "2F0", or PyTorch's "2SEND_F0"; PlanError for anything else."""
+        """From a text like "2F0", or PyTorch's "2SEND_F0"; PlanError for anything else."""
         found = _ACTION.fullmatch(text.strip())
         kind = _PYTORCH.get(found[2], found[2]) if found else ""
         if found is None or kind not in KINDS:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from parallel_dl.autograd import Tensor, abandon, no_grad, ops, primitive, tape
+from parallel_dl.autograd import Tensor, abandon, no_grad, ops, primitive
+from parallel_dl.autograd.meeting import awaited
 
 
 class Recorder:
@@ -37,9 +38,9 @@ class Recorder:
 
 @pytest.fixture
 def recorder():
-    tape._awaited.clear()
+    abandon()
     yield Recorder()
-    tape._awaited.clear()
+    abandon()
 
 
 def leaf(*values: float, dtype=np.float64, requires_grad: bool = True) -> Tensor:
@@ -51,7 +52,7 @@ def test_on_the_path_it_is_an_operation_like_any_other(recorder):
     (recorder.replicate(x, name="a") * 3).sum().backward()
     assert recorder.names == ["a"]
     np.testing.assert_array_equal(x.grad, [3, 3])
-    assert not tape._awaited
+    assert not awaited()
 
 
 def test_unreached_by_the_root_it_runs_with_zeros(recorder):
@@ -141,7 +142,7 @@ def test_an_array_makes_no_node(recorder):
     assert not y.requires_grad
     (y * leaf(1.0, 2.0)).sum().backward()
     assert recorder.names == []
-    assert not tape._awaited
+    assert not awaited()
 
 
 def test_integers_and_no_grad_make_no_node(recorder):
@@ -192,7 +193,7 @@ def test_several_results_unreached(recorder):
     for (_, sent), expected in zip(recorder.calls, ([0, 0], [5, 0], [0, 0])):
         np.testing.assert_array_equal(sent, expected)
     np.testing.assert_array_equal(x.grad, [5, 0])
-    assert not tape._awaited
+    assert not awaited()
 
 
 def test_what_is_sent_has_the_values_dtype_on_every_rank(recorder):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from parallel_dl import nn
-from parallel_dl.autograd import Tensor, no_grad, tape
+from parallel_dl.autograd import Tensor, abandon, no_grad
+from parallel_dl.autograd.meeting import awaited
 from parallel_dl.data_parallel import GradientAllReduce, synchronize_batch_norm
 from parallel_dl.data_parallel.batch_norm import average_running_statistics
 from parallel_dl.errors import InputError
@@ -70,7 +71,7 @@ def test_frozen_layers_detached_inputs_and_unused_branches_do_not_hang(comm):
     unused = model[4](model[3](y))
     loss = y.sum() * 1.0 if comm.rank == 0 else (y + unused.sum()).sum()
     loss.backward()
-    assert not tape._awaited
+    assert not awaited()
     gradients.all_reduce()
     gradients.free()
 
@@ -96,7 +97,7 @@ def test_evaluation_and_no_grad(comm):
     gradients = GradientAllReduce(model.parameters(), comm)
     with no_grad():
         model(own_samples(comm))
-    assert not tape._awaited
+    assert not awaited()
     model.eval()
     if comm.rank == 0:
         model(np.ones((1, 6))).sum().backward()
@@ -114,7 +115,7 @@ def test_on_one_rank_a_forward_without_backward_leaves_nothing_awaited(comm):
     model = network()
     GradientAllReduce(model.parameters(), comm)
     assert model(own_samples(comm)).requires_grad
-    assert not tape._awaited
+    assert not awaited()
 
 
 @pytest.mark.ranks(2, 3)
@@ -252,7 +253,7 @@ def test_backward_after_free_is_refused(comm):
     gradients.free()
     with pytest.raises(RuntimeError, match="communicator was freed"):
         loss.backward()
-    tape._awaited.clear()
+    abandon()
 
 
 @pytest.mark.ranks(2)

@@ -91,20 +91,20 @@ def exp(a):
 
 @primitive
 def log(a):
-    """The natural logarithm."""
+    """The natural logarithm of a."""
     return np.log(a), (lambda g: g / a,)
 
 
 @primitive
 def sqrt(a):
-    """The square root."""
+    """The square root of a."""
     value = np.sqrt(a)
     return value, (lambda g: g * 0.5 / value,)
 
 
 @primitive
 def tanh(a):
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent of a."""
     value = np.tanh(a)
     return value, (lambda g: g * (1 - value * value),)
 
@@ -126,7 +126,7 @@ def relu(a):
 
 @primitive
 def gelu(a):
-    """The Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
+    """The Gaussian error linear unit of a, tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
     scale = 0.7978845608028654  # sqrt(2/pi)
     square = a * a
     t = np.tanh(scale * a * (1 + 0.044715 * square))

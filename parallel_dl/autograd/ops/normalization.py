@@ -182,7 +182,7 @@ def batch_norm(x, weight=None, bias=None, *, eps=1e-5, mean=None, variance=None,
 
 @primitive(collective=True)
 def synchronized_batch_norm(x, weight=None, bias=None, *, total, eps=1e-5, observe=None):
-    """`batch_norm` over the x of all ranks, who call it together; `total(array)` sums their float64 arrays.
+    """As `batch_norm`, over the x of all ranks, who call it together; `total(array)` sums their float64 arrays.
 
     The gradients of weight and bias are this rank's summands; that of x is whole.
     """

@@ -9,13 +9,13 @@ from parallel_dl.autograd.tensor import Tensor
 
 @primitive
 def reshape(a, *, shape):
-    """The same elements in another shape (one length may be -1)."""
+    """The elements of a in another shape, of which one length may be -1."""
     return a.reshape(shape), (lambda g: g.reshape(a.shape),)
 
 
 @primitive
 def transpose(a, *, axes=None):
-    """The axes permuted; None reverses them."""
+    """The axes of a, permuted; None reverses them."""
     inverse = None if axes is None else tuple(np.argsort([axis % a.ndim for axis in axes]))
     return a.transpose(axes), (lambda g: g.transpose(inverse),)
 
@@ -64,7 +64,7 @@ def concatenate(*arrays, axis=0):
 
 
 def stack(*arrays, axis=0):
-    """Arrays of one shape along a new axis."""
+    """The arrays, of one shape, along a new axis."""
 
     def widened(array):
         shape = list(np.shape(array.data if isinstance(array, Tensor) else array))

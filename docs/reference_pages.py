@@ -1,0 +1,95 @@
+"""What the API reference has on which page. A new public name of a package that has a page is there without a line."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: `names` of `module`, by default all that it makes public, without those in `without`."""
+
+    file: str
+    title: str
+    module: str
+    names: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+PAGES = (
+    Page("nn", "Networks: layers, modules, losses", "parallel_dl.nn"),
+    Page("autograd", "Automatic differentiation", "parallel_dl.autograd", without=("ops",)),
+    Page("ops", "Operations on tensors", "parallel_dl.autograd.ops"),
+    Page("optim", "Optimizers", "parallel_dl.optim"),
+    Page("datasets", "Data sets and batches", "parallel_dl.datasets"),
+    Page("layout", "Layout: how a run uses the ranks", "parallel_dl.layout", ("Layout",)),
+    Page("trainer", "Trainer", "parallel_dl.trainer", ("Trainer", "Result")),
+    Page(
+        "mpi",
+        "Communicators: arrays between ranks",
+        "parallel_dl.mpi",
+        ("world", "alone", "Communicator", "Pending", "Mesh", "finish"),
+    ),
+    Page("collectives", "Collectives: tensors between ranks", "parallel_dl.mpi.collectives"),
+    Page("schedule", "Schedules: what one returns", "parallel_dl.schedule", ("Plan", "Action", "check")),
+    Page(
+        "equivalence",
+        "Proving that parallel equals serial",
+        "parallel_dl.equivalence",
+        ("assert_equivalent", "assert_adjoint"),
+    ),
+)
+
+# classes of which a program gets objects, but makes none
+NOT_MADE = ("Deferred", "Pending")
+
+# arguments that mean the same wherever a docstring does not say otherwise
+COMMON = {
+    "array": "this rank's NumPy array",
+    "axis": "the array axis, counted from 0, negative ones from the last; for reductions also several, or None for all",
+    "batch_size": "the number of samples in a global batch",
+    "bias": "whether there is one",
+    "comm": "the communicator, whose ranks all make this call",
+    "concat_sizes": "as `sizes`, along `concat_axis`",
+    "clip_norm": "the largest norm that the gradients of the whole network may have; None for any",
+    "destination": "the rank that receives",
+    "dilation": "how far apart the kernel's pixels are: a number, or (vertical, horizontal)",
+    "dtype": "a NumPy type, or its name",
+    "eps": "what is added before a division or a root, so that it is not by, or of, zero",
+    "input_shape": "the shape of one sample, without the axis of samples",
+    "keepdims": "whether the axes that are reduced stay, with length 1",
+    "facts": "what has to be the same on all ranks",
+    "kernel": "the size of the window: (vertical, horizontal)",
+    "kernel_size": "the size of the kernel or window: a number, or (vertical, horizontal)",
+    "layout": "a `Layout`",
+    "loss": "a function (outputs, targets, total)",
+    "lr": "the learning rate, a number above 0",
+    "measure": "whether a layer that does not say its shape is measured by a forward pass",
+    "microbatches": "the number of microbatches in a batch",
+    "name": "what errors and reports call it",
+    "op": "sum, prod, max or min",
+    "options": "those of a group of parameters, by name",
+    "owned": "by rank, the slice of rows that it has",
+    "padding": "zeros on each side: a number, or (vertical, horizontal)",
+    "parameters": "a list of parameters, or of dictionaries with options of their own (see `Optimizer`)",
+    "path": "a file or folder",
+    "root": "the rank that gives, or gets, the whole",
+    "seed": "the seed of what is random: the same number, the same values",
+    "sizes": "how many rows along the axis each rank has, by rank; None divides them evenly",
+    "source": "the rank that sends",
+    "stride": "how far apart neighbouring windows are: a number, or (vertical, horizontal)",
+    "static": "the operation's keyword arguments",
+    "tag": "a number: a message is received under the tag under which it was sent",
+    "thing": "any object that can be pickled",
+    "wanted": "by rank, the slice of rows that it gets",
+    "x": "the input, a tensor or an array",
+}
+
+EXTENSIONS = (
+    ("an operation", "autograd", "primitive", "a function on arrays that returns its value and its pullbacks"),
+    ("a layer", "nn", "Module", "`forward`; for plans and costs `output_shape` and `operations` (`Operations`)"),
+    ("a collective", "collectives", "movement", "a function on arrays and a communicator, with its adjoint"),
+    ("an optimizer", "optim", "Optimizer", "a subclass with `state_of` and `_update`"),
+    ("a data set", "datasets", "Dataset", "one object of this class"),
+    ("a schedule", "schedule", "Plan", "a function (ranks, microbatches) that returns one"),
+    ("a loss", "trainer", "Trainer", "a function (outputs, targets, total) for its argument `loss`"),
+    ("a test of any of these", "equivalence", "assert_equivalent", "a network, a layout and a batch"),
+)
