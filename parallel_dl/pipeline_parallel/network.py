@@ -15,7 +15,7 @@ from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
 from parallel_dl.pipeline_parallel.runner import StageRunner
-from parallel_dl.schedule import ASYNCHRONOUS, PlanError, Program, execute, make, with_messages
+from parallel_dl.schedule import PlanError, Program, Schedule, execute, make, with_messages
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,11 +55,10 @@ class PipelineParallel:
         network: nn.Module,
         comm: Communicator,
         input_shape: Sequence[int],
-        schedule: str = "1f1b",
+        schedule: str | Schedule = "1f1b",
         loss: Callable[[Any, Any, float], Any] = nn.cross_entropy,
         starts: Sequence[str] | Stages | None = None,
         chunks: int | None = None,
-        update: Callable[[int], None] | None = None,
         split: SplitStage | None = None,
     ) -> None:
         self.network, self.comm, self.schedule, self.chunks = network, comm, schedule, chunks
@@ -71,7 +70,7 @@ class PipelineParallel:
             boundaries[1:] = [split.activation_shape(cut.layers(stage)[0]) for stage in range(1, len(cut))]
             prepare = split.ensure_root
         self.runner = StageRunner(
-            network, cut, plan.rank_of, comm, loss, network.dtype, update, boundaries=boundaries, prepare=prepare
+            network, cut, plan.rank_of, comm, loss, network.dtype, boundaries=boundaries, prepare=prepare
         )
         self._programs: dict[int, Program] = {}
         own = {id(parameter) for parameter in self.runner.parameters}
@@ -89,11 +88,6 @@ class PipelineParallel:
     def names(self) -> list[str]:
         """Their names."""
         return list(self._own)
-
-    @property
-    def is_asynchronous(self) -> bool:
-        """Whether weights are updated between microbatches."""
-        return self.schedule in ASYNCHRONOUS
 
     # -- computing -------------------------------------------------------------------------------------------------
     def run(self, microbatches: Sequence[Share], updates: Sequence[int]) -> list[float]:
@@ -172,7 +166,7 @@ class PipelineParallel:
         return digest.hexdigest()
 
 
-def plan_for(schedule: str, ranks: int, microbatches: int, chunks: int | None = None) -> Any:
+def plan_for(schedule: str | Schedule, ranks: int, microbatches: int, chunks: int | None = None) -> Any:
     """`schedule.make`, which refuses with InputError."""
     try:
         return make(schedule, ranks, microbatches, chunks)

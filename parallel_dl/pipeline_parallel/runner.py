@@ -20,7 +20,8 @@ from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, Pending
 from parallel_dl.nn import FlatParameters, Module, Parameter, flatten
-from parallel_dl.schedule import Action
+from parallel_dl.schedule import ALL, Action
+from parallel_dl.schedule import Stages as StageObject
 
 Array = np.ndarray
 _AHEAD = 2  # receives that are posted before they are needed: more would hold the memory that 1F1B saves
@@ -36,7 +37,7 @@ class _Passed(NamedTuple):
     version: int  # of the weights
 
 
-class StageRunner:
+class StageRunner(StageObject):
     """Runs the stages that this rank of `comm` has, for one batch at a time: `begin`, then a program's actions.
 
     `rank_of` maps stages to ranks. `loss` is (output, targets, total) -> a scalar. Everything a stage sends has a shape
@@ -47,9 +48,8 @@ class StageRunner:
     `prepare` is applied to what a stage gives. `before_entry`, if set, is called with each microbatch before it enters
     stage 0.
 
-    `update(microbatch)` is called for the updates between microbatches of an asynchronous schedule. The weights in use
-    in a forward pass are then kept until its backward: weight stashing (Narayanan et al. 2019, PipeDream, SOSP '19,
-    section 3.3).
+    When an asynchronous schedule updates the weights between microbatches, those in use in a forward pass are kept
+    until its backward: weight stashing (Narayanan et al. 2019, PipeDream, SOSP '19, section 3.3).
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class StageRunner:
         comm: Communicator,
         loss: Callable[[Any, Any, float], Tensor],
         dtype: Any,
-        update: Callable[[int], None] | None = None,
         boundaries: Sequence[Shape] | None = None,
         prepare: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -68,7 +67,7 @@ class StageRunner:
         self.prepare = prepare
         self.before_entry: Callable[[Share], None] | None = None
         self.network, self.stages, self.rank_of, self.comm = network, stages, rank_of, comm
-        self.loss, self.dtype, self._update = loss, np.dtype(dtype), update
+        self.loss, self.dtype = loss, np.dtype(dtype)
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}  # (tag, rank) -> axes, outermost first
         self.version = 0  # of the weights: the updates made between microbatches
         self.own = [stage for stage, rank in sorted(rank_of.items()) if rank == comm.rank]
@@ -225,13 +224,15 @@ class StageRunner:
         self._send(Action(stage, "SB", microbatch), self._returning.pop((stage, microbatch)))
 
     def update(self, stage: int, microbatch: int) -> None:
-        """Updates the weights by the gradient of that microbatch; those in use by others are kept for them."""
-        assert self._update is not None
+        """Updates the weights; after one microbatch those in use by others are kept for them."""
+        if microbatch == ALL:
+            self.update_weights()
+            return
         in_use = {passed.version for passed in self._passed.values()}
         if self.version in in_use:
             self._kept[self.version] = [group.values.copy() for group in self._groups]
         self._kept = {version: values for version, values in self._kept.items() if version in in_use}
-        self._update(microbatch)
+        self.update_weights()
         self.version += 1
 
     @contextmanager

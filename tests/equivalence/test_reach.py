@@ -189,7 +189,7 @@ def constant(before):
     [
         ("norms", STASHING, wrongly(StageRunner, "_weights_of", newest_weights)),
         ("norms", STASHING, wrongly(trainer, "as_batches", counted_in_the_batch)),
-        ("inception", VARIABLE, wrongly(one_weird_trick, "parts_of", next_scheme)),
+        ("inception", VARIABLE, wrongly(one_weird_trick, "sub_batches", next_scheme)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", no_average)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", sum_for_mean)),
         ("norms", REPLICAS, wrongly(Bucket, "start", not_sent)),

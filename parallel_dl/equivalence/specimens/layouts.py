@@ -9,12 +9,12 @@ from parallel_dl.cost.stages import cut_stages
 from parallel_dl.equivalence.runs.replayed import program_of
 from parallel_dl.equivalence.specimens.networks import SPECIMENS
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid import SCHEMES, halves_of
+from parallel_dl.hybrid import halves_of
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Branches, Conv2d, Linear, Module
 from parallel_dl.partition import LEAVES
 from parallel_dl.reproducible import cut_into_leaves
-from parallel_dl.schedule import ASYNCHRONOUS, SCHEDULES, PlanError, make
+from parallel_dl.schedule import ASYNCHRONOUS, SCHEDULES, SCHEMES, PlanError, make
 from parallel_dl.splits import plan
 
 MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stages
