@@ -211,7 +211,7 @@ class _Rank:
 
     def _sum(self, stage: int, microbatch: int) -> Iterator[Action]:
         """The sum over the ranks of a replicated stage."""
-        if len(self.plan.owners[stage]) == 1:
+        if len(self.plan.owners[stage]) == 1 or not _is_replicated(self.plan, stage):
             return
         sums = [a for a in self.program if a.kind in REDUCTIONS and a.stage in (stage, ALL)]
         yield next((a for a in sums if a.microbatch in (microbatch, ALL)), Action(stage, "AR", microbatch))
