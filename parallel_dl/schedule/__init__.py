@@ -16,7 +16,7 @@ Standard library only: nothing of the package but who owns which slice, no NumPy
     execute.py          one rank's program is carried out
 """
 
-from parallel_dl.schedule.actions import ALL, Action, Plan, PlanError, Program
+from parallel_dl.schedule.actions import ALL, MEANINGS, Action, Plan, PlanError, Program
 from parallel_dl.schedule.check import Report, check, peak, peak_live
 from parallel_dl.schedule.execute import Runner, Stages, execute
 from parallel_dl.schedule.files import parse, read, write
@@ -45,6 +45,7 @@ from parallel_dl.schedule.step import plan_of_hybrid_step, plan_of_step
 __all__ = [
     "ALL",
     "ASYNCHRONOUS",
+    "MEANINGS",
     "SCHEDULES",
     "SCHEMES",
     "Action",

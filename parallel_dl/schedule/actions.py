@@ -47,6 +47,23 @@ REDUCTIONS = ("AR", "RS")  # either sums the gradients of the weights
 OF_STEP = ("U", *COLLECTIVES)  # may be without microbatch, and without stage
 ALL = -1  # every microbatch; every stage of the rank; no particular sub-batch or unit
 
+MEANINGS = {
+    "F": "forward",
+    "B": "backward",
+    "I": "backward of the input",
+    "W": "backward of the weights",
+    "R": "recompute",
+    "U": "update",
+    "SF": "send an activation",
+    "RF": "receive it",
+    "SB": "send a gradient",
+    "RB": "receive it",
+    "AR": "all-reduce gradients",
+    "RS": "reduce-scatter gradients",
+    "AG": "all-gather weights",
+}
+"""of the kinds, in a few words"""
+
 _PYTORCH = {"SEND_F": "SF", "RECV_F": "RF", "SEND_B": "SB", "RECV_B": "RB"}
 _PARTNERS = {"SF": (1, "RF"), "RF": (-1, "SF"), "SB": (-1, "RB"), "RB": (1, "SB")}  # stage relative to ours, kind
 _NUMBER = "[0-9]{1,6}"
