@@ -25,9 +25,9 @@ from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import LARS, Optimizer, gradient_squares
 from parallel_dl.partition import LEAVES, share
-from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
+from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
-from parallel_dl.schedule import ALL, Program, execute
+from parallel_dl.schedule import ALL, Program, execute, make
 from parallel_dl.stage import WholeNetwork
 
 
@@ -136,7 +136,7 @@ class Trainer:
             self.parallel, self.loss = self.hybrid.parallel, self.hybrid.loss
         if layout.is_pipelined:
             assert input_shape is not None
-            plan = plan_for(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
+            plan = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
             stages = cut_stages(network, input_shape, plan.stages, layout.stages)  # of the serial network
         if layout.splits_layers:
             assert input_shape is not None

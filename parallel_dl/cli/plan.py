@@ -71,7 +71,7 @@ def plan(
 
     The layout is that of `train`. The programs are proved before they are printed. No rank is started.
     """
-    from parallel_dl.schedule import PlanError, check
+    from parallel_dl.schedule import check
 
     require_count("batch-size", batch_size)
     model, shape, _ = network_and_shape(network, dataset, data_dir)
@@ -93,10 +93,7 @@ def plan(
     )
     require_fits(model, shape, layout)
     layout.require_microbatches(batch_size)
-    try:
-        step = layout.plan(batch_size)
-    except PlanError as error:
-        raise InputError(str(error)) from None
+    step = layout.plan(batch_size)
     report = check(step)
     if report.line is not None:
         raise InputError(f"{step.name}: {report.line}")

@@ -6,7 +6,7 @@ To read in this order, with `parallel_dl.schedule` and `parallel_dl.cost.stages`
     network.py   a network, its schedule, and its whole weights
 """
 
-from parallel_dl.pipeline_parallel.network import PipelineParallel, plan_for
+from parallel_dl.pipeline_parallel.network import PipelineParallel
 from parallel_dl.pipeline_parallel.runner import StageRunner
 
-__all__ = ["PipelineParallel", "StageRunner", "plan_for"]
+__all__ = ["PipelineParallel", "StageRunner"]

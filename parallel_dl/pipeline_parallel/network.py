@@ -12,10 +12,9 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import Shape, Stages, cut_stages
 from parallel_dl.datasets import Share
-from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
 from parallel_dl.pipeline_parallel.runner import StageRunner
-from parallel_dl.schedule import PlanError, Program, Schedule, execute, make, with_messages
+from parallel_dl.schedule import Program, Schedule, execute, make, with_messages
 
 Arrays = dict[str, np.ndarray]
 
@@ -62,7 +61,7 @@ class PipelineParallel:
         split: SplitStage | None = None,
     ) -> None:
         self.network, self.comm, self.schedule, self.chunks = network, comm, schedule, chunks
-        plan = plan_for(schedule, comm.size, comm.size, chunks)
+        plan = make(schedule, comm.size, comm.size, chunks)
         cut = starts if isinstance(starts, Stages) else cut_stages(network, input_shape, plan.stages, starts)
         self.stages, self.split = cut, split
         boundaries, prepare = list(cut.inputs), None
@@ -97,7 +96,7 @@ class PipelineParallel:
         """
         count = len(microbatches)
         if count not in self._programs:
-            plan = with_messages(plan_for(self.schedule, self.comm.size, count, self.chunks))
+            plan = with_messages(make(self.schedule, self.comm.size, count, self.chunks))
             self._programs[count] = plan.programs[self.comm.rank]
         self.runner.begin(microbatches, updates)
         execute(self._programs[count], self.runner)
@@ -164,11 +163,3 @@ class PipelineParallel:
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
-
-
-def plan_for(schedule: str | Schedule, ranks: int, microbatches: int, chunks: int | None = None) -> Any:
-    """`schedule.make`, which refuses with InputError."""
-    try:
-        return make(schedule, ranks, microbatches, chunks)
-    except PlanError as error:
-        raise InputError(error.marked) from None

@@ -75,7 +75,7 @@ def test_what_is_where():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("d", 2, 1, 1, 1), "unknown --scheme 'd'"),
+        (("d", 2, 1, 1, 1), "unknown scheme 'd'"),
         (("a", 0, 1, 1, 1), "ranks 0"),
         (("a", 2, -1, 1, 1), "forward -1"),
         (("a", 2, 1, 1, float("nan")), "send nan"),
