@@ -114,7 +114,7 @@ class Layout:
             if LEAVES % getattr(self, flag):
                 valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
                 raise InputError(f"with `reproducible` valid are {valid}", flag, getattr(self, flag))
-        if self.schedule == "pipedream":
+        if self.is_asynchronous:
             raise InputError("`reproducible` needs one update per batch; valid is 1f1b", "schedule", "pipedream")
 
     def require_clip_norm(self, clip_norm: float | None) -> None:

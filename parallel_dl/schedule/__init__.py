@@ -38,13 +38,12 @@ from parallel_dl.schedule.reductions import (
     with_sharded_state,
     with_update,
 )
-from parallel_dl.schedule.schedules import ASYNCHRONOUS, SCHEDULES, Schedule, is_asynchronous, make
+from parallel_dl.schedule.schedules import SCHEDULES, Schedule, is_asynchronous, make, register
 from parallel_dl.schedule.simulate import Deadlock, Event, Simulation, Times, Wire, simulate
 from parallel_dl.schedule.step import plan_of_hybrid_step, plan_of_step
 
 __all__ = [
     "ALL",
-    "ASYNCHRONOUS",
     "MEANINGS",
     "SCHEDULES",
     "SCHEMES",
@@ -77,6 +76,7 @@ __all__ = [
     "plan_of_step",
     "read",
     "received",
+    "register",
     "replicated",
     "require_scheme",
     "simulate",

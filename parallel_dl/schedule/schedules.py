@@ -109,13 +109,19 @@ SCHEDULES: dict[str, Schedule] = {
 
 A function whose third parameter is `chunks` takes the number of stages per rank, which then has a default.
 """
+_OURS = frozenset(SCHEDULES.values())
+
+
+def register(name: str, schedule: Schedule) -> None:
+    """Makes a schedule from elsewhere known by this name, to `make`, to layouts and to the commands."""
+    SCHEDULES[name] = schedule
 
 
 def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | None = None) -> Plan:
     """The plan of a schedule, by name or as a function, for `pp` ranks; `lowering.with_messages` adds the messages.
 
     `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). What a function
-    that is not one of `SCHEDULES` returns is checked. PlanError names what is not valid, and begins with the parameter:
+    from elsewhere returns is checked. PlanError names what is not valid, and begins with the parameter:
     an unknown name, a number below 1, more than `MOST_FORWARDS` forward passes, and what the schedule refuses.
     """
     name, function = _named(schedule)
@@ -133,7 +139,7 @@ def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | Non
         what = f"`pp` {pp}" if pp >= microbatches else f"`microbatches` {microbatches}"
         raise PlanError(f"{what}: valid are at most {MOST_FORWARDS:,} forward passes in all, stages times microbatches")
     programs = function(pp, microbatches) if taken is None else function(pp, microbatches, per_rank)
-    return plan_of(name, programs) if function in SCHEDULES.values() else _checked(name, programs, pp, microbatches)
+    return plan_of(name, programs) if function in _OURS else _checked(name, programs, pp, microbatches)
 
 
 def is_asynchronous(schedule: str | Schedule, pp: int = 1, microbatches: int = 1, chunks: int | None = None) -> bool:
@@ -170,7 +176,3 @@ def _checked(name: str, programs: Programs, pp: int, microbatches: int) -> Plan:
     if report.line is not None:
         raise PlanError(f"{name}: {report.line}")
     return plan
-
-
-ASYNCHRONOUS = tuple(filter(is_asynchronous, SCHEDULES))
-"""schedules that update the weights between microbatches: another computation than a serial run"""

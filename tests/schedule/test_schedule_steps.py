@@ -12,6 +12,7 @@ from parallel_dl.schedule import (
     Times,
     check,
     find_cycle,
+    is_asynchronous,
     make,
     one_weird_trick,
     parse,
@@ -19,6 +20,7 @@ from parallel_dl.schedule import (
     plan_of_step,
     read,
     replicated,
+    schedules,
     simulate,
     with_messages,
     with_recomputation,
@@ -188,6 +190,21 @@ def test_a_function_is_a_schedule():
     assert make(of_two_stages, 2, 4, 3).stages == 6
     with pytest.raises(PlanError, match="chunks 2: belongs to interleaved; reversed_gpipe has one stage per rank"):
         make(reversed_gpipe, 3, 4, 2)
+
+
+def test_a_schedule_is_known_by_its_name(monkeypatch):
+    monkeypatch.setattr(schedules, "SCHEDULES", dict(schedules.SCHEDULES))
+    schedules.register("mine.py:backwards", reversed_gpipe)
+    plan = Layout(pp=2, schedule="mine.py:backwards", microbatches=3).plan()
+    assert (plan.name, plan.lines()[1]) == (
+        "mine.py:backwards",
+        "1RF0 1F0 1RF1 1F1 1RF2 1F2 1B2 1SB2 1B1 1SB1 1B0 1SB0 U",
+    )
+    assert not is_asynchronous("mine.py:backwards")
+    schedules.register(
+        "mine.py:updates", lambda pp, m: [[(s, k, j) for j in range(m) for k in "FBU"] for s in range(pp)]
+    )
+    assert Layout(pp=2, schedule="mine.py:updates", microbatches=3).is_asynchronous
 
 
 @pytest.mark.parametrize(
