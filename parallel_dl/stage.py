@@ -8,10 +8,10 @@ from typing import Any
 
 from parallel_dl.datasets import Share
 from parallel_dl.nn import Module
-from parallel_dl.schedule import Stages
+from parallel_dl.schedule import StageObject
 
 
-class WholeNetwork(Stages):
+class WholeNetwork(StageObject):
     """The whole `network`, possibly with split layers, and the loss (logits, targets, total) -> a scalar.
 
     Every backward but that of the last microbatch runs inside `accumulate()`. `before_entry`, if set, is called with

@@ -20,10 +20,10 @@ from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator
 from parallel_dl.nn.module import Parameter
 from parallel_dl.optim import Optimizer
-from parallel_dl.schedule import ALL, Stages, SubBatch, execute, one_weird_trick, require_scheme, sub_batches
+from parallel_dl.schedule import ALL, StageObject, SubBatch, execute, one_weird_trick, require_scheme, sub_batches
 
 
-class OneWeirdTrick(Stages):
+class OneWeirdTrick(StageObject):
     """Turns `network`, a serial one for samples (*input_shape), in place, into what this rank of `comm` has of it.
 
     That is all of the layers before the first Flatten, and its pieces of those after it, which are divided as by

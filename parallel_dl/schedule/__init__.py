@@ -18,7 +18,7 @@ Standard library only: nothing of the package but who owns which slice, no NumPy
 
 from parallel_dl.schedule.actions import ALL, MEANINGS, Action, Plan, PlanError, Program
 from parallel_dl.schedule.check import Report, check, peak, peak_live
-from parallel_dl.schedule.execute import Runner, Stages, execute
+from parallel_dl.schedule.execute import StageObject, execute
 from parallel_dl.schedule.files import parse, read, write
 from parallel_dl.schedule.lowering import with_messages, without_messages
 from parallel_dl.schedule.one_weird_trick import (
@@ -54,10 +54,9 @@ __all__ = [
     "PlanError",
     "Program",
     "Report",
-    "Runner",
     "Schedule",
     "Simulation",
-    "Stages",
+    "StageObject",
     "SubBatch",
     "Times",
     "Wait",

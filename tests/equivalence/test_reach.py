@@ -31,7 +31,7 @@ from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
 from parallel_dl.mpi.checked import CheckedCommunicator
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
-from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.pipeline_parallel.stash import WeightStash
 from parallel_dl.splits import Plan
 from parallel_dl.splits.moves import AllReduce
 from parallel_dl.trainer import Trainer
@@ -187,7 +187,7 @@ def constant(before):
 @pytest.mark.parametrize(
     ("name", "layout", "plant"),
     [
-        ("norms", STASHING, wrongly(StageRunner, "_weights_of", newest_weights)),
+        ("norms", STASHING, wrongly(WeightStash, "using", newest_weights)),
         ("norms", STASHING, wrongly(trainer, "as_batches", counted_in_the_batch)),
         ("inception", VARIABLE, wrongly(one_weird_trick, "sub_batches", next_scheme)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", no_average)),
