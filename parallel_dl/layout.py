@@ -10,11 +10,10 @@ from typing import Any
 
 from parallel_dl.errors import InputError, cut, named, number_of, unknown_name, up_to
 from parallel_dl.files import as_written, read_table
-from parallel_dl.partition import LEAVES
-from parallel_dl.schedule import ASYNCHRONOUS
+from parallel_dl.partition import LEAVES, shares
+from parallel_dl.schedule import SCHEMES, Plan, is_asynchronous, plan_of_hybrid_step, plan_of_step
 
 HYBRIDS = ("owt",)
-SCHEMES = ("a", "b", "c")
 
 _KINDS = {int: "a whole number", str: "a string", bool: "true or false", list: "a list of strings", dict: "a table"}
 _KEYS: dict[str, type] = {
@@ -115,7 +114,7 @@ class Layout:
             if LEAVES % getattr(self, flag):
                 valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
                 raise InputError(f"with `reproducible` valid are {valid}", flag, getattr(self, flag))
-        if self.schedule == "pipedream":
+        if self.is_asynchronous:
             raise InputError("`reproducible` needs one update per batch; valid is 1f1b", "schedule", "pipedream")
 
     def require_clip_norm(self, clip_norm: float | None) -> None:
@@ -124,7 +123,7 @@ class Layout:
             return
         if not 0 < clip_norm < math.inf:
             raise InputError("must be a finite number above 0", "clip_norm", clip_norm)
-        if self.is_pipelined and self.schedule_name in ASYNCHRONOUS:
+        if self.is_asynchronous:
             raise InputError(
                 f"{self.schedule_name} updates each stage by itself, so there is no norm of all gradients; "
                 "valid are the synchronous schedules",
@@ -160,13 +159,31 @@ class Layout:
         """The schedule of a pipeline."""
         return "1f1b" if self.schedule is None else self.schedule
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a pipeline updates weights between microbatches."""
+        return self.is_pipelined and is_asynchronous(self.schedule_name, self.pp, self.microbatches, self.chunks)
+
+    def plan(self, batch_size: int | None = None, microbatches: int | None = None) -> Plan:
+        """What each rank does in a step: rank p * dp + d is replica d's p-th rank of the pipeline.
+
+        Ranks that split layers among them do the same. Only that of a hybrid depends on `batch_size`, by default one
+        in which no sub-batch is empty. PlanError for a schedule that does not fit.
+        """
+        if self.hybrid is not None:
+            own = shares(self.dp**2 if batch_size is None else batch_size, self.dp)
+            return plan_of_hybrid_step(self.scheme, own, self.variable_batch)
+        schedule = self.schedule_name if self.is_pipelined else None
+        count = self.microbatches if microbatches is None else microbatches
+        return plan_of_step(schedule, self.pp, count, self.chunks, self.dp)
+
     def updates(self, samples: int, batch_size: int, epochs: int = 1, steps: int | None = None) -> int:
         """How many updates training makes: `steps`, or those of so many epochs of `samples`.
 
         An asynchronous schedule makes one per microbatch. InputError for steps that end inside a batch then, and for a
         batch that has fewer samples than microbatches.
         """
-        per_batch = self.microbatches if self.is_pipelined and self.schedule_name in ASYNCHRONOUS else 1
+        per_batch = self.microbatches if self.is_asynchronous else 1
         batches = math.ceil(samples / batch_size)
         in_all = epochs * batches * per_batch if steps is None else steps
         if per_batch == 1:

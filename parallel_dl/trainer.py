@@ -25,8 +25,10 @@ from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import LARS, Optimizer, gradient_squares
 from parallel_dl.partition import LEAVES, share
-from parallel_dl.pipeline_parallel import PipelineParallel, plan_for
+from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
+from parallel_dl.schedule import ALL, Program, execute, make
+from parallel_dl.stage import WholeNetwork
 
 
 @dataclasses.dataclass
@@ -57,6 +59,14 @@ def as_batches(batch: Batch) -> list[Share]:
         size = whole.stop - whole.start
         alone.append(Share(part.x, part.y, part.first - whole.start, max(1, size), size))
     return alone
+
+
+def sum_of(losses: Sequence[float]) -> float:
+    """From the first to the last, as every layout adds them up: `sum` of later Pythons does not."""
+    total = 0.0
+    for loss in losses:
+        total += loss
+    return total
 
 
 def _pieces(part: slice, length: int) -> Iterator[slice]:
@@ -111,6 +121,8 @@ class Trainer:
             cut_into_leaves(network, input_shape)
             self.loss = loss = in_leaves(loss)
             allreduce = "tree"
+        self.is_asynchronous = layout.is_asynchronous
+        """whether weights are updated between microbatches"""
         self.leaves = LEAVES if layout.reproducible else None
         self._data = mesh.data.in_tree() if layout.reproducible else mesh.data
         self._model = mesh.model.in_tree() if layout.reproducible else mesh.model
@@ -125,7 +137,7 @@ class Trainer:
             self.parallel, self.loss = self.hybrid.parallel, self.hybrid.loss
         if layout.is_pipelined:
             assert input_shape is not None
-            plan = plan_for(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
+            plan = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
             stages = cut_stages(network, input_shape, plan.stages, layout.stages)  # of the serial network
         if layout.splits_layers:
             assert input_shape is not None
@@ -141,7 +153,6 @@ class Trainer:
                 self.loss,
                 stages,
                 layout.chunks,
-                self._update_between,
                 self.parallel,
             )
         if self.parallel is not None:
@@ -158,12 +169,19 @@ class Trainer:
         self.updates = 0
         if self.hybrid is not None and layout.variable_batch:
             of_parts = self._made(make_optimizer, self.hybrid.classifier_parameters)
-            self.hybrid.update_after_parts(of_parts, lambda: self.updates)
+            self.hybrid.update_after_sub_batches(of_parts, lambda: self.updates)
             parameters = replicated
         self.optimizer = self._made(make_optimizer, parameters)
         self.arrivals: Arrivals | None = None
+        self.stage: Any = self.hybrid  # what executes the actions of this rank's program
         if self.pipeline is not None:
-            self.pipeline.runner.before_entry = self._take
+            self.stage = self.pipeline.runner
+        if self.stage is None:
+            self.stage = WholeNetwork(network, lambda *given: self.loss(*given), self.gradients.accumulate)
+        self.stage.before_entry = self._take
+        self.stage.sum_gradients = self.gradients.all_reduce
+        self.stage.update_weights = self._update_between if self.is_asynchronous else self.update
+        self._programs: dict[tuple[int, int], Program] = {}
 
     def _take(self, microbatch: Share) -> None:
         """Before a microbatch enters the network: waits for its samples, if they come in at a rate."""
@@ -192,62 +210,66 @@ class Trainer:
         """
         if self.is_asynchronous:
             raise RuntimeError(f"{self.layout.schedule_name} updates the weights between microbatches: call step()")
-        self.network.train()
-        self._forget_gradients()
-        total = self._accumulate(batch.microbatches) if self.leaves is None else self._in_leaves(batch)
-        self.gradients.all_reduce()
-        return total
+        return sum_of(self._run(batch, update=False))
 
     def _forget_gradients(self) -> None:
         """Clears those of all parameters: the optimizer may have only some."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def _in_leaves(self, batch: Batch) -> float:
+    def _run(self, batch: Batch, update: bool = True) -> list[float]:
+        """This rank's program for the batch, with or without its last update; its summands of the losses."""
+        self.network.train()
+        self._forget_gradients()
+        program = self._program(len(batch.microbatches), batch.size)
+        if not update:
+            program = tuple(action for action in program if action.kind != "U" or action.sub_batch != ALL)
+        if self.leaves is not None:
+            computing = tuple(action for action in program if action.microbatch != ALL)
+            losses = [self._in_leaves(batch, computing)]
+            execute(program[len(computing) :], self.stage)
+            return losses
+        if self.is_asynchronous:
+            alone = as_batches(batch)
+            losses = self._execute(program, alone, [self.updates + number for number in range(len(alone))])
+            self.updates += len(alone)
+            return losses
+        with nullcontext() if self.pipeline is None else self.gradients.accumulate():
+            return [sum_of(self._execute(program, batch.microbatches))]
+
+    def _program(self, microbatches: int, batch_size: int) -> Program:
+        key = microbatches, batch_size if self.hybrid is not None else 0
+        if key not in self._programs:
+            plan = self.layout.plan(batch_size, microbatches)
+            self._programs[key] = plan.programs[self.mesh.pipe.rank * self.layout.dp + self.mesh.data.rank]
+        return self._programs[key]
+
+    def _execute(
+        self, program: Program, microbatches: Sequence[Share], updates: Sequence[int] | None = None
+    ) -> list[float]:
+        """The losses of the microbatches, or of those that they are here."""
+        self.stage.begin(microbatches, [self.updates] * len(microbatches) if updates is None else updates)
+        execute(program, self.stage)
+        return self.stage.losses
+
+    def _in_leaves(self, batch: Batch, computing: Program) -> float:
         """This rank's leaves one after the other, each with all microbatches, added up in a tree: its summands."""
         own = LEAVES // self.layout.dp
         losses, gradients = TreeSum(), TreeSum()
         for leaf in range(own):
-            losses.add([np.array([self._accumulate([leaf_of(part, own, leaf) for part in batch.microbatches])])])
+            with nullcontext() if self.pipeline is None else self.gradients.accumulate():
+                of_leaf = self._execute(computing, [leaf_of(part, own, leaf) for part in batch.microbatches])
+            losses.add([np.array([sum_of(of_leaf)])])
             gradients.add(self.gradients.take())
         self.gradients.put(gradients.total())
         return float(losses.total()[0][0])
-
-    def _accumulate(self, microbatches: list[Share]) -> float:
-        """Forward and backward of these; returns the sum of their losses here."""
-        if self.pipeline is not None:
-            with self.gradients.accumulate():
-                return sum(self.pipeline.run(microbatches, [self.updates] * len(microbatches)))
-        if self.hybrid is not None:
-            (own,) = microbatches
-            self._take(own)
-            return self.hybrid.run(own, self.updates)
-        total = 0.0
-        for number, part in enumerate(microbatches, start=1):
-            self._take(part)
-            self.network.set_position(self.updates, part.first)
-            loss = self.loss(self.network(part.x), part.y, part.size)
-            if number < len(microbatches):
-                with self.gradients.accumulate():
-                    loss.backward()
-            else:
-                loss.backward()
-            total += loss.item()
-        return total
 
     def step(self, batch: Batch) -> list[float]:
         """One update, or with an asynchronous schedule one per microbatch: this rank's summand of the loss before each.
 
         An asynchronous update divides by the size of its microbatch.
         """
-        if self.pipeline is not None and self.is_asynchronous:
-            self.network.train()
-            self._forget_gradients()
-            alone = as_batches(batch)
-            return self.pipeline.run(alone, [self.updates + number for number in range(len(alone))])
-        loss = self.compute_gradients(batch)
-        self.update()
-        return [loss]
+        return self._run(batch)
 
     def update(self) -> float:
         """The optimizer's step with the gradients of `compute_gradients`; the factor by which it was clipped, or 1.
@@ -323,18 +345,10 @@ class Trainer:
             return squares
         return np.where([parameter.piece is not None for parameter in parameters], squares, 0.0)
 
-    @property
-    def is_asynchronous(self) -> bool:
-        """Whether weights are updated between microbatches."""
-        return self.pipeline is not None and self.pipeline.is_asynchronous
-
-    def _update_between(self, microbatch: int) -> None:
+    def _update_between(self) -> None:
         """An update of this rank's stage by one microbatch."""
-        self.gradients.all_reduce()
         self.optimizer.step()
         self._forget_gradients()
-        if microbatch == self.layout.microbatches - 1:
-            self.updates += self.layout.microbatches
 
     def fit(
         self,

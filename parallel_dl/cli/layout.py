@@ -15,6 +15,7 @@ from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.stages import stages_for
 from parallel_dl.errors import InputError, cut, named
 from parallel_dl.layout import Layout, read_keys
+from parallel_dl.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from parallel_dl.nn import Module
@@ -25,9 +26,7 @@ Dp = Annotated[
 Pp = Annotated[int | None, typer.Option("--pp", help="Ranks in a pipeline, each with some of the layers. [default: 1]")]
 Schedule = Annotated[
     str | None,
-    typer.Option(
-        "--schedule", help="Of the pipeline: naive, gpipe, 1f1b, interleaved, zb-h1, pipedream. [default: 1f1b]"
-    ),
+    typer.Option("--schedule", help=f"Of the pipeline: {', '.join(SCHEDULES)}. [default: 1f1b]"),
 ]
 Stage = Annotated[
     list[str] | None,

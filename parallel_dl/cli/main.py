@@ -20,6 +20,7 @@ from parallel_dl.cli.fetch import fetch
 from parallel_dl.cli.info import info
 from parallel_dl.cli.limits import flag_of
 from parallel_dl.cli.networks import NetworkCommand, VerifiedNetworkCommand
+from parallel_dl.cli.plan import plan
 from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
 from parallel_dl.cli.summary import summary
@@ -65,6 +66,7 @@ app = typer.Typer(
 )
 app.command(cls=NetworkCommand)(train)
 app.command(cls=NetworkCommand)(summary)
+app.command(cls=NetworkCommand)(plan)
 app.command()(schedule)
 app.command(cls=VerifiedNetworkCommand)(verify)
 app.command()(demo)

@@ -39,6 +39,20 @@ class VerifiedNetworkCommand(NetworkCommand):
         return [*super().names(), *SPECIMENS]
 
 
+def network_and_shape(name: str, dataset: str | None, data_dir: str | None) -> tuple[Module, tuple[int, ...], int]:
+    """The network `name`, the shape of one sample, and the outputs: its own, or those of a data set (digits)."""
+    from parallel_dl import datasets, networks
+
+    networks.require_known(name)
+    shape, classes = networks.NETWORKS[name].input_shape, networks.NETWORKS[name].classes
+    if dataset is None and data_dir is not None and shape is not None:
+        raise InputError(f"--data-dir {named(data_dir)}: belongs to --dataset, which is not given")
+    if dataset is None and shape is not None and classes is not None:
+        return networks.create(name), shape, classes
+    data = datasets.load(dataset or "digits", data_dir)
+    return network_for(name, data, dataset or "digits"), shape or data.input_shape, classes or data.outputs
+
+
 def network_for(name: str, dataset: Dataset, flag: str) -> Module:
     """The network `name` for the data set that `--dataset flag` gave; InputError when the two do not fit together."""
     from parallel_dl import networks

@@ -24,10 +24,10 @@ _STYLES = {
     "B": "black on green",
     "I": "black on cyan",
     "W": "black on yellow",
+    "R": "black on bright_cyan",
     "U": "black on magenta",
     "": "dim",
 }
-_MEANINGS = {"F": "forward", "B": "backward", "I": "backward of the input", "W": "of the weights", "U": "update"}
 _PIPED = 2000  # characters of a row that no terminal has to show
 _SHOWN = 12  # actions of the critical path
 _MOST_ROWS = 64
@@ -209,6 +209,7 @@ def _print(plan: Plan, report: Report, simulation: Simulation | None, wire: Wire
 def _draw(plan: Plan, simulation: Simulation) -> None:
     from rich.text import Text
 
+    from parallel_dl.schedule import MEANINGS
     from parallel_dl.schedule.grid import grid
 
     screen = console()
@@ -226,8 +227,8 @@ def _draw(plan: Plan, simulation: Simulation) -> None:
         screen.print(f"... and {number_of(len(rows) - _MOST_ROWS, 'more rank')}")
     kinds = {action.kind for _, action in plan.actions()}
     legend = Text("\n")
-    for kind, meaning in _MEANINGS.items():
-        if kind in kinds:
+    for kind, meaning in MEANINGS.items():
+        if kind in kinds and kind in _STYLES:
             legend.append(kind, _STYLES[kind]).append(f" {meaning}  ")
     screen.print(legend.append(". idle", _STYLES[""]), soft_wrap=True)
 

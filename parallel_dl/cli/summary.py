@@ -13,11 +13,11 @@ from parallel_dl.cli import summary_of_pipeline as of_pipeline
 from parallel_dl.cli.hybrid import Hybrid, Ranks
 from parallel_dl.cli.layout import Chunks, Schedule, Stage
 from parallel_dl.cli.limits import require_count
-from parallel_dl.cli.networks import network_for
+from parallel_dl.cli.networks import network_and_shape
 from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
 from parallel_dl.cli.summary_of_pipeline import CacheBytes, Microbatches, Pp
 from parallel_dl.cli.terminal import console
-from parallel_dl.errors import InputError, named, number_of
+from parallel_dl.errors import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -57,22 +57,14 @@ def summary(
     With --mp N also how N ranks would divide them: parameters, work and messages of each; with --pp N how a pipeline
     would: layers, weights and memory of each; with --hybrid what it sends. No rank is started.
     """
-    from parallel_dl import cost, datasets, networks
+    from parallel_dl import cost, networks
 
     networks.require_known(network)
     require_count("batch-size", batch_size)
     of_hybrid.require_hybrid(hybrid, hybrid_ranks, {"mp": mp, "pp": pp})
     ranks, ways = require_mp(mp, None if hybrid else split), parse_splits(split)
     of_pipeline.require_pp(pp, ranks, schedule, stage, chunks, microbatches, cache_bytes)
-    shape, classes = networks.NETWORKS[network].input_shape, networks.NETWORKS[network].classes
-    if dataset is None and data_dir is not None and shape is not None:
-        raise InputError(f"--data-dir {named(data_dir)}: belongs to --dataset, which is not given")
-    if dataset is not None or shape is None or classes is None:
-        data = datasets.load(dataset or "digits", data_dir)
-        model = network_for(network, data, dataset or "digits")
-        shape, classes = shape or data.input_shape, classes or data.outputs
-    else:
-        model = networks.create(network)
+    model, shape, classes = network_and_shape(network, dataset, data_dir)
     facts = cost.cost_of(model, shape, batch_size)
     plan = None if mp is None else plan_for(model, shape, ranks, ways)
     shares = None if plan is None else cost.shares_of(plan, batch_size)

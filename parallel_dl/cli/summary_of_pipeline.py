@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,6 +91,7 @@ def as_object(pipeline: PipelineCost) -> dict[str, Any]:
                 "parameters": own.parameters,
                 "weight_bytes": own.weight_bytes,
                 "multiply_adds": own.multiply_adds,
+                "idle": own.idle if math.isfinite(own.idle) else None,
                 "peak_live": own.peak_live,
                 "activation_bytes": own.activation_bytes,
                 "weight_bytes_loaded": own.weight_bytes_loaded,
@@ -113,7 +115,7 @@ def title(network: str, pipeline: PipelineCost) -> str:
 
 def headers(pipeline: PipelineCost) -> list[str]:
     """Of the columns of `rows`."""
-    told = ["rank", "layers", "parameters", "weight\nbytes", "multiply-adds", "peak live", "activation\nbytes"]
+    told = ["rank", "layers", "parameters", "weight\nbytes", "multiply-adds", "idle", "peak live", "activation\nbytes"]
     return told if pipeline.cache_bytes is None else [*told, "weight bytes\nloaded"]
 
 
@@ -121,15 +123,16 @@ def rows(pipeline: PipelineCost) -> list[list[str]]:
     """A line for each rank; where the cache is known, two more: their sum, and a rank that does it all alone."""
     told = []
     for own in pipeline.ranks:
-        numbers = [own.parameters, own.weight_bytes, own.multiply_adds, own.peak_live, own.activation_bytes]
-        if own.weight_bytes_loaded is not None:
-            numbers.append(own.weight_bytes_loaded)
+        done = [f"{number:,}" for number in (own.parameters, own.weight_bytes, own.multiply_adds)]
+        idle = f"{own.idle:.1%}" if math.isfinite(own.idle) else ""
+        held = [own.peak_live, own.activation_bytes]
+        held += [] if own.weight_bytes_loaded is None else [own.weight_bytes_loaded]
         layers = ", ".join(map(_named, own.layers))
-        told.append([f"{own.rank:,}", layers, *map("{:,}".format, numbers)])
+        told.append([f"{own.rank:,}", layers, *done, idle, *map("{:,}".format, held)])
     if pipeline.serial_weight_bytes_loaded is not None:
         together = sum(own.weight_bytes_loaded or 0 for own in pipeline.ranks)
         for name, number in (("all", together), ("serial", pipeline.serial_weight_bytes_loaded)):
-            told.append([name, "", "", f"{pipeline.serial_weight_bytes:,}", "", "", "", f"{number:,}"])
+            told.append([name, "", "", f"{pipeline.serial_weight_bytes:,}", "", "", "", "", f"{number:,}"])
     return told
 
 
@@ -141,6 +144,7 @@ def notes(pipeline: PipelineCost, samples: str) -> list[str]:
     """What the numbers are; `samples` is the size of the batch in words."""
     lines = [
         f"Of each rank, in a step with {samples}: weights and biases in float32, multiply-adds of the forward pass.",
+        "Idle: share of the step, simulated: each half of a backward takes as long as the forward, messages no time.",
         "Peak live: most forwards of a stage whose backward is still to come. Activation bytes: the most in outputs of",
         "the rank's layers for all that is alive at a time, in float32.",
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import number_of
-from parallel_dl.schedule import ASYNCHRONOUS
+from parallel_dl.schedule import is_asynchronous
 
 
 def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = None, dtype: str = "float64") -> int:
@@ -112,7 +112,7 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
     if max(bounds) > min(bounds):
         against += ", or within ten times the noise of rounding"
     count = sum(cell["equal"] for cell in cells)
-    if any(cell["layout"]["schedule"] in ASYNCHRONOUS and cell["worst"]["error"] for cell in cells):
+    if any(cell["worst"]["error"] and is_asynchronous(cell["layout"]["schedule"] or "naive") for cell in cells):
         screen.print("pipedream: an update after each microbatch; its steps count these updates", soft_wrap=True)
     screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
 

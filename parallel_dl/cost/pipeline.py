@@ -1,4 +1,4 @@
-"""What each rank of a pipeline has, does and holds, and whether its weights stay in its cache.
+"""What each rank of a pipeline has, does and holds, how long it is idle, and whether its weights stay in its cache.
 
 After Ben-Nun and Hoefler, arXiv 1802.09941, section "Pipelining": a rank that has one operation only, or few, can keep
 their weights in its cache, where a rank with the whole network loads all of them again for each microbatch.
@@ -13,7 +13,7 @@ from parallel_dl.cost.network import NetworkCost
 from parallel_dl.cost.stages import Stages
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.partition import shares
-from parallel_dl.schedule import Plan, Program, peak_live
+from parallel_dl.schedule import Plan, Times, peak, peak_live, simulate, with_messages
 
 BYTES = 4  # of a float32
 
@@ -31,6 +31,8 @@ class RankCost:
     """values in weights and biases"""
     multiply_adds: int
     """of the forward pass of the whole batch"""
+    idle: float
+    """the share of the step that it does not compute, on the simulator's clock: see `pipeline_cost`"""
     peak_live: int
     """the most forwards of a stage whose backward is still to come (`schedule.peak_live`)"""
     activation_bytes: int
@@ -73,7 +75,8 @@ def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes:
     """What each rank of `plan` has of a network that is cut into `stages`, for a batch of `network.samples` samples.
 
     `network` and `stages` are of one network (`cost_of`, `cut_stages`); the batch is divided into the microbatches of
-    the plan as evenly as can be. `cache_bytes` is the size of one rank's cache. Raises InputError when the plan has
+    the plan as evenly as can be. For the idle time a forward takes its multiply-adds, each half of a backward as long,
+    and a message no time. `cache_bytes` is the size of one rank's cache. Raises InputError when the plan has
     another number of stages, and for less than 0 bytes.
     """
     if len(stages) != plan.stages:
@@ -91,9 +94,11 @@ def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes:
         multiply_adds[stage] += samples * layer.multiply_adds
         activations[stage] += BYTES * layer.activations
     peaks, sizes = peak_live(plan), shares(samples, m)
+    work = tuple(float(operations) for operations in multiply_adds)
+    idle = simulate(with_messages(plan), Times(work, work, work)).idle_shares
     ranks = []
     for rank, program in enumerate(plan.programs):
-        own = tuple(sorted({action.stage for action in program if not action.is_message}))
+        own = plan.stages_of[rank]
         count = _sum(parameters, own)
         ranks.append(
             RankCost(
@@ -102,8 +107,9 @@ def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes:
                 layers=tuple(stages.layers(stage) for stage in own),
                 parameters=count,
                 multiply_adds=_sum(multiply_adds, own),
+                idle=idle[rank],
                 peak_live=peaks[rank],
-                activation_bytes=_peak_bytes(program, activations, sizes),
+                activation_bytes=peak(program, lambda action: activations[action.stage] * sizes[action.microbatch]),
                 weight_bytes_loaded=None if cache_bytes is None else loaded(BYTES * count, m, cache_bytes),
             )
         )
@@ -114,13 +120,3 @@ def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes:
 
 def _sum(numbers: Sequence[int], stages: Iterable[int]) -> int:
     return sum(numbers[stage] for stage in stages)
-
-
-def _peak_bytes(program: Program, activations: Sequence[int], sizes: Sequence[int]) -> int:
-    """The most that is alive at a time: `activations` bytes of one sample by stage, `sizes` samples by microbatch."""
-    changes = {"F": 1, "B": -1, "W": -1}  # as `schedule.peak_live` counts
-    live = peak = 0
-    for action in program:
-        live += changes.get(action.kind, 0) * activations[action.stage] * sizes[action.microbatch]
-        peak = max(peak, live)
-    return peak

@@ -23,7 +23,6 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Mesh, world
 from parallel_dl.nn import Module, cross_entropy, logistic_loss, output_shape
 from parallel_dl.optim import SGD, Optimizer
-from parallel_dl.schedule import ASYNCHRONOUS
 
 
 def momentum(parameters: Any) -> Optimizer:
@@ -111,7 +110,7 @@ def assert_equivalent(
     note = comm.broadcast_object(reference and reference.run.outcome and reference.run.outcome.note)
     if note is not None and comm.rank == 0:
         warnings.warn(f"evaluation mode is not compared: the serial run ends with {note}", stacklevel=2)
-    if layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS:
+    if layout.is_asynchronous:
         parallel = record_updates(experiment, layout, mesh)
     else:
         parallel = record(experiment, layout, mesh, evaluate=note is None)

@@ -24,7 +24,6 @@ from parallel_dl.equivalence.runs.replayed import program_of, record_updates, re
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh, stress
 from parallel_dl.nn import Module
-from parallel_dl.schedule import ASYNCHRONOUS
 
 BUCKETS = {"method": "mpi", "overlap": True, "bucket_bytes": 256}  # some layers each
 CHECKED_UP_TO = 4  # ranks: in checked mode, counted by a ledger
@@ -172,7 +171,7 @@ def verify_one(
     methods: tuple[str | Mapping[str, Any], ...] = ("auto", "mpi", BUCKETS) if only_data else ("auto",)
     if only_data and experiment.changes is not None and layout.dp & (layout.dp - 1) == 0:
         methods += ("tree",)  # what a change means for the gradients, each of them has to see
-    asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
+    asynchronous = layout.is_asynchronous
     for allreduce in methods:
         mesh.world.barrier()
         start = time.perf_counter()

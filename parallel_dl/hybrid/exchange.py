@@ -1,7 +1,7 @@
-"""The exchange of parts between the ranks: posted, and waited for when what is exchanged is needed.
+"""The exchange of sub-batches between the ranks: posted, and waited for when what is exchanged is needed.
 
-Both go directly from rank to rank, without blocking. Activations of a part go from each rank that has some to all
-others: an all-gather in scheme a, a broadcast in b, an all-gather of pieces in c. The gradients come back as a
+Both go directly from rank to rank, without blocking. Activations of a sub-batch go from each rank that has some to all
+others: an all-gather in scheme a, a broadcast in b, an all-gather of chunks in c. The gradients come back as a
 reduction: split layers leave a summand on each rank, and the owner of a sample adds them up, in the order of the ranks.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from parallel_dl.hybrid.parts import Part
 from parallel_dl.mpi import Communicator, Pending
+from parallel_dl.schedule import SubBatch
 
 ACTIVATIONS, GRADIENTS = 1, 2  # tags
 
 
 class Exchange:
-    """Exchanges parts of activations (samples, values) between the ranks of `comm`.
+    """Exchanges sub-batches of activations (samples, values) between the ranks of `comm`.
 
     All ranks start the exchanges in the same order. A ledger enters those of the activations under "activations",
     forward, and their gradients' under the same name, backward.
@@ -27,29 +27,31 @@ class Exchange:
         self._forward = comm.labelled("activations", "forward")
         self._backward = comm.labelled("activations", "backward")
 
-    def start_gather(self, part: Part, share: np.ndarray) -> Gathering:
-        """Sends this rank's samples of the part to all others; `share` (samples, values) is all of its share."""
-        whole = np.empty((part.size, self.values), share.dtype)
-        whole[part.rows(self.comm.rank)] = share[part.own[self.comm.rank]]
+    def start_gather(self, sub_batch: SubBatch, share: np.ndarray) -> Gathering:
+        """Sends this rank's samples of the sub-batch to all others; `share` (samples, values) is all of its share."""
+        whole = np.empty((sub_batch.size, self.values), share.dtype)
+        whole[sub_batch.rows(self.comm.rank)] = share[sub_batch.own[self.comm.rank]]
         pending = [
-            self._forward.ireceive(whole[part.rows(rank)], rank, ACTIVATIONS) for rank in self._others_with(part)
+            self._forward.ireceive(whole[sub_batch.rows(rank)], rank, ACTIVATIONS)
+            for rank in self._others_with(sub_batch)
         ]
-        mine = whole[part.rows(self.comm.rank)]
+        mine = whole[sub_batch.rows(self.comm.rank)]
         if len(mine):
             pending += [self._forward.isend(mine, rank, ACTIVATIONS) for rank in self._others]
         return Gathering(whole, pending)
 
-    def start_reduction(self, part: Part, gradient: np.ndarray) -> Reduction:
-        """Sends each owner this rank's summands of its samples' gradients; `gradient` is (samples of part, values)."""
+    def start_reduction(self, sub_batch: SubBatch, gradient: np.ndarray) -> Reduction:
+        """Sends each owner this rank's summands of its samples' gradients; `gradient` is (samples, values)."""
         gradient = np.ascontiguousarray(gradient)
-        own = gradient[part.rows(self.comm.rank)]
+        own = gradient[sub_batch.rows(self.comm.rank)]
         summands = {self.comm.rank: own}
         pending = []
         for rank in self._others if len(own) else ():
             summands[rank] = np.empty_like(own)
             pending.append(self._backward.ireceive(summands[rank], rank, GRADIENTS))
         pending += [
-            self._backward.isend(gradient[part.rows(rank)], rank, GRADIENTS) for rank in self._others_with(part)
+            self._backward.isend(gradient[sub_batch.rows(rank)], rank, GRADIENTS)
+            for rank in self._others_with(sub_batch)
         ]
         return Reduction([summands[rank] for rank in sorted(summands)], pending)
 
@@ -58,19 +60,19 @@ class Exchange:
         """From the next rank on: not all ranks send to the same one first."""
         return [(self.comm.rank + step) % self.comm.size for step in range(1, self.comm.size)]
 
-    def _others_with(self, part: Part) -> list[int]:
-        sizes = part.sizes
+    def _others_with(self, sub_batch: SubBatch) -> list[int]:
+        sizes = sub_batch.sizes
         return [rank for rank in self._others if sizes[rank]]
 
 
 class Gathering:
-    """Activations of a part that are on their way."""
+    """Activations of a sub-batch that are on their way."""
 
     def __init__(self, whole: np.ndarray, pending: list[Pending]) -> None:
         self._whole, self._pending = whole, pending
 
     def wait(self) -> np.ndarray:
-        """All samples of the part (samples, values), in the order of the ranks."""
+        """All samples of the sub-batch (samples, values), in the order of the ranks."""
         for one in self._pending:
             one.wait()
         return self._whole
@@ -83,7 +85,7 @@ class Reduction:
         self._summands, self._pending = summands, pending
 
     def wait(self) -> np.ndarray:
-        """The sums for this rank's samples of the part (samples, values)."""
+        """The sums for this rank's samples of the sub-batch (samples, values)."""
         for one in self._pending:
             one.wait()
         total = self._summands[0]

@@ -14,22 +14,22 @@ from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError, number_of
-from parallel_dl.hybrid.exchange import Exchange, Reduction
+from parallel_dl.hybrid.exchange import Exchange, Gathering, Reduction
 from parallel_dl.hybrid.halves import halves_of
-from parallel_dl.hybrid.parts import Part, parts_of, require_scheme
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator
 from parallel_dl.nn.parameter import Parameter
 from parallel_dl.optim import Optimizer
+from parallel_dl.schedule import ALL, StageObject, SubBatch, execute, one_weird_trick, require_scheme, sub_batches
 
 
-class OneWeirdTrick:
+class OneWeirdTrick(StageObject):
     """Turns `network`, a serial one for samples (*input_shape), in place, into what this rank of `comm` has of it.
 
     That is all of the layers before the first Flatten, and its pieces of those after it, which are divided as by
-    `model_parallel.parallelize`. `scheme` is one of `parts.SCHEMES`. Raises InputError for a network without one of the
-    halves or with batch norm in the second (`halves.halves_of`), for splits that cannot be, and for ranks that do not
-    start alike. All methods are collective.
+    `model_parallel.parallelize`. `scheme` is one of `schedule.SCHEMES`. Raises InputError for a network without one of
+    the halves or with batch norm in the second (`halves.halves_of`), for splits that cannot be, and for ranks that do
+    not start alike. All methods are collective.
 
     `parallel` knows the whole network: it gathers whole weights, and sets them. The gradients of `feature_parameters`
     are summands, to be summed over `comm` (`data_parallel.GradientAllReduce`); those of `classifier_parameters` are
@@ -65,6 +65,9 @@ class OneWeirdTrick:
         self.loss = divided.loss(loss)
         self.exchange = Exchange(model, self.values)
         self.optimizer: Optimizer | None = None
+        self.before_entry: Callable[[Share], None] | None = None
+        # samples in the batch -> its sub-batches, and where their samples are in it
+        self._cut: dict[int, list[tuple[SubBatch, np.ndarray]]] = {}
 
     @property
     def feature_parameters(self) -> list[Parameter]:
@@ -76,8 +79,8 @@ class OneWeirdTrick:
         """This rank's pieces of the weights after it."""
         return self.classifier.parameters()
 
-    def update_after_parts(self, optimizer: Optimizer, update: Callable[[], int]) -> None:
-        """Variable batch: lets `optimizer`, of `classifier_parameters`, make an update after each part.
+    def update_after_sub_batches(self, optimizer: Optimizer, update: Callable[[], int]) -> None:
+        """Variable batch: lets `optimizer`, of `classifier_parameters`, make an update after each sub-batch.
 
         Its learning rate is that of the iteration, whose number is `update()`.
         """
@@ -86,55 +89,109 @@ class OneWeirdTrick:
                 group["lr"] = lambda _, policy=policy: policy(update())
         self.optimizer = optimizer
 
-    # -- computing -------------------------------------------------------------------------------------------------
+    # -- a batch ---------------------------------------------------------------------------------------------------
     def run(self, share: Share, update: int) -> float:
         """Forward and backward of a batch, of which this rank has `share`; `update` is the number of the iteration.
 
         Gradients are added to those there are. Returns the loss of the whole batch as `loss` gives it (a rank's summand
         of it where scores stay split and the loss takes no statistics).
-
-        With variable batch, part j of n_j samples among n is divided by n_j for the update of the classifier, and what
-        goes back to the features is multiplied by n_j / n: the gradient of the mean over the batch, each part passed
-        through the classifier that it met.
         """
-        shares = partition.shares(share.size, self.comm.size)
-        if shares[self.comm.rank] != len(share.x):
-            raise ValueError(
-                f"rank {self.comm.rank} has {len(share.x)} of {number_of(share.size, 'sample')}, expected {shares}"
-            )
-        targets = self.comm.labelled("targets", "forward").all_gather(share.y, 0, shares)
-        own = self.features_of(share.x, update, share.first)
-        flat = np.ascontiguousarray(own.data.reshape(len(share.x), self.values))
-        gradient = np.empty_like(flat)
-        total = 0.0
-        parts = [part for part in parts_of(self.scheme, shares) if part.size]
-        following = self.exchange.start_gather(parts[0], flat) if parts else None
-        returning: tuple[Part, float, Reduction] | None = None
+        self.begin([share], [update])
+        parts = [number for number, (part, _) in enumerate(self._parts) if part.size]
+        plan = one_weird_trick(self.comm.size, parts, variable_batch=self.optimizer is not None)
+        execute(plan.programs[self.comm.rank], self)
+        return self.losses[0]
 
-        def take_back() -> None:
-            if returning is not None:
-                part, weight, reduction = returning
-                gradient[part.own[self.comm.rank]] = reduction.wait() * weight
+    def begin(self, microbatches: Sequence[Share], updates: Sequence[int]) -> None:
+        """This rank's share of the next batch, its only microbatch, and the number of the iteration."""
+        (share,), (self._iteration,) = microbatches, updates
+        self._share = share
+        self._shares = partition.shares(share.size, self.comm.size)
+        if self._shares[self.comm.rank] != len(share.x):
+            has = f"rank {self.comm.rank} has {len(share.x)} of {number_of(share.size, 'sample')}"
+            raise ValueError(f"{has}, expected {self._shares}")
+        if share.size not in self._cut:
+            cut = sub_batches(self.scheme, self._shares)
+            self._cut[share.size] = [(part, np.array(part.indices, np.int64)) for part in cut]
+        self._parts = self._cut[share.size]
+        self.losses = [0.0]
+        self._under_way: dict[int, Gathering] = {}
+        self._inputs: dict[int, Tensor] = {}
+        self._passed: dict[int, tuple[Tensor, Tensor]] = {}
+        self._gradients: dict[int, np.ndarray] = {}
+        self._returning: dict[int, Reduction] = {}
 
-        for number, part in enumerate(parts, start=1):
-            assert following is not None
-            x = Tensor(following.wait(), requires_grad=True)
-            following = self.exchange.start_gather(parts[number], flat) if number < len(parts) else None
-            self.network.set_position(update, part.places)
-            divisor = share.size if self.optimizer is None else part.size
-            loss = self.loss(self.classifier(x), targets[part.places], divisor)
-            take_back()  # of the part before: on its way while this one went forward
-            loss.backward(since=x)
-            weight = divisor / share.size
-            total += loss.item() * weight
-            returning = part, weight, self._start_return(part, x)
-            if self.optimizer is not None:
-                self.optimizer.step()
-                self.classifier.zero_grad()
-        take_back()
-        if own.requires_grad:
-            own.backward(gradient.reshape(own.shape))
-        return total
+    # -- what the executor calls -----------------------------------------------------------------------------------
+    def forward(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:
+        """Stage 0: the features of this rank's share. Stage 1: the classifier and the loss of a sub-batch."""
+        if stage == 0:
+            self._forward_features()
+            return
+        part, indices = self._parts[sub_batch]
+        x = self._inputs.pop(sub_batch)
+        self.network.set_position(self._iteration, indices)
+        self._passed[sub_batch] = x, self.loss(self.classifier(x), self._targets[indices], self._divisor(part))
+
+    def _forward_features(self) -> None:
+        share = self._share
+        if self.before_entry is not None:
+            self.before_entry(share)
+        self._targets = self.comm.labelled("targets", "forward").all_gather(share.y, 0, self._shares)
+        self._own = self.features_of(share.x, self._iteration, share.first)
+        self._flat = np.ascontiguousarray(self._own.data.reshape(len(share.x), self.values))
+        self._gradient = np.empty_like(self._flat)
+
+    def _divisor(self, part: SubBatch) -> int:
+        """By what the loss of a sub-batch is divided.
+
+        With variable batch by its own n_j samples among n, for the update of the classifier; what goes back to the
+        features is multiplied by n_j / n: the gradient of the mean over the batch, each sub-batch passed through the
+        classifier that it met.
+        """
+        return self._share.size if self.optimizer is None else part.size
+
+    def send_activation(self, stage: int, microbatch: int, sub_batch: int) -> None:
+        """Posts this rank's samples of the sub-batch to all others."""
+        self._under_way[sub_batch] = self.exchange.start_gather(self._parts[sub_batch][0], self._flat)
+
+    def receive_activation(self, stage: int, microbatch: int, sub_batch: int) -> None:
+        """Waits for those of all."""
+        self._inputs[sub_batch] = Tensor(self._under_way.pop(sub_batch).wait(), requires_grad=True)
+
+    def backward(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:
+        """From the loss of a sub-batch to the classifier's weights and input; from there through the features."""
+        if stage == 0:
+            own, gradient = self._own, self._gradient
+            del self._own, self._gradient, self._flat
+            if own.requires_grad:
+                own.backward(gradient.reshape(own.shape))
+            return
+        x, loss = self._passed.pop(sub_batch)
+        loss.backward(since=x)
+        self.losses[microbatch] += loss.item() * (self._divisor(self._parts[sub_batch][0]) / self._share.size)
+        self._gradients[sub_batch] = np.zeros_like(x.data) if x.grad is None else x.grad
+
+    def send_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
+        """Posts this rank's summands to the owners of the samples."""
+        part, gradient = self._parts[sub_batch][0], self._gradients.pop(sub_batch)
+        if self.parallel.plan.partial_input:
+            self._returning[sub_batch] = self.exchange.start_reduction(part, gradient)
+        else:  # whole on every rank
+            self._returning[sub_batch] = Reduction([gradient[part.rows(self.comm.rank)]], [])
+
+    def receive_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
+        """Waits for the sums of the summands for this rank's samples."""
+        part, total = self._parts[sub_batch][0], self._returning.pop(sub_batch).wait()
+        self._gradient[part.own[self.comm.rank]] = total * (self._divisor(part) / self._share.size)
+
+    def update(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:
+        """Of all weights, or with variable batch of the classifier's after a sub-batch."""
+        if sub_batch == ALL:
+            self.update_weights()
+            return
+        assert self.optimizer is not None
+        self.optimizer.step()
+        self.classifier.zero_grad()
 
     def features_of(self, x: np.ndarray, update: int | None = None, first: int = 0) -> Tensor:
         """The activations (n, ...) after the features of samples x, of which the first is at place `first`."""
@@ -142,12 +199,6 @@ class OneWeirdTrick:
             self.network.set_position(update, first)
         y = self.features(x)
         return y if isinstance(y, Tensor) else Tensor(y)
-
-    def _start_return(self, part: Part, x: Tensor) -> Reduction:
-        gradient = np.zeros_like(x.data) if x.grad is None else x.grad
-        if self.parallel.plan.partial_input:
-            return self.exchange.start_reduction(part, gradient)
-        return Reduction([gradient[part.rows(self.comm.rank)]], [])  # whole on every rank
 
     def evaluate(self, x: np.ndarray) -> np.ndarray:
         """The network's whole output (n, ...) for samples x (n, ...), the same on every rank, on all of them."""

@@ -14,8 +14,8 @@ from parallel_dl import nn, partition, splits
 from parallel_dl.cost.shares import loss_messages
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid.halves import halves_of
-from parallel_dl.hybrid.parts import received
 from parallel_dl.nn.flat import laid_out
+from parallel_dl.schedule import received
 
 _LABEL = 8  # bytes of a target
 

@@ -12,10 +12,9 @@ from parallel_dl import nn
 from parallel_dl.autograd import Tensor
 from parallel_dl.cost.stages import Shape, Stages, cut_stages
 from parallel_dl.datasets import Share
-from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
 from parallel_dl.pipeline_parallel.runner import StageRunner
-from parallel_dl.schedule import ASYNCHRONOUS, PlanError, Program, execute, make, with_messages
+from parallel_dl.schedule import Program, Schedule, execute, make, with_messages
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,15 +54,14 @@ class PipelineParallel:
         network: nn.Module,
         comm: Communicator,
         input_shape: Sequence[int],
-        schedule: str = "1f1b",
+        schedule: str | Schedule = "1f1b",
         loss: Callable[[Any, Any, float], Any] = nn.cross_entropy,
         starts: Sequence[str] | Stages | None = None,
         chunks: int | None = None,
-        update: Callable[[int], None] | None = None,
         split: SplitStage | None = None,
     ) -> None:
         self.network, self.comm, self.schedule, self.chunks = network, comm, schedule, chunks
-        plan = plan_for(schedule, comm.size, comm.size, chunks)
+        plan = make(schedule, comm.size, comm.size, chunks)
         cut = starts if isinstance(starts, Stages) else cut_stages(network, input_shape, plan.stages, starts)
         self.stages, self.split = cut, split
         boundaries, prepare = list(cut.inputs), None
@@ -71,7 +69,7 @@ class PipelineParallel:
             boundaries[1:] = [split.activation_shape(cut.layers(stage)[0]) for stage in range(1, len(cut))]
             prepare = split.ensure_root
         self.runner = StageRunner(
-            network, cut, plan.rank_of, comm, loss, network.dtype, update, boundaries=boundaries, prepare=prepare
+            network, cut, plan.rank_of, comm, loss, network.dtype, boundaries=boundaries, prepare=prepare
         )
         self._programs: dict[int, Program] = {}
         own = {id(parameter) for parameter in self.runner.parameters}
@@ -90,11 +88,6 @@ class PipelineParallel:
         """Their names."""
         return list(self._own)
 
-    @property
-    def is_asynchronous(self) -> bool:
-        """Whether weights are updated between microbatches."""
-        return self.schedule in ASYNCHRONOUS
-
     # -- computing -------------------------------------------------------------------------------------------------
     def run(self, microbatches: Sequence[Share], updates: Sequence[int]) -> list[float]:
         """Forward and backward of all microbatches; the loss of each on the last stage's rank, zeros elsewhere.
@@ -103,7 +96,7 @@ class PipelineParallel:
         """
         count = len(microbatches)
         if count not in self._programs:
-            plan = with_messages(plan_for(self.schedule, self.comm.size, count, self.chunks))
+            plan = with_messages(make(self.schedule, self.comm.size, count, self.chunks))
             self._programs[count] = plan.programs[self.comm.rank]
         self.runner.begin(microbatches, updates)
         execute(self._programs[count], self.runner)
@@ -170,11 +163,3 @@ class PipelineParallel:
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
-
-
-def plan_for(schedule: str, ranks: int, microbatches: int, chunks: int | None = None) -> Any:
-    """`schedule.make`, which refuses with InputError."""
-    try:
-        return make(schedule, ranks, microbatches, chunks)
-    except PlanError as error:
-        raise InputError(error.marked) from None

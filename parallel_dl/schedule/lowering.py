@@ -17,31 +17,27 @@ def with_messages(plan: Plan, blocking: bool | None = None) -> Plan:
         blocking = plan.blocking
     if plan.has_messages:
         return replace(plan, blocking=blocking)
-    rank_of = plan.rank_of
-
-    def travels(stage: int, other: int) -> bool:
-        return other in rank_of and rank_of[stage] != rank_of[other]
-
     programs = []
-    for program in plan.programs:
+    for rank, program in enumerate(plan.programs):
         lowered: list[Action] = []
         for action in program:
-            stage, kind, j = action
-            before, after = travels(stage, stage - 1), travels(stage, stage + 1)
-            if kind == "F" and before:
-                lowered.append(Action(stage, "RF", j))
-            if kind in GRADIENTS and after:
-                lowered.append(Action(stage, "RB", j))
-            lowered.append(action)
-            if kind == "F" and after:
-                lowered.append(Action(stage, "SF", j))
-            if kind in GRADIENTS and before:
-                lowered.append(Action(stage, "SB", j))
+            before, after = (
+                other in plan.owners and rank not in plan.owners[other]
+                for other in (action.stage - 1, action.stage + 1)
+            )
+            if action.kind == "F":
+                around = [("RF", before)], [("SF", after)]
+            elif action.kind in GRADIENTS:
+                around = [("RB", after)], [("SB", before)]
+            else:
+                around = [], []
+            received, sent = ([action._replace(kind=kind) for kind, travels in side if travels] for side in around)
+            lowered += [*received, action, *sent]
         programs.append(tuple(lowered))
     return replace(plan, programs=tuple(programs), blocking=blocking)
 
 
 def without_messages(plan: Plan) -> Plan:
-    """The computing alone."""
+    """The plan without its sends and receives."""
     programs = (tuple(action for action in program if not action.is_message) for program in plan.programs)
     return replace(plan, programs=tuple(programs), blocking=False)

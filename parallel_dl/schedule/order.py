@@ -1,11 +1,11 @@
-"""Who waits for whom: all programs side by side without a clock, as far as their messages let them go."""
+"""Who waits for whom: all programs side by side without a clock, as far as their messages and collectives let them."""
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from parallel_dl.schedule.actions import RECEIVES, SENDS, Action, Plan
+from parallel_dl.schedule.actions import ALL, COLLECTIVES, MESSAGES, RECEIVES, SENDS, Action, Plan
 
 
 class Wait(NamedTuple):
@@ -31,46 +31,64 @@ class Walk(NamedTuple):
 def walk(plan: Plan, rendezvous: bool) -> Walk:
     """Lets every rank go on until none can.
 
-    A receive waits for its send. A send goes on at once; but if it is blocking and `rendezvous`, only when the other
-    rank stands at its receive, as MPI_Send may above a library's eager limit. Messages of a stage that no rank
-    computes are never received.
+    A receive waits for its sends. A send goes on at once; but if it is blocking and `rendezvous`, only when the other
+    rank stands at its receive, as MPI_Send may above a library's eager limit. A collective waits until all ranks of its
+    group stand at it. Messages of a stage that no rank computes are never received.
     """
     holds = plan.blocking and rendezvous
-    programs, rank_of = plan.programs, plan.rank_of
-    at = [0] * plan.pp
-    sent: set[Action] = set()
+    programs = plan.programs
+    at = [0] * plan.ranks
+    sent: set[tuple[int, Action]] = set()
     order: list[tuple[int, Action]] = []
     # in rounds over the ranks, each from the lowest on; in a round only those that wait for one that has gone on
-    todo = [(0, rank) for rank in range(plan.pp)]
+    todo = [(0, rank) for rank in range(plan.ranks)]
     waiting: dict[int, set[int]] = {}  # rank -> those that wait for it
+    stuck: dict[int, Wait] = {}
+
+    def missing(rank: int, action: Action) -> int | None:
+        """The first rank that has to come before this action can be done."""
+        peers = plan.peers(rank, action)
+        if action.is_message and action.sub_batch == ALL:
+            peers = peers or (rank,)  # no rank computes that stage: it waits for ever
+        if action.kind in RECEIVES:
+            return next((other for other in peers if (other, action.partner) not in sent), None)
+        if action.kind in COLLECTIVES:
+            expected = action
+        elif holds and action.sub_batch == ALL:
+            expected = action.partner
+        else:
+            return None
+        return next((other for other in peers if programs[other][at[other] : at[other] + 1] != (expected,)), None)
+
     while todo:
         turn, rank = heappop(todo)
         program = programs[rank]
-        start = position = at[rank]
-        while position < len(program):
-            action = program[position]
-            other = rank_of.get(action.partner.stage, rank) if action.kind in RECEIVES + SENDS else rank
-            if action.kind in RECEIVES:
-                if action.partner not in sent:
+        start = at[rank]
+        stuck.pop(rank, None)
+        while at[rank] < len(program):
+            action = program[at[rank]]
+            together: tuple[int, ...] = (rank,)
+            if action.kind in MESSAGES or action.kind in COLLECTIVES:
+                other = missing(rank, action)
+                if other is not None:
                     waiting.setdefault(other, set()).add(rank)
+                    stuck[rank] = Wait(rank, action, other)
                     break
-            elif action.kind in SENDS:
-                if holds and programs[other][at[other] : at[other] + 1] != (action.partner,):
-                    waiting.setdefault(other, set()).add(rank)
-                    break
-                sent.add(action)
-            order.append((rank, action))
-            position += 1
-        at[rank] = position
-        if position > start:
+                if action.kind in SENDS:
+                    sent.add((rank, action))
+                elif action.kind in COLLECTIVES:
+                    together = tuple(sorted((rank, *plan.peers(rank, action))))
+            for one in together:  # a group leaves its collective at the same time
+                order.append((one, action))
+                at[one] += 1
+                if one != rank:
+                    heappush(todo, (turn + (one <= rank), one))
+                    for waiter in waiting.pop(one, ()):
+                        heappush(todo, (turn + (waiter <= one), waiter))
+        if at[rank] > start:
             for waiter in waiting.pop(rank, ()):
                 heappush(todo, (turn + (waiter <= rank), waiter))
-    stuck = {}
-    for rank, program in enumerate(programs):
-        if at[rank] < len(program):
-            action = program[at[rank]]
-            stuck[rank] = Wait(rank, action, rank_of.get(action.partner.stage, rank))
-    return Walk(order, stuck)
+    return Walk(order, dict(sorted(stuck.items())))
 
 
 def find_cycle(plan: Plan, rendezvous: bool) -> tuple[Wait, ...]:

@@ -14,16 +14,18 @@ pipedream    asynchronous 1f1b: a stage updates its weights after each microbatc
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 
-from parallel_dl.errors import one_of
-from parallel_dl.schedule.actions import Plan, PlanError, plan_of
+from parallel_dl.errors import number_of, one_of, shown
+from parallel_dl.schedule.actions import Action, Plan, PlanError, plan_of
+from parallel_dl.schedule.asynchronous import Compute, Programs, with_updates_between
+from parallel_dl.schedule.check import check
+from parallel_dl.schedule.lowering import with_messages
 
 MOST_FORWARDS = 100_000  # of all ranks and microbatches: what takes seconds here, not hours
-DEFAULT_CHUNKS = 2
 
-Compute = tuple[int, str, int]  # stage, kind, microbatch
-Programs = list[list[Compute]]
+Schedule = Callable[..., Programs]
 
 
 def naive(pp: int, microbatches: int) -> Programs:
@@ -64,8 +66,11 @@ def zb_h1(pp: int, microbatches: int) -> Programs:
     return programs
 
 
-def interleaved(pp: int, microbatches: int, chunks: int = DEFAULT_CHUNKS) -> Programs:
+def interleaved(pp: int, microbatches: int, chunks: int = 2) -> Programs:
     """1f1b over `chunks` stages per rank, p microbatches of one stage after another; p divides the microbatches."""
+    if microbatches % pp:
+        valid = f"{pp}, {2 * pp}, {3 * pp} and so on"
+        raise PlanError(f"`microbatches` {microbatches}: interleaved takes multiples of `pp`, here {valid}")
     total = microbatches * chunks
 
     def forward(k: int) -> tuple[int, int]:  # the k-th forward of a rank: (chunk, microbatch)
@@ -89,21 +94,10 @@ def interleaved(pp: int, microbatches: int, chunks: int = DEFAULT_CHUNKS) -> Pro
 
 def pipedream(pp: int, microbatches: int) -> Programs:
     """1f1b, with an update of the stage's weights after each backward."""
-    programs = []
-    for program in one_forward_one_backward(pp, microbatches):
-        with_updates: list[Compute] = []
-        for stage, kind, j in program:
-            with_updates.append((stage, kind, j))
-            if kind == "B":
-                with_updates.append((stage, "U", j))
-        programs.append(with_updates)
-    return programs
+    return with_updates_between(one_forward_one_backward(pp, microbatches))
 
 
-ASYNCHRONOUS = ("pipedream",)
-"""schedules that update the weights between microbatches: another computation than a serial run"""
-
-SCHEDULES: dict[str, Callable[..., Programs]] = {
+SCHEDULES: dict[str, Schedule] = {
     "naive": naive,
     "gpipe": gpipe,
     "1f1b": one_forward_one_backward,
@@ -111,32 +105,74 @@ SCHEDULES: dict[str, Callable[..., Programs]] = {
     "zb-h1": zb_h1,
     "pipedream": pipedream,
 }
-"""name -> the function that makes its programs from the numbers of ranks and microbatches"""
+"""name -> the function that makes its programs from the numbers of ranks and microbatches
+
+A function whose third parameter is `chunks` takes the number of stages per rank, which then has a default.
+"""
+_OURS = frozenset(SCHEDULES.values())
 
 
-def make(name: str, pp: int, microbatches: int, chunks: int | None = None) -> Plan:
-    """The schedule `name` for `pp` ranks, without messages: `lowering.with_messages` adds them.
+def register(name: str, schedule: Schedule) -> None:
+    """Makes a schedule from elsewhere known by this name, to `make`, to layouts and to the commands."""
+    SCHEDULES[name] = schedule
 
-    `chunks` is how many stages a rank has, for interleaved only (2 when not given). PlanError names what is not valid,
-    and begins with the parameter: an unknown name, a number below 1, more than `MOST_FORWARDS` forward passes, and
-    microbatches that interleaved cannot divide by pp.
+
+def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | None = None) -> Plan:
+    """The plan of a schedule, by name or as a function, for `pp` ranks; `lowering.with_messages` adds the messages.
+
+    `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). What a function
+    from elsewhere returns is checked. PlanError names what is not valid, and begins with the parameter:
+    an unknown name, a number below 1, more than `MOST_FORWARDS` forward passes, and what the schedule refuses.
     """
-    if name not in SCHEDULES:
-        near = difflib.get_close_matches(name.lower(), SCHEDULES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise PlanError(f"unknown `schedule` {name!r}: {hint}{one_of(SCHEDULES)}")
+    name, function = _named(schedule)
     for parameter, value in (("pp", pp), ("microbatches", microbatches), ("chunks", 1 if chunks is None else chunks)):
         if value < 1:
             raise PlanError("must be at least 1", parameter, value)
-    if chunks is not None and name != "interleaved":
-        raise PlanError(f"`chunks` {chunks}: belongs to interleaved; {name} has one stage per rank")
-    per_rank = 1 if name != "interleaved" else DEFAULT_CHUNKS if chunks is None else chunks
+    taken = inspect.signature(function).parameters.get("chunks")
+    if chunks is not None and taken is None:
+        of_chunks = " and ".join(
+            one for one, made in SCHEDULES.items() if "chunks" in inspect.signature(made).parameters
+        )
+        raise PlanError(f"`chunks` {chunks}: belongs to {of_chunks}; {name} has one stage per rank")
+    per_rank = 1 if taken is None else taken.default if chunks is None else chunks
     if pp * per_rank * microbatches > MOST_FORWARDS:
         what = f"`pp` {pp}" if pp >= microbatches else f"`microbatches` {microbatches}"
         raise PlanError(f"{what}: valid are at most {MOST_FORWARDS:,} forward passes in all, stages times microbatches")
-    if name == "interleaved":
-        if microbatches % pp:
-            valid = f"{pp}, {2 * pp}, {3 * pp} and so on"
-            raise PlanError(f"`microbatches` {microbatches}: interleaved takes multiples of `pp`, here {valid}")
-        return plan_of(name, interleaved(pp, microbatches, per_rank))
-    return plan_of(name, SCHEDULES[name](pp, microbatches))
+    programs = function(pp, microbatches) if taken is None else function(pp, microbatches, per_rank)
+    return plan_of(name, programs) if function in _OURS else _checked(name, programs, pp, microbatches)
+
+
+def is_asynchronous(schedule: str | Schedule, pp: int = 1, microbatches: int = 1, chunks: int | None = None) -> bool:
+    """Whether it updates weights between microbatches, unlike a serial run; False for what `make` refuses."""
+    try:
+        return make(schedule, pp, microbatches, chunks).is_asynchronous
+    except PlanError:
+        return False
+
+
+def _named(schedule: str | Schedule) -> tuple[str, Schedule]:
+    if callable(schedule):
+        return getattr(schedule, "__name__", type(schedule).__name__), schedule
+    if schedule not in SCHEDULES:
+        near = difflib.get_close_matches(schedule.lower(), SCHEDULES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise PlanError(f"unknown `schedule` {schedule!r}: {hint}{one_of(SCHEDULES)}")
+    return schedule, SCHEDULES[schedule]
+
+
+def _checked(name: str, programs: Programs, pp: int, microbatches: int) -> Plan:
+    """The plan of a schedule from elsewhere; PlanError for what is not one, or is not right."""
+    try:
+        plan = plan_of(name, [[Action.parse(str(Action(*action))) for action in program] for program in programs])
+    except (TypeError, ValueError):
+        raise PlanError(
+            f"{name} returned {shown(programs)}: valid is a list for each rank of (stage, kind, microbatch), "
+            'like (0, "F", 0)'
+        ) from None
+    if (plan.ranks, plan.microbatches) != (pp, microbatches):
+        has = f"{number_of(plan.ranks, 'rank')} and {number_of(plan.microbatches, 'microbatch')}"
+        raise PlanError(f"{name} returned programs for {has}; valid are {pp} and {microbatches}")
+    report = check(with_messages(plan))
+    if report.line is not None:
+        raise PlanError(f"{name}: {report.line}")
+    return plan

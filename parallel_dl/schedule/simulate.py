@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from parallel_dl.errors import number_of
-from parallel_dl.schedule.actions import RECEIVES, SENDS, Action, Plan, PlanError
+from parallel_dl.schedule.actions import ALL, COLLECTIVES, RECEIVES, SENDS, Action, Plan, PlanError
 from parallel_dl.schedule.check import peak_live
 from parallel_dl.schedule.order import walk
 
@@ -32,20 +32,26 @@ def _require_numbers(of: Times | Wire) -> None:
 class Times:
     """How long each kind of action takes, in any unit: a number for all stages, or one for each stage.
 
-    A full backward (B) takes both its halves. PlanError for what is negative or not finite.
+    A full backward (B) takes both its halves, and recomputing (R) is a forward. A collective takes its time from when
+    the last rank of its group is there. What names no stage takes the sum over the stages of its rank. PlanError for
+    what is negative or not finite.
     """
 
     forward: PerStage = 1.0
     backward_input: PerStage = 1.0
     backward_weight: PerStage = 1.0
     update: PerStage = 0.0
+    all_reduce: PerStage = 0.0
+    reduce_scatter: PerStage = 0.0
+    all_gather: PerStage = 0.0
 
     def __post_init__(self) -> None:
         _require_numbers(self)
 
-    def of(self, action: Action) -> float:
-        """How long this action takes; PlanError when its stage has no number."""
-        return sum(self._one(name, action.stage) for name in _TIMES[action.kind])
+    def of(self, action: Action, stages: Sequence[int] = ()) -> float:
+        """How long this action takes on a rank with these stages; PlanError when its stage has no number."""
+        own = stages if action.stage == ALL else (action.stage,)
+        return sum(self._one(name, stage) for stage in own for name in _TIMES[action.kind])
 
     def _one(self, name: str, stage: int) -> float:
         value = getattr(self, name)
@@ -61,7 +67,11 @@ _TIMES = {
     "B": ("backward_input", "backward_weight"),
     "I": ("backward_input",),
     "W": ("backward_weight",),
+    "R": ("forward",),
     "U": ("update",),
+    "AR": ("all_reduce",),
+    "RS": ("reduce_scatter",),
+    "AG": ("all_gather",),
 }
 
 
@@ -70,13 +80,15 @@ class Wire:
     """What a message costs, in the unit of `Times`: latency + bytes * seconds_per_byte.
 
     Above `eager_limit` bytes sender and receiver first agree (rendezvous): three latencies, and a blocking send holds
-    its rank until the message is there. PlanError for what is negative or not finite.
+    its rank until the message is there. Gradients have `gradient_bytes`, by default as many as activations. PlanError
+    for what is negative or not finite.
     """
 
     latency: float = 0.0
     seconds_per_byte: float = 0.0
     bytes: float = 0.0
     eager_limit: float | None = None
+    gradient_bytes: float | None = None
 
     def __post_init__(self) -> None:
         _require_numbers(self)
@@ -89,12 +101,20 @@ class Wire:
     @property
     def seconds(self) -> float:
         """From the send to the arrival, when the receiver is there."""
-        return self.latency * (RENDEZVOUS_LATENCIES if self.is_rendezvous else 1) + self.bytes * self.seconds_per_byte
+        return self._seconds(self.bytes)
+
+    def of(self, send: Action) -> float:
+        """The same for one message."""
+        is_gradient = send.kind == "SB" and self.gradient_bytes is not None
+        return self._seconds(self.gradient_bytes if is_gradient else self.bytes)  # type: ignore[arg-type]
+
+    def _seconds(self, size: float) -> float:
+        return self.latency * (RENDEZVOUS_LATENCIES if self.is_rendezvous else 1) + size * self.seconds_per_byte
 
 
 @dataclass(frozen=True)
 class Event:
-    """One action of computing on the clock."""
+    """One action on the clock: of computing, of a collective, or a message from its send to its arrival."""
 
     rank: int
     action: Action
@@ -117,6 +137,8 @@ class Simulation:
     """by rank: time spent computing"""
     input_rate: float | None = None
     """microbatches that come in per unit of time; None: all are there from the start"""
+    traffic: tuple[Event, ...] = ()
+    """messages and collectives, of each rank that sends or takes part, in order of their start"""
 
     @property
     def idle(self) -> tuple[float, ...]:
@@ -131,7 +153,7 @@ class Simulation:
     @property
     def idle_fraction(self) -> float:
         """Idle time of all ranks / their time in the step: (p-1)/(m+p-1) for gpipe and 1f1b."""
-        return _ratio(sum(self.idle), self.makespan * self.plan.pp)
+        return _ratio(sum(self.idle), self.makespan * self.plan.ranks)
 
     @property
     def bubble_overhead(self) -> float:
@@ -142,6 +164,16 @@ class Simulation:
     def concurrency(self) -> float:
         """How many ranks compute at a time, in the mean over the makespan: p m/(m+p-1) for gpipe and 1f1b."""
         return _ratio(sum(self.busy), self.makespan)
+
+    @property
+    def communication(self) -> float:
+        """Time that messages and collectives would take one after the other, in the mean over the ranks."""
+        return math.fsum(event.end - event.start for event in self.traffic) / self.plan.ranks
+
+    @property
+    def hidden(self) -> float:
+        """The share of `communication` during which the ranks do not wait, in the mean over them; 0 without any."""
+        return 1 - sum(self.idle) / self.plan.ranks / self.communication if self.communication else 0.0
 
     @property
     def overlap(self) -> float:
@@ -253,42 +285,93 @@ def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate
     order, stuck = walk(plan, rendezvous=wire.is_rendezvous)
     if stuck:
         raise Deadlock(f"{plan.name}: " + ", ".join(map(str, stuck.values())))
-    holds = plan.blocking and wire.is_rendezvous
-    clock = [0.0] * plan.pp
-    events: list[Event] = []
-    before: list[int | None] = []  # by event: the one that it has waited for, as index
-    last: list[int | None] = [None] * plan.pp  # by rank: what its next event follows, as index of an event
-    arrivals: dict[Action, tuple[float, int | None]] = {}  # send -> when, index of the event that caused it
+    clock = _Clock(plan, times, wire, input_rate)
     for rank, action in order:
         if action.kind in SENDS:
-            start, cause = clock[rank], last[rank]
-            if holds:
-                other = plan.rank_of[action.partner.stage]
-                if clock[other] > start:
-                    start, cause = clock[other], last[other]
-                clock[rank], last[rank] = start + wire.seconds, cause
-            arrivals[action] = start + wire.seconds, cause
+            clock.send(rank, action)
         elif action.kind in RECEIVES:
-            arrival, cause = arrivals[action.partner]
-            if arrival > clock[rank]:
-                clock[rank], last[rank] = arrival, cause
+            clock.receive(rank, action)
+        elif action.kind in COLLECTIVES:
+            clock.meet(rank, action)
         else:
-            start, cause = clock[rank], last[rank]
-            if input_rate is not None and action.kind == "F" and action.stage == 0:
-                due = action.microbatch / input_rate
-                if due > start:
-                    start, cause = due, None
-            before.append(cause)
-            last[rank] = len(events)
-            clock[rank] = start + times.of(action)
-            events.append(Event(rank, action, start, clock[rank]))
-    path: list[Event] = []
-    here = max(range(len(events)), key=lambda index: events[index].end) if events else None
-    while here is not None:
-        path.append(events[here])
-        here = before[here]
-    busy = [0.0] * plan.pp
-    for event in events:
-        busy[event.rank] += times.of(event.action)
-    ordered = tuple(sorted(events, key=lambda event: (event.start, event.rank)))
-    return Simulation(plan, ordered, max(clock, default=0.0), tuple(reversed(path)), tuple(busy), input_rate)
+            clock.compute(rank, action)
+    events, traffic = (tuple(sorted(of, key=lambda e: (e.start, e.rank))) for of in (clock.events, clock.traffic))
+    makespan = max(clock.now, default=0.0)
+    return Simulation(plan, events, makespan, clock.critical_path(), tuple(clock.busy), input_rate, traffic)
+
+
+class _Clock:
+    """The time on each rank, and what it has waited for."""
+
+    def __init__(self, plan: Plan, times: Times, wire: Wire, input_rate: float | None) -> None:
+        self.plan, self.times, self.wire, self.input_rate = plan, times, wire, input_rate
+        self.holds = plan.blocking and wire.is_rendezvous
+        self.now = [0.0] * plan.ranks
+        self.busy = [0.0] * plan.ranks
+        self.events: list[Event] = []
+        self.traffic: list[Event] = []
+        self.before: list[int | None] = []  # by event: the one that it has waited for, as index
+        self.last: list[int | None] = [None] * plan.ranks  # by rank: what its next event follows, as index of an event
+        # (rank, send) -> when it arrives, index of the event that caused it
+        self.arrivals: dict[tuple[int, Action], tuple[float, int | None]] = {}
+        self.met: dict[tuple[tuple[int, ...], Action], tuple[float, int | None]] = {}  # group, collective -> its end
+
+    def send(self, rank: int, action: Action) -> None:
+        """Puts it on its way."""
+        peers = self.plan.peers(rank, action)
+        if not peers:
+            return
+        start, cause = self.now[rank], self.last[rank]
+        end = start + self.wire.of(action)
+        if self.holds and action.sub_batch == ALL:
+            (other,) = peers
+            if self.now[other] > start:
+                start, cause = self.now[other], self.last[other]
+            end = start + self.wire.of(action)
+            self.now[rank], self.last[rank] = end, cause
+        self.arrivals[rank, action] = end, cause
+        self.traffic.append(Event(rank, action, start, end))
+
+    def receive(self, rank: int, action: Action) -> None:
+        """Waits for it."""
+        for other in self.plan.peers(rank, action):
+            self._wait(rank, *self.arrivals[other, action.partner])
+
+    def meet(self, rank: int, action: Action) -> None:
+        """Waits for the group, of which all come here one after the other, and for the collective."""
+        group = tuple(sorted((rank, *self.plan.peers(rank, action))))
+        if len(group) == 1:
+            return
+        if (group, action) not in self.met:
+            latest = max(group, key=lambda one: self.now[one])
+            end = self.now[latest] + max(self.times.of(action, self.plan.stages_of[one]) for one in group)
+            self.met[group, action] = end, self.last[latest]
+            self.traffic += [Event(one, action, self.now[latest], end) for one in group]
+        self._wait(rank, *self.met[group, action])
+
+    def _wait(self, rank: int, until: float, cause: int | None) -> None:
+        if until > self.now[rank]:
+            self.now[rank], self.last[rank] = until, cause
+
+    def compute(self, rank: int, action: Action) -> None:
+        """Takes its time."""
+        start, cause = self.now[rank], self.last[rank]
+        if self.input_rate is not None and action.kind == "F" and action.stage == 0:
+            due = action.microbatch / self.input_rate
+            if due > start:
+                start, cause = due, None
+        taken = self.times.of(action, self.plan.stages_of[rank])
+        self.before.append(cause)
+        self.last[rank] = len(self.events)
+        self.now[rank] = start + taken
+        self.busy[rank] += taken
+        self.events.append(Event(rank, action, start, self.now[rank]))
+
+    def critical_path(self) -> tuple[Event, ...]:
+        """From the start to the end of what ends last."""
+        path = []
+        here = max(range(len(self.events)), key=lambda i: self.events[i].end) if self.events else None
+        while here is not None:
+            path.append(self.events[here])
+            here = self.before[here]
+        return tuple(reversed(path))

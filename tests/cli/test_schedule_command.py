@@ -10,8 +10,9 @@ import pytest
 from conftest import HANG, ROOT
 
 from parallel_dl.cli import main
-from parallel_dl.cli.schedule import _MEANINGS, _STYLES
+from parallel_dl.cli.schedule import _STYLES
 from parallel_dl.schedule import SCHEDULES, make, with_messages, write
+from parallel_dl.schedule.actions import COMPUTE
 
 KEYS = [
     *("name", "pp", "microbatches", "makespan", "idle_fraction", "bubble_overhead", "peak_live"),
@@ -131,7 +132,7 @@ def test_the_grid_is_plain_text_when_piped(capfd):
     assert "idle             33.3% of the step, 50.0% of the work\n" in out
     assert "overlap          11.1% of the step" in out
     assert "critical path    0F0 1F0 1B0 1F1 1B1 0B1 (6 actions)\n" in out
-    assert set(_STYLES) == {*_MEANINGS, ""}
+    assert set(_STYLES) == {*COMPUTE, ""}
 
 
 def test_the_grid_has_colours_in_a_terminal(capfd, monkeypatch):

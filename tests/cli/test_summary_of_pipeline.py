@@ -13,7 +13,7 @@ from parallel_dl.cost import cut_stages
 OF_PIPELINE = ["pp", "schedule", "microbatches", "cache_bytes", "ranks", "serial"]
 OF_RANK = [
     *("rank", "stages", "layers", "parameters", "weight_bytes", "multiply_adds"),
-    *("peak_live", "activation_bytes", "weight_bytes_loaded"),
+    *("idle", "peak_live", "activation_bytes", "weight_bytes_loaded"),
 ]
 OF_SERIAL = ["weight_bytes", "weight_bytes_loaded"]
 
@@ -44,6 +44,7 @@ def test_json(capfd):
     assert [own["parameters"] for own in ranks] == [24_832, 33_024, 33_024, 34_314]
     assert [own["weight_bytes"] for own in ranks] == [99_328, 132_096, 132_096, 137_256]
     assert [own["multiply_adds"] for own in ranks] == [64 * each for each in (24_576, 32_768, 32_768, 34_048)]
+    assert [round(own["idle"], 3) for own in ranks] == [0.458, 0.277, 0.277, 0.249]
     assert [own["peak_live"] for own in ranks] == [4, 3, 2, 1]
     # 8 samples in a microbatch: flatten, and two layers with their ReLU; the last has 10 values instead of one ReLU
     values = [64 + 4 * 128, 4 * 128, 4 * 128, 4 * 128 + 10]
@@ -80,14 +81,14 @@ def test_table(capfd):
     out, _ = capfd.readouterr()
     assert "mlp_deep in a pipeline: 4 ranks, 1f1b, 8 microbatches" in out
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert "0 flatten .. relu2 24,832 99,328 1,572,864 4 73,728 99,328" in lines
-    assert "3 fc7 .. fc9 34,314 137,256 2,179,072 1 16,704 1,098,048" in lines
+    assert "0 flatten .. relu2 24,832 99,328 1,572,864 45.8% 4 73,728 99,328" in lines
+    assert "3 fc7 .. fc9 34,314 137,256 2,179,072 24.9% 1 16,704 1,098,048" in lines
     assert "all 500,776 1,461,568" in lines
     assert "serial 500,776 4,006,208" in lines
     assert "fit into 133,000 bytes" in out
     assert main(["summary", *flags]) == 0
     out, _ = capfd.readouterr()
-    assert "1,572,864           4       73,728  \n" in out
+    assert "1,572,864   45.8%           4       73,728  \n" in out
     assert "loaded" not in out.lower()
     assert "serial" not in out.lower()
 

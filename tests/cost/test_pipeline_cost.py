@@ -27,6 +27,8 @@ def test_by_hand():
     assert (second.rank, second.stages, second.layers) == (1, (1,), (("2",),))
     assert (first.parameters, first.weight_bytes, first.multiply_adds) == (20, 80, 150)
     assert (second.parameters, second.weight_bytes, second.multiply_adds) == (12, 48, 100)
+    # forward 15 and backward 30 of the first stage, 10 and 20 of the second: the last backward ends at 195
+    assert (first.idle, second.idle) == pytest.approx((1 - 180 / 195, 1 - 120 / 195))
     assert (first.peak_live, first.activation_bytes) == (2, (3 + 3) * 10 * 4)
     assert (second.peak_live, second.activation_bytes) == (1, 3 * 2 * 4)
     # both stages fit into 80 bytes, the whole network does not

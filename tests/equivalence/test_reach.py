@@ -30,7 +30,7 @@ from parallel_dl.model_parallel import ModelParallel, linear
 from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
-from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.pipeline_parallel.stash import WeightStash
 from parallel_dl.splits import Plan
 from parallel_dl.splits.moves import AllReduce
 from parallel_dl.trainer import Trainer
@@ -186,9 +186,9 @@ def constant(before):
 @pytest.mark.parametrize(
     ("name", "layout", "plant"),
     [
-        ("norms", STASHING, wrongly(StageRunner, "_weights_of", newest_weights)),
+        ("norms", STASHING, wrongly(WeightStash, "using", newest_weights)),
         ("norms", STASHING, wrongly(trainer, "as_batches", counted_in_the_batch)),
-        ("inception", VARIABLE, wrongly(one_weird_trick, "parts_of", next_scheme)),
+        ("inception", VARIABLE, wrongly(one_weird_trick, "sub_batches", next_scheme)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", no_average)),
         ("local_norm", REPLICAS, wrongly(gradients, "average_running_statistics", sum_for_mean)),
         ("norms", REPLICAS, wrongly(Bucket, "start", not_sent)),

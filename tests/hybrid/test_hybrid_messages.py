@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from parallel_dl import nn, optim
-from parallel_dl.hybrid import SCHEMES, largest_outbound, parts_of, received
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh, gather_rows
 from parallel_dl.partition import shares
+from parallel_dl.schedule import SCHEMES, largest_outbound, received, sub_batches
 from parallel_dl.trainer import Trainer
 
 VALUES = 27  # after the features
@@ -94,7 +94,7 @@ def test_largest_outbound_of_a_step(comm, scheme):
     exchange = Exchange(counted, VALUES)
     share = np.arange(each * VALUES, dtype=float).reshape(each, VALUES) + 1000 * comm.rank
     most = {"gather": 0, "reduction": 0}
-    for part in parts_of(scheme, [each] * comm.size):
+    for part in sub_batches(scheme, [each] * comm.size):
         for kind in most:
             counted.ledger.clear()
             with counted.ledger.counting():
@@ -124,11 +124,11 @@ def test_parts():
         for ranks in (1, 2, 3, 5):
             for samples in (0, 1, 4, 13):
                 own = shares(samples, ranks)
-                parts = parts_of(scheme, own)
+                parts = sub_batches(scheme, own)
                 assert len(parts) == (1 if scheme == "a" else ranks)
-                places = np.concatenate([part.places for part in parts])
+                places = np.concatenate([part.indices for part in parts])
                 assert sorted(places.tolist()) == list(range(samples))
-                assert all(sum(part.sizes) == part.size == len(part.places) for part in parts)
-    one, two = parts_of("c", [3, 2])
-    assert (one.places.tolist(), two.places.tolist()) == ([0, 1, 3], [2, 4])
+                assert all(sum(part.sizes) == part.size == len(part.indices) for part in parts)
+    one, two = sub_batches("c", [3, 2])
+    assert (one.indices, two.indices) == ((0, 1, 3), (2, 4))
     assert (one.rows(1), two.own) == (slice(2, 3), (slice(2, 3), slice(1, 2)))

@@ -3,7 +3,8 @@
 import pytest
 
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid import SCHEMES, timeline
+from parallel_dl.hybrid import timeline
+from parallel_dl.schedule import ALL, SCHEMES
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -12,34 +13,34 @@ def test_all_but_one_of_k_transfers_is_hidden(ranks):
     forward, backward, send = 8.0 * ranks, 16.0 * ranks, 4.0
     b = timeline("b", ranks, forward, backward, send)
     assert b.communication == 2 * ranks * send
-    assert b.time == forward + backward + 2 * send
+    assert b.makespan == forward + backward + 2 * send
     assert b.hidden == (ranks - 1) / ranks
     c = timeline("c", ranks, forward, backward, send)
     assert c.communication == 2 * send
-    assert c.time == forward + backward + 2 * send / ranks
+    assert c.makespan == forward + backward + 2 * send / ranks
     assert c.hidden == (ranks - 1) / ranks
     a = timeline("a", ranks, forward, backward, send)
-    assert (a.time, a.communication, a.hidden) == (forward + backward + 2 * send, 2 * send, 0)
+    assert (a.makespan, a.communication, a.hidden) == (forward + backward + 2 * send, 2 * send, 0)
 
 
 def test_exactly_as_long_is_hidden_and_longer_is_not():
     """A part's forward takes 4 and its backward 8: 12 for what arrives next, 4 for what goes back."""
     assert timeline("b", 4, 16, 32, send=12, reduce=4).hidden == 3 / 4
-    assert timeline("b", 4, 16, 32, send=12, reduce=4).time == 12 + 48 + 4
-    assert timeline("b", 4, 16, 32, send=13, reduce=4).time == 13 * 4 + 12 + 4
-    assert timeline("b", 4, 16, 32, send=12, reduce=5).time == 12 + 48 + 3 + 5
+    assert timeline("b", 4, 16, 32, send=12, reduce=4).makespan == 12 + 48 + 4
+    assert timeline("b", 4, 16, 32, send=13, reduce=4).makespan == 13 * 4 + 12 + 4
+    assert timeline("b", 4, 16, 32, send=12, reduce=5).makespan == 12 + 48 + 3 + 5
     # scheme c sends a fourth in each step: four times as much is hidden
-    assert timeline("c", 4, 16, 32, send=48, reduce=16).time == 12 + 48 + 4
+    assert timeline("c", 4, 16, 32, send=48, reduce=16).makespan == 12 + 48 + 4
     assert timeline("c", 4, 16, 32, send=48, reduce=16).hidden == 3 / 4
     # with nothing to compute all of it is waited for
-    assert timeline("b", 4, 0, 0, 2).time == 4 * 2 + 2 * 4 - 3 * 2  # each reduction beside the next sending
-    assert timeline("a", 4, 0, 0, 2).time == 4
+    assert timeline("b", 4, 0, 0, 2).makespan == 4 * 2 + 2 * 4 - 3 * 2  # each reduction beside the next sending
+    assert timeline("a", 4, 0, 0, 2).makespan == 4
 
 
 def test_the_numbers_of_the_page():
     """docs/hybrids.md: 8 ranks, 80 and 160 to compute, 5 to send a share."""
     found = {scheme: timeline(scheme, 8, 80.0, 160.0, 5.0) for scheme in SCHEMES}
-    assert {scheme: one.time for scheme, one in found.items()} == {"a": 250, "b": 250, "c": 241.25}
+    assert {scheme: one.makespan for scheme, one in found.items()} == {"a": 250, "b": 250, "c": 241.25}
     assert {scheme: one.communication for scheme, one in found.items()} == {"a": 10, "b": 80, "c": 10}
     assert {scheme: one.hidden for scheme, one in found.items()} == {"a": 0, "b": 7 / 8, "c": 7 / 8}
 
@@ -47,28 +48,34 @@ def test_the_numbers_of_the_page():
 def test_one_rank_sends_nothing():
     for scheme in SCHEMES:
         one = timeline(scheme, 1, 3, 5, 100)
-        assert (one.time, one.communication, one.hidden) == (8, 0, 0)
+        assert (one.makespan, one.communication, one.hidden) == (8, 0, 0)
 
 
 def test_what_is_where():
     """The second part is under way while the first computes; its forward is over the first one's reduction."""
-    found = {(one.kind, one.part): (one.start, one.end) for one in timeline("b", 2, 4, 8, 1).stretches}
-    assert found == {
-        ("send", 0): (0, 1),
-        ("send", 1): (1, 2),
-        ("forward", 0): (1, 3),
-        ("backward", 0): (3, 7),
-        ("reduce", 0): (7, 8),
-        ("forward", 1): (7, 9),
-        ("backward", 1): (9, 13),
-        ("reduce", 1): (13, 14),
-    }
+    found = timeline("b", 2, 4, 8, 1)
+    for rank in range(2):
+        done = {
+            (e.action.kind, e.action.sub_batch): (e.start, e.end)
+            for e in (*found.events, *found.traffic)
+            if e.rank == rank and e.action.sub_batch != ALL
+        }
+        assert done == {
+            ("SF", 0): (0, 1),
+            ("SF", 1): (1, 2),
+            ("F", 0): (1, 3),
+            ("B", 0): (3, 7),
+            ("SB", 0): (7, 8),
+            ("F", 1): (7, 9),
+            ("B", 1): (9, 13),
+            ("SB", 1): (13, 14),
+        }
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("d", 2, 1, 1, 1), "unknown --scheme 'd'"),
+        (("d", 2, 1, 1, 1), "unknown scheme 'd'"),
         (("a", 0, 1, 1, 1), "ranks 0"),
         (("a", 2, -1, 1, 1), "forward -1"),
         (("a", 2, 1, 1, float("nan")), "send nan"),

@@ -5,9 +5,9 @@ import pytest
 
 from parallel_dl import networks, nn, optim
 from parallel_dl.equivalence import Experiment, assert_same, record
-from parallel_dl.hybrid import SCHEMES
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
+from parallel_dl.schedule import SCHEMES
 
 SHAPE, CLASSES = (2, 6, 6), 5
 

@@ -136,7 +136,7 @@ def test_pipedream_is_the_serial_program_with_its_weights(comm, microbatches):
     trainer = trainer_of(comm, "pipedream", microbatches, deep(dropout=0.2))
     runner, kept = trainer.pipeline.runner, []
     update = runner.update
-    runner.update = lambda *action: (update(*action), kept.append(len(runner._kept)))
+    runner.update = lambda *action: (update(*action), kept.append(len(runner.stash._kept)))
     batches = [batch for epoch in range(2) for batch in trainer.loader(*data(), 11, seed=0).epoch(epoch)]
     ours = [loss for batch in batches for loss in trainer.sum_losses(np.array(trainer.step(batch))).tolist()]
     losses, weights = replay(trainer.pipeline.stages, batches, dropout=0.2)
@@ -172,7 +172,7 @@ def test_one_trainer_for_batches_of_any_size(comm):
     pipeline = trainer_of(comm, "gpipe").pipeline
     runner, posted = pipeline.runner, []
     forward = runner.forward
-    runner.forward = lambda *action: (posted.append(len(runner._posted)), forward(*action))
+    runner.forward = lambda *action: (posted.append(len(runner.messages._posted)), forward(*action))
     x, y = data()
     for count in (8, 3, 1):
         pipeline.run([datasets.Share(x[i : i + 2], y[i : i + 2], i, 16) for i in range(count)], [0] * count)
@@ -212,9 +212,9 @@ def test_float32(comm):
         trainer.step(batch)
     assert all(p.grad.dtype == np.float32 for p in trainer.pipeline.parameters)
     with pytest.raises(InputError, match="gives float64, but the network is float32: convert the samples"):
-        trainer.pipeline.runner._require_fits(np.zeros((2, 5)), 1)
+        trainer.pipeline.runner.messages.require_fits(np.zeros((2, 5)), 1)
     with pytest.raises(InputError, match=r"gives samples of shape \(3, 5\), but stage 1 takes \(5,\)"):
-        trainer.pipeline.runner._require_fits(np.zeros((2, 3, 5), "float32"), 1)
+        trainer.pipeline.runner.messages.require_fits(np.zeros((2, 3, 5), "float32"), 1)
 
 
 @pytest.mark.ranks(2)

@@ -11,8 +11,9 @@ import numpy as np
 
 from parallel_dl.equivalence.mutants.mutant import Mutant, replaced
 from parallel_dl.equivalence.mutants.networks import HYBRID
-from parallel_dl.hybrid import Part, one_weird_trick
+from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.hybrid.exchange import Reduction
+from parallel_dl.schedule import SubBatch
 
 
 def _only_own_summand(stack: ExitStack) -> None:
@@ -29,15 +30,15 @@ def _only_own_summand(stack: ExitStack) -> None:
 
 
 def _parts_out_of_place(stack: ExitStack) -> None:
-    """The samples of a part are taken for others: for their masks and targets."""
+    """The samples of a sub-batch are taken for others: for their masks and targets."""
 
     def make(before: Any) -> Any:
-        def wrong(scheme: str, shares: Sequence[int]) -> list[Part]:
-            return [dataclasses.replace(part, places=part.places[::-1]) for part in before(scheme, shares)]
+        def wrong(scheme: str, shares: Sequence[int]) -> list[SubBatch]:
+            return [dataclasses.replace(part, indices=part.indices[::-1]) for part in before(scheme, shares)]
 
         return wrong
 
-    replaced(stack, one_weird_trick, "parts_of", make)
+    replaced(stack, one_weird_trick, "sub_batches", make)
 
 
 MUTANTS: tuple[Mutant, ...] = (

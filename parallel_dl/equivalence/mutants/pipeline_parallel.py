@@ -10,6 +10,7 @@ import numpy as np
 
 from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, replaced
 from parallel_dl.equivalence.mutants.networks import PIPE, ZERO_BUBBLE
+from parallel_dl.pipeline_parallel.messages import Messages
 from parallel_dl.pipeline_parallel.runner import StageRunner
 
 
@@ -17,12 +18,12 @@ def _sent(kind: str, change: Callable[[np.ndarray], np.ndarray]) -> Plant:
     """What stages send forward (SF) or backward (SB) is changed."""
 
     def make(before: Any) -> Any:
-        def wrong(runner: StageRunner, action: Any, array: np.ndarray) -> None:
-            before(runner, action, change(array) if action.kind == kind else array)
+        def wrong(messages: Messages, action: Any, array: np.ndarray) -> None:
+            before(messages, action, change(array) if action.kind == kind else array)
 
         return wrong
 
-    return lambda stack: replaced(stack, StageRunner, "_send", make)
+    return lambda stack: replaced(stack, Messages, "send", make)
 
 
 def _stale_weights(stack: ExitStack) -> None:

@@ -20,7 +20,7 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Pending, SharedWindow, alone
 from parallel_dl.mpi.messages import TAG_SLICES
 from parallel_dl.mpi.reductions import TAG_TREE
-from parallel_dl.pipeline_parallel.runner import StageRunner
+from parallel_dl.pipeline_parallel.messages import Messages
 
 
 # -- shared memory -------------------------------------------------------------------------------------------------
@@ -141,15 +141,15 @@ def _sent_from(staged: Callable[[dict[Any, np.ndarray], Any, np.ndarray], np.nda
     def make(before: Any) -> Any:
         buffers: dict[Any, np.ndarray] = {}
 
-        def wrong(runner: StageRunner, action: Any, array: np.ndarray) -> None:
+        def wrong(messages: Messages, action: Any, array: np.ndarray) -> None:
             buffer = staged(buffers, (action.kind, action.stage, array.shape), array)
-            before(runner, action, buffer)
+            before(messages, action, buffer)
             if clear:
                 buffer[...] = 0
 
         return wrong
 
-    return lambda stack: replaced(stack, StageRunner, "_send", make)
+    return lambda stack: replaced(stack, Messages, "send", make)
 
 
 def _one_buffer(buffers: dict[Any, np.ndarray], key: Any, array: np.ndarray) -> np.ndarray:
@@ -160,12 +160,12 @@ def _one_buffer(buffers: dict[Any, np.ndarray], key: Any, array: np.ndarray) -> 
 
 def _sends_not_awaited(stack: ExitStack) -> None:
     def make(before: Any) -> Any:
-        def wrong(runner: StageRunner) -> None:
-            runner._sent = []
+        def wrong(messages: Messages) -> None:
+            messages._sent = []
 
         return wrong
 
-    replaced(stack, StageRunner, "finish", make)
+    replaced(stack, Messages, "finish", make)
 
 
 # -- the list ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,6 @@ from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh, one_rank
 from parallel_dl.optim import Optimizer
-from parallel_dl.schedule import ASYNCHRONOUS
 from parallel_dl.trainer import Trainer
 
 Random = np.random.Generator | None
@@ -57,7 +56,7 @@ def program_of(network: nn.Module, layout: Layout) -> str | None:
     """
     statistics = {module.statistics for _, module in network.named_modules() if isinstance(module, nn.BatchNorm)}
     local = "local" in statistics and layout.dp > 1
-    if layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS:
+    if layout.is_asynchronous:
         if local:
             raise InputError(f"`schedule` {layout.schedule_name}: is not compared with local batch norm; valid is 1f1b")
         return "weight stashing"

@@ -9,12 +9,12 @@ from parallel_dl.cost.stages import cut_stages
 from parallel_dl.equivalence.runs.replayed import program_of
 from parallel_dl.equivalence.specimens.networks import SPECIMENS
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid import SCHEMES, halves_of
+from parallel_dl.hybrid import halves_of
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Branches, Conv2d, Linear, Module
 from parallel_dl.partition import LEAVES
 from parallel_dl.reproducible import cut_into_leaves
-from parallel_dl.schedule import ASYNCHRONOUS, SCHEDULES, PlanError, make
+from parallel_dl.schedule import SCHEDULES, SCHEMES, PlanError, make
 from parallel_dl.splits import plan
 
 MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stages
@@ -82,13 +82,13 @@ def covering_set(
 
 
 def _is_product(layout: Layout) -> bool:
-    own = layout.variable_batch or (layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS)
+    own = layout.variable_batch or layout.is_asynchronous
     return not (layout.split or layout.reproducible or own)
 
 
 def _kind(layout: Layout) -> tuple[object, ...]:
     """What it divides, and how it computes: not the schedule, the scheme, or which layer is split how."""
-    asynchronous = layout.is_pipelined and layout.schedule_name in ASYNCHRONOUS
+    asynchronous = layout.is_asynchronous
     tiles = layout.mp > 3 and "rows-columns" in (layout.split or {}).values()
     divides = layout.dp > 1, layout.mp > 1, layout.pp > 1, layout.hybrid, bool(layout.split), tiles
     return (*divides, layout.reproducible, layout.variable_batch, asynchronous)

@@ -1,0 +1,252 @@
+"""`parallel-dl plan`: each rank's program for one step under a layout, and each layer's placements."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_dl import launch
+from parallel_dl.cli.layout import (
+    Chunks,
+    Dp,
+    Hybrid,
+    LayoutFile,
+    Microbatches,
+    Mp,
+    Pp,
+    Ranks,
+    Reproducible,
+    Schedule,
+    Scheme,
+    Split,
+    Stage,
+    VariableBatch,
+    flags_of_ranks,
+    layout_of,
+    require_fits,
+)
+from parallel_dl.cli.limits import require_count
+from parallel_dl.cli.networks import network_and_shape
+from parallel_dl.cli.terminal import console
+from parallel_dl.errors import InputError, number_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from parallel_dl import schedule as schedules
+    from parallel_dl.layout import Layout
+    from parallel_dl.nn import Module
+    from parallel_dl.splits import Plan, Step
+
+_MOST_PROGRAMS = 64  # that are printed
+_COLUMNS = ("layer", "stage", "split", "input", "weights", "output")
+
+
+def plan(
+    network: Annotated[str, typer.Argument(help="Which network.")],
+    layout_file: LayoutFile = None,
+    dp: Dp = None,
+    mp: Mp = None,
+    split: Split = None,
+    pp: Pp = None,
+    schedule: Schedule = None,
+    stage: Stage = None,
+    chunks: Chunks = None,
+    microbatches: Microbatches = None,
+    hybrid: Hybrid = None,
+    ranks: Ranks = None,
+    scheme: Scheme = None,
+    variable_batch: VariableBatch = False,
+    reproducible: Reproducible = False,
+    dataset: Annotated[
+        str | None, typer.Option(help="Where input shape and classes come from. [default: the network's, or digits]")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Print what each rank does in one step of training, and which part of each layer it has.
+
+    The layout is that of `train`. The programs are proved before they are printed. No rank is started.
+    """
+    from parallel_dl.schedule import check
+
+    require_count("batch-size", batch_size)
+    model, shape, _ = network_and_shape(network, dataset, data_dir)
+    layout = layout_of(
+        layout_file,
+        dp=dp,
+        mp=mp,
+        split=split,
+        pp=pp,
+        schedule=schedule,
+        stage=stage,
+        chunks=chunks,
+        microbatches=microbatches,
+        hybrid=hybrid,
+        ranks=ranks,
+        scheme=scheme,
+        variable_batch=variable_batch,
+        reproducible=reproducible,
+    )
+    require_fits(model, shape, layout)
+    layout.require_microbatches(batch_size)
+    step = layout.plan(batch_size)
+    report = check(step)
+    if report.line is not None:
+        raise InputError(f"{step.name}: {report.line}")
+    if launch.mpirun_rank() != 0:  # in a user's mpirun every rank finds the same: one says it
+        return
+    layers = list(placements(model, shape, layout))
+    if as_json:
+        print(json.dumps(as_object(network, shape, layout, batch_size, step, report, layers)))
+    else:
+        _print(network, layout, batch_size, step, report, layers)
+
+
+def as_object(
+    network: str,
+    shape: Sequence[int],
+    layout: Layout,
+    batch_size: int,
+    step: schedules.Plan,
+    report: schedules.Report,
+    layers: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """The JSON object; programs and peaks are those of all ranks, as MPI numbers them."""
+    return {
+        "network": network,
+        "input_shape": list(shape),
+        "batch_size": batch_size,
+        "layout": layout.as_dict(),
+        "ranks": layout.ranks,
+        "programs": [line for line in step.lines() for _ in range(layout.mp)],
+        "peak_live": [live for live in report.peak_live for _ in range(layout.mp)],
+        "layers": list(layers),
+    }
+
+
+# -- placements ----------------------------------------------------------------------------------------------------
+def placements(network: Module, shape: Sequence[int], layout: Layout) -> Iterator[dict[str, Any]]:
+    """For each layer its name, stage and split, and what the ranks have of its input, weights and output, in words."""
+    from parallel_dl.cost import cost_of, cut_stages
+    from parallel_dl.schedule import make
+    from parallel_dl.splits import plan as plan_of_splits
+
+    steps: dict[str, Step] = {}
+    stage_of: dict[str, int] = {}
+    samples = "samples" if layout.dp > 1 else "all"
+    after: Plan | None = None
+    if layout.hybrid is not None:
+        from parallel_dl.hybrid import halves_of
+
+        halves = halves_of(network, shape)
+        after = halves.plan(layout.dp, layout.split)
+        stage_of = dict.fromkeys(halves.classifier._modules, 1)
+    elif layout.splits_layers:
+        after = plan_of_splits(network, shape, layout.mp, layout.split)
+    if after is not None:
+        steps = {step.name: step for step in after.steps}
+    if layout.is_pipelined:
+        stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
+        cut = cut_stages(network, shape, stages, layout.stages)
+        stage_of = {name: stage for stage in range(stages) for name in cut.layers(stage)}
+    for layer in cost_of(network, shape).layers:
+        step = steps.get(layer.name)
+        shared = "all" if layout.hybrid and step else samples
+        yield {
+            "name": layer.name,
+            "stage": stage_of.get(layer.name.split(".")[0], 0),
+            "split": str(step.way) if step is not None and step.way is not None else None,
+            "input": _joined(shared, "all" if step is None else _words(step.before)),
+            "weights": _weights(step) if layer.parameters else "",
+            "output": _joined(shared, "all" if step is None else _words(step.after)),
+        }
+
+
+def _joined(samples: str, of_model: str) -> str:
+    words = [word for word in (samples, of_model) if word != "all"]
+    return ", ".join(words) or "all"
+
+
+def _words(placement: Any) -> str:
+    """What each rank of the model axis has, with the sizes by rank."""
+    from parallel_dl.splits import Sliced, Tiled
+
+    if isinstance(placement, Sliced):
+        return f"features {_sizes(placement.sizes)}"
+    if isinstance(placement, Tiled):
+        cut = {"rows": placement.rows, "columns": placement.columns}
+        return ", ".join(f"{name} {_sizes(sizes)}" for name, sizes in cut.items() if len(sizes) > 1)
+    return "all"
+
+
+def _weights(step: Step | None) -> str:
+    pieces = step.division.pieces.get("weight") if step is not None else None
+    if not pieces:
+        return "all"
+    counts = {f"axis {axis}": [part[axis].stop - part[axis].start for part in pieces] for axis in range(len(pieces[0]))}
+    cut = {axis: sizes for axis, sizes in counts.items() if len({part[int(axis[5:])].start for part in pieces}) > 1}
+    return ", ".join(f"{axis} {_sizes(sizes)}" for axis, sizes in cut.items()) or "all"
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return "+".join(map(str, sizes))
+
+
+# -- for people ----------------------------------------------------------------------------------------------------
+def _print(
+    network: str,
+    layout: Layout,
+    batch_size: int,
+    step: schedules.Plan,
+    report: schedules.Report,
+    layers: Sequence[dict[str, Any]],
+) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from parallel_dl.schedule import MEANINGS
+
+    screen = console()
+    what = f"{number_of(layout.ranks, 'rank')} ({flags_of_ranks(layout)})"
+    name = f"{step.name}, " if layout.is_pipelined or layout.hybrid else ""
+    screen.print(f"{network}: {what}, {name}{number_of(batch_size, 'sample')}\n", soft_wrap=True, markup=False)
+    alike: dict[str, list[int]] = {}
+    for rank, line in enumerate(line for line in step.lines() for _ in range(layout.mp)):
+        alike.setdefault(line, []).append(rank)
+    labels = [_ranks(ranks) for ranks in alike.values()]
+    width = max(map(len, labels))
+    for label, line in list(zip(labels, alike))[:_MOST_PROGRAMS]:
+        screen.print(f"{label.ljust(width)}  {line}", soft_wrap=True, markup=False, highlight=False)
+    if len(alike) > _MOST_PROGRAMS:
+        screen.print(f"... and {number_of(len(alike) - _MOST_PROGRAMS, 'more program')}")
+    kinds = {action.kind for _, action in step.actions()}
+    legend = "; ".join(f"{kind} {said}" for kind, said in MEANINGS.items() if kind in kinds)
+    screen.print(f"\n{legend}.", soft_wrap=True)
+    live = " to ".join(map(str, sorted({min(report.peak_live), max(report.peak_live)})))
+    screen.print(f"Proved: complete, matched, no deadlock. Peak live activations of a rank: {live}.", soft_wrap=True)
+    table = Table(box=box.SIMPLE)
+    for header in _COLUMNS:
+        table.add_column(header, no_wrap=True)
+    for layer in layers:
+        table.add_row(*("" if value is None else str(value) for value in layer.values()))
+    # a narrow screen wraps the lines; a cut placement would be wrong
+    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
+    screen.print(table)
+    screen.print(
+        "Placements: what each rank has. all: all of it; samples: a share of the batch; features, rows, columns and\n"
+        "axis (of the weight): slices of these sizes, by rank of the model axis.",
+        soft_wrap=True,
+    )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """Like "rank 0", "ranks 0 to 3" or "ranks 0, 1"."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks))}"

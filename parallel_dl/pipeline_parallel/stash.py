@@ -1,0 +1,50 @@
+"""Weight stashing: weights that microbatches under way were passed forward with, kept until their backward.
+
+(Narayanan et al. 2019, PipeDream, SOSP '19, section 3.3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from parallel_dl.nn import FlatParameters, Parameter, flatten
+
+
+class WeightStash:
+    """The versions of these weights: how many updates between microbatches each has seen."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = parameters
+        self.version = 0
+        self._kept: dict[int, list[np.ndarray]] = {}
+
+    def advance(self, in_use: Collection[int]) -> None:
+        """Before an update: keeps the present version, and those of before, as far as they are in use."""
+        if self.version in in_use:
+            self._kept[self.version] = [group.values.copy() for group in self._groups]
+        self._kept = {version: values for version, values in self._kept.items() if version in in_use}
+        self.version += 1
+
+    @contextmanager
+    def using(self, version: int) -> Iterator[None]:
+        """Inside, the weights are those of that version: the tape holds on to their memory."""
+        if version == self.version:
+            yield
+            return
+        now = [group.values.copy() for group in self._groups]
+        self._set(self._kept[version])
+        try:
+            yield
+        finally:
+            self._set(now)
+
+    def _set(self, values: Sequence[np.ndarray]) -> None:
+        for group, own in zip(self._groups, values):
+            group.values[...] = own
+
+    @property
+    def _groups(self) -> list[FlatParameters]:
+        return flatten(self.parameters)

@@ -1,0 +1,38 @@
+"""The plan of a whole step: serial, accumulated, replicated and pipelined ones, from the numbers of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from parallel_dl.schedule.actions import ALL, Plan
+from parallel_dl.schedule.lowering import with_messages
+from parallel_dl.schedule.one_weird_trick import one_weird_trick, sub_batches
+from parallel_dl.schedule.reductions import replicated, with_all_reduce, with_update
+from parallel_dl.schedule.schedules import Schedule, make
+
+
+def plan_of_step(
+    schedule: str | Schedule | None = None,
+    pp: int = 1,
+    microbatches: int = 1,
+    chunks: int | None = None,
+    replicas: int = 1,
+) -> Plan:
+    """The plan of `pp` x `replicas` ranks, replicas of a stage side by side, with messages, sums and updates.
+
+    Without a schedule one rank does all: `0F0 0B0 U`, with more microbatches `0F0 0B0 0F1 0B1 U`. PlanError as `make`.
+    """
+    plan = make("naive" if schedule is None else schedule, pp, microbatches, chunks)
+    return with_messages(replicated(with_update(plan), replicas))
+
+
+def plan_of_hybrid_step(scheme: str, shares: Sequence[int], variable_batch: bool = False) -> Plan:
+    """That of "One weird trick" on ranks whose shares of the batch have these numbers of samples.
+
+    Sub-batches without samples are left out. InputError for an unknown scheme.
+    """
+    parts = [number for number, part in enumerate(sub_batches(scheme, shares)) if part.size]
+    plan = one_weird_trick(len(shares), parts, variable_batch=variable_batch)
+    plan = with_update(plan, 0 if variable_batch else ALL)
+    return replace(with_all_reduce(plan, 0) if len(shares) > 1 else plan, name=f"one weird trick, scheme {scheme}")
