@@ -21,7 +21,7 @@ from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.metrics import Evaluation, Tally
 from parallel_dl.model_parallel import ModelParallel, parallelize, require_serial
-from parallel_dl.mpi import Mesh, one_blas_thread
+from parallel_dl.mpi import Communicator, Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import LARS, Optimizer, gradient_squares
 from parallel_dl.partition import LEAVES, share
@@ -165,7 +165,13 @@ class Trainer:
         self.parameters = parameters  # this rank's, in the order of `names`
         replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
         options = {"method": allreduce} if isinstance(allreduce, str) else allreduce
-        self.gradients = GradientAllReduce(replicated, mesh.data, **options)
+        partial: Communicator | None = None
+        if any(parameter.is_partial for parameter in parameters):
+            partial = mesh.data if self.hybrid is not None else mesh.over("data", "model")
+            if self.hybrid is not None:
+                self._require_whole_updates()
+                replicated = [*replicated, *(p for p in self.hybrid.classifier_parameters if p.is_partial)]
+        self.gradients = GradientAllReduce(replicated, mesh.data, **options, partial_comm=partial)
         self.updates = 0
         if self.hybrid is not None and layout.variable_batch:
             of_parts = self._made(make_optimizer, self.hybrid.classifier_parameters)
@@ -182,6 +188,13 @@ class Trainer:
         self.stage.sum_gradients = self.gradients.all_reduce
         self.stage.update_weights = self._update_between if self.is_asynchronous else self.update
         self._programs: dict[tuple[int, int], Program] = {}
+
+    def _require_whole_updates(self) -> None:
+        if self.layout.variable_batch:
+            raise InputError(
+                "variable batch with fully connected layers along the samples: their gradients are summed once per "
+                "update; valid are output and input"
+            )
 
     def _take(self, microbatch: Share) -> None:
         """Before a microbatch enters the network: waits for its samples, if they come in at a rate."""

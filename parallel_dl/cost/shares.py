@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations
 from parallel_dl.nn.shapes import Shape
-from parallel_dl.splits import Message, Plan, Sliced, Step, messages
-from parallel_dl.splits.tiles import Tiling, Window
+from parallel_dl.splits import Message, Partial, Plan, Step, messages
+from parallel_dl.splits.loss import messages_of_classes
 
 
 @dataclass(frozen=True)
@@ -97,43 +97,24 @@ def work_of(step: Step, rank: int, samples: int = 1) -> int:
     """Operations of the part of this layer's forward pass that `rank` does."""
     if step.owner is not None and step.owner != rank:
         return 0
-    owners = step.division.detail
-    if isinstance(step.layer, nn.Branches) and isinstance(owners, tuple):
+    owners = step.division.owners
+    if owners and isinstance(step.layer, nn.Branches):
         if step.layer.join == "concatenate":
             return 0
         # n branches need n - 1 additions: each is added to the sum by its rank, but the first, which begins it
         added = owners.count(rank) - (rank == owners[0])
         return samples * math.prod(step.output) * added
     whole = nn.LayerShape(step.name, step.layer, step.input, step.output)
-    x, y = part_shapes(step, rank)
+    own, x, y = part_shapes(step, rank, samples)
     values = max(1, math.prod(step.input) * math.prod(step.output))
-    return samples * operations(whole).work * (math.prod(x) * math.prod(y)) // values
+    return own * operations(whole).work * (math.prod(x) * math.prod(y)) // values
 
 
-def part_shapes(step: Step, rank: int) -> tuple[Shape, Shape]:
-    """What counts of one sample's input and result for `rank`: its work is in proportion to the values in both."""
-    layer, part = step.layer, step.division
-    y = (part.made or part.after).shape(rank, step.output)
-    if isinstance(layer, nn.Linear | nn.Conv2d):
-        if step.way is not None and step.way.name in ("input", "channels"):  # weight (out, own, ...)
-            own = part.pieces["weight"][rank][1]
-            width = own.stop - own.start
-            return ((*step.input[:-1], width) if isinstance(layer, nn.Linear) else (width, *step.input[1:])), y
-        return step.input, y
-    if isinstance(part.detail, Tiling):  # pooling
-        tiling = part.detail
-        lines = ("rows", tiling.vertical, step.input[1]), ("columns", tiling.horizontal, step.input[2])
-        x = (*(_counted(w, length)[tiling.grid.index(rank, over)] for over, w, length in lines),)
-        return (step.input[0], *x), step.output
-    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.GlobalAvgPool2d):
-        return step.before.shape(rank, step.input), step.output
-    return step.input, y
-
-
-def _counted(windows: tuple[Window, ...], length: int) -> list[int]:
-    """How many of the image's rows count for each line of the grid: in proportion to the rows of the result."""
-    rows = windows[-1].out.stop
-    return [length * window.out.stop // rows - length * window.out.start // rows for window in windows]
+def part_shapes(step: Step, rank: int, samples: int = 1) -> tuple[int, Shape, Shape]:
+    """(samples, input, result) that count for `rank`: its work is in proportion to the values in both of a sample."""
+    own, *y = step.division.output.shape(rank, (samples, *step.output))
+    counted = step.division.work_input
+    return (own, step.input, tuple(y)) if counted is None else (own, counted(rank), step.output)
 
 
 def _done(step: Step, ranks: int) -> str:
@@ -141,36 +122,33 @@ def _done(step: Step, ranks: int) -> str:
         return str(step.way)
     if step.owner is not None:
         return f"rank {step.owner}"
-    whole = step.input, step.output
+    whole = (ranks, *step.output)  # so many samples that each rank has one
     in_parts = any(
-        step.after.shape(rank, step.output) != step.output
-        or (isinstance(step.layer, nn.GlobalAvgPool2d) and part_shapes(step, rank) != whole)
-        for rank in range(ranks)
+        step.after.shape(rank, whole) != whole or step.division.output.has(Partial) for rank in range(ranks)
     )
     return "follows" if in_parts else "every rank"
 
 
 # -- messages ------------------------------------------------------------------------------------------------------
 def loss_messages(plan: Plan) -> Iterator[Message]:
-    """What every rank sends for the cross-entropy of the plan's output; nothing where every rank has all scores.
+    """What every rank sends, per sample, for the cross-entropy of the plan's output; nothing where it has all scores.
 
     Two all-reduces: of each sample's largest score; of its sum of exponentials, and its score of the right class.
     """
-    if plan.ranks > 1 and isinstance(plan.output, Sliced) and not plan.finish:
-        yield Message("forward", "all_reduce", 1, 1)
-        yield Message("forward", "all_reduce", 1, 2)
+    if plan.ranks > 1 and plan.output.shard(1) is not None:
+        yield from messages_of_classes()
 
 
 def _sent(plan: Plan, rank: int, samples: int) -> dict[str, Share]:
     """Layer -> what `rank` sends for it."""
     found: dict[str, Share] = {}
-    for name, message in messages(plan, rank):
-        found[name] = found.get(name, Share(rank)) + _share(rank, message, samples)
+    for name, message in messages(plan, rank, samples):
+        found[name] = found.get(name, Share(rank)) + _share(rank, message)
     return found
 
 
-def _share(rank: int, message: Message, samples: int) -> Share:
-    values = message.values * samples + message.fixed
+def _share(rank: int, message: Message, samples: int = 1) -> Share:
+    values = message.values * samples
     if message.direction == "forward":
         return Share(rank, messages=message.messages, values_forward=values)
     return Share(rank, messages=message.messages, values_backward=values)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import is_
 from typing import Any, ClassVar
 
@@ -71,6 +71,10 @@ class GradientAllReduce:
     The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
     statistics over the ranks (see `batch_norm`), until `free()`.
 
+    Some gradients are summands not along the data axis alone: `nn.Parameter.is_partial`, of layers that
+    `model_parallel.parallelize` has divided by samples or by tiles of an image. They are one flat array too, summed
+    once, over the ranks of `partial_comm`: those of the data and the model axis, `mesh.over("data", "model")`.
+
     `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi
     only; by default when the ranks are on several nodes) exchanges buckets of at least `bucket_bytes` during backward.
     Raises InputError when the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
@@ -89,12 +93,43 @@ class GradientAllReduce:
         method: str = "auto",
         overlap: bool | None = None,
         bucket_bytes: int = 4 << 20,
+        partial_comm: Communicator | None = None,
     ) -> None:
         if method not in METHODS:
             raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
+        given = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
+        self.networks = networks_of(given)
+        self._of_partial = self._sums_of_partial(given, partial_comm, method, overlap, bucket_bytes)
+        self._set_up([p for p in given if not p.is_partial], comm, method, overlap, bucket_bytes)
+
+    @classmethod
+    def _sums_of_partial(
+        cls,
+        parameters: Sequence[Parameter],
+        comm: Communicator | None,
+        method: str,
+        overlap: bool | None,
+        bucket_bytes: int,
+    ) -> GradientAllReduce | None:
+        """What sums the partial gradients; None if there are none. The batch norms are not its business."""
+        partial = [parameter for parameter in parameters if parameter.is_partial]
+        if not partial:
+            return None
+        if comm is None:
+            raise InputError(
+                f"the gradient of {partial[0].name} is a summand on each rank of the model axis, too: give "
+                'GradientAllReduce(..., partial_comm=mesh.over("data", "model"))'
+            )
+        sums = cls.__new__(cls)
+        sums.networks, sums._of_partial = [], None
+        sums._set_up(partial, comm, method, overlap, bucket_bytes)
+        return sums
+
+    def _set_up(
+        self, parameters: list[Parameter], comm: Communicator, method: str, overlap: bool | None, bucket_bytes: int
+    ) -> None:
         self.comm = comm = comm.in_tree() if method == "tree" else comm
-        self.parameters = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
-        self.networks = networks_of(self.parameters)
+        self.parameters = parameters
         self._data = [parameter.data for parameter in self.parameters]
         trainable = agreed_trainable(self.parameters, (method, overlap, bucket_bytes), comm)
         buffers = [buffer for network in self.networks for buffer in network.buffers()]
@@ -187,6 +222,8 @@ class GradientAllReduce:
         """
         if self not in GradientAllReduce._living:
             raise RuntimeError("this GradientAllReduce was freed: make a new one")
+        if self._of_partial is not None:
+            self._of_partial.all_reduce()
         if self.comm.size == 1:
             return
         own = self._news()
@@ -257,7 +294,7 @@ class GradientAllReduce:
 
     def _batch_norm_that_came_later(self) -> str:
         """What is wrong with a batch norm layer that has come into the networks, if there is one."""
-        if self._registrations == Module.registrations:
+        if self._registrations == Module.registrations or not self.networks:
             return ""
         for network in self._newcomers.networks:
             local = batch_norm_layers(network, "local")
@@ -373,12 +410,15 @@ class GradientAllReduce:
         if opened := self._opened():
             name = self.parameters[opened[0]].name
             raise InputError(f"{name} was unfrozen after its GradientAllReduce was made: make a new one")
-        return [exchange.take() for exchange in self._exchanges]
+        own = [exchange.take() for exchange in self._exchanges]
+        return own if self._of_partial is None else [*own, *self._of_partial.take()]
 
     def put(self, arrays: Sequence[np.ndarray]) -> None:
         """Makes these, from `take`, this rank's gradients."""
         for exchange, given in zip(self._exchanges, arrays):
             exchange.put(given)
+        if self._of_partial is not None:
+            self._of_partial.put(arrays[len(self._exchanges) :])
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -388,7 +428,8 @@ class GradientAllReduce:
         """
         self._accumulating = True
         try:
-            yield
+            with nullcontext() if self._of_partial is None else self._of_partial.accumulate():
+                yield
         finally:
             self._accumulating = False
             for bucket in self._buckets:
@@ -399,6 +440,8 @@ class GradientAllReduce:
         if self not in GradientAllReduce._living:
             return
         GradientAllReduce._living.discard(self)
+        if self._of_partial is not None:
+            self._of_partial.free()
         for remove in self._unhook:
             remove()
         if self.overlap and self.comm.size > 1:

@@ -13,6 +13,7 @@ import numpy as np
 from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Share
+from parallel_dl.mesh import Replicated
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.hybrid.exchange import Exchange, Gathering, Reduction
 from parallel_dl.hybrid.halves import halves_of
@@ -174,7 +175,7 @@ class OneWeirdTrick(StageObject):
     def send_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Posts this rank's summands to the owners of the samples."""
         part, gradient = self._parts[sub_batch][0], self._gradients.pop(sub_batch)
-        if self.parallel.plan.partial_input:
+        if self.parallel.plan.input.has(Replicated):
             self._returning[sub_batch] = self.exchange.start_reduction(part, gradient)
         else:  # whole on every rank
             self._returning[sub_batch] = Reduction([gradient[part.rows(self.comm.rank)]], [])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from parallel_dl import nn, partition, splits
 from parallel_dl.cost.shares import loss_messages
+from parallel_dl.mesh import Replicated
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid.halves import halves_of
 from parallel_dl.nn.flat import laid_out
@@ -73,8 +74,8 @@ def traffic(
     halves = halves_of(network, input_shape)
     plan = halves.plan(ranks, splits_by_name)
     shares = partition.shares(batch_size, ranks)
-    others = received(shares, rank, halves.values) if plan.partial_input else 0
-    sent = [message for _, message in splits.messages(plan, rank)]
+    others = received(shares, rank, halves.values) if plan.input.has(Replicated) else 0
+    sent = [message for _, message in splits.messages(plan, rank, batch_size)]
     alone = ranks == 1
     return Traffic(
         ranks=ranks,
@@ -83,7 +84,7 @@ def traffic(
         activations=(ranks - 1) * shares[rank] * halves.values * itemsize,
         activation_gradients=others * itemsize,
         targets=(batch_size - shares[rank]) * _LABEL,
-        fully_connected=_bytes(sent, batch_size, itemsize),
+        fully_connected=_bytes(sent, 1, itemsize),
         loss=_bytes(loss_messages(plan), batch_size, itemsize),
         convolution_gradients=0 if alone else _all_reduce(halves.features.parameters(), itemsize),
     )
@@ -96,4 +97,4 @@ def _all_reduce(parameters: Iterable[nn.Parameter], itemsize: int) -> int:
 
 
 def _bytes(messages: Iterable[splits.Message], samples: int, itemsize: int) -> int:
-    return sum((one.values * samples + one.fixed) * (one.itemsize or itemsize) for one in messages)
+    return sum(one.values * samples * (one.itemsize or itemsize) for one in messages)

@@ -12,23 +12,11 @@ import numpy as np
 from parallel_dl import nn, splits
 from parallel_dl.autograd import Tensor, is_grad_enabled
 from parallel_dl.errors import InputError
+from parallel_dl.mesh import Placement, Shape, Shard
 from parallel_dl.model_parallel.axis import ModelAxis
-from parallel_dl.model_parallel.convolution import (
-    ChannelParallelConv2d,
-    FilterParallelConv2d,
-    TiledConv2d,
-    TiledGlobalAvgPool2d,
-    TiledPool2d,
-)
-from parallel_dl.model_parallel.linear import ColumnParallelLinear, RowParallelLinear
-from parallel_dl.model_parallel.losses import Loss, is_summand, split_loss, takes_slices
-from parallel_dl.model_parallel.normalization import SplitDropout, SplitLocalResponseNorm, TiledBatchNorm
-from parallel_dl.model_parallel.pieces import become, cut, cut_buffer, separate
-from parallel_dl.model_parallel.towers import JoinedBranches, TowerBranches
+from parallel_dl.model_parallel.carry_out import carry_out, cut, cut_buffer, same_again, separate
 from parallel_dl.mpi import Communicator
-from parallel_dl.splits.placement import Shape, Sliced, Tiled, slices
-from parallel_dl.splits.rules import Channels, Piece
-from parallel_dl.splits.tiles import Tiling
+from parallel_dl.splits.loss import Loss, is_summand, of_classes, of_samples, takes_slices
 
 Arrays = dict[str, np.ndarray]
 _BLOCK = 1 << 26  # bytes of a weight that one rank holds beside its own piece, about
@@ -43,7 +31,7 @@ class ModelParallel:
     def __init__(self, network: nn.Module, plan: splits.Plan, comm: Communicator) -> None:
         self.network, self.plan, self.comm = network, plan, comm
         self.axis = ModelAxis(comm)
-        self.pieces = plan.pieces()
+        self.placements = plan.weights()
         self.shapes = {name: parameter.whole_shape for name, parameter in network.named_parameters()}
         self.shapes |= {name: array.shape for name, array in network.named_buffers()}
 
@@ -52,48 +40,63 @@ class ModelParallel:
         return f"ModelParallel(rank {self.comm.rank} of {self.comm.size}, {ways})"
 
     @property
-    def _stays_split(self) -> bool:
-        """Whether each rank has some of the scores, and not all of them."""
-        return isinstance(self.plan.output, Sliced) and not self.plan.finish
-
-    @property
-    def _output_sizes(self) -> tuple[int, ...]:
-        assert isinstance(self.plan.output, Sliced)
-        return self.plan.output.sizes
+    def partial(self) -> list[nn.Parameter]:
+        """The weights whose gradients are summands on each rank: `GradientAllReduce` sums them over the ranks."""
+        return [parameter for parameter in self.network.parameters() if parameter.is_partial]
 
     # -- the loss --------------------------------------------------------------------------------------------------
+    @property
+    def _classes(self) -> tuple[int, ...] | None:
+        """How many of the scores each rank has, where they are split by class."""
+        split = self.plan.output.shard(1)
+        return None if split is None else split.sizes
+
+    @property
+    def _has_share(self) -> bool:
+        """Whether each rank has the outputs of its share of the samples."""
+        return splits.is_along_samples(self.plan.output)
+
     def loss(self, loss: Loss) -> Loss:
-        """`loss` for what the network gives: a slice of the scores where its output stays split.
+        """`loss` for what the network gives: a slice of the scores, or a share of the samples.
 
         InputError for a loss that takes no slices, when `parallelize` was not told of it.
         """
-        if not self._stays_split:
+        if self._has_share:
+            return of_samples(loss, self.axis.own_samples)
+        if self._classes is None:
             return loss
         if not takes_slices(loss):
             raise InputError(
                 f"the scores are split by class, which {getattr(loss, '__name__', loss)} cannot take: "
                 "name it where the network is divided, parallelize(..., loss=...), and they are made whole"
             )
-        return split_loss(loss, self._output_sizes, self.comm.labelled("loss"))
+        return split_loss(loss, self._classes, self.comm.labelled("loss"))
 
     def whole_loss(self, loss: Loss, value: np.ndarray) -> np.ndarray:
         """The loss of this replica's samples, on all its ranks, from the value that `self.loss(loss)` gave each."""
-        if self._stays_split and is_summand(loss):
+        if self._has_share or (self._classes is not None and is_summand(loss)):
             return self.comm.labelled("report").all_reduce(np.asarray(value))
         return value
 
     def whole_output(self, output: np.ndarray) -> np.ndarray:
         """All of the network's output (n, ...), of which each rank gives what it has."""
-        if not self._stays_split:
+        (state,) = self.plan.output.states if len(self.plan.output.mesh) == 1 else (None,)
+        if not isinstance(state, Shard):
             return output
-        return self.comm.labelled("output").all_gather(output, 1, self._output_sizes)
+        length = self.axis.samples if state.axis == 0 else 0
+        sizes = state.sizes_of(length, self.comm.size)
+        return self.comm.labelled("output").all_gather(output, state.axis, sizes)
 
-    def activation_shape(self, name: str) -> Shape:
-        """What this rank has of one sample in front of the layer `name`, a child of the whole network but the first."""
+    def activation_shape(self, name: str, samples: int) -> Shape:
+        """What this rank has of so many samples before the layer `name`, a child of the whole network but the first."""
         children = list(self.network._modules)
         before = children[children.index(name) - 1]
         last = [step for step in self.plan.steps if step.name == before or step.name.startswith(f"{before}.")][-1]
-        return last.after.shape(self.comm.rank, last.output)
+        return last.after.shape(self.comm.rank, (samples, *last.output))
+
+    def expect(self, samples: int) -> None:
+        """Says how many samples the next forward pass has, all ranks' together; the network's own input says it too."""
+        self.axis.samples = samples
 
     def ensure_root(self, output: Any) -> Tensor:
         """The output, from which backward can start also on a rank whose weights have no part in it.
@@ -109,6 +112,7 @@ class ModelParallel:
         if tuple(arguments[0].shape[1:]) != self.plan.input_shape:
             shape = ", ".join(map(str, self.plan.input_shape))
             raise network.input_error(arguments[0], f"but it is divided for samples of ({shape})")
+        self.expect(len(arguments[0]))
         return arguments
 
     # -- whole weights ---------------------------------------------------------------------------------------------
@@ -122,13 +126,18 @@ class ModelParallel:
         return {name: self._whole(name, arrays.get(name), dtypes[name]) for name in sorted(dtypes)}
 
     def _whole(self, name: str, array: np.ndarray | None, dtype: Any) -> np.ndarray:
-        if name not in self.pieces:
+        shard = self._shard(name)
+        if shard is None:
             assert array is not None
             return np.array(array)
-        axis, sizes = cut_axis(self.pieces[name], self.shapes[name])
         if array is None:
-            array = np.zeros(piece_shape(self.pieces[name][self.comm.rank], self.shapes[name]), dtype)
-        return self.comm.all_gather(array, axis, sizes)
+            array = np.zeros(self.placements[name].shape(self.comm.rank, self.shapes[name]), dtype)
+        return self.comm.all_gather(array, shard.axis, shard.sizes)
+
+    def _shard(self, name: str) -> Shard | None:
+        """How a parameter or buffer is cut; None for one that every rank has in full."""
+        placement = self.placements.get(name)
+        return next((one for one in placement.states if isinstance(one, Shard)), None) if placement else None
 
     def state_dict(self) -> Arrays:
         """Name -> whole values of every parameter and buffer, on every rank."""
@@ -138,9 +147,9 @@ class ModelParallel:
         """As `state_dict`, but only rank 0 gets it; the others get None."""
         state: dict[str, Any] = self.network.state_dict()
         for name in state:
-            if name in self.pieces:
-                axis, sizes = cut_axis(self.pieces[name], self.shapes[name])
-                state[name] = self.comm.gather(state[name], 0, axis, sizes)
+            shard = self._shard(name)
+            if shard is not None:
+                state[name] = self.comm.gather(state[name], 0, shard.axis, shard.sizes)
         return state if self.comm.rank == 0 else None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -156,9 +165,9 @@ class ModelParallel:
             own[name] = values[self.piece(name)]
         self.network.load_state_dict(own)
 
-    def piece(self, name: str) -> Piece:
-        """This rank's slices of a whole parameter or buffer."""
-        return self.pieces[name][self.comm.rank] if name in self.pieces else ()
+    def piece(self, name: str) -> tuple[slice, ...]:
+        """This rank's shard of a whole parameter or buffer, as an index; empty for one that it has in full."""
+        return self.placements[name].index(self.comm.rank, self.shapes[name]) if name in self.placements else ()
 
     def sha256(self) -> str:
         """A digest of all whole weights by name, on every rank; rank 0 gets about 64 MiB of a weight at a time."""
@@ -171,11 +180,11 @@ class ModelParallel:
 
     def _rows(self, name: str, array: np.ndarray) -> Iterator[np.ndarray]:
         """The whole array in order, some rows at a time; right on rank 0, all ranks go through it together."""
-        if name not in self.pieces:
+        shard, shape = self._shard(name), self.shapes[name]
+        if shard is None or shard.sizes is None:
             yield array
             return
-        shape = self.shapes[name]
-        axis, sizes = cut_axis(self.pieces[name], shape)
+        axis, sizes = shard.axis, shard.sizes
         if axis:
             step = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape)) * array.itemsize))
             for start in range(0, shape[0], step):
@@ -200,23 +209,12 @@ class ModelParallel:
             f"{child}.{name}": array
             for child in children
             for name, array in self.network._modules[child].state_dict().items()
-            if f"{child}.{name}" not in self.pieces
+            if self._shard(f"{child}.{name}") is None
         }
 
     def free(self) -> None:
         """Gives back the communicators that were made (collective)."""
         self.axis.free()
-
-
-def cut_axis(pieces: Sequence[Piece], shape: Shape) -> tuple[int, tuple[int, ...]]:
-    """(axis, sizes by rank) along which the pieces cut a whole array of this shape."""
-    axis = len(pieces[0]) - 1
-    return axis, tuple(piece[axis].stop - piece[axis].start for piece in pieces)
-
-
-def piece_shape(piece: Piece, shape: Shape) -> Shape:
-    """The shape of a piece of an array of shape `shape`."""
-    return (*(part.stop - part.start for part in piece), *shape[len(piece) :])
 
 
 def parallelize(
@@ -244,37 +242,28 @@ def parallelize(
     plan = splits.plan(network, input_shape, comm.size, splits_by_name, takes_slices(loss), partial_input)
     _require_same_start(network, plan, comm)
     result = ModelParallel(network, plan, comm)
-    cuts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # id -> the whole one, so that it is no other's, our piece
+    cuts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # id -> the whole one, so that it is no other's, our shard
     buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the same
     first_places = {id(step.layer): step.layer._parent for step in plan.steps}
     places = Counter(id(step.layer) for step in plan.steps)
-    for number, step in enumerate(plan.steps):
-        depart = step.division.depart + (plan.finish if number == len(plan.steps) - 1 else ())
-        layer = _layer_for(step, result)
-        if layer is step.layer and places[id(layer)] > 1 and not isinstance(layer, nn.Dropout):
-            layer = become(layer, type(layer))  # in each of its places it makes other moves
-        if layer is not step.layer:
+    for step in plan.steps:
+        layer = step.layer
+        if places[id(layer)] > 1:
+            layer = same_again(layer)  # in each of its places it makes other moves
             parent, name = _place(network, step.name)
             parent.replace(name, layer)
             layer.__dict__["_parent"] = first_places[id(step.layer)]  # of several places it has the name of the first
-        for name, pieces in step.division.pieces.items():
-            if name in layer._buffers:
-                cut_buffer(layer, name, pieces[comm.rank], buffers)
-            else:
-                whole = layer._parameters[name]
-                if whole.piece is not None:  # in an earlier place of the same layer
-                    continue
-                if id(whole) not in cuts:
-                    cuts[id(whole)] = whole, cut(whole, pieces[comm.rank])
-                for one in (layer, step.layer):  # the plan knows the serial layer: it is not to keep whole weights
-                    one.replace(name, cuts[id(whole)][1])
-        # these two make their all-reduce themselves: the bias is added after it
-        if isinstance(layer, RowParallelLinear | ChannelParallelConv2d):
-            depart = depart[1:]
-        result.axis.move_around(layer, step.division.arrive, depart, step.name)
+        for name, placement in step.weights.items():
+            _cut_weight(step, layer, name, placement, comm.rank, cuts, buffers)
+        carry_out(step, layer, result.axis, step.name)
     network.register_forward_pre_hook(result.require)
     network.register_forward_hook(lambda network, arguments, output: result.ensure_root(output))
     return result
+
+
+def split_loss(loss: Loss, sizes: Sequence[int], comm: Communicator) -> Loss:
+    """`loss`, one of `TAKE_SLICES`, for scores (n, own) of which each rank of `comm` has `sizes[rank]` classes."""
+    return of_classes(loss, tuple(sizes), comm.rank, comm.all_reduce)
 
 
 def require_serial(network: nn.Module) -> None:
@@ -323,50 +312,29 @@ def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
     return parent, last
 
 
-def _layer_for(step: splits.Step, result: ModelParallel) -> nn.Module:
-    """The layer that does this rank's part of the step's; its weights are not cut yet."""
-    layer, division, rank, comm = step.layer, step.division, result.comm.rank, result.comm.labelled(step.name)
-    if step.owner is not None:
-        return layer
-    if isinstance(layer, nn.Linear) and step.way is not None:
-        if step.way.name == "output":
-            return become(layer, ColumnParallelLinear)
-        return become(layer, RowParallelLinear, comm=comm, label=step.name)
-    if isinstance(layer, nn.Conv2d):
-        if isinstance(division.detail, Tiling):
-            window = division.detail.at(rank)
-            return become(layer, TiledConv2d, comm=comm, window=window, input_shape=step.input)
-        if step.way is not None and step.way.name == "channels":
-            return become(layer, ChannelParallelConv2d, comm=comm, input_shape=step.input)
-        if isinstance(division.detail, Channels):
-            own, seen = division.detail.own[rank], division.detail.seen[rank]
-            return become(layer, FilterParallelConv2d, own=own, seen=seen, input_shape=step.input)
-    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and isinstance(division.detail, Tiling):
-        return become(layer, TiledPool2d, window=division.detail.at(rank), operation=type(layer).operation)
-    if isinstance(layer, nn.GlobalAvgPool2d) and isinstance(step.before, Tiled):
-        return become(layer, TiledGlobalAvgPool2d, pixels=step.input[1] * step.input[2])
-    if isinstance(layer, nn.LocalResponseNorm) and isinstance(division.detail, Channels):
-        own, seen = division.detail.own[rank], division.detail.seen[rank]
-        width = step.input[0] // layer.groups
-        return become(layer, SplitLocalResponseNorm, own=own, seen=seen, width=width)
-    if isinstance(layer, nn.BatchNorm):
-        if isinstance(step.before, Tiled):
-            return become(layer, TiledBatchNorm, comm=comm, shapes=type(layer).shapes)
-        if isinstance(step.before, Sliced):
-            return become(layer, type(layer), features=step.before.sizes[rank])
-    if isinstance(layer, nn.Dropout) and isinstance(step.before, Sliced | Tiled):
-        return become(layer, SplitDropout, whole_shape=step.input, index=_index(step.before, rank))
-    if isinstance(layer, nn.Branches) and isinstance(division.detail, tuple):
-        branches = tuple(number for number, owner in enumerate(division.detail) if owner == rank)
-        return become(layer, TowerBranches, own=branches, whole_shape=step.output)
-    if isinstance(layer, nn.Branches) and step.joined:
-        return become(layer, JoinedBranches, endings=step.joined, axis=result.axis)
-    return layer
-
-
-def _index(placement: Sliced | Tiled, rank: int) -> tuple[slice, ...]:
-    """Where in a whole sample this rank's part is."""
-    if isinstance(placement, Sliced):
-        return (slices(placement.sizes)[rank],)
-    row, column = divmod(rank, len(placement.columns))
-    return slice(None), slices(placement.rows)[row], slices(placement.columns)[column]
+def _cut_weight(
+    step: splits.Step,
+    layer: nn.Module,
+    name: str,
+    placement: Placement,
+    rank: int,
+    cuts: dict[int, tuple[nn.Parameter, nn.Parameter]],
+    buffers: dict[int, tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Puts this rank's shard in the place of the layer's whole weight, or buffer, `name`."""
+    *inner, last = name.split(".")
+    for child in inner:  # in a layer of the user's own
+        layer = layer._modules[child]
+    if last in layer._buffers:
+        cut_buffer(layer, last, placement, rank, buffers)
+        return
+    whole = layer._parameters[last]
+    if whole.piece is not None:  # in an earlier place of the same layer
+        return
+    if id(whole) not in cuts:
+        cuts[id(whole)] = whole, cut(whole, placement, rank)
+    own = cuts[id(whole)][1]
+    serial = step.layer if not inner else layer
+    for one in (layer, serial):  # the plan knows the serial layer: it is not to keep whole weights
+        if own is not whole:
+            one.replace(last, own)

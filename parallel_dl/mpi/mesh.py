@@ -1,14 +1,15 @@
-"""The ranks as a grid with the named axes pipe x data x model, `model` fastest; one communicator along each axis.
+"""The ranks as a mesh with named axes, and one communicator along each: by default pipe x data x model.
 
     rank = (pipe * data_size + data) * model_size + model
 
-Ranks that work together most often (`model`) are neighbours, so they tend to be on one node. An axis is only a name:
-each layer says how it uses it. Serial is the mesh 1x1x1, not a special case.
+Ranks that work together most often (`model`) are neighbours, so they tend to be on one node. A mesh axis is only a
+name: each layer says how it uses it. Serial is the mesh 1x1x1, not a special case.
 """
 
 from __future__ import annotations
 
 from parallel_dl.errors import InputError, number_of
+from parallel_dl.mesh import MeshShape
 from parallel_dl.mpi.communicator import Communicator, alone
 from parallel_dl.mpi.communicator import world as all_ranks
 
@@ -16,47 +17,51 @@ AXES = ("pipe", "data", "model")
 
 
 class Mesh:
-    """A grid of the ranks of `comm` (by default of all ranks), and this rank's place in it. Made by all together.
+    """The ranks of `comm` (by default all ranks) as a mesh, and this rank's place in it. Made by all together.
 
-    `pipe`, `data` and `model` are the communicators of the ranks that differ from this one in that coordinate only,
-    in the order of that coordinate. `world` is `comm`, whose ledger they share. Raises InputError unless the sizes
-    multiply to `comm.size`.
+    `Mesh(comm, data=2, model=3)` has the axes pipe, data and model, of size 1 where not given; with other names,
+    `Mesh(comm, rows=2, columns=3)`, it has those after them, the last one fastest. `mesh["rows"]`, for the usual names
+    `mesh.data`, is the communicator of the ranks that differ from this one in that coordinate only, in its order.
+    `world` is `comm`, whose ledger they share. Raises InputError unless the sizes multiply to `comm.size`.
     """
 
     pipe: Communicator
     data: Communicator
     model: Communicator
 
-    def __init__(self, comm: Communicator | None = None, *, pipe: int = 1, data: int = 1, model: int = 1) -> None:
+    def __init__(self, comm: Communicator | None = None, **sizes: int) -> None:
         self.world = all_ranks() if comm is None else comm
-        self.shape = {"pipe": pipe, "data": data, "model": model}
-        sizes = " x ".join(f"{axis} {size}" for axis, size in self.shape.items())
-        if min(self.shape.values()) < 1:
-            raise InputError(f"mesh {sizes}: every size is at least 1")
-        if pipe * data * model != self.world.size:
+        others = {axis: size for axis, size in sizes.items() if axis not in AXES}
+        self.shape = MeshShape(**{axis: sizes.get(axis, 1) for axis in AXES}, **others)
+        if self.shape.ranks != self.world.size:
             raise InputError(
-                f"mesh {sizes}: needs {number_of(pipe * data * model, 'rank')}, the communicator has "
+                f"mesh {self.shape}: needs {number_of(self.shape.ranks, 'rank')}, the communicator has "
                 f"{self.world.size}; valid are sizes whose product is {self.world.size}"
             )
-        rest, model_index = divmod(self.world.rank, model)
-        pipe_index, data_index = divmod(rest, data)
-        self.coordinates = {"pipe": pipe_index, "data": data_index, "model": model_index}
-        self._made: list[Communicator] = []
-        for axis in AXES:
-            setattr(self, axis, self._along(axis))
+        self.coordinates = self.shape.coordinates(self.world.rank)
+        self._made: dict[tuple[str, ...], Communicator] = {}
+        self._along = {axis: self.over(axis) for axis in self.shape}
+        self.pipe, self.data, self.model = (self._along[axis] for axis in AXES)
 
-    def _along(self, axis: str) -> Communicator:
-        if self.shape[axis] == 1:
-            return self.world.over(alone().mpi, axis, axis)
-        # one group per place on the other two axes, numbered by its lowest rank
-        color = self.world.rank - self.coordinates[axis] * self._stride(axis)
-        along = self.world.split(color, self.coordinates[axis], name=axis, axis=axis)
-        assert along is not None
-        self._made.append(along)
-        return along
+    def __getitem__(self, axis: str) -> Communicator:
+        if axis not in self._along:
+            raise KeyError(f"mesh axis {axis!r}: valid are {', '.join(self.shape)}")
+        return self._along[axis]
 
-    def _stride(self, axis: str) -> int:
-        return {"pipe": self.shape["data"] * self.shape["model"], "data": self.shape["model"], "model": 1}[axis]
+    def over(self, *axes: str) -> Communicator:
+        """The ranks that differ from this one along these mesh axes only. Collective when first asked for."""
+        name = " x ".join(axes)
+        axes = tuple(axis for axis in axes if self.shape[axis] > 1)
+        if not axes:
+            return self.world.over(alone().mpi, name, name)
+        name = " x ".join(axes)
+        if axes not in self._made:
+            ranks = self.shape.along(self.world.rank, axes)
+            # one group per place on the other axes, numbered by its lowest rank
+            made = self.world.split(ranks[0], ranks.index(self.world.rank), name=name, axis=name)
+            assert made is not None
+            self._made[axes] = made
+        return self._made[axes]
 
     @classmethod
     def serial(cls) -> Mesh:
@@ -64,11 +69,10 @@ class Mesh:
         return cls(alone())
 
     def __repr__(self) -> str:
-        sizes = " x ".join(f"{axis} {size}" for axis, size in self.shape.items())
-        return f"Mesh({sizes}; this is {', '.join(f'{axis} {at}' for axis, at in self.coordinates.items())})"
+        return f"Mesh({self.shape}; this is {', '.join(f'{axis} {at}' for axis, at in self.coordinates.items())})"
 
     def free(self) -> None:
         """Gives the axes' communicators back (collective); `world` stays."""
-        made, self._made = self._made, []
-        for comm in made:
+        made, self._made = self._made, {}
+        for comm in made.values():
             comm.free()

@@ -14,7 +14,7 @@ from parallel_dl.nn.module import Module
 from parallel_dl.nn.operations import Operations, longest_chain
 from parallel_dl.nn.parameter import Parameter
 from parallel_dl.nn.shapes import LayerShape, OneSample, Shape, below, layer_shapes, output_shape
-from parallel_dl.nn.streams import Places, keep_mask
+from parallel_dl.nn.streams import keep_mask
 
 
 class Linear(Module):
@@ -118,6 +118,10 @@ class Dropout(Elementwise):
         self._forwards: dict[str, int] = {}  # place -> forward passes, while nobody says which step it is
 
     def forward(self, x: Any) -> Any:
+        return self.masked(x, x.shape[1:], ())
+
+    def masked(self, x: Any, whole: tuple[int, ...], part: tuple[slice, ...]) -> Any:
+        """Dropout of an x that is `part`, as an index, of samples (n, *whole): with that part of their mask."""
         if not self.training or self.p == 0:
             return x
         name, network = self.place("dropout")
@@ -130,12 +134,8 @@ class Dropout(Elementwise):
             step = before
         elif before:
             name = f"{name} {before}"
-        keep = self.keep(network.seed, step, name, x.shape, position.first_sample)
-        return ops.dropout(x, keep=keep, p=self.p)
-
-    def keep(self, seed: int, step: int, name: str, shape: tuple[int, ...], first_sample: Places) -> np.ndarray:
-        """The mask for an x of this shape: False where it is zeroed. See `streams.keep_mask`."""
-        return keep_mask(seed, step, name, shape, first_sample, self.p)
+        keep = keep_mask(network.seed, step, name, (x.shape[0], *whole), position.first_sample, self.p)
+        return ops.dropout(x, keep=keep[part], p=self.p)
 
     def describe(self) -> str:
         return f"p={self.p}"

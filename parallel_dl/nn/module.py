@@ -57,6 +57,7 @@ class Module:
     _rewritten: int  # how often all values of this network, or of a part, were set
     _before_forward: list[ForwardPreHook]
     _after_forward: list[ForwardHook]
+    _computed_by: Callable[..., Any] | None  # (module, *arguments) -> result, instead of forward
 
     def __init__(self) -> None:
         self.__dict__["_parameters"] = {}
@@ -70,6 +71,7 @@ class Module:
         self.__dict__["_rewritten"] = 0
         self.__dict__["_before_forward"] = []
         self.__dict__["_after_forward"] = []
+        self.__dict__["_computed_by"] = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
@@ -330,7 +332,8 @@ class Module:
         try:
             for before in self._before_forward:
                 arguments = before(self, arguments)
-            result = self.forward(*arguments)
+            computed_by = self._computed_by
+            result = self.forward(*arguments) if computed_by is None else computed_by(self, *arguments)
             for after in self._after_forward:
                 result = after(self, arguments, result)
             return result
@@ -348,6 +351,13 @@ class Module:
             return self._modules[name](*arguments)
         finally:
             frames.open.pop()
+
+    def compute_by(self, function: Callable[..., Any]) -> None:
+        """From now on `function(self, *arguments)` gives the result, between the hooks, in place of `forward`.
+
+        For a rank's part of a layer: the layer stays what it is, and its forward stays the maths of the whole.
+        """
+        self.__dict__["_computed_by"] = function
 
     def register_forward_pre_hook(self, hook: ForwardPreHook) -> None:
         """Calls `hook(self, arguments)` before each forward, which gets the tuple of arguments that it returns."""

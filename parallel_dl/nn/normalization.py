@@ -122,7 +122,7 @@ class BatchNorm(_Normalization):
             return ops.batch_norm(x, self.weight, self.bias, eps=self.eps, mean=mean, variance=variance)
 
         def observe(mean: np.ndarray, variance: np.ndarray, count: int) -> None:
-            self._observe(x, mean, variance, count)
+            self.observe(x, mean, variance, count)
 
         if self.total is None:
             return ops.batch_norm(x, self.weight, self.bias, eps=self.eps, observe=observe)
@@ -131,8 +131,9 @@ class BatchNorm(_Normalization):
     def require(self, x: Any) -> None:
         """Raises InputError for an x of another shape."""
         _, *features = x.shape or (0,)
-        if features[:1] != [self.features] or (self.shapes and len(features) - 1 not in map(len, self.shapes)):
-            shapes = [(self.features, *rest) for rest in self.shapes or (("...",),)]
+        own = len(self.running_mean)  # fewer than `features` on a rank that has a slice of them
+        if features[:1] != [own] or (self.shapes and len(features) - 1 not in map(len, self.shapes)):
+            shapes = [(own, *rest) for rest in self.shapes or (("...",),)]
             valid = [f"(N, {', '.join(map(str, shape))})" for shape in shapes]
             raise self.input_error(x, f"needs {' or '.join(valid)}")
 
@@ -140,7 +141,7 @@ class BatchNorm(_Normalization):
         """W = N C H W, D = log2 N."""
         return Operations(math.prod(input_shape), over_samples=True)
 
-    def _observe(self, x: Any, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
+    def observe(self, x: Any, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
         """Moves the running statistics towards those of `count` values per feature (variance divided by count)."""
         if count == 1:
             raise self.input_error(x, "one value per feature: training needs at least 2, or eval()")

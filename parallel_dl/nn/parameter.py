@@ -28,7 +28,7 @@ class Parameter(Tensor):
     and has no hooks. Copying draws no values that are not drawn yet.
     """
 
-    __slots__ = ("_owner", "declared_shape", "flat", "flat_gradients", "initializer", "piece", "whole_shape")
+    __slots__ = ("_owner", "declared_shape", "flat", "flat_gradients", "initializer", "is_partial", "piece", "whole_shape")
 
     def __init__(
         self, shape: tuple[int, ...], initializer: Initializer, piece: tuple[slice, ...] | None = None
@@ -41,10 +41,12 @@ class Parameter(Tensor):
         self._owner: Any = None  # (weak reference to the module, our name in it)
         self.flat: Any = None  # the FlatParameters that our values were put into last
         self.flat_gradients: Any = None  # the FlatGradients that our gradient is written into
+        # whether our gradient is a summand on each rank of a model axis, which GradientAllReduce has to sum
+        self.is_partial = False
         self._begin(True, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("whole_shape", "piece", "declared_shape", "initializer", "requires_grad", "grad")
+        kept = ("whole_shape", "piece", "declared_shape", "initializer", "requires_grad", "grad", "is_partial")
         state = {name: getattr(self, name) for name in kept}
         return state | ({"data": self.data} if self.is_filled else {})
 

@@ -88,6 +88,7 @@ class Optimizer:
         self.param_groups.append(own)
         self.parameters += parameters
         self._parts += self._parts_of(own)
+        self._partial = [parameter for parameter in self.parameters if parameter.is_partial]
         if self._newcomers is None:
             self._newcomers = Newcomers(self.parameters, self._is_given_to_another, self._left_out)
         self._newcomers.give(parameters)
@@ -167,6 +168,12 @@ class Optimizer:
         """What is to be updated at which rate; first makes sure that everything that was set up still holds."""
         if self._newcomers is None:  # of a copy, whose network may have been copied after it
             self._newcomers = Newcomers(self.parameters, self._is_given_to_another, self._left_out)
+        for parameter in self._partial:
+            if parameter.grad is not None and parameter.grad.flags.writeable:  # a sum over the ranks is read-only
+                raise InputError(
+                    f"the gradient of {parameter.name} is a summand on each rank of the model axis, and was not summed: "
+                    "call all_reduce() of a GradientAllReduce of these parameters before step()"
+                )
         for parameter in self._newcomers.found():
             raise InputError(
                 f"{parameter.name} has a gradient but is in no optimizer: it came into the network, or was unfrozen, "

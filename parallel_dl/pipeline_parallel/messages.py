@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ _ONE_SAMPLE = 1 << 11  # the same, of microbatches of one sample, whose first ax
 class Messages:
     """The messages of one rank of a pipeline; `rank_of` maps stages to ranks.
 
-    Boundary b is in front of stage b, and `shapes[b]` is the shape of one sample there.
+    Boundary b is before stage b, and `shape_at(b, n)` is the shape of what this rank has of n samples there.
     """
 
-    def __init__(self, comm: Communicator, rank_of: Mapping[int, int], shapes: Sequence[Shape], dtype: Any) -> None:
-        self.comm, self.rank_of, self.shapes, self.dtype = comm, rank_of, shapes, np.dtype(dtype)
+    def __init__(
+        self, comm: Communicator, rank_of: Mapping[int, int], shape_at: Callable[[int, int], Shape], dtype: Any
+    ) -> None:
+        self.comm, self.rank_of, self.shape_at, self.dtype = comm, rank_of, shape_at, np.dtype(dtype)
         self._orders: dict[tuple[int, int], tuple[int, ...]] = {}  # (rank, tag) -> axes, outermost first
         self._labelled = {  # as the ledger enters what is sent
             (stage, kind): comm.labelled(f"stage {stage}", direction)
@@ -70,7 +72,7 @@ class Messages:
 
     def send(self, action: Action, array: np.ndarray) -> None:
         """Begins to send (samples, ...) in the order of memory that the first such array had."""
-        self.require_fits(array, _boundary(action))
+        self.require_fits(array, _boundary(action), self.samples[action.microbatch])
         comm = self._labelled[action.stage, action.kind]
         rank, tag = key = self._peer(action), _order_tag(_tag(action), len(array))
         if key not in self._orders:
@@ -79,17 +81,18 @@ class Messages:
             self._orders[key] = tuple(order)
         self._sent.append(comm.isend(array.transpose(self._orders[key]), rank, _tag(action)))
 
-    def require_fits(self, array: np.ndarray, boundary: int) -> None:
-        """Raises InputError for an activation, or its gradient, that the other side does not expect."""
+    def require_fits(self, array: np.ndarray, boundary: int, samples: int) -> None:
+        """Raises InputError for an activation of so many samples, or its gradient, that the other side expects not."""
         if array.dtype != self.dtype:
             raise InputError(
                 f"stage {boundary - 1} gives {array.dtype}, but the network is {self.dtype}: "
                 f"convert the samples to {self.dtype}"
             )
-        if array.shape[1:] != tuple(self.shapes[boundary]):
+        expected = self.shape_at(boundary, samples)
+        if array.shape != expected:
             raise InputError(
                 f"stage {boundary - 1} gives samples of shape {array.shape[1:]}, but stage {boundary} takes "
-                f"{tuple(self.shapes[boundary])}: the samples are not of input_shape"
+                f"{expected[1:]}: the samples are not of input_shape"
             )
 
     def finish(self) -> None:
@@ -102,11 +105,11 @@ class Messages:
         return self.rank_of[action.partner.stage]
 
     def _shape(self, action: Action) -> Shape:
-        return (self.samples[action.microbatch], *self.shapes[_boundary(action)])
+        return self.shape_at(_boundary(action), self.samples[action.microbatch])
 
 
 def _boundary(action: Action) -> int:
-    """That the message passes: in front of its stage, or behind it."""
+    """That the message passes: before its stage, or after it."""
     return action.stage + (action.kind in ("SF", "RB"))
 
 

@@ -26,8 +26,11 @@ class SplitStage(Protocol):
     def shapes(self) -> Mapping[str, Shape]:
         """The whole shapes of parameters and buffers by name."""
 
-    def activation_shape(self, name: str) -> Shape:
-        """What this rank has of one sample in front of the layer `name` of the outermost Sequential."""
+    def activation_shape(self, name: str, samples: int) -> Shape:
+        """What this rank has of so many samples before the layer `name` of the outermost Sequential."""
+
+    def expect(self, samples: int) -> None:
+        """Says how many samples the next forward pass has."""
 
     def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Whole arrays, on every rank, from the pieces."""
@@ -64,12 +67,13 @@ class PipelineParallel:
         plan = make(schedule, comm.size, comm.size, chunks)
         cut = starts if isinstance(starts, Stages) else cut_stages(network, input_shape, plan.stages, starts)
         self.stages, self.split = cut, split
-        boundaries, prepare = list(cut.inputs), None
+        shape_at, expect, prepare = None, None, None
         if split is not None:
-            boundaries[1:] = [split.activation_shape(cut.layers(stage)[0]) for stage in range(1, len(cut))]
-            prepare = split.ensure_root
+            firsts = [cut.layers(stage)[0] for stage in range(len(cut))]
+            shape_at = lambda stage, samples: split.activation_shape(firsts[stage], samples)  # noqa: E731
+            expect, prepare = split.expect, split.ensure_root
         self.runner = StageRunner(
-            network, cut, plan.rank_of, comm, loss, network.dtype, boundaries=boundaries, prepare=prepare
+            network, cut, plan.rank_of, comm, loss, network.dtype, shape_at, expect, prepare
         )
         self._programs: dict[int, Program] = {}
         own = {id(parameter) for parameter in self.runner.parameters}

@@ -36,9 +36,9 @@ class _Passed(NamedTuple):
 class StageRunner(StageObject):
     """Runs the stages that this rank of `comm` has, for one batch at a time: `begin`, then a program's actions.
 
-    `rank_of` maps stages to ranks. `loss` is (output, targets, total) -> a scalar. `boundaries[s]` is the shape of one
-    sample that this rank's stage s takes, if not that of the whole network, and `prepare` is applied to what a stage
-    gives. `before_entry`, if set, is called with each microbatch before it enters stage 0.
+    `rank_of` maps stages to ranks. `loss` is (output, targets, total) -> a scalar. `shape_at(s, n)` is the shape of
+    what this rank's stage s takes of n samples, if not that of the whole network, `expect_samples(n)` is told how many
+    samples the next forward pass has, and `prepare` is applied to what a stage gives. `before_entry`, if set, is called with each microbatch before it enters stage 0.
 
     When an asynchronous schedule updates the weights between microbatches, those in use in a forward pass are kept
     until its backward.
@@ -52,14 +52,17 @@ class StageRunner(StageObject):
         comm: Communicator,
         loss: Callable[[Any, Any, float], Tensor],
         dtype: Any,
-        boundaries: Sequence[Shape] | None = None,
+        shape_at: Callable[[int, int], Shape] | None = None,
+        expect_samples: Callable[[int], None] | None = None,
         prepare: Callable[[Any], Any] | None = None,
     ) -> None:
+        self._expect_samples = expect_samples
         self.prepare = prepare
         self.before_entry: Callable[[Share], None] | None = None
         self.network, self.stages, self.rank_of, self.comm = network, stages, rank_of, comm
         self.loss = loss
-        self.messages = Messages(comm, rank_of, stages.inputs if boundaries is None else boundaries, dtype)
+        whole = lambda boundary, samples: (samples, *stages.inputs[boundary])  # noqa: E731
+        self.messages = Messages(comm, rank_of, shape_at or whole, dtype)
         self.own = [stage for stage, rank in sorted(rank_of.items()) if rank == comm.rank]
         self.last = len(stages) - 1
         self.losses: list[float] = []
@@ -106,6 +109,8 @@ class StageRunner(StageObject):
         if stage == 0 and self.before_entry is not None:
             self.before_entry(part)
         self.network.set_position(self.updates[microbatch], part.first)
+        if self._expect_samples is not None:
+            self._expect_samples(len(part.x))
         x: Any = part.x
         if stage:
             x = Tensor(self._activations.pop((stage, microbatch)), requires_grad=True)
@@ -171,6 +176,8 @@ class StageRunner(StageObject):
     def evaluate(self, x: Array) -> Array | None:
         """The network's output (n, ...) for samples x, on the last stage's rank; None on the others. All together."""
         found: Array | None = None
+        if self._expect_samples is not None:
+            self._expect_samples(len(x))
         for stage in range(len(self.stages)):
             if stage not in self.own:
                 continue
@@ -179,14 +186,14 @@ class StageRunner(StageObject):
             elif self.rank_of[stage - 1] == self.comm.rank:
                 given = Tensor(found)
             else:
-                shape = (len(x), *self.messages.shapes[stage])
+                shape = self.messages.shape_at(stage, len(x))
                 given = Tensor(self.comm.receive(self.rank_of[stage - 1], shape, self.messages.dtype))
             for layer in self.stages.layers(stage):
                 given = self.network.call(layer, given)
             found = given.data if isinstance(given, Tensor) else given
             if stage < self.last and self.rank_of[stage + 1] != self.comm.rank:
                 assert found is not None
-                self.messages.require_fits(found, stage + 1)
+                self.messages.require_fits(found, stage + 1, len(x))
                 self.comm.send(np.ascontiguousarray(found), self.rank_of[stage + 1])
                 found = None
         return found if self.last in self.own else None

@@ -1,35 +1,44 @@
-"""Who does what of a layer: placements of activations, the moves between them, the ways to split, the plan.
+"""Who does what of a layer: ways to split, a rule for each kind of layer, the plan of a network.
 
-Arithmetic on shapes: nothing is computed or sent here, and MPI is not needed. To read in this order:
+Nothing is sent here, and MPI is not needed. To read in this order:
 
-    placement.py   what each rank has of an activation
-    moves.py       how it gets from one placement to another, and what is sent for it
-    ways.py        output, input, filters, channels, rows, towers: which layers can be split how
-    names.py       which layer is split in which way, from what somebody has written
-    tiles.py       what a rank needs of an image to make its tile: halos
-    rules.py       what each way does with each kind of layer
-    default.py     the splits of a network for which none are given
-    plan.py        a whole network, layer by layer
+    way.py            output, input, filters, channels, rows, towers, samples, as text
+    rule.py           a layer in its place -> placements, and the maths that each rank does; how rules are registered
+    linear.py, convolution.py, tiles.py, pooling.py, normalization.py, elementwise.py, samples.py, branches.py, loss.py
+                      one file per kind of layer: its rules and its local maths
+    names.py          which layer is split in which way, from what somebody has written
+    default.py        the splits of a network for which none are given
+    step.py, walk.py, plan.py   a whole network, layer by layer
 """
 
+from parallel_dl.mesh import Invariant, Message, Partial, Placement, Replicated, Shard, Windows, even, slices
 from parallel_dl.splits.default import default_splits
-from parallel_dl.splits.moves import Message
-from parallel_dl.splits.placement import Grid, Placement, Sliced, Tiled, Whole
-from parallel_dl.splits.plan import Plan, Step, messages, plan
-from parallel_dl.splits.ways import NAMES, Way
+from parallel_dl.splits.plan import Plan, messages, plan
+from parallel_dl.splits.rule import Division, Finish, Position, Site, rule
+from parallel_dl.splits.samples import is_along_samples
+from parallel_dl.splits.step import Step
+from parallel_dl.splits.way import Way
 
 __all__ = [
-    "NAMES",
-    "Grid",
+    "Division",
+    "Finish",
+    "Invariant",
     "Message",
+    "Partial",
     "Placement",
     "Plan",
-    "Sliced",
+    "Position",
+    "Replicated",
+    "Shard",
+    "Site",
     "Step",
-    "Tiled",
     "Way",
-    "Whole",
+    "Windows",
     "default_splits",
+    "even",
+    "is_along_samples",
     "messages",
     "plan",
+    "rule",
+    "slices",
 ]

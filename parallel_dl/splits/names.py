@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Mapping
 
 from parallel_dl import nn
 from parallel_dl.errors import InputError, cut, number_of, one_of, shown
-from parallel_dl.splits.ways import Way, can, nearest, ways_of
+from parallel_dl.splits.rule import can, ways_of
+from parallel_dl.splits.way import Way, nearest
 
 GROUPS = ("features", "classifier")  # the layers before the first Flatten, and the others, where no layer is so named
 
@@ -35,6 +37,8 @@ def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: i
     """The way of each layer in a group that can be split by it. Pooling follows the convolutions."""
     way = Way.parse(text)
     weighted = {member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    if way is not None and way.name == "samples":  # also of what normalizes, and of the user's own layers
+        weighted = {member: layer for member, layer in members.items() if ways_of(layer)}
     able = [member for member, layer in weighted.items() if way is not None and can(layer, way)]
     if not able or way is None:
         valid = sorted({other for layer in weighted.values() for other in ways_of(layer)})
@@ -47,10 +51,13 @@ def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: i
 def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) -> Way:
     layer, way = layers[name], Way.parse(text)
     valid, kind = ways_of(layer), type(layer).__name__
-    if not valid:
-        before = [other for other in itertools.takewhile(lambda other: other != name, layers) if ways_of(layers[other])]
-        near = f"; nearest is {before[-1]}={nearest(text, ways_of(layers[before[-1]]))}" if before else ""
-        raise InputError(f"`split` {name}={cut(text)}: {_a(kind)} is not split, it goes along with its input{near}")
+    if valid == ("samples",) and (way is None or not can(layer, way)):
+        earlier = itertools.takewhile(lambda other: other != name, layers)
+        before = [other for other in earlier if len(ways_of(layers[other])) > 1]
+        near = f", or {before[-1]}={nearest(text, ways_of(layers[before[-1]]))} before it" if before else ""
+        raise InputError(
+            f"`split` {name}={cut(text)}: {_a(kind)} follows its input's placement; valid is {name}=samples{near}"
+        )
     if way is None or not can(layer, way):
         kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
         raise InputError(
@@ -66,10 +73,10 @@ def _a(kind: str) -> str:
 
 
 def _require_grid(name: str, way: Way, ranks: int) -> None:
-    if way.grid is not None and way.grid.rows * way.grid.columns != ranks:
+    if way.grid is not None and math.prod(way.grid) != ranks:
         near = f"{ranks}x1"
         raise InputError(
-            f"`split` {name}={way}: {way.grid.rows} x {way.grid.columns} tiles do not fit {number_of(ranks, 'rank')}; "
+            f"`split` {name}={way}: {way.grid[0]} x {way.grid[1]} tiles do not fit {number_of(ranks, 'rank')}; "
             f"valid are rows, columns, rows-columns and products like {near}"
         )
 
@@ -87,7 +94,7 @@ def _members(name: str, layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _unknown(name: str, text: str, layers: Mapping[str, nn.Module]) -> str:
-    able = [layer for layer, module in layers.items() if ways_of(module)]
+    able = [layer for layer, module in layers.items() if len(ways_of(module)) > 1]
     able += [group for group in GROUPS if any(ways_of(layers[layer]) for layer in _members(group, layers))]
     close = difflib.get_close_matches(name, able, 1)
     suggestion = f"did you mean {close[0]}? " if close else ""

@@ -16,7 +16,7 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.partition import LEAVES
 from parallel_dl.schedule import SCHEDULES
-from parallel_dl.splits.ways import ways_of
+from parallel_dl.splits.rule import ways_of
 
 CLASSES = 3
 NOISE = 1e-12  # above it rounding has grown so much that little can be said: nearly equal samples in a batch norm

@@ -51,7 +51,7 @@ def predicted(plan, rank, samples, loss):
     for layer, message in splits.messages(plan, rank):
         values = message.values * samples + message.fixed
         add(layer, message.direction, message.call, message.messages, values, message.itemsize or 8)
-    if isinstance(plan.output, splits.Sliced) and not plan.finish and loss is nn.cross_entropy:
+    if plan.output.shard(1) is not None and loss is nn.cross_entropy:
         add("loss", "forward", "all_reduce", 2, 3 * samples, 8)
     return found
 

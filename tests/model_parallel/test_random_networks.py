@@ -9,7 +9,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.optim import SGD
-from parallel_dl.splits.ways import ways_of
+from parallel_dl.splits.rule import ways_of
 
 
 def draw_layer(draw, shape):

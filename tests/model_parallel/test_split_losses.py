@@ -12,7 +12,7 @@ from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import TAKE_SLICES, parallelize, split_loss
 from parallel_dl.mpi import Mesh
-from parallel_dl.splits.placement import even, slices
+from parallel_dl.mesh import even, slices
 from parallel_dl.trainer import Trainer
 
 CLASSES = 7

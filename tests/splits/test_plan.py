@@ -6,8 +6,8 @@ import pytest
 from parallel_dl import networks, nn, splits
 from parallel_dl.convolution.geometry import Axis
 from parallel_dl.errors import InputError
-from parallel_dl.splits import Grid, Sliced, Tiled, Whole, plan
-from parallel_dl.splits.placement import even, near_square, slices
+from parallel_dl.mesh import Invariant, MeshShape, Placement, Shard, even, near_square, slices
+from parallel_dl.splits import plan
 from parallel_dl.splits.tiles import windows
 
 
@@ -109,11 +109,12 @@ def test_branches_are_split_as_such_or_as_a_group():
 def test_grids():
     assert ways(6, {"conv1": "2x3"}) == {"conv1": "2x3"}
     shapes = [(1, 1), (2, 1), (3, 1), (2, 2), (5, 1), (3, 2), (7, 1), (4, 2)]
-    assert [near_square(ranks) for ranks in range(1, 9)] == [Grid(*shape) for shape in shapes]
+    assert [near_square(ranks) for ranks in range(1, 9)] == shapes
     (step, *_) = plan(images(), SHAPE, 6, {"conv1": "2x3"}).steps
-    assert step.after == Tiled((4, 4), (3, 3, 2))
-    assert step.after.shape(5, (4, 8, 8)) == (4, 4, 2)
-    assert [step.after.grid.index(5, over) for over in ("model", "rows", "columns")] == [5, 1, 2]
+    grid = MeshShape(rows=2, columns=3)
+    assert step.after == Placement.on(grid, rows=Shard(2, (4, 4)), columns=Shard(3, (3, 3, 2)))
+    assert step.after.shape(5, (7, 4, 8, 8)) == (7, 4, 4, 2)
+    assert [step.after.mesh.index(5, axis) for axis in grid] == [1, 2]
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
@@ -127,47 +128,47 @@ def test_grids():
         ),
         (
             {"fc1": "filters"},
-            "split fc1=filters: a Linear cannot be split that way; nearest is fc1=output, valid are output, input",
+            "split fc1=filters: a Linear cannot be split that way; nearest is fc1=output, valid are output, input, samples",
         ),
         (
             {"fc1": "outputs"},
-            "split fc1=outputs: a Linear cannot be split that way; nearest is fc1=output, valid are output, input",
+            "split fc1=outputs: a Linear cannot be split that way; nearest is fc1=output, valid are output, input, samples",
         ),
         (
             {"fc1": "channels"},
-            "split fc1=channels: a Linear cannot be split that way; nearest is fc1=input, valid are output, input",
+            "split fc1=channels: a Linear cannot be split that way; nearest is fc1=input, valid are output, input, samples",
         ),
         (
             {"fc1": "input:whole"},
-            "split fc1=input:whole: a Linear cannot be split that way; nearest is fc1=input, valid are output, input",
+            "split fc1=input:whole: a Linear cannot be split that way; nearest is fc1=input, valid are output, input, samples",
         ),
         (
             {"fc1": "output:half"},
-            "split fc1=output:half: a Linear cannot be split that way; nearest is fc1=output, valid are output, input",
+            "split fc1=output:half: a Linear cannot be split that way; nearest is fc1=output, valid are output, input, samples",
         ),
         (
             {"conv1": "column"},
             "split conv1=column: a Conv2d cannot be split that way; nearest is conv1=filters, "
-            "valid are filters, channels, rows, columns, rows-columns",
+            "valid are filters, channels, rows, columns, rows-columns, samples",
         ),
         (
             {"conv1": "row"},
             "split conv1=row: a Conv2d cannot be split that way; nearest is conv1=channels, "
-            "valid are filters, channels, rows, columns, rows-columns",
+            "valid are filters, channels, rows, columns, rows-columns, samples",
         ),
         (
             {"conv2": "channels"},
             "split conv2=channels: a Conv2d of 2 groups cannot be split that way; nearest is conv2=filters, "
-            "valid are filters, towers, rows, columns, rows-columns",
+            "valid are filters, towers, rows, columns, rows-columns, samples",
         ),
         (
             {"pool": "column"},
             "split pool=column: a MaxPool2d cannot be split that way; nearest is pool=columns, "
-            "valid are rows, columns, rows-columns",
+            "valid are rows, columns, rows-columns, samples",
         ),
         (
             {"relu2": "output"},
-            "split relu2=output: a ReLU is not split, it goes along with its input; nearest is fc1=output",
+            "split relu2=output: a ReLU follows its input's placement; valid is relu2=samples, or fc1=output before it",
         ),
         (
             {"conv1": "2x2"},
@@ -182,11 +183,11 @@ def test_grids():
         (
             {"features": "output"},
             "split features=output: features has no layer that can be split that way; "
-            "valid are channels, columns, filters, rows, rows-columns, towers",
+            "valid are channels, columns, filters, rows, rows-columns, samples, towers",
         ),
         (
             {"classifier": "across"},
-            "split classifier=across: classifier has no layer that can be split that way; valid are input, output",
+            "split classifier=across: classifier has no layer that can be split that way; valid are input, output, samples",
         ),
         (
             {"fc1": "output:split", "fc2": "output"},
@@ -208,7 +209,7 @@ def test_refusals(given, message):
 
 def test_refusals_of_other_networks():
     relu = lambda: nn.Sequential(relu=nn.ReLU(), fc=nn.Linear(3, 3))  # noqa: E731
-    assert refusal(2, {"relu": "output"}, relu, (3,)).endswith("a ReLU is not split, it goes along with its input")
+    assert refusal(2, {"relu": "output"}, relu, (3,)).endswith("a ReLU follows its input's placement; valid is relu=samples")
     inside = refusal(2, {"both": "towers", "both.a": "rows"}, branches)
     assert inside == (
         "split both.a=rows: it is in a branch that one rank has, since both=towers; valid is one of the two"
@@ -241,8 +242,8 @@ def test_a_module_of_ones_own_is_refused_by_name():
 def test_a_loss_that_needs_all_scores_refuses_an_output_left_split():
     text = refusal(2, {"fc2": "output:split"}, split_output=False)
     assert text == ("split fc2=output:split: leaves its output split, but the loss needs it whole; valid is fc2=output")
-    assert plan(images(), SHAPE, 2, {"fc2": "output"}, split_output=False).finish
-    assert not plan(images(), SHAPE, 2, {"fc2": "output:split"}).finish
+    assert plan(images(), SHAPE, 2, {"fc2": "output"}, split_output=False).output == WHOLE
+    assert plan(images(), SHAPE, 2, {"fc2": "output:split"}).output == sliced(2, 1)
 
 
 def test_tied_weights_are_cut_alike():
@@ -266,45 +267,59 @@ def test_one_layer_in_two_places_is_cut_alike():
 
     text = refusal(2, {"a": "output"}, twice, (4,))
     assert text.startswith("one.running_mean and two.running_mean are one buffer, but would be cut differently")
-    pieces = plan(twice(), (4,), 2, {"a": "output", "b": "output"}).pieces()
-    assert pieces["one.running_var"] == pieces["two.running_var"] == ((slice(0, 2),), (slice(2, 4),))
+    weights = plan(twice(), (4,), 2, {"a": "output", "b": "output"}).weights()
+    assert weights["one.running_var"] == weights["two.running_var"] == line(Shard(0, (2, 2)))
 
 
 # -- placements ----------------------------------------------------------------------------------------------------
+def line(state, ranks=2):
+    return Placement(MeshShape(model=ranks), (state,))
+
+
+WHOLE = line(Invariant())
+
+
+def sliced(*sizes):
+    return line(Shard(1, sizes), len(sizes))
+
+
+def rows(*sizes):
+    return line(Shard(2, sizes), len(sizes))
+
+
 def placements(given, build=images, shape=SHAPE, ranks=2):
     return {step.name: step.after for step in plan(build(), shape, ranks, given).steps}
 
 
 def test_from_placement_to_placement():
     assert placements({"conv1": "rows", "conv2": "filters", "fc1": "input"}) == {
-        "conv1": Tiled((4, 4), (8,)),
-        "relu1": Tiled((4, 4), (8,)),
-        "pool": Tiled((2, 2), (4,)),
-        "conv2": Sliced((3, 3)),
-        "flatten": Sliced((12, 12)),
-        "fc1": Whole(),
-        "relu2": Whole(),
-        "fc2": Whole(),
+        "conv1": rows(4, 4),
+        "relu1": rows(4, 4),
+        "pool": rows(2, 2),
+        "conv2": sliced(3, 3),
+        "flatten": sliced(12, 12),
+        "fc1": WHOLE,
+        "relu2": WHOLE,
+        "fc2": WHOLE,
     }
 
 
 def test_an_output_input_pair_leaves_no_move_between():
     steps = {step.name: step for step in plan(images(), SHAPE, 3, {"fc1": "output", "fc2": "input"}).steps}
-    assert steps["fc1"].after == steps["relu2"].after == Sliced((3, 3, 2))
-    assert steps["relu2"].division.arrive == steps["fc2"].division.arrive == ()
-    assert steps["fc2"].division.pieces["weight"] == tuple((slice(0, 3), own) for own in slices((3, 3, 2)))
-    assert "bias" not in steps["fc2"].division.pieces
+    assert steps["fc1"].after == steps["relu2"].after == sliced(3, 3, 2)
+    assert steps["relu2"].arrive == steps["fc2"].arrive == ()
+    assert steps["fc2"].weights == {"weight": line(Shard(1, (3, 3, 2)), 3)}  # and the bias is invariant
 
 
 def test_ends_of_branches():
     whole = placements({"both.a": "rows"}, branches)
-    assert (whole["both.a"], whole["both.b.0"], whole["both"]) == (Tiled((4, 4), (8,)), Whole(), Whole())
-    assert placements({"both": "rows"}, branches)["both"] == Tiled((4, 4), (8,))
-    assert placements({"both": "filters"}, branches)["both"] == Sliced((2, 1))
+    assert (whole["both.a"], whole["both.b.0"], whole["both"]) == (rows(4, 4), WHOLE, WHOLE)
+    assert placements({"both": "rows"}, branches)["both"] == rows(4, 4)
+    assert placements({"both": "filters"}, branches)["both"] == sliced(2, 1)
     joined = lambda: branches("concatenate")  # noqa: E731
-    assert placements({"both": "filters"}, joined)["both"] == Whole()
-    assert placements({"both": "towers"}, joined)["both"] == Sliced((3, 3))
-    assert placements({"both": "towers"}, branches)["both"] == Whole()
+    assert placements({"both": "filters"}, joined)["both"] == WHOLE
+    assert placements({"both": "towers"}, joined)["both"] == sliced(3, 3)
+    assert placements({"both": "towers"}, branches)["both"] == WHOLE
 
 
 def test_one_rank_sends_nothing():
@@ -329,22 +344,20 @@ def test_default_plans_of_all_networks(name, shape):
     count = network.parameter_count()
     for ranks in range(1, 9):
         planned = plan(network, shape, ranks)
-        pieces = planned.pieces()
+        shards = {name: place.states[0] for name, place in planned.weights().items() if place.has(Shard)}
         if ranks == 1:
-            assert (planned.splits, pieces, planned.parameters(0)) == ({}, {}, count)
+            assert (planned.splits, shards, planned.parameters(0)) == ({}, {}, count)
             continue
         split = {
             layer.name for layer in nn.layer_shapes(network, shape) if isinstance(layer.layer, nn.Linear | nn.Conv2d)
         }
         assert set(planned.splits) == split
-        for weight, parts in pieces.items():
-            axis = len(parts[0]) - 1
-            sizes = [part[axis].stop - part[axis].start for part in parts]
-            assert tuple(part[axis] for part in parts) == slices(sizes)
-            assert sum(sizes) == weights[weight].shape[axis]
-        on_all = sum(weight.size for name, weight in weights.items() if name not in pieces)
+        for weight, shard in shards.items():
+            assert len(shard.sizes) == ranks
+            assert sum(shard.sizes) == weights[weight].shape[shard.axis]
+        on_all = sum(weight.size for name, weight in weights.items() if name not in shards)
         assert sum(planned.parameters(rank) for rank in range(ranks)) == count + (ranks - 1) * on_all
-        before = Whole()
+        before = line(Invariant(), ranks)
         for step in planned.steps:
             assert step.before == before
             before = step.after

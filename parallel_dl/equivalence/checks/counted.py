@@ -63,7 +63,7 @@ def _wrong_messages(trainer: Trainer, rows: list[LedgerRow], samples: int, items
     counted: Counts = {
         (row.layer, row.direction, row.call): (row.messages, row.values, row.bytes)
         for row in rows
-        if row.axis == "model"
+        if row.axis == "model" and row.layer != "gradients"
     }
     planned = _planned(trainer.parallel.plan, trainer.mesh.model.rank, samples, itemsize)
     return next(
@@ -79,8 +79,8 @@ def _wrong_messages(trainer: Trainer, rows: list[LedgerRow], samples: int, items
 
 def _planned(plan: splits.Plan, rank: int, samples: int, itemsize: int) -> Counts:
     found: Counts = {}
-    for layer, message in _messages(plan, rank):
-        values = message.values * samples + message.fixed
+    for layer, message in _messages(plan, rank, samples):
+        values = message.values
         key = layer, message.direction, message.call
         before = found.get(key, (0, 0, 0))
         more = message.messages, values, values * (message.itemsize or itemsize)
@@ -88,10 +88,10 @@ def _planned(plan: splits.Plan, rank: int, samples: int, itemsize: int) -> Count
     return found
 
 
-def _messages(plan: splits.Plan, rank: int) -> Iterator[tuple[str, splits.Message]]:
-    yield from splits.messages(plan, rank)
+def _messages(plan: splits.Plan, rank: int, samples: int) -> Iterator[tuple[str, splits.Message]]:
+    yield from splits.messages(plan, rank, samples)
     for message in loss_messages(plan):
-        yield "loss", message
+        yield "loss", message._replace(values=message.values * samples)
 
 
 # -- hybrids -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.adjoint import assert_adjoint
 from parallel_dl.equivalence.checks.calls import lopsided, wrong_call
 from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear
-from parallel_dl.model_parallel.losses import is_summand, split_loss
+from parallel_dl.model_parallel import split_loss
+from parallel_dl.splits.loss import is_summand
 from parallel_dl.mpi import Communicator, collectives
 
 Arrays = list[np.ndarray]

@@ -14,9 +14,9 @@ from parallel_dl.equivalence.explain.trace import At, Trace
 from parallel_dl.equivalence.runs.record import Experiment, Run
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Module
-from parallel_dl.splits import Placement, Sliced, Tiled, Whole
-from parallel_dl.splits.placement import slices
+from parallel_dl.mesh import Invariant, MeshShape, Placement, Shard
 
+WHOLE = Placement(MeshShape(model=1), (Invariant(),))
 _BESIDE = 1e6  # times a value: a difference as large as this makes it negligible
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}  # of the largest value in the serial tensor
 
@@ -50,13 +50,7 @@ class Step:
         """What the rank should have of a layer's whole output."""
         rows = whole[self.share_of(rank, at.microbatch)]
         model = self.traces[rank].place["model"]
-        placement = self.placement_of(rank, at.layer)
-        if isinstance(placement, Sliced):
-            return rows[:, slices(placement.sizes)[model]]
-        if isinstance(placement, Tiled):
-            row, column = divmod(model, len(placement.columns))
-            return rows[:, :, slices(placement.rows)[row], slices(placement.columns)[column]]
-        return rows
+        return rows[self.placement_of(rank, at.layer).index(model, rows.shape)]
 
     def having(self, kind: str, at: At) -> tuple[Pieces, np.ndarray]:
         """By rank, what it has and should have of a layer's output, or of its gradient; and the whole."""
@@ -87,18 +81,17 @@ class Step:
 
     def placement_of(self, rank: int, layer: str) -> Placement:
         """How a layer's output lies on the rank's model axis."""
-        return self.traces[rank].placements.get(layer, Whole())
+        return self.traces[rank].placements.get(layer, WHOLE)
 
     def inner_edges(self, layer: str, rank: int) -> Edges:
         """By axis of an image, whether another rank's tile is before ours, and after."""
-        placement = self.placement_of(rank, layer)
-        if not isinstance(placement, Tiled):
-            return {2: (False, False), 3: (False, False)}
-        row, column = divmod(self.traces[rank].place["model"], len(placement.columns))
-        return {
-            axis: (place > 0, place < len(lengths) - 1)
-            for axis, place, lengths in ((2, row, placement.rows), (3, column, placement.columns))
-        }
+        placement, model = self.placement_of(rank, layer), self.traces[rank].place["model"]
+        edges = {2: (False, False), 3: (False, False)}
+        for (axis, size), state in zip(placement.mesh.items(), placement.states):
+            if isinstance(state, Shard) and state.axis in edges:
+                at = placement.mesh.index(model, axis)
+                edges[state.axis] = at > 0, at < size - 1
+        return edges
 
     def layer_of(self, name: str, network: Module | None = None) -> Module:
         """The layer of this name, of the serial network unless another is given."""

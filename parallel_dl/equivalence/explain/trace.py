@@ -16,7 +16,7 @@ from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, Sequential
 from parallel_dl.nn.shapes import computes_as
-from parallel_dl.splits import Placement, Whole
+from parallel_dl.mesh import Placement
 from parallel_dl.trainer import Trainer
 
 Array = np.ndarray
@@ -111,8 +111,6 @@ class _Tracer:
                 self.found.placements[traced.name] = traced.after
                 if traced.owner is not None:
                     self.found.owners[traced.name] = traced.owner
-            if trainer.parallel.plan.finish:
-                self.found.placements[trainer.parallel.plan.steps[-1].name] = Whole()
         self._hook_layers(trainer)
         self._follow_microbatches(trainer)
         if mesh.world.size == 1 and trainer.pipeline is None:

@@ -12,28 +12,25 @@ from parallel_dl.autograd import ops, primitive
 from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, replaced
 from parallel_dl.equivalence.mutants.networks import FILTERS, OUTPUT, PAIRS, ROWS
 from parallel_dl.model_parallel import ModelParallel
-from parallel_dl.model_parallel import axis as model_axis
-from parallel_dl.model_parallel import losses as split_losses
+from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.model_parallel import network as split_network
-from parallel_dl.model_parallel.linear import RowParallelLinear
 from parallel_dl.mpi import Communicator, collectives
-from parallel_dl.splits.moves import AllReduce, Gather, Replicate, Unshard
+from parallel_dl.splits import Finish, Placement, Shard
+from parallel_dl.splits import loss as split_losses
 from parallel_dl.trainer import Trainer
 
 
 # -- moves -----------------------------------------------------------------------------------------------------------
-def _moves(kind: type, change: Callable[[Any, Any, Any, Any], Any]) -> Plant:
-    """Makes moves of a kind in another way: `change` gets the move, x, the communicator and the right function."""
+def _move(name: str, change: Callable[[Any, Any, Any], Any]) -> Plant:
+    """Makes moves of this name in another way: `change` gets x, the communicator and the right function."""
 
     def make(before: Any) -> Any:
-        def wrong(move: Any, x: Any, comm: Communicator, *arguments: Any) -> Any:
-            if isinstance(move, kind) and comm.size > 1:
-                return change(move, x, comm, lambda: before(move, x, comm, *arguments))
-            return before(move, x, comm, *arguments)
+        def wrong(x: Any, comm: Communicator, *arguments: Any) -> Any:
+            return change(x, comm, lambda: before(x, comm, *arguments)) if comm.size > 1 else before(x, comm, *arguments)
 
         return wrong
 
-    return lambda stack: replaced(stack, model_axis, "_collective", make)
+    return lambda stack: replaced(stack, collectives, name, make)
 
 
 @primitive(collective=True)
@@ -46,7 +43,7 @@ def _negated_adjoint(x: Any, *, comm: Communicator) -> Any:
     return x, (lambda g: -comm.all_reduce(g),)
 
 
-def _gathered_backwards(move: Any, x: Any, comm: Communicator, right: Callable[[], Any]) -> Any:
+def _gathered_backwards(x: Any, comm: Communicator, right: Callable[[], Any]) -> Any:
     whole = right()
     axis = next(axis for axis in range(len(whole.shape)) if whole.shape[axis] != x.shape[axis])
     order = np.concatenate(np.array_split(np.arange(whole.shape[axis]), comm.size)[::-1])
@@ -96,26 +93,35 @@ def _only_own(array: np.ndarray, axis: int, owned: slice, wanted: slice) -> np.n
 
 # -- layers and losses -----------------------------------------------------------------------------------------------
 def _bias_on_every_rank(stack: ExitStack) -> None:
+    """Each adds its own to its summand: they count as often as there are ranks."""
+
     def make(before: Any) -> Any:
-        def wrong(layer: RowParallelLinear, x: Any) -> Any:
-            y = ops.linear(x, layer.weight, layer.bias)
-            return model_axis.summed(y, layer.comm.labelled("wrong"))
+        def wrong(finish: Finish, output: Placement) -> dict[str, Placement]:
+            bias, ranks = finish.apply, output.mesh.ranks
+            object.__setattr__(finish, "apply", lambda layer, y: _times(ranks, bias, layer, y))
+            return before(finish, output)
 
         return wrong
 
-    replaced(stack, RowParallelLinear, "forward", make)
+    replaced(stack, Finish, "weights", make)
+
+
+def _times(ranks: int, add: Callable[[Any, Any], Any], layer: Any, y: Any) -> Any:
+    for _ in range(ranks):
+        y = add(layer, y)
+    return y
 
 
 def _swapped_shards(stack: ExitStack) -> None:
     """A weight's pieces in the reverse order of the ranks; biases as they should be."""
 
     def make(before: Any) -> Any:
-        def wrong(parameter: Any, piece: Any) -> Any:
-            at = len(piece) - 1
-            length, own = parameter.whole_shape[at], piece[at]
-            if len(parameter.whole_shape) > 1 and own.stop - own.start < length:
-                piece = (*piece[:at], slice(length - own.stop, length - own.start))
-            return before(parameter, piece)
+        def wrong(parameter: Any, placement: Placement, rank: int) -> Any:
+            (state,) = placement.states
+            if len(parameter.whole_shape) > 1 and isinstance(state, Shard) and state.sizes is not None:
+                mirrored = Placement(placement.mesh, (Shard(state.axis, state.sizes[::-1]),))
+                return before(parameter, mirrored, placement.mesh.ranks - 1 - rank)
+            return before(parameter, placement, rank)
 
         return wrong
 
@@ -123,16 +129,26 @@ def _swapped_shards(stack: ExitStack) -> None:
 
 
 def _tile_gradients_not_summed(stack: ExitStack) -> None:
-    replaced(stack, collectives, "replicate", lambda before: lambda x, comm: x)
+    """Those of all weights are summed along the data axis alone."""
+    replaced(stack, GradientAllReduce, "all_reduce", lambda before: lambda sums: _without_partial(before, sums))
+
+
+def _without_partial(right: Callable[[Any], None], sums: GradientAllReduce) -> None:
+    if sums.networks:  # not the sums of partial gradients
+        right(sums)
+        return
+    for parameter in sums.parameters:
+        if parameter.grad is not None:
+            parameter.grad.flags.writeable = False
 
 
 def _log_of_ranks(stack: ExitStack) -> None:
     """The sum of exponentials counts P times: log P more."""
 
     def make(before: Any) -> Any:
-        def wrong(logits: Any, *, comm: Communicator, total: float = 1, targets: np.ndarray, **static: Any) -> Any:
-            value = before(logits, comm=comm, total=total, targets=targets, **static)
-            return ops.add(value, np.log(comm.size) * targets.size / total)
+        def wrong(logits: Any, *, combine: Any, total: float = 1, targets: np.ndarray, **static: Any) -> Any:
+            value = before(logits, combine=combine, total=total, targets=targets, **static)
+            return ops.add(value, np.log(combine(np.array(1.0), "sum")) * targets.size / total)
 
         return wrong
 
@@ -187,34 +203,34 @@ MUTANTS: tuple[Mutant, ...] = (
         "all-reduce dropped forward",
         "fully",
         PAIRS,
-        _moves(AllReduce, lambda move, x, comm, right: x),
+        _move("all_reduce", lambda x, comm, right: x),
         ("missing reduction",),
     ),
     Mutant(
         "all-reduce dropped backward",
         "fully",
         OUTPUT,
-        _moves(Replicate, lambda move, x, comm, right: x),
+        _move("replicate", lambda x, comm, right: x),
         ("missing reduction in backward",),
     ),
     Mutant(
         "self-adjoint all-reduce",
         "fully",
         PAIRS,
-        _moves(AllReduce, lambda move, x, comm, right: _self_adjoint(x, comm=comm)),
+        _move("all_reduce", lambda x, comm, right: _self_adjoint(x, comm=comm)),
         ("counted 2 times",),
     ),
     Mutant(
         "sign of an adjoint",
         "fully",
         OUTPUT,
-        _moves(Replicate, lambda move, x, comm, right: _negated_adjoint(x, comm=comm)),
+        _move("replicate", lambda x, comm, right: _negated_adjoint(x, comm=comm)),
         ("wrong sign",),
     ),
     Mutant("bias on every rank", "fully", PAIRS, _bias_on_every_rank, ("bias added 2 times",)),
     Mutant("shards swapped", "fully", OUTPUT, _swapped_shards, ("shard out of place",)),
-    Mutant("gathered in the wrong order", "fully", OUTPUT, _moves(Unshard, _gathered_backwards), ("out of place",)),
-    Mutant("channels gathered in the wrong order", "images", FILTERS, _moves(Gather, _gathered_backwards), ("place",)),
+    Mutant("gathered in the wrong order", "fully", OUTPUT, _move("unshard", _gathered_backwards), ("out of place",)),
+    Mutant("channels gathered in the wrong order", "images", FILTERS, _move("all_gather", _gathered_backwards), ("place",)),
     Mutant("halo row missing", "images", ROWS, _halo("exchange_slices", _only_own), ("halo rows missing",)),
     Mutant("halo gradients not returned", "images", ROWS, _halo("return_slices", _only_own), ("halo rows",)),
     Mutant("tiles' weight gradients not summed", "images", ROWS, _tile_gradients_not_summed, ("missing reduction",)),

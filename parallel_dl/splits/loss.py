@@ -1,10 +1,11 @@
-"""Losses of class scores that are split by class: none of them gathers the scores.
+"""Losses of class scores of which each rank has a slice of the classes, or a share of the samples.
 
     cross_entropy   the maximum and the sum of exponentials of each sample are combined: 3 values per sample
     logistic_loss   each class is a question of its own (Krizhevsky 2014, arXiv 1404.5997): nothing is exchanged
     mse             as the logistic loss
 
-The last two give each rank its summand of the loss; a report of the whole adds them up.
+The last two give each rank its summand of the loss, as any loss does of a share of the samples; a report of the whole
+adds them up.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from parallel_dl import nn, reproducible
 from parallel_dl.autograd import Tensor, primitive
 from parallel_dl.autograd.ops.classification import answers, class_numbers, one_hot
 from parallel_dl.errors import InputError
-from parallel_dl.mpi import Communicator
-from parallel_dl.splits.placement import slices
+from parallel_dl.mesh import Message, slices
 
 Loss = Callable[[Any, Any, float | None], Tensor]
+Combine = Callable[..., np.ndarray]
 
 IN_LEAVES = (reproducible.losses.cross_entropy, reproducible.losses.logistic_loss)
 TAKE_SLICES = (nn.cross_entropy, nn.logistic_loss, nn.mse)
 
 
 @primitive
-def split_cross_entropy(logits, *, targets, comm, first, classes, total=1):
+def split_cross_entropy(logits, *, targets, combine, first, classes, total=1):
     """`ops.cross_entropy` of scores whose classes are divided: this rank has (n, own) of them, from class `first` on.
 
     targets (n,) are integers in 0..classes-1, the same on all ranks. The result is the whole loss, on every rank; its
-    gradient needs no exchange. Two all-reduces: of the n maxima, and of the n sums of exponentials with the n scores of
-    the target class.
+    gradient needs no exchange. `combine(array, op)` is called twice: with the n maxima, and with the n sums of
+    exponentials and the n scores of the target class.
     """
     labels = class_numbers(targets, classes, "cross_entropy").reshape(-1)
     count, own = logits.shape
     rows = np.flatnonzero((first <= labels) & (labels < first + own))  # samples whose class this rank has
     columns = labels[rows] - first
-    largest = comm.all_reduce(logits.max(axis=1, initial=-np.inf).astype(logits.dtype, copy=False), "max")
+    largest = combine(logits.max(axis=1, initial=-np.inf).astype(logits.dtype, copy=False), "max")
     shifted = logits - largest[:, np.newaxis]
     exponentials = np.exp(shifted)
     sums = np.zeros((2, count), logits.dtype)  # of exponentials; score of the target class
     exponentials.sum(axis=1, out=sums[0])
     sums[1, rows] = shifted[rows, columns]
-    sums = comm.all_reduce(sums)
+    sums = combine(sums, "sum")
     value = (np.log(sums[0]).sum() - sums[1].sum()) / total
 
     # g is a scalar: d/d logits = (softmax - one_hot) g / total
@@ -59,11 +60,11 @@ def split_cross_entropy(logits, *, targets, comm, first, classes, total=1):
     return np.asarray(value, logits.dtype), (gradient,)
 
 
-def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
+def of_classes(loss: Loss, sizes: tuple[int, ...], rank: int, combine: Combine) -> Loss:
     """`loss`, one of TAKE_SLICES, for scores (n, own) of which each rank has `sizes[rank]` classes; whole targets."""
-    own, classes = slices(sizes)[comm.rank], sum(sizes)
+    own, classes = slices(sizes)[rank], sum(sizes)
     if loss in IN_LEAVES:
-        return partial(loss, part=own, classes=classes, combine=comm.all_reduce)
+        return partial(loss, part=own, classes=classes, combine=combine)
 
     def require(name: str, scores: Any, targets: np.ndarray, *shapes: tuple[int, ...]) -> None:
         """Refuses, on every rank, what the loss of whole scores refuses."""
@@ -74,7 +75,9 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
         targets = _array(targets)
         require("cross_entropy", logits, targets, (len(logits),))
         given = max(targets.size, 1) if total is None else total
-        return split_cross_entropy(logits, targets=targets, comm=comm, first=own.start, classes=classes, total=given)
+        return split_cross_entropy(
+            logits, targets=targets, combine=combine, first=own.start, classes=classes, total=given
+        )
 
     def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tensor:
         targets = _array(targets)
@@ -93,13 +96,29 @@ def split_loss(loss: Loss, sizes: tuple[int, ...], comm: Communicator) -> Loss:
     return of_slices[loss]
 
 
+def of_samples(loss: Loss, own: Callable[[], slice]) -> Loss:
+    """`loss` for the outputs of this rank's share `own()` of the batch at hand: its summand; targets are of all."""
+
+    def of_share(outputs: Any, targets: Any, total: float | None = None) -> Tensor:
+        if total is None:
+            raise InputError("a loss of samples that are divided among ranks needs total, the number of all samples")
+        return loss(outputs, targets[own()], total)
+
+    return of_share
+
+
+def messages_of_classes() -> tuple[Message, ...]:
+    """What every rank sends for one sample in the cross-entropy of split classes: two all-reduces."""
+    return Message("forward", "all_reduce", 1, 1), Message("forward", "all_reduce", 1, 2)
+
+
 def takes_slices(loss: Loss) -> bool:
-    """Whether `split_loss` knows it: one of TAKE_SLICES, or of those over leaves."""
+    """Whether `of_classes` knows it: one of TAKE_SLICES, or of those over leaves."""
     return loss in TAKE_SLICES or loss in IN_LEAVES
 
 
 def is_summand(loss: Loss) -> bool:
-    """Whether a split loss gives each rank its summand, and not the whole value."""
+    """Whether a loss of split classes gives each rank its summand, and not the whole value."""
     return loss is not nn.cross_entropy and loss not in IN_LEAVES
 
 

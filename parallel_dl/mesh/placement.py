@@ -1,0 +1,158 @@
+"""Placements: what the ranks along each mesh axis have of an array, and of its gradient.
+
+| state        | each rank has                             | its gradient                   | dual         |
+|--------------|-------------------------------------------|--------------------------------|--------------|
+| `Invariant`  | all of it, the same                       | the same on all                | `Invariant`  |
+| `Replicated` | all of it, the same, used in its own way  | a summand on each              | `Partial`    |
+| `Shard`      | a slice along one array axis              | a slice                        | itself       |
+| `Partial`    | a summand                                 | the same on all                | `Replicated` |
+| `Windows`    | a slice that may overlap with its         | is summed at the owner of each | none: it is  |
+|              | neighbours'                               | row                            | only a target|
+
+Mixing up Shard and Partial (concatenating summands, summing slices) is the classic silent bug of parallel programs;
+so is taking Invariant for Replicated, which forgets a sum of gradients. (Types: JAX JEP 17111; adjoints: Hewett and
+Grady 2020, "A linear algebraic approach to model parallelism", arXiv 2006.03108.)
+
+Array axes are those of the whole array; of activations axis 0 is the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from parallel_dl import partition
+from parallel_dl.mesh.shape import MeshShape
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """All of it on every rank, the same; so is the gradient, which counts once."""
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """All of it on every rank, the same, but each uses it in its own way: its gradient is a summand on each."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A summand on each rank; the gradient is the same on all."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice along array axis `axis` on each rank, of `sizes` by rank, which add up to the length of the axis.
+
+    Sizes None are even shares (`partition.shares`) of whatever length there is: that of the samples is known only when
+    a batch is there. A size may be 0: the rank has nothing.
+    """
+
+    axis: int
+    sizes: tuple[int, ...] | None = None
+
+    def slices(self, length: int, ranks: int) -> tuple[slice, ...]:
+        """What each rank has of an axis of this length."""
+        return slices(self.sizes_of(length, ranks))
+
+    def sizes_of(self, length: int, ranks: int) -> tuple[int, ...]:
+        """How long each rank's slice of an axis of this length is."""
+        return even(length, ranks) if self.sizes is None else self.sizes
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The rows `wanted[rank]` along array axis `axis`: they may overlap, and leave some out.
+
+    For what a layer needs of its input beyond the own slice: the halo of an image's rows, the channels around those
+    that a response norm makes, channels that several towers see. It is only a target: nothing is left in it.
+    """
+
+    axis: int
+    wanted: tuple[slice, ...]
+
+    def slices(self, length: int, ranks: int) -> tuple[slice, ...]:
+        """What each rank has of the axis."""
+        return self.wanted
+
+
+State = Invariant | Replicated | Partial | Shard | Windows
+
+
+def dual(state: State) -> State:
+    """The state of the gradient of what is in `state`: Replicated <-> Partial, the others their own."""
+    if isinstance(state, Replicated):
+        return Partial()
+    return Replicated() if isinstance(state, Partial) else state
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the ranks of a mesh have of an array: one state per mesh axis, in its order."""
+
+    mesh: MeshShape
+    states: tuple[State, ...]
+
+    @classmethod
+    def on(cls, mesh: MeshShape, **states: State) -> Placement:
+        """By name of the mesh axis; the others are Invariant."""
+        return cls(mesh, tuple(states.get(axis, Invariant()) for axis in mesh))
+
+    def __str__(self) -> str:
+        named = [f"{axis} {state}" for axis, state in zip(self.mesh, self.states) if state != Invariant()]
+        return ", ".join(named) or "invariant"
+
+    def state(self, axis: str) -> State:
+        """That along one mesh axis."""
+        return self.states[list(self.mesh).index(axis)]
+
+    @property
+    def dual(self) -> Placement:
+        """The placement of the gradient."""
+        return Placement(self.mesh, tuple(map(dual, self.states)))
+
+    def has(self, kind: type[State] | tuple[type[State], ...]) -> bool:
+        """Whether any of the states is of this kind."""
+        return any(isinstance(state, kind) for state in self.states)
+
+    def shard(self, axis: int) -> Shard | None:
+        """The state that is a slice along this array axis, if there is one."""
+        return next((s for s in self.states if isinstance(s, Shard) and s.axis == axis), None)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank has all of it, as one value: Invariant along every mesh axis."""
+        return all(state == Invariant() for state in self.states)
+
+    def uniform(self) -> State | None:
+        """The state that it has along every mesh axis, if that is no slice: it is then the same on any mesh."""
+        first, *others = self.states
+        alike = not isinstance(first, Shard | Windows) and all(state == first for state in others)
+        return first if alike else None
+
+    def index(self, rank: int, whole: Shape) -> tuple[slice, ...]:
+        """Which part of an array of shape `whole` this rank has; empty for all of it."""
+        found: dict[int, slice] = {}
+        for (axis, size), state in zip(self.mesh.items(), self.states):
+            if isinstance(state, Shard | Windows):
+                at = self.mesh.index(rank, axis)
+                found[state.axis % len(whole)] = state.slices(whole[state.axis], size)[at]
+        return tuple(found.get(axis, slice(0, whole[axis])) for axis in range(max(found, default=-1) + 1))
+
+    def shape(self, rank: int, whole: Shape) -> Shape:
+        """The shape of what this rank has of an array of shape `whole`."""
+        index = self.index(rank, whole)
+        return (*(part.stop - part.start for part in index), *whole[len(index) :])
+
+
+def even(length: int, ranks: int) -> tuple[int, ...]:
+    """The sizes of even slices, by rank."""
+    return tuple(partition.shares(length, ranks))
+
+
+def slices(sizes: Sequence[int]) -> tuple[slice, ...]:
+    """The slices of these sizes, one after the other."""
+    return tuple(slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0)))

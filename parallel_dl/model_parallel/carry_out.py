@@ -1,0 +1,129 @@
+"""Carries a step of a plan out: moves around local maths, on this rank's part of the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import numpy as np
+
+from parallel_dl import nn
+from parallel_dl.errors import InputError
+from parallel_dl.mesh import Path, Placement, Replicated
+from parallel_dl.model_parallel.axis import ModelAxis
+from parallel_dl.splits import Position, Step, is_along_samples
+from parallel_dl.splits.normalization import summed_batch_norm
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = None) -> None:
+    """Lets `layer`, whose weights are cut already, do this rank's part of the step.
+
+    `name` is what the ledger enters its calls under: by default the layer's name in the whole network when it is called.
+    """
+    division = step.division
+
+    def moved(path: Path, x: Any, module: nn.Module) -> Any:
+        return axis.make(path, x, name or name_of(module))
+
+    if step.arrive:
+        layer.register_forward_pre_hook(lambda module, arguments: (moved(step.arrive, arguments[0], module),))
+    position = _position(step, axis, name or step.name)
+    if division.local is not None:
+        local = division.local
+        layer.compute_by(lambda module, x: local(module, x, position))
+    if is_along_samples(division.output):
+        for _, inside in layer.named_modules():
+            if isinstance(inside, nn.BatchNorm):
+                inside.compute_by(lambda module, x: summed_batch_norm(module, x, position))
+    finish = division.finish
+    if step.depart or finish is not None:
+        layer.register_forward_hook(lambda module, arguments, y: _ended(finish, module, moved(step.depart, y, module)))
+
+
+def _ended(finish: Any, layer: nn.Module, y: Any) -> Any:
+    return y if finish is None else finish.apply(layer, y)
+
+
+def _position(step: Step, axis: ModelAxis, name: str) -> Position:
+    labelled = axis.comm.labelled(name)
+
+    def combine(array: np.ndarray, op: str = "sum") -> np.ndarray:
+        if labelled.is_freed:
+            raise RuntimeError(
+                f"{name} combines values over a communicator that was freed: run backward before free(), "
+                "and a forward without backward under no_grad()"
+            )
+        return labelled.all_reduce(array, op)
+
+    return Position(
+        axis.comm.rank, step.input, step.output, combine, axis.own_samples, lambda path, x: axis.make(path, x, name)
+    )
+
+
+def name_of(module: nn.Module) -> str:
+    """The module's name in the whole network."""
+    return module.path("")[0].rstrip(".")
+
+
+# -- the layer and its weights -------------------------------------------------------------------------------------
+def same_again(layer: Layer) -> Layer:
+    """The same layer for another place in the network: it shares weights and settings, but moves otherwise."""
+    new = type(layer).__new__(type(layer))
+    new.__setstate__({**layer.__getstate__(), **_state(layer), "_parent": None})
+    return new
+
+
+def separate(module: nn.Module, seen: set[int] | None = None) -> None:
+    """Gives every place in the network a Sequential or Branches of its own, where one is used in several.
+
+    What is in it stays the same, and keeps the name of the first place.
+    """
+    seen = set() if seen is None else seen
+    for name, child in list(module._modules.items()):
+        if child._modules and id(child) in seen:
+            again = type(child).__new__(type(child))
+            again.__dict__.update(_state(child))
+            module.replace(name, again)
+        seen.add(id(child))
+        separate(module._modules[name], seen)
+
+
+def _state(layer: nn.Module) -> dict[str, Any]:
+    return {name: copy.copy(value) if isinstance(value, dict | list) else value for name, value in vars(layer).items()}
+
+
+def cut(parameter: nn.Parameter, placement: Placement, rank: int) -> nn.Parameter:
+    """This rank's shard as a parameter of its own. Values that are drawn already are kept, a copy of those in it.
+
+    One whose gradient will be a summand on each rank says so (`nn.Parameter.is_partial`).
+    """
+    if parameter.piece is not None:
+        raise InputError("this network is split already: split a network that is whole")
+    index = placement.index(rank, parameter.whole_shape)
+    if not index:
+        parameter.is_partial = placement.has(Replicated) and placement.mesh.ranks > 1
+        return parameter
+    new = nn.Parameter(parameter.whole_shape, parameter.initializer, index)
+    new.requires_grad = parameter.requires_grad
+    if parameter.is_filled:
+        new.data = parameter.data[index].copy()
+    return new
+
+
+def cut_buffer(
+    layer: nn.Module, name: str, placement: Placement, rank: int, cuts: dict[int, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Keeps only this rank's shard of the layer's buffer, and of the values that `initialize` resets it to.
+
+    `cuts` has, by id, the whole buffers that were cut before, and what was cut from them: all places of one layer
+    have one shard.
+    """
+    whole = layer._buffers[name]
+    index = placement.index(rank, whole.shape)
+    if id(whole) not in cuts:
+        cuts[id(whole)] = whole, whole[index].copy()
+    layer._buffers[name] = cuts[id(whole)][1]
+    object.__setattr__(layer, name, layer._buffers[name])
+    layer._initial_buffers[name] = layer._initial_buffers[name][index].copy()

@@ -1,0 +1,221 @@
+"""Rules: what a way of splitting does with a kind of layer, and how a rule is registered for a layer of one's own.
+
+A rule is a function from a `Site`, a layer in its place in the network, to a `Division`: which placement the layer
+wants its input in, how its weights are placed, what each rank computes, and in which placement that leaves the output.
+Everything else follows from the placements: the moves, their adjoints, their bytes, which gradients are summed.
+
+    @splits.rule(MyLayer, "output")
+    def by_output(site):
+        sizes = splits.even(site.layer.width, site.ranks)
+        return splits.Division(
+            site.on(splits.Shard(1, sizes)), site.on(splits.Replicated()), site.weights(splits.Shard(0, sizes), "weight")
+        )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from parallel_dl import nn
+from parallel_dl.mesh import Invariant, MeshShape, Message, Path, Placement, Replicated, Shape, Shard, State, even
+from parallel_dl.nn.shapes import OneSample, kind_among
+from parallel_dl.splits.way import Way
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where one rank's part of a layer is; what local maths knows of the other ranks, which it never talks to."""
+
+    rank: int
+    """along the model axis"""
+    input: Shape
+    """of one whole sample before the layer"""
+    output: Shape
+    """of one whole sample after it"""
+    combine: Callable[..., np.ndarray]
+    """(array, op="sum") -> the ranks' arrays combined; a layer that uses it states the messages in its `Division`"""
+    samples: Callable[[], slice]
+    """which samples of the batch at hand this rank has, where it has a share of them"""
+    reshard: Callable[[Path, Any], Any]
+    """(path, x) -> x after the moves"""
+
+
+Local = Callable[[Any, Any, Position], Any]
+"""(layer, x, position) -> this rank's part of the result: serial maths on its part of the weights"""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What a layer adds to its output once the summands are summed: `apply(layer, y)`.
+
+    It uses the weights `names`, one value per feature or channel of the output, which is array axis `axis` of it.
+    """
+
+    apply: Callable[[Any, Any], Any]
+    names: tuple[str, ...]
+    axis: int
+
+    def weights(self, output: Placement) -> dict[str, Placement]:
+        """The placements of these weights when the output is in that one."""
+        state = output.states[0]
+        if not isinstance(state, Shard):
+            return {}
+        own: State = Shard(0, state.sizes) if state.axis == self.axis else Replicated()
+        return {name: Placement.on(output.mesh, model=own) for name in self.names}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a branch ends, with its output's shape (one sample, whole), and the path from there to the join."""
+
+    placement: Placement
+    output: Shape
+    path: Path
+
+
+@dataclass(frozen=True)
+class Division:
+    """How one layer is done by the ranks together."""
+
+    output: Placement
+    """in which the local maths leaves the result"""
+    input: Placement | None = None
+    """in which it wants x; None takes it as it comes"""
+    weights: Mapping[str, Placement] = field(default_factory=dict)
+    """attribute of the layer -> its placement; what is not named is invariant"""
+    local: Local | None = None
+    """the local maths; None is the layer's own forward"""
+    finish: Finish | None = None
+    """what comes after the sum of a Partial output"""
+    messages: tuple[Message, ...] = ()
+    """what every rank sends inside of the local maths, whatever the number of samples"""
+    work_input: Callable[[int], Shape] | None = None
+    """rank -> the input of one sample that counts for its work; None where its work goes by its part of the output"""
+    owners: tuple[int, ...] = ()
+    """of branches that are given to ranks: the rank of each"""
+    endings: tuple[Ending, ...] = ()
+    """of branches whose ends are not alike: where each of them ends"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer's place in the network: what it gets and gives, and the number of ranks of the model axis."""
+
+    layer: Any
+    way: Way | None
+    before: Placement
+    """in which its input comes"""
+    x: Shape
+    """its input, one whole sample"""
+    y: Shape
+    """its output, one whole sample"""
+    ranks: int
+    next_way: str | None = None
+    """the way of the next layer that has weights"""
+    in_leaves: bool = False
+    """whether the network computes in leaves: then sums over ranks are made in all-reduces and reduce-scatters alone"""
+
+    @property
+    def mesh(self) -> MeshShape:
+        """The model axis as one line."""
+        return MeshShape(model=self.ranks)
+
+    def on(self, state: State) -> Placement:
+        """In this state along the model axis."""
+        return Placement(self.mesh, (state,))
+
+    @property
+    def invariant(self) -> Placement:
+        """The same on every rank."""
+        return self.on(Invariant())
+
+    @property
+    def batch(self) -> OneSample:
+        """x as a layer's own methods take it."""
+        return OneSample(self.x)
+
+    @property
+    def features(self) -> Shard | None:
+        """The slices of features or channels that come; None where they are whole."""
+        return self.before.shard(1)
+
+    def even(self, dimension: str) -> tuple[int, ...]:
+        """The even sizes by rank of the layer's "inputs" or "outputs", its features or channels.
+
+        A layer that computes in leaves is cut between leaves only.
+        """
+        leaves = getattr(self.layer, "leaves", None)
+        if leaves is not None:
+            return getattr(leaves, dimension).of_ranks(self.ranks)
+        channels = isinstance(self.layer, nn.Conv2d)
+        names = {"inputs": "in_channels", "outputs": "out_channels"} if channels else {}
+        names = names or {"inputs": "in_features", "outputs": "out_features"}
+        return even(getattr(self.layer, names[dimension]), self.ranks)
+
+    def weights(self, state: State, *names: str) -> dict[str, Placement]:
+        """Those of these attributes that the layer has, in this state."""
+        return {name: self.on(state) for name in names if getattr(self.layer, name) is not None}
+
+    def all_weights(self, state: State) -> dict[str, Placement]:
+        """All parameters of the layer, and of what is in it, in this state."""
+        return {name: self.on(state) for name, _ in self.layer.named_parameters()}
+
+
+Rule = Callable[[Site], Division]
+
+
+@dataclass(frozen=True)
+class _Registered:
+    rule: Rule
+    where: Callable[[Any], bool]
+    """whether it is for this very layer"""
+    names: tuple[str, ...]
+    """the ways that have it"""
+
+
+_rules: dict[type[nn.Module], dict[str | None, _Registered]] = {}
+
+
+def rule(
+    kind: type[nn.Module],
+    way: str | None = None,
+    where: Callable[[Any], bool] = lambda layer: True,
+    names: Iterable[str] = (),
+) -> Callable[[Rule], Rule]:
+    """Registers a rule: of layers of this kind for this way, or for `way` None of those that are not split themselves.
+
+    The latter go along with their input. `where` restricts it to some layers of the kind; `names` are the ways that
+    have the rule, where they are several. A class derived from `kind` has the rule too, unless its forward is its own.
+    """
+
+    def register(function: Rule) -> Rule:
+        _rules.setdefault(kind, {})[way] = _Registered(function, where, tuple(names) or ((way,) if way else ()))
+        return function
+
+    return register
+
+
+def rule_of(layer: nn.Module, way: Way | None) -> Rule | None:
+    """The rule for this layer and way; None if there is none."""
+    kind = kind_among(layer, _rules)
+    found = None if kind is None else _rules[kind].get(way.rule if way else None)
+    return found.rule if found is not None and found.where(layer) else None
+
+
+def ways_of(layer: nn.Module) -> tuple[str, ...]:
+    """The names of the ways in which this layer can be split."""
+    kind = kind_among(layer, _rules)
+    of_kind = () if kind is None else tuple(
+        name for one in _rules[kind].values() if one.where(layer) for name in one.names
+    )
+    return of_kind if isinstance(layer, nn.Branches | nn.Sequential) else (*of_kind, "samples")
+
+
+def can(layer: nn.Module, way: Way) -> bool:
+    """Whether this layer can be split in this way."""
+    valid = ways_of(layer)
+    return way.name in valid or (way.grid is not None and "rows-columns" in valid)
