@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "parallel_dl"
-BASE = {"errors", "partition", "files"}
+BASE = {"errors", "partition", "files"}  # what any unit may import
 MATHS = {"autograd", "nn", "networks", "optim"}
 PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel", "hybrid"}
 TRAINING = {
@@ -21,6 +21,7 @@ TRAINING = {
     "metrics",
     "datasets",
     "mpi",
+    "mesh",
     "splits",
     "reproducible",
     *PARALLEL,
@@ -36,18 +37,22 @@ OURS = {
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
     "networks": {"nn", *BASE},
-    "cost": {"nn", "convolution", "splits", "schedule", *BASE},
-    "splits": {"nn", "convolution", *BASE},
+    "mesh": BASE,
+    "cost": {"nn", "convolution", "mesh", "splits", "schedule", *BASE},
+    "splits": {"nn", "autograd", "convolution", "mesh", "reproducible", *BASE},
     "schedule": BASE,
     "stage": {"nn", "datasets", "schedule", *BASE},
     "optim": {"nn", *BASE},
     "datasets": BASE,
-    "mpi": {"autograd", "launch", *BASE},
+    "mpi": {"autograd", "launch", "mesh", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
     "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
     "reproducible": {"nn", "autograd", "convolution", "datasets", *BASE},
-    "model_parallel": {"mpi", "nn", "autograd", "convolution", "splits", "reproducible", *BASE},
-    "hybrid": {"mpi", "nn", "autograd", "optim", "cost", "splits", "schedule", "datasets", "model_parallel", *BASE},
+    "model_parallel": {"mpi", "nn", "autograd", "mesh", "splits", *BASE},
+    "hybrid": {
+        *{"mpi", "nn", "autograd", "optim", "cost", "mesh", "splits", "schedule", "datasets", "model_parallel"},
+        *BASE,
+    },
     "layout": {"schedule", *BASE},
     "checkpoint": {"nn", *BASE},
     "metrics": {"autograd", *BASE},
@@ -65,7 +70,17 @@ OURS = {
 THIRD_PARTY = {
     **{
         unit: {"numpy"}
-        for unit in (*MATHS, "convolution", "datasets", "reproducible", *PARALLEL, "equivalence", "trainer", "metrics")
+        for unit in (
+            *MATHS,
+            "splits",
+            "convolution",
+            "datasets",
+            "reproducible",
+            *PARALLEL,
+            "equivalence",
+            "trainer",
+            "metrics",
+        )
     },
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
     "checkpoint": {"numpy", "safetensors"},

@@ -123,9 +123,7 @@ def _done(step: Step, ranks: int) -> str:
     if step.owner is not None:
         return f"rank {step.owner}"
     whole = (ranks, *step.output)  # so many samples that each rank has one
-    in_parts = any(
-        step.after.shape(rank, whole) != whole or step.division.output.has(Partial) for rank in range(ranks)
-    )
+    in_parts = any(step.after.shape(rank, whole) != whole or step.division.output.has(Partial) for rank in range(ranks))
     return "follows" if in_parts else "every rank"
 
 

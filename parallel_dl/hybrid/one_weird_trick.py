@@ -13,10 +13,10 @@ import numpy as np
 from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Share
-from parallel_dl.mesh import Replicated
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.hybrid.exchange import Exchange, Gathering, Reduction
 from parallel_dl.hybrid.halves import halves_of
+from parallel_dl.mesh import Replicated
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator
 from parallel_dl.nn.parameter import Parameter

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from parallel_dl import nn, partition, splits
 from parallel_dl.cost.shares import loss_messages
-from parallel_dl.mesh import Replicated
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid.halves import halves_of
+from parallel_dl.mesh import Replicated
 from parallel_dl.nn.flat import laid_out
 from parallel_dl.schedule import received
 

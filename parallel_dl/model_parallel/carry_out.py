@@ -20,7 +20,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = None) -> None:
     """Lets `layer`, whose weights are cut already, do this rank's part of the step.
 
-    `name` is what the ledger enters its calls under: by default the layer's name in the whole network when it is called.
+    `name` is what the ledger enters its calls under; by default the name that the layer has when it is called.
     """
     division = step.division
 

@@ -28,7 +28,16 @@ class Parameter(Tensor):
     and has no hooks. Copying draws no values that are not drawn yet.
     """
 
-    __slots__ = ("_owner", "declared_shape", "flat", "flat_gradients", "initializer", "is_partial", "piece", "whole_shape")
+    __slots__ = (
+        "_owner",
+        "declared_shape",
+        "flat",
+        "flat_gradients",
+        "initializer",
+        "is_partial",
+        "piece",
+        "whole_shape",
+    )
 
     def __init__(
         self, shape: tuple[int, ...], initializer: Initializer, piece: tuple[slice, ...] | None = None

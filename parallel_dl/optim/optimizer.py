@@ -171,7 +171,7 @@ class Optimizer:
         for parameter in self._partial:
             if parameter.grad is not None and parameter.grad.flags.writeable:  # a sum over the ranks is read-only
                 raise InputError(
-                    f"the gradient of {parameter.name} is a summand on each rank of the model axis, and was not summed: "
+                    f"the gradient of {parameter.name} is a summand on each rank of the model axis and was not summed: "
                     "call all_reduce() of a GradientAllReduce of these parameters before step()"
                 )
         for parameter in self._newcomers.found():

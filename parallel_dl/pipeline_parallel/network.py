@@ -72,9 +72,7 @@ class PipelineParallel:
             firsts = [cut.layers(stage)[0] for stage in range(len(cut))]
             shape_at = lambda stage, samples: split.activation_shape(firsts[stage], samples)  # noqa: E731
             expect, prepare = split.expect, split.ensure_root
-        self.runner = StageRunner(
-            network, cut, plan.rank_of, comm, loss, network.dtype, shape_at, expect, prepare
-        )
+        self.runner = StageRunner(network, cut, plan.rank_of, comm, loss, network.dtype, shape_at, expect, prepare)
         self._programs: dict[int, Program] = {}
         own = {id(parameter) for parameter in self.runner.parameters}
         self._own = [name for name, parameter in network.named_parameters() if id(parameter) in own]

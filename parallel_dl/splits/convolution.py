@@ -89,9 +89,7 @@ def _by_filters(site: Site, sizes: tuple[int, ...]) -> Division:
         come = site.on(Windows(1, seen)) if cut else come
         come = site.before if exactly else come
     weights = site.weights(Shard(0, sizes), "weight", "bias")
-    return Division(
-        site.on(Shard(1, sizes)), come, weights, _OfFilters(own, seen, cut)
-    )
+    return Division(site.on(Shard(1, sizes)), come, weights, _OfFilters(own, seen, cut))
 
 
 def _seen(layer: Any, filters: slice) -> slice:

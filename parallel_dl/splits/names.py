@@ -36,7 +36,9 @@ def resolve(splits: Mapping[str, str], shapes: Mapping[str, nn.LayerShape], rank
 def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: int) -> dict[str, Way]:
     """The way of each layer in a group that can be split by it. Pooling follows the convolutions."""
     way = Way.parse(text)
-    weighted = {member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    weighted: dict[str, nn.Module] = {
+        member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
     if way is not None and way.name == "samples":  # also of what normalizes, and of the user's own layers
         weighted = {member: layer for member, layer in members.items() if ways_of(layer)}
     able = [member for member, layer in weighted.items() if way is not None and can(layer, way)]

@@ -88,7 +88,9 @@ def plan(
         splits = default_splits(network, input_shape, ranks)
     ways = resolve(splits, shapes, ranks)
     try:
-        walk = Walk(network, shapes, ways, ranks, split_output, partial_input, Replicated() if partial_input else Invariant())
+        walk = Walk(
+            network, shapes, ways, ranks, split_output, partial_input, Replicated() if partial_input else Invariant()
+        )
     except NotOffered:  # the first layer with weights wants it to count once
         walk = Walk(network, shapes, ways, ranks, split_output, partial_input, Invariant())
     _require_equal_ties(walk.steps)

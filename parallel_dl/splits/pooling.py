@@ -22,7 +22,8 @@ def _follow(site: Site) -> Division:
 
 
 def _by_tiles(site: Site) -> Division:
-    tiling = Tiling.of(*site.layer.windows(site.batch), site)
+    vertical, horizontal = site.layer.windows(site.batch)
+    tiling = Tiling.of(vertical, horizontal, site)
     return Division(
         tiling.output, tiling.input, local=_OfTile(tiling), work_input=lambda rank: tiling.counted(rank, site.x)
     )

@@ -7,9 +7,8 @@ Everything else follows from the placements: the moves, their adjoints, their by
     @splits.rule(MyLayer, "output")
     def by_output(site):
         sizes = splits.even(site.layer.width, site.ranks)
-        return splits.Division(
-            site.on(splits.Shard(1, sizes)), site.on(splits.Replicated()), site.weights(splits.Shard(0, sizes), "weight")
-        )
+        weights = site.weights(splits.Shard(0, sizes), "weight")
+        return splits.Division(site.on(splits.Shard(1, sizes)), site.on(splits.Replicated()), weights)
 """
 
 from __future__ import annotations
@@ -209,8 +208,8 @@ def rule_of(layer: nn.Module, way: Way | None) -> Rule | None:
 def ways_of(layer: nn.Module) -> tuple[str, ...]:
     """The names of the ways in which this layer can be split."""
     kind = kind_among(layer, _rules)
-    of_kind = () if kind is None else tuple(
-        name for one in _rules[kind].values() if one.where(layer) for name in one.names
+    of_kind = (
+        () if kind is None else tuple(name for one in _rules[kind].values() if one.where(layer) for name in one.names)
     )
     return of_kind if isinstance(layer, nn.Branches | nn.Sequential) else (*of_kind, "samples")
 

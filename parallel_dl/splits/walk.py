@@ -115,7 +115,8 @@ class Walk:
         """Adds a step; returns the placement of its output, which with `whole` is made whole."""
         arrive = reshard(site.before, division.input or site.before, (1, *site.x))
         self._take_left_split(name, arrive)
-        after, depart = division.output, ()
+        after = division.output
+        depart: Path = ()
         if after != site.before:
             self._left_split = None
         way = site.way

@@ -26,13 +26,13 @@ from parallel_dl.equivalence.verify import moved
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
+from parallel_dl.mesh import Move
 from parallel_dl.model_parallel import ModelParallel, linear
 from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
 from parallel_dl.nn import BatchNorm2d
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.pipeline_parallel.stash import WeightStash
 from parallel_dl.splits import Plan
-from parallel_dl.mesh import Move
 from parallel_dl.trainer import Trainer
 
 SHAPE = (2, 6, 5)

@@ -6,9 +6,9 @@ import pytest
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
 from parallel_dl.errors import InputError
+from parallel_dl.mesh import even, slices
 from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear
 from parallel_dl.mpi import Communicator, Ledger
-from parallel_dl.mesh import even, slices
 
 SAMPLES = 4
 WIDTHS = [(7, 10), (8, 8), (2, 5), (5, 1), (1, 3)]

@@ -10,9 +10,9 @@ from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.datasets import Dataset
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
+from parallel_dl.mesh import even, slices
 from parallel_dl.model_parallel import TAKE_SLICES, parallelize, split_loss
 from parallel_dl.mpi import Mesh
-from parallel_dl.mesh import even, slices
 from parallel_dl.trainer import Trainer
 
 CLASSES = 7

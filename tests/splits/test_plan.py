@@ -128,23 +128,28 @@ def test_grids():
         ),
         (
             {"fc1": "filters"},
-            "split fc1=filters: a Linear cannot be split that way; nearest is fc1=output, valid are output, input, samples",
+            "split fc1=filters: a Linear cannot be split that way; nearest is fc1=output, "
+            "valid are output, input, samples",
         ),
         (
             {"fc1": "outputs"},
-            "split fc1=outputs: a Linear cannot be split that way; nearest is fc1=output, valid are output, input, samples",
+            "split fc1=outputs: a Linear cannot be split that way; nearest is fc1=output, "
+            "valid are output, input, samples",
         ),
         (
             {"fc1": "channels"},
-            "split fc1=channels: a Linear cannot be split that way; nearest is fc1=input, valid are output, input, samples",
+            "split fc1=channels: a Linear cannot be split that way; nearest is fc1=input, "
+            "valid are output, input, samples",
         ),
         (
             {"fc1": "input:whole"},
-            "split fc1=input:whole: a Linear cannot be split that way; nearest is fc1=input, valid are output, input, samples",
+            "split fc1=input:whole: a Linear cannot be split that way; nearest is fc1=input, "
+            "valid are output, input, samples",
         ),
         (
             {"fc1": "output:half"},
-            "split fc1=output:half: a Linear cannot be split that way; nearest is fc1=output, valid are output, input, samples",
+            "split fc1=output:half: a Linear cannot be split that way; nearest is fc1=output, "
+            "valid are output, input, samples",
         ),
         (
             {"conv1": "column"},
@@ -187,7 +192,8 @@ def test_grids():
         ),
         (
             {"classifier": "across"},
-            "split classifier=across: classifier has no layer that can be split that way; valid are input, output, samples",
+            "split classifier=across: classifier has no layer that can be split that way; "
+            "valid are input, output, samples",
         ),
         (
             {"fc1": "output:split", "fc2": "output"},
@@ -209,7 +215,9 @@ def test_refusals(given, message):
 
 def test_refusals_of_other_networks():
     relu = lambda: nn.Sequential(relu=nn.ReLU(), fc=nn.Linear(3, 3))  # noqa: E731
-    assert refusal(2, {"relu": "output"}, relu, (3,)).endswith("a ReLU follows its input's placement; valid is relu=samples")
+    assert refusal(2, {"relu": "output"}, relu, (3,)).endswith(
+        "a ReLU follows its input's placement; valid is relu=samples"
+    )
     inside = refusal(2, {"both": "towers", "both.a": "rows"}, branches)
     assert inside == (
         "split both.a=rows: it is in a branch that one rank has, since both=towers; valid is one of the two"

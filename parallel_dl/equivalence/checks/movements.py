@@ -16,10 +16,9 @@ from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.adjoint import assert_adjoint
 from parallel_dl.equivalence.checks.calls import lopsided, wrong_call
-from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear
-from parallel_dl.model_parallel import split_loss
-from parallel_dl.splits.loss import is_summand
+from parallel_dl.model_parallel import ColumnParallelLinear, RowParallelLinear, split_loss
 from parallel_dl.mpi import Communicator, collectives
+from parallel_dl.splits.loss import is_summand
 
 Arrays = list[np.ndarray]
 LENGTH = 7  # of the axis that is divided: uneven on any number of ranks, and empty on some of 8

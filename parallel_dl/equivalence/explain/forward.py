@@ -16,7 +16,6 @@ from parallel_dl.equivalence.explain.trace import At
 from parallel_dl.equivalence.runs.record import initial
 from parallel_dl.mpi import one_rank
 from parallel_dl.nn import Module
-from parallel_dl.splits import Whole
 
 Array = np.ndarray
 Arrays = Mapping[str, Array]
@@ -59,7 +58,7 @@ def _of_own_layer(step: Step, at: At, rank: int, pieces: Pieces) -> str | None:
     got, expected = pieces[rank]
     x, right = _inputs(step, at, rank)
     is_ours = type(step.layer_of(at.layer)).__module__.startswith("parallel_dl.")
-    if is_ours or x is None or right is None or not isinstance(step.placement_of(rank, at.layer), Whole):
+    if is_ours or x is None or right is None or not step.placement_of(rank, at.layer).is_whole:
         return None
     if got.shape != expected.shape or x.shape != right.shape or step.differ(rank, x, right):
         return None

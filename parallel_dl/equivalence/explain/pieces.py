@@ -13,8 +13,8 @@ from parallel_dl.equivalence.explain.layer_causes import Edges
 from parallel_dl.equivalence.explain.trace import At, Trace
 from parallel_dl.equivalence.runs.record import Experiment, Run
 from parallel_dl.layout import Layout
-from parallel_dl.nn import Module
 from parallel_dl.mesh import Invariant, MeshShape, Placement, Shard
+from parallel_dl.nn import Module
 
 WHOLE = Placement(MeshShape(model=1), (Invariant(),))
 _BESIDE = 1e6  # times a value: a difference as large as this makes it negligible

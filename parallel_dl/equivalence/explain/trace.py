@@ -13,10 +13,10 @@ from parallel_dl.datasets import Batch, Share
 from parallel_dl.equivalence.rounding.passing import watched
 from parallel_dl.equivalence.runs.record import Experiment, batches, local_gradients, start
 from parallel_dl.layout import Layout
+from parallel_dl.mesh import Placement
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module, Sequential
 from parallel_dl.nn.shapes import computes_as
-from parallel_dl.mesh import Placement
 from parallel_dl.trainer import Trainer
 
 Array = np.ndarray

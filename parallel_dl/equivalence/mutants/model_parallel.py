@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import ops, primitive
+from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, replaced
 from parallel_dl.equivalence.mutants.networks import FILTERS, OUTPUT, PAIRS, ROWS
 from parallel_dl.model_parallel import ModelParallel
-from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.model_parallel import network as split_network
 from parallel_dl.mpi import Communicator, collectives
 from parallel_dl.splits import Finish, Placement, Shard
@@ -26,7 +26,9 @@ def _move(name: str, change: Callable[[Any, Any, Any], Any]) -> Plant:
 
     def make(before: Any) -> Any:
         def wrong(x: Any, comm: Communicator, *arguments: Any) -> Any:
-            return change(x, comm, lambda: before(x, comm, *arguments)) if comm.size > 1 else before(x, comm, *arguments)
+            return (
+                change(x, comm, lambda: before(x, comm, *arguments)) if comm.size > 1 else before(x, comm, *arguments)
+            )
 
         return wrong
 
@@ -230,7 +232,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("bias on every rank", "fully", PAIRS, _bias_on_every_rank, ("bias added 2 times",)),
     Mutant("shards swapped", "fully", OUTPUT, _swapped_shards, ("shard out of place",)),
     Mutant("gathered in the wrong order", "fully", OUTPUT, _move("unshard", _gathered_backwards), ("out of place",)),
-    Mutant("channels gathered in the wrong order", "images", FILTERS, _move("all_gather", _gathered_backwards), ("place",)),
+    Mutant(
+        "channels gathered in the wrong order", "images", FILTERS, _move("all_gather", _gathered_backwards), ("place",)
+    ),
     Mutant("halo row missing", "images", ROWS, _halo("exchange_slices", _only_own), ("halo rows missing",)),
     Mutant("halo gradients not returned", "images", ROWS, _halo("return_slices", _only_own), ("halo rows",)),
     Mutant("tiles' weight gradients not summed", "images", ROWS, _tile_gradients_not_summed, ("missing reduction",)),
