@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from parallel_dl import schedule as schedules
     from parallel_dl.layout import Layout
+    from parallel_dl.mesh import Placement
     from parallel_dl.nn import Module
     from parallel_dl.splits import Plan, Step
 
@@ -171,25 +172,25 @@ def _joined(samples: str, of_model: str) -> str:
     return ", ".join(words) or "all"
 
 
-def _words(placement: Any) -> str:
-    """What each rank of the model axis has, with the sizes by rank."""
-    from parallel_dl.splits import Sliced, Tiled
+_AXES = ("samples", "features", "rows", "columns")
 
-    if isinstance(placement, Sliced):
-        return f"features {_sizes(placement.sizes)}"
-    if isinstance(placement, Tiled):
-        cut = {"rows": placement.rows, "columns": placement.columns}
-        return ", ".join(f"{name} {_sizes(sizes)}" for name, sizes in cut.items() if len(sizes) > 1)
-    return "all"
+
+def _words(placement: Placement) -> str:
+    """What each rank of the model axis has of an activation, with the sizes by rank."""
+    from parallel_dl.mesh import Shard
+
+    cut = [state for state in placement.states if isinstance(state, Shard)]
+    return ", ".join(f"{_AXES[state.axis]} {_sizes(state.sizes or ())}".strip() for state in cut) or "all"
 
 
 def _weights(step: Step | None) -> str:
-    pieces = step.division.pieces.get("weight") if step is not None else None
-    if not pieces:
+    from parallel_dl.mesh import Shard
+
+    placement = step.weights.get("weight") if step is not None else None
+    if placement is None:
         return "all"
-    counts = {f"axis {axis}": [part[axis].stop - part[axis].start for part in pieces] for axis in range(len(pieces[0]))}
-    cut = {axis: sizes for axis, sizes in counts.items() if len({part[int(axis[5:])].start for part in pieces}) > 1}
-    return ", ".join(f"{axis} {_sizes(sizes)}" for axis, sizes in cut.items()) or "all"
+    cut = [f"axis {state.axis} {_sizes(state.sizes or ())}" for state in placement.states if isinstance(state, Shard)]
+    return ", ".join(cut) or "all, gradients partial"
 
 
 def _sizes(sizes: Sequence[int]) -> str:

@@ -38,7 +38,8 @@ class StageRunner(StageObject):
 
     `rank_of` maps stages to ranks. `loss` is (output, targets, total) -> a scalar. `shape_at(s, n)` is the shape of
     what this rank's stage s takes of n samples, if not that of the whole network, `expect_samples(n)` is told how many
-    samples the next forward pass has, and `prepare` is applied to what a stage gives. `before_entry`, if set, is called with each microbatch before it enters stage 0.
+    samples the next forward pass has, and `prepare` is applied to what a stage gives. `before_entry`, if set, is called
+    with each microbatch before it enters stage 0.
 
     When an asynchronous schedule updates the weights between microbatches, those in use in a forward pass are kept
     until its backward.

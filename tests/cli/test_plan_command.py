@@ -60,7 +60,7 @@ def test_placements(capfd):
     assert found["fc8"] == [1, "input", "samples, features 64+64", "axis 1 64+64", "samples"]
     layers = plan(capfd, "lenet5_small", "--mp", 2, "--split", "features=rows")["layers"]
     found = {layer.pop("name"): list(layer.values()) for layer in layers}
-    assert found["conv1"] == [0, "rows", "all", "all", "rows 4+4"]
+    assert found["conv1"] == [0, "rows", "all", "all, gradients partial", "rows 4+4"]
     layers = plan(capfd, "lenet5_small", "--hybrid", "owt", "--ranks", 2)["layers"]
     found = {layer.pop("name"): list(layer.values()) for layer in layers}
     assert found["conv2"] == [0, None, "samples", "all", "samples"]
