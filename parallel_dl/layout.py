@@ -164,8 +164,10 @@ class Layout:
         """Whether a pipeline updates weights between microbatches."""
         return self.is_pipelined and is_asynchronous(self.schedule_name, self.pp, self.microbatches, self.chunks)
 
-    def plan(self, batch_size: int | None = None, microbatches: int | None = None) -> Plan:
+    def plan(self, batch_size: int | None = None, microbatches: int | None = None, partial: bool = False) -> Plan:
         """What each rank does in a step: rank p * dp + d is replica d's p-th rank of the pipeline.
+
+        `partial` says that ranks which split layers among them have summands of some gradients.
 
         Ranks that split layers among them do the same. Only that of a hybrid depends on `batch_size`, by default one
         in which no sub-batch is empty. PlanError for a schedule that does not fit.
@@ -175,7 +177,7 @@ class Layout:
             return plan_of_hybrid_step(self.scheme, own, self.variable_batch)
         schedule = self.schedule_name if self.is_pipelined else None
         count = self.microbatches if microbatches is None else microbatches
-        return plan_of_step(schedule, self.pp, count, self.chunks, self.dp)
+        return plan_of_step(schedule, self.pp, count, self.chunks, self.dp, partial)
 
     def updates(self, samples: int, batch_size: int, epochs: int = 1, steps: int | None = None) -> int:
         """How many updates training makes: `steps`, or those of so many epochs of `samples`.

@@ -94,7 +94,10 @@ def plan(
     )
     require_fits(model, shape, layout)
     layout.require_microbatches(batch_size)
-    step = layout.plan(batch_size)
+    from parallel_dl.splits import plan as plan_of_splits
+
+    partial = layout.splits_layers and plan_of_splits(model, shape, layout.mp, layout.split).has_partial_gradients
+    step = layout.plan(batch_size, partial=partial)
     report = check(step)
     if report.line is not None:
         raise InputError(f"{step.name}: {report.line}")

@@ -41,6 +41,7 @@ NAMES: dict[tuple[type[State], type[State]], str] = {
     # these are adjoints only
     (Partial, Replicated): "all_reduce",
     (Shard, Partial): "pad",
+    (Windows, Partial): "pad",
 }
 
 

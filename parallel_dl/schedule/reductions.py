@@ -27,13 +27,13 @@ def with_all_reduce(plan: Plan, stage: int | None = None) -> Plan:
     return _each(plan, summed)
 
 
-def replicated(plan: Plan, replicas: int) -> Plan:
+def replicated(plan: Plan, replicas: int, partial: bool = False) -> Plan:
     """Data parallelism: so many ranks, side by side, run each program, and sum their gradients before each update.
 
     That is once, over all weights of a rank; in an asynchronous plan it is for each stage and microbatch. One replica
-    sums nothing.
+    sums nothing, unless its gradients are `partial`: summands on ranks that share a layer.
     """
-    if replicas == 1:
+    if replicas == 1 and not partial:
         return plan
     summed = with_all_reduce(plan).programs
     return replace(plan, programs=tuple(program for program in summed for _ in range(replicas)))

@@ -18,13 +18,16 @@ def plan_of_step(
     microbatches: int = 1,
     chunks: int | None = None,
     replicas: int = 1,
+    partial: bool = False,
 ) -> Plan:
     """The plan of `pp` x `replicas` ranks, replicas of a stage side by side, with messages, sums and updates.
+
+    With `partial` gradients are summed also on one replica: ranks that split layers among them have summands.
 
     Without a schedule one rank does all: `0F0 0B0 U`, with more microbatches `0F0 0B0 0F1 0B1 U`. PlanError as `make`.
     """
     plan = make("naive" if schedule is None else schedule, pp, microbatches, chunks)
-    return with_messages(replicated(with_update(plan), replicas))
+    return with_messages(replicated(with_update(plan), replicas, partial))
 
 
 def plan_of_hybrid_step(scheme: str, shares: Sequence[int], variable_batch: bool = False) -> Plan:

@@ -37,6 +37,11 @@ class Plan:
         """Name of a parameter or buffer in the network -> its placement; what is not named is invariant."""
         return {f"{step.name}.{name}": place for step in self.steps for name, place in step.weights.items()}
 
+    @property
+    def has_partial_gradients(self) -> bool:
+        """Whether the gradients of some weights are summands on each rank."""
+        return self.ranks > 1 and any(placement.has(Replicated) for placement in self.weights().values())
+
     def parameters(self, rank: int) -> int:
         """Values in the weights and biases that `rank` has."""
         return sum(self.layer_parameters(rank).values())

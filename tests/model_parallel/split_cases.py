@@ -1,5 +1,6 @@
 """Networks with splits: every way, every transition, sizes that divide by nothing. See `CASES`."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -589,7 +590,95 @@ GROUPS = {
     "nested default": Case(nested, None, (2, 8, 6)),
 }
 
+
+# -- along the samples -----------------------------------------------------------------------------------------------
+def with_everything():
+    """Convolutions with batch norm and dropout, branches, then fully connected layers."""
+    return {
+        "conv": nn.Conv2d(2, 4, 3, padding=1),
+        "norm": nn.BatchNorm2d(4),
+        "relu": nn.ReLU(),
+        "drop": nn.Dropout(0.2),
+        "pool": nn.MaxPool2d(2),
+        "both": nn.Branches(nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 3, padding=1), join="concatenate"),
+        "flatten": nn.Flatten(),
+        "fc1": nn.Linear(6 * 4 * 3, 9),
+        "act": nn.Tanh(),
+        "late": nn.Dropout(0.3),
+        "fc2": nn.Linear(9, 5),
+    }
+
+
+class Twofold(nn.Module):
+    """A layer of somebody's own with layers inside: dropout and batch norm of each share are those of all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm, self.drop = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return ops.tanh(self.drop(self.norm(self.fc(x))))
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+WEIRD_TRICK = {"features": "samples", "classifier": "output"}
+
+SAMPLES = {
+    "one weird trick": chain(WEIRD_TRICK, (2, 8, 6), with_everything),
+    "one weird trick, pair": chain(
+        {"features": "samples", "fc1": "output", "fc2": "input"}, (2, 8, 6), with_everything
+    ),
+    "all samples": chain({"conv": "samples"}, (2, 8, 6), with_everything, optimizer=adam),
+    "all samples, own loss": chain({"conv": "samples"}, (2, 8, 6), with_everything, loss=own_loss),
+    "all samples, mse": mlp("- -", 7, 5, 3, loss=nn.mse),
+    "samples after a sum": chain(
+        {"fc1": "input", "act": "samples", "fc2": "output"},
+        (7,),
+        lambda: {"fc1": nn.Linear(7, 6), "act": nn.Tanh(), "fc2": nn.Linear(6, 3)},
+    ),
+    "slices after a sum": chain(
+        {"fc1": "input", "fc2": "input"}, (7,), lambda: {"fc1": nn.Linear(7, 6), "fc2": nn.Linear(6, 3)}
+    ),
+    "rows after a sum": chain(
+        {"conv": "channels", "next": "rows", "fc": "output"},
+        (3, 7, 4),
+        lambda: {
+            "conv": nn.Conv2d(3, 4, 3, padding=1),
+            "next": nn.Conv2d(4, 2, 3, padding=1),
+            "flatten": nn.Flatten(),
+            "fc": nn.Linear(56, 3),
+        },
+    ),
+    "samples between rows": chain(
+        {"conv": "rows", "relu": "samples", "next": "columns"},
+        (2, 6, 5),
+        lambda: {
+            "conv": nn.Conv2d(2, 3, 3, padding=1),
+            "relu": nn.ReLU(),
+            "next": nn.Conv2d(3, 2, 3),
+            "flatten": nn.Flatten(),
+        },
+    ),
+    "one's own layer": chain(
+        {"own": "samples", "fc": "output"}, (6,), lambda: {"own": Twofold(), "fc": nn.Linear(6, 3)}
+    ),
+    "samples, then all": chain(
+        {"fc1": "samples", "norm": "samples"},
+        (4, 6),
+        lambda: {
+            "fc1": nn.Linear(6, 5),
+            "norm": nn.LayerNorm((4, 5)),
+            "flatten": nn.Flatten(),
+            "fc2": nn.Linear(20, 3),
+        },
+    ),
+}
+SAMPLES["all samples, mse"] = dataclasses.replace(SAMPLES["all samples, mse"], splits={"fc1": "samples"})
+
 FAMILIES = {
+    "samples": SAMPLES,
     "fully connected": FULLY,
     "convolutions": CONVOLUTIONS,
     "layers": LAYERS,

@@ -4,7 +4,7 @@ Here is a sample; `make grid` takes every case on every number of ranks.
 """
 
 import pytest
-from split_cases import BRANCHES, CASES, CONVOLUTIONS, FAMILIES, FULLY, GROUPS, LAYERS, RANKS, check
+from split_cases import BRANCHES, CASES, CONVOLUTIONS, FAMILIES, FULLY, GROUPS, LAYERS, RANKS, SAMPLES, check
 
 NAMES = list(CASES)
 # those whose sizes, corners or neighbours are only interesting on many ranks
@@ -47,6 +47,19 @@ def test_on_two_ranks(comm, name):
 @pytest.mark.parametrize("name", able([*CONVOLUTIONS, *LAYERS], 3)[::3] + able([*FULLY, *BRANCHES], 3)[1::3] + FEW)
 def test_on_three_ranks(comm, name):
     check(comm, name)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.ranks(2, 3, 4)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_along_the_samples(comm, name):
+    check(comm, name)
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("name", ["one weird trick", "all samples", "samples after a sum"])
+def test_along_the_samples_of_replicas_and_microbatches(comm, name):
+    check(comm, name, dp=2, microbatches=3)
 
 
 @pytest.mark.ranks(4)
