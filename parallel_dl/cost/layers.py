@@ -33,11 +33,3 @@ def operations(passed: nn.LayerShape) -> nn.Operations:
     else:
         said = layer.parameter_count() or math.prod(passed.input)
     return nn.Operations(said, (-(-said // max(1, math.prod(passed.output))),))
-
-
-def weight_matrix(layer: nn.Module) -> nn.Parameter | None:
-    """Its weights, one for each pair of an output and an input that it sees: a matrix or kernels; else None.
-
-    Normalisations have weights, too, but only one for each channel or feature, which is nothing to move.
-    """
-    return layer.weight if isinstance(layer, nn.Linear | nn.Conv2d) else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_dl import nn
-from parallel_dl.cost.layers import operations, weight_matrix
+from parallel_dl.cost.layers import operations
 from parallel_dl.errors import InputError
 from parallel_dl.nn.operations import longest_chain
 
@@ -29,7 +29,7 @@ class LayerCost:
     parameters: int
     """values in weights and biases; those of a layer used again are counted where it comes first"""
     weights: int
-    """values in a weight matrix or kernels, without biases; counted as `parameters`, 0 for layers of another kind"""
+    """values in weight matrices or kernels, without biases; counted as `parameters`, 0 without multiply-adds"""
     multiply_adds: int
     """for one sample"""
     work: int
@@ -129,16 +129,18 @@ def cost_of(network: nn.Module, input_shape: Sequence[int], samples: int = 1) ->
     counted: set[int] = set()
     for passed in nn.layer_shapes(network, input_shape):
         done = operations(passed)
-        parameters = {id(one): one.size for one in passed.layer.parameters() if id(one) not in counted}
-        counted |= parameters.keys()
+        parameters = [one for one in passed.layer.parameters() if id(one) not in counted]
+        counted |= set(map(id, parameters))
+        # those that multiply inputs: normalisations have weights, too, but nothing that is worth moving
+        matrices = [one for one in parameters if len(one.shape) > 1] if done.multiply_adds else []
         layers.append(
             LayerCost(
                 name=passed.name,
                 kind=type(passed.layer).__name__,
                 input_shape=passed.input,
                 output_shape=passed.output,
-                parameters=sum(parameters.values()),
-                weights=parameters.get(id(weight_matrix(passed.layer)), 0),
+                parameters=sum(one.size for one in parameters),
+                weights=sum(one.size for one in matrices),
                 multiply_adds=done.multiply_adds,
                 work=done.work * samples,
                 depth=done.depth(samples),

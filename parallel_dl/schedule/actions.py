@@ -78,7 +78,10 @@ class PlanError(InputError):
 
 
 class Action(NamedTuple):
-    """What one rank does at a time: an action of this kind (F, B, ...) of a stage. What is not named is `ALL`."""
+    """What one rank does at a time: an action of this kind (F, B, ...) of a stage.
+
+    It may be for one `microbatch`, one `sub_batch` of it, or one `unit` of layers; what is not named is `ALL`.
+    """
 
     stage: int
     kind: str

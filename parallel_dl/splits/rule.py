@@ -106,6 +106,7 @@ class Site:
 
     layer: Any
     way: Way | None
+    """in which it is split; None for a layer that is not split itself"""
     before: Placement
     """in which its input comes"""
     x: Shape
@@ -143,7 +144,7 @@ class Site:
         return self.before.shard(1)
 
     def even(self, dimension: str) -> tuple[int, ...]:
-        """The even sizes by rank of the layer's "inputs" or "outputs", its features or channels.
+        """The even sizes by rank of the layer's `dimension` "inputs" or "outputs", its features or channels.
 
         A layer that computes in leaves is cut between leaves only.
         """
@@ -156,7 +157,7 @@ class Site:
         return even(getattr(self.layer, names[dimension]), self.ranks)
 
     def weights(self, state: State, *names: str) -> dict[str, Placement]:
-        """Those of these attributes that the layer has, in this state."""
+        """Those of the attributes `names` that the layer has, in this state."""
         return {name: self.on(state) for name in names if getattr(self.layer, name) is not None}
 
     def all_weights(self, state: State) -> dict[str, Placement]:
