@@ -117,7 +117,7 @@ class Group(Caller):
 
         With `checked=False` it compares no calls, even if this one does.
         """
-        return self._over(self.mpi.Dup(), name or self.name, checked=checked)
+        return self.over(self.mpi.Dup(), name or self.name, checked=checked)
 
     @collective(own=("color", "key", "name", "axis"))
     def split(self, color: int | None, key: int = 0, name: str | None = None, axis: str | None = None) -> Self | None:
@@ -126,13 +126,10 @@ class Group(Caller):
         `axis` is the mesh axis that it runs along, by default that of this one.
         """
         part = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if part == MPI.COMM_NULL else self._over(part, name, axis)
+        return None if part == MPI.COMM_NULL else self.over(part, name, axis)
 
-    def over(self, mpi: Any, name: str | None = None, axis: str | None = None) -> Self:
+    def over(self, mpi: Any, name: str | None, axis: str | None = None, checked: bool = True) -> Self:
         """A communicator of the ranks of `mpi`, with this one's observers and label, checked if this one is."""
-        return self._over(mpi, name, axis)
-
-    def _over(self, mpi: Any, name: str | None, axis: str | None = None, checked: bool = True) -> Self:
         axis, checked = axis or self.axis, checked and self.checked
         other = type(self)(mpi, checked, name, self.ledger, axis, self._given)
         other.layer, other.direction = self.layer, self.direction
