@@ -152,7 +152,7 @@ class Checked(Observer):
         wrong = _mismatch(line, np.empty(given["shape"], given["dtype"]), call)
         if wrong is not None:
             note = Note.read(line)
-            given |= {"shape": (note.count,), "dtype": note.travels_as}
+            given |= {"shape": (note.elements,), "dtype": note.travels_as}
             call.make()
             raise wrong
 

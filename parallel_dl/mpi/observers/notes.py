@@ -33,7 +33,7 @@ class Note(NamedTuple):
     """Number and type of a message's values, and of the elements that travel for them."""
 
     values: int
-    count: int
+    elements: int
     travels_as: np.dtype
     kind: str
 
@@ -48,18 +48,18 @@ class Note(NamedTuple):
     @classmethod
     def read(cls, line: Array) -> Self:
         """The note that was sent as this line."""
-        values, count, wire, kind = text_of(line).split(" ", 3)
-        return cls(int(values), int(count), np.dtype(wire), kind)
+        values, elements, wire, kind = text_of(line).split(" ", 3)
+        return cls(int(values), int(elements), np.dtype(wire), kind)
 
     @property
     def line(self) -> Array:
         """As it is sent."""
-        return line_of(f"{self.values} {self.count} {self.travels_as.str} {self.kind}")
+        return line_of(f"{self.values} {self.elements} {self.travels_as.str} {self.kind}")
 
     @property
     def bytes(self) -> int:
         """How many bytes travel."""
-        return self.count * self.travels_as.itemsize
+        return self.elements * self.travels_as.itemsize
 
 
 class Noted(Pending):
