@@ -84,7 +84,11 @@ class Call:
 
 
 class Observer:
-    """Sees the calls of communicators that are made with it, and of those that are made of them."""
+    """Sees the calls of communicators that are made with it, and of those that are made of them.
+
+    A subclass has some of these methods. `call` has `comm`, `name`, `arguments`, `facts` (what they say, by which the
+    checked mode compares it), and after the call `result` and `failed`.
+    """
 
     is_listening = True
     """whether it wants to hear what is passed"""
@@ -96,11 +100,7 @@ class Observer:
         """After a call, also one that has failed."""
 
     def passed(self, comm: Caller, passed: Passed) -> None:
-        """After something was passed to other ranks, during a call."""
-
-    def does(self, *names: str) -> bool:
-        """Whether it has a method of its own among these."""
-        return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
+        """After something was `passed` to other ranks, during a call: its `messages`, `values` and `bytes`."""
 
 
 class _Declared:
@@ -173,7 +173,7 @@ def _observed(call: Call) -> Any:
             begun.append(observer)
         call.result = call.make()
         if isinstance(call.result, Pending):
-            call.result.watched = functools.partial(_wait, call)
+            call.result._watched = functools.partial(_wait, call)
     except BaseException:
         call.failed = True
         raise
@@ -195,11 +195,12 @@ def collective(
     *, name: str | None = ..., own: tuple[str, ...] = ..., **facts: Fact
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def collective(function: Any = None, /, *, name: str | None = None, own: tuple[str, ...] = (), **facts: Fact) -> Any:
-    """Declares a function of a communicator to be a collective: all ranks call it together.
+    """Declares that all ranks call a function together: `function`, whose first argument is the communicator.
 
-    In checked mode they compare its `name` (by default the function's) and its arguments, as the annotations say:
-    see `facts`. `own` names arguments that each rank has for itself; what else is said of one is given under its name.
-    TypeError for an argument that by its annotation cannot be meant.
+    In checked mode they compare its `name` (by default the function's) and its arguments, by their annotations: words
+    and numbers, dtype and shape of arrays, lengths and slices. `own` names arguments that each rank has for itself;
+    `facts`, under an argument's name, what else is to be compared (`parallel_dl.mpi.facts`). TypeError for an argument
+    that by its annotation cannot be meant.
     """
     if function is None:
         return functools.partial(_declared, kind=COLLECTIVE, name=name, facts=dict.fromkeys(own, nothing) | facts)
