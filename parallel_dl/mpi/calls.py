@@ -12,12 +12,13 @@ on its way; without one, a call is nothing but the call of the function.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from parallel_dl.mpi.facts import Fact, facts_of, mistaken, nothing
+from parallel_dl.mpi.facts import Fact, Parameters, nothing
 from parallel_dl.mpi.pending import Pending
 from parallel_dl.mpi.transport import Passed
 
@@ -50,37 +51,29 @@ class Caller:
             _observed(Call(self, call, COLLECTIVE, {}, lambda: said, lambda: None))
 
 
+@dataclasses.dataclass(eq=False)
 class Call:
     """One call on its way: of which function, with which arguments, and what came of it.
 
     An observer may exchange arguments before it is made, and the result after.
     """
 
-    def __init__(
-        self,
-        comm: Caller,
-        name: str,
-        kind: str,
-        arguments: dict[str, Any],
-        say: Callable[[], list[str]],
-        make: Callable[[], Any],
-    ) -> None:
-        self.comm = comm
-        self.name = name
-        self.kind = kind
-        """COLLECTIVE, MESSAGE (from one rank to another), or WAIT (for what was started)"""
-        self.arguments = arguments
-        self.make = make
-        """makes it, with the arguments as they are then"""
-        self.result: Any = None
-        self.failed = False
-        """whether it has raised an error"""
-        self._say = say
+    comm: Caller
+    name: str
+    kind: str
+    """COLLECTIVE, MESSAGE (from one rank to another), or WAIT (for what was started)"""
+    arguments: dict[str, Any]
+    say: Callable[[], list[str]]
+    make: Callable[[], Any]
+    """makes it, with the arguments as they are then"""
+    result: Any = None
+    failed: bool = False
+    """whether it has raised an error"""
 
     @functools.cached_property
     def facts(self) -> list[str]:
         """What it says of its arguments; for a collective what must be the same on all ranks."""
-        return self._say()
+        return self.say()
 
 
 class Observer:
@@ -117,27 +110,20 @@ class _Declared:
         self._comm, *self._names = (parameter.name for parameter in parameters)
 
     @functools.cached_property
-    def _annotations(self) -> dict[str, Any]:
+    def _parameters(self) -> Parameters:
         parameters = inspect.signature(self.function, eval_str=True).parameters
-        return {name: parameters[name].annotation for name in self._names}
-
-    @functools.cached_property
-    def _says(self) -> list[tuple[str, Fact]]:
-        return facts_of(self._annotations, self._facts)
+        return Parameters({name: parameters[name].annotation for name in self._names}, self._facts)
 
     def observe(self, comm: Any, *arguments: Any) -> Any:
         """Makes the call under the eyes of the communicator's observers."""
         self.refuse(comm, *arguments)
         given = dict(zip(self._names, arguments))
-        say, make = lambda: self._facts_of(comm, given), lambda: self.function(comm, **given)
+        say, make = lambda: self._parameters.facts(given, comm.rank), lambda: self.function(comm, **given)
         return _observed(Call(comm, self.name, self._kind, given, say, make))
-
-    def _facts_of(self, comm: Caller, given: dict[str, Any]) -> list[str]:
-        return [fact for name, says in self._says for fact in says(given[name], given, comm.rank)]
 
     def refuse(self, comm: Any, *arguments: Any) -> None:
         """TypeError, in one line, if one of the arguments cannot be meant."""
-        wrong = mistaken(self._annotations, dict(zip(self._names, arguments)))
+        wrong = self._parameters.mistake(dict(zip(self._names, arguments)))
         if wrong is not None:
             raise TypeError(f"{self.name}({', '.join(self._names)}): {wrong}{self._hint}") from None
 
