@@ -65,12 +65,16 @@ def public_names(module: str) -> list[str]:
     return sorted(exported, key=lambda name: imported.index(name) if name in imported else -1)
 
 
+def is_overload(node: ast.ClassDef | ast.FunctionDef) -> bool:
+    return any(ast.unparse(one) == "overload" for one in node.decorator_list)
+
+
 def definition(module: str, name: str) -> tuple[str, ast.stmt | None]:
     """(the module that defines it, its node there); (its own name, None) for a module."""
     path = path_of(module)
     assert path is not None, f"there is no module {module}"
     for node in tree_of(path).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name and not is_overload(node):
             return module, node
         if isinstance(node, ast.Assign | ast.AnnAssign) and name in (ast.unparse(target) for target in targets(node)):
             return module, node

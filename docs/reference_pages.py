@@ -26,7 +26,10 @@ PAGES = (
         "mpi",
         "Communicators: arrays between ranks",
         "parallel_dl.mpi",
-        ("world", "alone", "Communicator", "Pending", "Mesh", "finish"),
+        (
+            *("world", "alone", "Communicator", "Pending", "Mesh", "finish"),
+            *("collective", "Observer", "Ledger", "Timeline", "FlightRecorder"),
+        ),
     ),
     Page("collectives", "Collectives: tensors between ranks", "parallel_dl.mpi.collectives"),
     Page(

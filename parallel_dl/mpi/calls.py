@@ -12,12 +12,13 @@ on its way; without one, a call is nothing but the call of the function.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from parallel_dl.mpi.facts import Fact, facts_of, mistaken, nothing
+from parallel_dl.mpi.facts import Fact, Parameters, nothing
 from parallel_dl.mpi.pending import Pending
 from parallel_dl.mpi.transport import Passed
 
@@ -50,41 +51,37 @@ class Caller:
             _observed(Call(self, call, COLLECTIVE, {}, lambda: said, lambda: None))
 
 
+@dataclasses.dataclass(eq=False)
 class Call:
     """One call on its way: of which function, with which arguments, and what came of it.
 
     An observer may exchange arguments before it is made, and the result after.
     """
 
-    def __init__(
-        self,
-        comm: Caller,
-        name: str,
-        kind: str,
-        arguments: dict[str, Any],
-        say: Callable[[], list[str]],
-        make: Callable[[], Any],
-    ) -> None:
-        self.comm = comm
-        self.name = name
-        self.kind = kind
-        """COLLECTIVE, MESSAGE (from one rank to another), or WAIT (for what was started)"""
-        self.arguments = arguments
-        self.make = make
-        """makes it, with the arguments as they are then"""
-        self.result: Any = None
-        self.failed = False
-        """whether it has raised an error"""
-        self._say = say
+    comm: Caller
+    name: str
+    kind: str
+    """COLLECTIVE, MESSAGE (from one rank to another), or WAIT (for what was started)"""
+    arguments: dict[str, Any]
+    say: Callable[[], list[str]]
+    make: Callable[[], Any]
+    """makes it, with the arguments as they are then"""
+    result: Any = None
+    failed: bool = False
+    """whether it has raised an error"""
 
     @functools.cached_property
     def facts(self) -> list[str]:
         """What it says of its arguments; for a collective what must be the same on all ranks."""
-        return self._say()
+        return self.say()
 
 
 class Observer:
-    """Sees the calls of communicators that are made with it, and of those that are made of them."""
+    """Sees the calls of communicators that are made with it, and of those that are made of them.
+
+    A subclass has some of these methods. `call` has `comm`, `name`, `arguments`, `facts` (what they say, by which the
+    checked mode compares it), and after the call `result` and `failed`.
+    """
 
     is_listening = True
     """whether it wants to hear what is passed"""
@@ -96,11 +93,7 @@ class Observer:
         """After a call, also one that has failed."""
 
     def passed(self, comm: Caller, passed: Passed) -> None:
-        """After something was passed to other ranks, during a call."""
-
-    def does(self, *names: str) -> bool:
-        """Whether it has a method of its own among these."""
-        return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
+        """After something was `passed` to other ranks, during a call: its `messages`, `values` and `bytes`."""
 
 
 class _Declared:
@@ -117,27 +110,20 @@ class _Declared:
         self._comm, *self._names = (parameter.name for parameter in parameters)
 
     @functools.cached_property
-    def _annotations(self) -> dict[str, Any]:
+    def _parameters(self) -> Parameters:
         parameters = inspect.signature(self.function, eval_str=True).parameters
-        return {name: parameters[name].annotation for name in self._names}
-
-    @functools.cached_property
-    def _says(self) -> list[tuple[str, Fact]]:
-        return facts_of(self._annotations, self._facts)
+        return Parameters({name: parameters[name].annotation for name in self._names}, self._facts)
 
     def observe(self, comm: Any, *arguments: Any) -> Any:
         """Makes the call under the eyes of the communicator's observers."""
         self.refuse(comm, *arguments)
         given = dict(zip(self._names, arguments))
-        say, make = lambda: self._facts_of(comm, given), lambda: self.function(comm, **given)
+        say, make = lambda: self._parameters.facts(given, comm.rank), lambda: self.function(comm, **given)
         return _observed(Call(comm, self.name, self._kind, given, say, make))
-
-    def _facts_of(self, comm: Caller, given: dict[str, Any]) -> list[str]:
-        return [fact for name, says in self._says for fact in says(given[name], given, comm.rank)]
 
     def refuse(self, comm: Any, *arguments: Any) -> None:
         """TypeError, in one line, if one of the arguments cannot be meant."""
-        wrong = mistaken(self._annotations, dict(zip(self._names, arguments)))
+        wrong = self._parameters.mistake(dict(zip(self._names, arguments)))
         if wrong is not None:
             raise TypeError(f"{self.name}({', '.join(self._names)}): {wrong}{self._hint}") from None
 
@@ -173,7 +159,7 @@ def _observed(call: Call) -> Any:
             begun.append(observer)
         call.result = call.make()
         if isinstance(call.result, Pending):
-            call.result.watched = functools.partial(_wait, call)
+            call.result._watched = functools.partial(_wait, call)
     except BaseException:
         call.failed = True
         raise
@@ -195,11 +181,12 @@ def collective(
     *, name: str | None = ..., own: tuple[str, ...] = ..., **facts: Fact
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def collective(function: Any = None, /, *, name: str | None = None, own: tuple[str, ...] = (), **facts: Fact) -> Any:
-    """Declares a function of a communicator to be a collective: all ranks call it together.
+    """Declares that all ranks call a function together: `function`, whose first argument is the communicator.
 
-    In checked mode they compare its `name` (by default the function's) and its arguments, as the annotations say:
-    see `facts`. `own` names arguments that each rank has for itself; what else is said of one is given under its name.
-    TypeError for an argument that by its annotation cannot be meant.
+    In checked mode they compare its `name` (by default the function's) and its arguments, by their annotations: words
+    and numbers, dtype and shape of arrays, lengths and slices. `own` names arguments that each rank has for itself;
+    `facts`, under an argument's name, what else is to be compared (`parallel_dl.mpi.facts`). TypeError for an argument
+    that by its annotation cannot be meant.
     """
     if function is None:
         return functools.partial(_declared, kind=COLLECTIVE, name=name, facts=dict.fromkeys(own, nothing) | facts)

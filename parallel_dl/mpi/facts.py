@@ -7,6 +7,7 @@ Both follow from the annotations of the function: `op: str` says "sum", `root: i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
@@ -55,7 +56,7 @@ def in_place(array: Array, arguments: Mapping[str, Any], rank: int) -> Iterable[
 
 def type_only(array: Any, arguments: Mapping[str, Any], rank: int) -> Iterable[str]:
     """Of an array whose shape may differ between the ranks."""
-    yield str(native(np.asarray(array).dtype))
+    yield _type_name(np.asarray(array).dtype)
 
 
 def named_type(dtype: Any, arguments: Mapping[str, Any], rank: int) -> Iterable[str]:
@@ -75,14 +76,21 @@ def nothing(*_: Any) -> Iterable[str]:
 
 
 # -- what follows from annotations -----------------------------------------------------------------------------------
+@functools.cache
+def _type_name(dtype: np.dtype) -> str:
+    """A type by name, whatever its byte order: all travel in the same."""
+    return str(native(dtype))
+
+
 def _kind(array: Any, free_axis: int | None = None) -> Iterable[str]:
     """dtype and shape, without the length of the axis along which it may differ between the ranks."""
     array = np.asarray(array)
-    lengths: list[Any] = list(array.shape)
-    if free_axis is not None and -len(lengths) <= free_axis < len(lengths):
+    shape = str(array.shape)
+    if free_axis is not None and -array.ndim <= free_axis < array.ndim:
+        lengths = [str(length) for length in array.shape]
         lengths[free_axis] = "any"
-    inner = ", ".join(str(length) for length in lengths) + ("," if len(lengths) == 1 else "")
-    return str(native(array.dtype)), f"shape ({inner})"
+        shape = f"({', '.join(lengths)}{',' if array.ndim == 1 else ''})"
+    return _type_name(array.dtype), f"shape {shape}"
 
 
 def _ranges(name: str, slices: Sequence[slice]) -> Iterable[str]:
@@ -93,7 +101,7 @@ def _list(name: str, lengths: Sequence[int]) -> Iterable[str]:
     yield f"{name} {list(lengths) if isinstance(lengths, (list, tuple)) else lengths}"
 
 
-class _Argument(NamedTuple):
+class _Kind(NamedTuple):
     """Of the arguments with one annotation: their place among the facts, what they say, and which can be meant."""
 
     place: int
@@ -104,52 +112,52 @@ class _Argument(NamedTuple):
 
 _WORDS = (str, bytes, type, np.dtype)
 
-_ARGUMENTS: dict[Any, _Argument] = {
-    str: _Argument(0, lambda name, value: [value], lambda value: isinstance(value, str), "a word"),
-    int: _Argument(
+_KINDS: dict[Any, _Kind] = {
+    str: _Kind(0, lambda name, value: [value], lambda value: isinstance(value, str), "a word"),
+    int: _Kind(
         1,
         lambda name, value: [f"{name.replace('_', ' ')} {value}"],
         lambda value: isinstance(value, (int, np.integer)),
         "a whole number",
     ),
-    bool: _Argument(1, lambda name, value: [name if value else f"not {name}"], lambda value: True, ""),
-    Sequence[int]: _Argument(1, _list, lambda value: np.ndim(value) == 1, "a list of lengths by rank"),
-    tuple[int, ...]: _Argument(1, _list, lambda value: not isinstance(value, _WORDS), "a tuple of lengths"),
-    np.ndarray: _Argument(2, lambda name, array: _kind(array), lambda value: not isinstance(value, _WORDS), "an array"),
-    Sequence[slice]: _Argument(3, _ranges, lambda value: not isinstance(value, np.ndarray), "a list of slices by rank"),
+    bool: _Kind(1, lambda name, value: [name if value else f"not {name}"], lambda value: True, ""),
+    Sequence[int]: _Kind(1, _list, lambda value: np.ndim(value) == 1, "a list of lengths by rank"),
+    tuple[int, ...]: _Kind(1, _list, lambda value: not isinstance(value, _WORDS), "a tuple of lengths"),
+    np.ndarray: _Kind(2, lambda name, array: _kind(array), lambda value: not isinstance(value, _WORDS), "an array"),
+    Sequence[slice]: _Kind(3, _ranges, lambda value: not isinstance(value, np.ndarray), "a list of slices by rank"),
 }
 
 
-def _argument(annotation: Any) -> tuple[_Argument | None, bool]:
-    """What is known of an annotation, and whether it allows None."""
-    if get_origin(annotation) is UnionType:
-        (annotation,) = (one for one in get_args(annotation) if one is not NoneType)
-        return _ARGUMENTS.get(annotation), True
-    return _ARGUMENTS.get(annotation), False
+def _kind_of(annotation: Any) -> _Kind | None:
+    """What is known of an annotation, with or without None; nothing of others, such as Any."""
+    kinds = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    kind, *more = (one for one in kinds if one is not NoneType)
+    return None if more else _KINDS.get(kind)
 
 
-def facts_of(annotations: Mapping[str, Any], declared: Mapping[str, Fact]) -> list[tuple[str, Fact]]:
-    """(parameter, what it says) in the order in which it is said: words, numbers and sizes, arrays, slices."""
-    placed: list[tuple[int, str, Fact]] = []
-    for name, annotation in annotations.items():
-        argument, _ = _argument(annotation)
-        if name in declared:
-            placed.append((argument.place if argument else 1, name, declared[name]))
-        elif argument is not None:
-            placed.append((argument.place, name, _said(name, argument.says)))
-    return [(name, fact) for _, name, fact in sorted(placed, key=lambda one: one[0])]
+class Parameters:
+    """The parameters of a call, by their annotations and by what is declared of some."""
+
+    def __init__(self, annotations: Mapping[str, Any], declared: Mapping[str, Fact]) -> None:
+        self._kinds = {name: kind for name, annotation in annotations.items() if (kind := _kind_of(annotation))}
+        # words first, then numbers and sizes, arrays, slices
+        said = {name: self._kinds[name].place if name in self._kinds else 1 for name in {**self._kinds, **declared}}
+        order = sorted((name for name in annotations if name in said), key=lambda name: said[name])
+        self._facts = [(name, declared.get(name) or _said(name, self._kinds[name].says)) for name in order]
+
+    def facts(self, arguments: Mapping[str, Any], rank: int) -> list[str]:
+        """What the arguments say."""
+        return [fact for name, says in self._facts for fact in says(arguments[name], arguments, rank)]
+
+    def mistake(self, arguments: Mapping[str, Any]) -> str | None:
+        """What is said of the first argument that cannot be meant: probably another one was."""
+        for name, kind in self._kinds.items():
+            value = arguments[name]
+            if value is not None and not kind.can_be(value):
+                found = f"an array of {value.dtype} {value.shape}" if isinstance(value, np.ndarray) else repr(value)
+                return f"{name} must be {kind.wanted}, not {found}"
+        return None
 
 
 def _said(name: str, says: Callable[[str, Any], Iterable[str]]) -> Fact:
     return lambda value, arguments, rank: () if value is None else says(name, value)
-
-
-def mistaken(annotations: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
-    """What is said of the first argument that cannot be meant: probably another one was."""
-    for name, value in arguments.items():
-        argument, optional = _argument(annotations.get(name))
-        if argument is None or (value is None and (optional or argument.place == 2)) or argument.can_be(value):
-            continue
-        found = f"an array of {value.dtype} {value.shape}" if isinstance(value, np.ndarray) else repr(value)
-        return f"{name} must be {argument.wanted}, not {found}"
-    return None

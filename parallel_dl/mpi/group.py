@@ -24,6 +24,11 @@ class _Shared:
         self.labelled: dict[tuple[str, str | None, bool], Any] = {}
 
 
+def _has(observer: Observer, *names: str) -> bool:
+    """Whether it has a method of its own among these."""
+    return any(getattr(type(observer), name) is not getattr(Observer, name) for name in names)
+
+
 class Group(Caller):
     """The ranks of one communicator of mpi4py, or of another transport; see `Communicator`."""
 
@@ -59,27 +64,27 @@ class Group(Caller):
         self._given: tuple[Observer, ...] = tuple(observers) or inherited
         self._checks = Checked(mpi) if checked and self.size > 1 else None
         seen = (*self._given, *(one for one in (self._checks, self.ledger) if one is not None))
-        self.watchers = tuple(one for one in seen if one.does("begin", "end"))
-        self._listeners = tuple(one for one in seen if one.does("passed"))
+        self.watchers = tuple(one for one in seen if _has(one, "begin", "end"))
+        self._listeners = tuple(one for one in seen if _has(one, "passed"))
         self._shared = _Shared()
-        self.go_over(under_stress(mpi, self.name))
+        self._go_over(under_stress(mpi, self.name))
         if self.size > 1:
             abort.watch_exits()
 
-    def go_over(self, mpi: Any) -> None:
+    def _go_over(self, mpi: Any) -> None:
         """From now on its calls go to this transport."""
         self.mpi = self.transport = mpi
         if self._listeners and self.size > 1:
             self.transport = Heard(mpi, self._is_heard, self.tell)
 
-    def become_alone(self) -> None:
+    def _become_alone(self) -> None:
         """From now on it is of one rank, and nobody sees its calls."""
         self.rank, self.size, self.ledger, self._checks = 0, 1, None, None
         self.watchers = self._listeners = ()
         self._shared = _Shared()
-        self.go_over(self.mpi)
+        self._go_over(self.mpi)
 
-    def with_calls_to(self, mpi: Any) -> Self:
+    def _with_calls_to(self, mpi: Any) -> Self:
         """The same communicator, with its calls made by another transport; its labels are its own."""
         return self._like_this(mpi=mpi, _shared=_Shared())
 
@@ -87,7 +92,7 @@ class Group(Caller):
         """The same communicator, but for some attributes."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
-        other.go_over(other.mpi)
+        other._go_over(other.mpi)
         return other
 
     def __repr__(self) -> str:
@@ -117,7 +122,7 @@ class Group(Caller):
 
         With `checked=False` it compares no calls, even if this one does.
         """
-        return self._over(self.mpi.Dup(), name or self.name, checked=checked)
+        return self.over(self.mpi.Dup(), name or self.name, checked=checked)
 
     @collective(own=("color", "key", "name", "axis"))
     def split(self, color: int | None, key: int = 0, name: str | None = None, axis: str | None = None) -> Self | None:
@@ -126,13 +131,10 @@ class Group(Caller):
         `axis` is the mesh axis that it runs along, by default that of this one.
         """
         part = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if part == MPI.COMM_NULL else self._over(part, name, axis)
+        return None if part == MPI.COMM_NULL else self.over(part, name, axis)
 
-    def over(self, mpi: Any, name: str | None = None, axis: str | None = None) -> Self:
+    def over(self, mpi: Any, name: str | None, axis: str | None = None, checked: bool = True) -> Self:
         """A communicator of the ranks of `mpi`, with this one's observers and label, checked if this one is."""
-        return self._over(mpi, name, axis)
-
-    def _over(self, mpi: Any, name: str | None, axis: str | None = None, checked: bool = True) -> Self:
         axis, checked = axis or self.axis, checked and self.checked
         other = type(self)(mpi, checked, name, self.ledger, axis, self._given)
         other.layer, other.direction = self.layer, self.direction

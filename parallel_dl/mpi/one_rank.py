@@ -47,7 +47,7 @@ def one_rank() -> Iterator[None]:
         for mpi in raw:
             undo.callback(_exchange, mpi, _exchange(mpi, _handle(_self())))
         for comm in found:
-            comm.become_alone()
+            comm._become_alone()
         own = mine(Own)
         if own.world is None:  # one that is made in here is not to be the world afterwards
             undo.callback(setattr, own, "world", None)

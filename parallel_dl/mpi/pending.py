@@ -13,7 +13,7 @@ from parallel_dl.mpi.startup import MPI
 class Pending:
     """A send or receive under way; keeps its array alive. If `into` is another array, what arrives is put into it."""
 
-    watched: Callable[[Callable[[], Array]], Array] | None = None
+    _watched: Callable[[Callable[[], Array]], Array] | None = None
     """what makes the wait under the eyes of observers, if there are any"""
 
     def __init__(
@@ -34,9 +34,9 @@ class Pending:
 
     def wait(self) -> Array:
         """Returns the array when it may be used again; ValueError if less was received than it holds."""
-        if self.watched is None:
+        if self._watched is None:
             return self._complete()
-        watched, self.watched = self.watched, None
+        watched, self._watched = self._watched, None
         return watched(self._complete)
 
     def _complete(self) -> Array:

@@ -151,12 +151,12 @@ def stressed(comm: Any, seed: int) -> Iterator[Any]:
     own = mine(_Own)
     before, active = own.active, _Stress(seed, collects=True)
     own.active = active
-    late = comm.with_calls_to(under_stress(comm.mpi, comm.name))
+    late = comm._with_calls_to(under_stress(comm.mpi, comm.name))
     try:
         yield late
         _give_back_windows(own)
     finally:
-        late.go_over(comm.mpi)  # who still has it is to know when that is freed
+        late._go_over(comm.mpi)  # who still has it is to know when that is freed
         own.abandoned.extend(active.under_way)
         own.active = before
 

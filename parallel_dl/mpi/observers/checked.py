@@ -18,7 +18,6 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,12 +26,11 @@ import numpy as np
 from parallel_dl.errors import number_of
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.calls import COLLECTIVE, MESSAGE, Call, Caller, Observer
-from parallel_dl.mpi.observers.notes import Note, Noted
+from parallel_dl.mpi.observers.notes import LINE, Note, Noted, line_of, text_of
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.transport import plain
 
-_LINE = 256  # bytes of a fingerprint
 _ENDED = "has ended"
 
 PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
@@ -77,7 +75,7 @@ class Checked(Observer):
         self.size = mpi.size
         self.calls = 0
         self.ended: str | None = None  # who, once a rank's program has ended
-        self._told: tuple[Any, Note]  # the note of the message that is being sent
+        self._told: tuple[Any, Array]  # the note of the message that is being sent
         mine(_Open).checks.append(self)
 
     def free(self) -> None:
@@ -89,9 +87,8 @@ class Checked(Observer):
         if call.kind == COLLECTIVE:
             self._compare(call)
         elif call.kind == MESSAGE and call.name in ("send", "isend"):
-            note = Note.of(call.arguments["array"])
-            to, tag = call.arguments["destination"], call.arguments["tag"]
-            self._told = self.private.Isend(note.line, to, tag), note
+            line = Note.of(np.asarray(call.arguments["array"])).line
+            self._told = self.private.Isend(line, call.arguments["destination"], call.arguments["tag"]), line
         elif call.kind == MESSAGE and call.name == "receive":
             self._expect(call)
 
@@ -116,7 +113,7 @@ class Checked(Observer):
         self._wait(request, own, call.comm)
         if (all_lines == own).all():
             return
-        lines = [_text(line) for line in all_lines]
+        lines = [text_of(line) for line in all_lines]
         ended = [rank for rank, line in enumerate(lines) if line == _ENDED]
         if ended:
             self.ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
@@ -130,11 +127,7 @@ class Checked(Observer):
 
     def start(self, line: str) -> tuple[Any, Array, Array]:
         """Begins to exchange the ranks' lines: the request, this rank's line and all ranks' lines."""
-        text = line.encode()
-        if len(text) > _LINE:  # equal lines stay equal, different ones different
-            text = text[: _LINE - 12] + b"... %08x" % zlib.crc32(text)
-        own = np.frombuffer(text.ljust(_LINE, b"\0"), np.uint8)
-        all_lines = np.empty((self.size, _LINE), np.uint8)
+        own, all_lines = line_of(line), np.empty((self.size, LINE), np.uint8)
         return self.private.Iallgather(own, all_lines), own, all_lines
 
     def _wait(self, request: Any, own: Array, comm: Caller) -> None:
@@ -147,18 +140,19 @@ class Checked(Observer):
             time.sleep(1e-4)
             if time.monotonic() > noticed:
                 waited = f"on communicator {comm.name!r} and has waited {PATIENCE:g} s for the others"
-                print(f"rank {comm.rank} {_text(own)} {waited}", file=sys.stderr, flush=True)
+                print(f"rank {comm.rank} {text_of(own)} {waited}", file=sys.stderr, flush=True)
                 request.Wait()
 
     # -- messages ----------------------------------------------------------------------------------------------------
     def _expect(self, call: Call) -> None:
         """Receives the note before the message. If it is another message, that one is received, too, and refused."""
-        given, note, status = call.arguments, Note(), MPI.Status()
-        self.private.Recv(note.line, given["source"], given["tag"], status)
+        given, line, status = call.arguments, np.empty(LINE, np.uint8), MPI.Status()
+        self.private.Recv(line, given["source"], given["tag"], status)
         given["source"], given["tag"] = status.Get_source(), status.Get_tag()  # also where any would do
-        wrong = _mismatch(note, np.empty(given["shape"], given["dtype"]), call)
+        wrong = _mismatch(line, np.empty(given["shape"], given["dtype"]), call)
         if wrong is not None:
-            call.arguments |= {"shape": (note.count,), "dtype": note.travels_as}
+            note = Note.read(line)
+            given |= {"shape": (note.elements,), "dtype": note.travels_as}
             call.make()
             raise wrong
 
@@ -166,26 +160,23 @@ class Checked(Observer):
         source, tag = call.arguments["source"], call.arguments["tag"]
         if source == MPI.ANY_SOURCE or tag == MPI.ANY_TAG:  # whose note it is nobody could tell
             return
-        note, array = Note(), call.arguments["array"]
-        told = self.private.Irecv(note.line, source, tag)
-        call.result = Noted(call.result, told, note, lambda: _mismatch(note, array, call))
+        line, array = np.empty(LINE, np.uint8), call.arguments["array"]
+        told = self.private.Irecv(line, source, tag)
+        call.result = Noted(call.result, told, line, lambda: _mismatch(line, array, call))
 
 
-def _mismatch(note: Note, array: Array, call: Call) -> MessageMismatch | None:
-    """What is wrong if the note says what is sent and `array` is to receive it."""
+def _mismatch(line: Array, array: Array, call: Call) -> MessageMismatch | None:
+    """What is wrong if the note in this line says what is sent and `array` is to receive it."""
     expected, comm = Note.of(array), call.comm
     source, tag = call.arguments["source"], call.arguments["tag"]
-    if source == MPI.PROC_NULL or (note.values, note.kind) == (expected.values, expected.kind):
+    if source == MPI.PROC_NULL or (line == expected.line).all():
         return None
+    note = Note.read(line)
     wanted, sent = number_of(array.nbytes, "byte"), number_of(note.bytes, "byte")
     return MessageMismatch(
         f"expected {wanted} from rank {source}, {expected.values:,} {expected.kind}, but it sends "
         f"{sent}, {note.values:,} {note.kind} (to rank {comm.rank} on {comm.name!r}, tag {tag})"
     )
-
-
-def _text(line: Array) -> str:
-    return bytes(line).rstrip(b"\0").decode(errors="replace")
 
 
 def _who(ranks: Sequence[int]) -> str:

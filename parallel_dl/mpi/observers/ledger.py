@@ -84,9 +84,11 @@ class Ledger(Observer):
 
     @property
     def is_listening(self) -> bool:  # type: ignore[override]
+        """The same: what is passed outside is not entered."""
         return self._depth > 0
 
     def passed(self, comm: Caller, passed: Passed) -> None:
+        """Enters what was `passed` under the label of `comm`."""
         direction = comm.direction or ("backward" if is_in_backward() else "forward")
         self.enter(comm.axis, comm.layer, direction, *passed)
 
@@ -118,7 +120,10 @@ class Ledger(Observer):
         bytes: int,
         shared_memory_bytes: int = 0,
     ) -> None:
-        """Adds to the counts, whether it is counting or not."""
+        """Adds to the counts, whether it is counting or not; the arguments are those of a `LedgerRow`.
+
+        `messages`, `values`, `bytes` and `shared_memory_bytes` are added under `axis`, `layer`, `direction` and `call`.
+        """
         counts = self._counts.setdefault((axis, layer, direction, call), [0, 0, 0, 0])
         counts[0] += messages
         counts[1] += values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -13,65 +13,66 @@ from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.pending import Pending
 from parallel_dl.mpi.startup import MPI
 
-_LINE = 256  # bytes
+LINE = 256  # bytes
 
 
-class Note:
-    """A line of text in an array, `line`: number and type of the values, and of the elements that travel for them."""
+def line_of(text: str) -> Array:
+    """A text as an array of LINE bytes; of longer ones, equal texts stay equal and different ones different."""
+    data = text.encode()
+    if len(data) > LINE:
+        data = data[: LINE - 12] + b"... %08x" % zlib.crc32(data)
+    return np.frombuffer(data.ljust(LINE, b"\0"), np.uint8)
 
-    def __init__(self) -> None:
-        self.line = np.zeros(_LINE, np.uint8)
+
+def text_of(line: Array) -> str:
+    """The text in an array of LINE bytes."""
+    return bytes(line).rstrip(b"\0").decode(errors="replace")
+
+
+class Note(NamedTuple):
+    """Number and type of a message's values, and of the elements that travel for them."""
+
+    values: int
+    elements: int
+    travels_as: np.dtype
+    kind: str
 
     @classmethod
-    def of(cls, array: Any) -> Self:
+    def of(cls, array: Array) -> Self:
         """The note of an array."""
-        array = np.asarray(array)
         dtype = buffers.native(array.dtype)
-        wire = buffers.on_the_wire(np.empty(0, dtype)).dtype
-        text = f"{array.size} {array.size * buffers.units(dtype)} {wire.str} {dtype}".encode()
-        if len(text) > _LINE:  # equal lines stay equal, different ones different
-            text = text[: _LINE - 12] + b"... %08x" % zlib.crc32(text)
-        note = cls()
-        note.line[: len(text)] = np.frombuffer(text, np.uint8)
-        return note
+        return cls(
+            array.size, array.size * buffers.units(dtype), buffers.on_the_wire(np.empty(0, dtype)).dtype, str(dtype)
+        )
 
-    def _parts(self) -> list[str]:
-        return bytes(self.line).rstrip(b"\0").decode(errors="replace").split(" ", 3)
-
-    @property
-    def values(self) -> int:
-        """How many there are."""
-        return int(self._parts()[0])
+    @classmethod
+    def read(cls, line: Array) -> Self:
+        """The note that was sent as this line."""
+        values, elements, wire, kind = text_of(line).split(" ", 3)
+        return cls(int(values), int(elements), np.dtype(wire), kind)
 
     @property
-    def kind(self) -> str:
-        """Their type by name."""
-        return self._parts()[3]
-
-    @property
-    def count(self) -> int:
-        """How many elements travel."""
-        return int(self._parts()[1])
+    def line(self) -> Array:
+        """As it is sent."""
+        return line_of(f"{self.values} {self.elements} {self.travels_as.str} {self.kind}")
 
     @property
     def bytes(self) -> int:
         """How many bytes travel."""
-        return self.count * self.travels_as.itemsize
-
-    @property
-    def travels_as(self) -> np.dtype:
-        """The type of these elements."""
-        return np.dtype(self._parts()[2])
+        return self.elements * self.travels_as.itemsize
 
 
 class Noted(Pending):
-    """A send or receive under way together with its note; `wait` raises what `check`, if any, finds in the note."""
+    """A send or receive under way together with its note; `wait` raises what `check`, if any, finds in the note.
+
+    `line` is the note's array, kept until the note has been sent or received.
+    """
 
     def __init__(
-        self, message: Pending, told: Any, note: Note, check: Callable[[], Exception | None] = lambda: None
+        self, message: Pending, told: Any, line: Array, check: Callable[[], Exception | None] = lambda: None
     ) -> None:
         self.__dict__.update(message.__dict__)
-        self._told, self._note, self._check = told, note, check
+        self._told, self._line, self._check = told, line, check
 
     def _complete(self) -> Array:
         self._told.Wait()
