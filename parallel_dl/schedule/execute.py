@@ -64,7 +64,9 @@ def execute(program: Program, stages: Any) -> None:
         method = getattr(stages, METHODS[action.kind], None)
         if method is None:
             raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[action.kind]}")
-        named = {name: number for name in ("sub_batch", "unit") if (number := getattr(action, name)) != ALL}
+        named = {} if action.sub_batch == ALL else {"sub_batch": action.sub_batch}
+        if action.unit != ALL:
+            named["unit"] = action.unit
         calls.append((method, action.stage, action.microbatch, named))
     stages.expect([action for action in program if action.kind in RECEIVES])
     for method, stage, microbatch, named in calls:
