@@ -147,7 +147,7 @@ json.dump(results, sys.stdout)
 PRINTED = {
     "index": "equal: no difference at all",
     **dict.fromkeys(
-        ("convolution", "model-parallelism", "pipelining", "hybrids", "verification", "reproducibility"), ""
+        ("convolution", "model-parallelism", "pipelining", "programs", "hybrids", "verification", "reproducibility"), ""
     ),
 }
 

@@ -125,7 +125,7 @@ def as_object(plan: Plan, report: Report, simulation: Simulation | None) -> dict
     streams = simulation is not None and simulation.input_rate is not None
     return {
         "name": plan.name,
-        "pp": plan.pp,
+        "pp": plan.ranks,
         "microbatches": plan.microbatches,
         "makespan": number("makespan"),
         "idle_fraction": number("idle_fraction"),
@@ -195,7 +195,7 @@ def _print(plan: Plan, report: Report, simulation: Simulation | None, wire: Wire
     screen = console()
     if not draw:
         actions = sum(map(len, plan.programs))
-        counts = {"rank": plan.pp, "stage": plan.stages, "microbatch": plan.microbatches, "action": actions}
+        counts = {"rank": plan.ranks, "stage": plan.stages, "microbatch": plan.microbatches, "action": actions}
         what = ", ".join(number_of(count, word) for word, count in counts.items())
         screen.print(f"{plan.name}: right ({what})", soft_wrap=True, markup=False)
     if simulation is not None:
@@ -213,9 +213,9 @@ def _draw(plan: Plan, simulation: Simulation) -> None:
     from parallel_dl.schedule.grid import grid
 
     screen = console()
-    label = len(f"rank {plan.pp - 1}  ")
+    label = len(f"rank {plan.ranks - 1}  ")
     width = max(20, screen.width - label) if screen.is_terminal else _PIPED
-    sizes = f"{number_of(plan.pp, 'rank')}, {number_of(plan.microbatches, 'microbatch')}"
+    sizes = f"{number_of(plan.ranks, 'rank')}, {number_of(plan.microbatches, 'microbatch')}"
     screen.print(f"{plan.name}: {sizes}, time from left to right\n", soft_wrap=True)
     rows = grid(simulation, width)
     for rank, row in enumerate(rows[:_MOST_ROWS]):
@@ -251,7 +251,7 @@ def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
         f"makespan         {_number(simulation.makespan)}",
         f"idle             {_percent(simulation.idle_fraction)} of the step, "
         f"{_percent(simulation.bubble_overhead)} of the work",
-        f"concurrency      {_number(simulation.concurrency)} of {number_of(plan.pp, 'rank')} at work on average",
+        f"concurrency      {_number(simulation.concurrency)} of {number_of(plan.ranks, 'rank')} at work on average",
         f"overlap          {_percent(simulation.overlap)} of the step: a forward, and a backward of another microbatch",
         f"latency          {_number(simulation.latency)} for one microbatch forward through all stages",
         f"throughput       {_rate(simulation.throughput)}, over the whole step",

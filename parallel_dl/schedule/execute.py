@@ -57,16 +57,22 @@ def execute(program: Program, stages: Any) -> None:
 
     PlanError before the first action for an unknown kind, or for one that the object has no method for.
     """
-    calls = []
-    for action in program:
-        if action.kind not in METHODS:
-            raise PlanError(f"{action}: unknown kind {action.kind!r}; valid are {', '.join(METHODS)}")
-        method = getattr(stages, METHODS[action.kind], None)
-        if method is None:
-            raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[action.kind]}")
-        named = {name: number for name in ("sub_batch", "unit") if (number := getattr(action, name)) != ALL}
-        calls.append((method, action.stage, action.microbatch, named))
+    methods = {kind: _method(stages, kind, program) for kind in {action.kind for action in program}}
     stages.expect([action for action in program if action.kind in RECEIVES])
-    for method, stage, microbatch, named in calls:
-        method(stage, microbatch, **named)
+    for stage, kind, microbatch, sub_batch, unit in program:
+        if sub_batch == unit == ALL:
+            methods[kind](stage, microbatch)
+        else:
+            named = {"sub_batch": sub_batch, "unit": unit}
+            methods[kind](stage, microbatch, **{name: number for name, number in named.items() if number != ALL})
     stages.finish()
+
+
+def _method(stages: Any, kind: str, program: Program) -> Callable[..., None]:
+    action = next(action for action in program if action.kind == kind)
+    if kind not in METHODS:
+        raise PlanError(f"{action}: unknown kind {kind!r}; valid are {', '.join(METHODS)}")
+    method: Callable[..., None] | None = getattr(stages, METHODS[kind], None)
+    if method is None:
+        raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[kind]}")
+    return method

@@ -7,7 +7,7 @@ import pytest
 from conftest import HANG
 from schedule_plans import plan
 
-from parallel_dl.schedule import Action, PlanError, execute
+from parallel_dl.schedule import ALL, Action, PlanError, StageObject, execute
 from parallel_dl.schedule.actions import KINDS
 from parallel_dl.schedule.execute import METHODS
 
@@ -16,10 +16,14 @@ class Recorder:
     """Writes down what is called."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.named = [], []
 
     def __getattr__(self, name):
-        return lambda *arguments: self.calls.append((name, *arguments))
+        def note(*arguments, **named):
+            self.calls.append((name, *arguments))
+            self.named += [] if name in ("expect", "finish") else [named]
+
+        return note
 
 
 def test_each_action_is_a_call():
@@ -57,6 +61,26 @@ def test_nothing_is_done_of_an_unknown_kind():
     with pytest.raises(PlanError, match="3X0: unknown kind 'X'"):
         execute((Action(0, "F", 0), Action(3, "X", 0)), runner)
     assert runner.calls == []
+
+
+def test_nothing_is_done_that_the_object_has_no_method_for():
+    class Forward(StageObject):
+        done = 0
+
+        def forward(self, stage, microbatch):
+            self.done += 1
+
+    stages = Forward()
+    with pytest.raises(PlanError, match="0B0: Forward has no backward"):
+        execute(plan("naive", 1, 1).programs[0], stages)
+    assert not stages.done
+
+
+def test_what_an_action_names_is_passed():
+    runner = Recorder()
+    execute(tuple(map(Action.parse, ["0SF1:2", "0:3AG", "AR", "0U4"])), runner)
+    assert runner.named == [{"sub_batch": 2}, {"unit": 3}, {}, {}]
+    assert [call[1:] for call in runner.calls[1:-1]] == [(0, 1), (0, ALL), (ALL, ALL), (0, 4)]
 
 
 def test_finish_is_not_called_after_an_exception():

@@ -159,6 +159,14 @@ def test_collectives_take_their_time_from_the_last_rank_on():
 STEPS_OF_TWO = plan_of_step("1f1b", 2, 4, replicas=2)
 
 
+def test_a_rank_waits_in_a_collective_for_the_last_one():
+    """Rank 1 recomputes its forward, and comes one unit of time later."""
+    found = simulate(parse("0F0 0B0 AR U\n0F0 0R0 0B0 AR U"), Times(all_reduce=2.0, update=1.0))
+    assert [(e.rank, e.start, e.end) for e in found.traffic] == [(0, 4, 6), (1, 4, 6)]
+    assert (found.makespan, found.busy, found.idle) == (7, (4, 5), (3, 2))
+    assert [str(event.action) for event in found.critical_path] == ["0F0", "0R0", "0B0", "U"]
+
+
 def test_a_collective_of_one_rank_is_none():
     assert simulate(parse("0F0 0B0 AR U"), Times(all_reduce=5.0)).makespan == 3
     assert replicated(make("1f1b", 2, 2), 1) == make("1f1b", 2, 2)
