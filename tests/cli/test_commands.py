@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from conftest import HANG
 
 from parallel_dl import checkpoint, datasets, launch, networks
 from parallel_dl.cli import main
-from parallel_dl.cli.train import rounds_by_layout
+from parallel_dl.cli.flags import TrainingFlags
+from parallel_dl.cli.training import Job
 from parallel_dl.launch import find_mpirun
 from parallel_dl.layout import Layout
 
@@ -164,7 +164,7 @@ def test_the_table_is_plain_text_when_piped():
     ],
 )
 def test_rounding_is_told_where_layouts_differ_by_it(layout, dtype, said):
-    assert rounds_by_layout(SimpleNamespace(layout=layout, dtype=dtype)) == said
+    assert Job("mlp", layout, TrainingFlags(dtype=dtype)).rounds_by_layout == said
 
 
 @pytest.mark.grid
@@ -242,7 +242,7 @@ BAD = [
     (["train", "mlp", "--optimizer", "sdg"], "did you mean 'sgd'?"),
     (
         ["train", "mlp", "--optimizer", "adam", "--momentum", "0.9"],
-        "--momentum: belongs to --optimizer sgd and lars, not to adam",
+        "--momentum 0.9: is not an option of --optimizer adam; it is one of sgd, lars",
     ),
     (["train", "mlp", "--allreduce", "ring"], "valid are auto, mpi, window"),
     (["train", "mlp", "--lr-policy", "cosin"], "did you mean 'cosine'?"),
