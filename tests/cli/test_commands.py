@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import HANG
+from idx_files import write_idx
 
 from parallel_dl import checkpoint, datasets, launch, networks
 from parallel_dl.cli import main
@@ -349,8 +350,8 @@ def test_damaged_files(tmp_path, damage):
     random = np.random.default_rng(0)
     for part, count in (("train", 60), ("t10k", 20)):
         images = random.integers(0, 256, (count, 6, 5), dtype=np.uint8)
-        datasets.write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
-        datasets.write_idx(tmp_path / f"{part}-labels-idx1-ubyte", (np.arange(count) % 4).astype(np.uint8))
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", (np.arange(count) % 4).astype(np.uint8))
     assert train("--dataset", "idx", "--data-dir", tmp_path, "--dp", 2, "--epochs", 1)["steps"] == 1
     damage(tmp_path)
     for ranks in (1, 2):
