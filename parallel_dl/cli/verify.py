@@ -41,12 +41,13 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 @taking_flags
 def verify(
     context: typer.Context,
-    layout: VerifyLayoutFlags,
-    what: VerifyFlags,
+    *,
     network: Annotated[
         str | None,
         typer.Argument(help="{networks}, {specimens}, or FILE.py:NAME; not with --all or --mutants."),
     ] = None,
+    layout: VerifyLayoutFlags,
+    what: VerifyFlags,
     as_json: AsJson = False,
     to_launcher: Annotated[bool, typer.Option("--to-launcher", hidden=True)] = False,
 ) -> int:
