@@ -195,6 +195,35 @@ class VerifyFlags:
     data_dir: Annotated[str | None, typer.Option(help="Folder with the data set's files.")] = None
 
 
+_PerStage = "TIME[,TIME ...]"
+
+
+@dataclass
+class TimingFlags:
+    """What a simulated action and a message take."""
+
+    forward: Annotated[
+        str, typer.Option(metavar=_PerStage, help="Time of a forward pass; one number, or one per stage.")
+    ] = "1"
+    backward_input: Annotated[str, typer.Option(metavar=_PerStage, help="Time of the gradient of a stage's input.")] = (
+        "1"
+    )
+    backward_weight: Annotated[
+        str, typer.Option(metavar=_PerStage, help="Time of the gradient of a stage's weights.")
+    ] = "1"
+    latency: Annotated[float, typer.Option(help="Time per message.")] = 0.0
+    message_bytes: Annotated[float, typer.Option("--bytes", help="Bytes per message.")] = 0.0
+    bytes_per_second: Annotated[
+        float | None, typer.Option(help="Bandwidth in bytes per unit of time. [default: unlimited]")
+    ] = None
+    eager_limit: Annotated[
+        float | None, typer.Option(help="Bytes above which a message takes three latencies. [default: none]")
+    ] = None
+    input_rate: Annotated[
+        float | None, typer.Option(help="Microbatches that arrive per unit of time. [default: all at the start]")
+    ] = None
+
+
 def taking_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with the fields of its dataclass parameters as parameters of its own, as typer wants them."""
     parameters: list[inspect.Parameter] = []

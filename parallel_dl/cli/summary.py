@@ -43,10 +43,11 @@ def summary(
     cache_bytes: of_pipeline.CacheBytes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a network's layers with shapes, parameters, multiply-adds, work, depth, and whether splitting them pays.
+    """Show a network's layers and what each costs.
 
-    With --mp N it also shows how N ranks would divide them: parameters, work and messages of each; with --pp N how a
-    pipeline would: layers, weights and memory of each; with --hybrid what it sends. No rank is started.
+    Shapes, parameters, multiply-adds, work, depth, and whether splitting a layer pays. With --mp N it also shows how N
+    ranks would divide them: parameters, work and messages of each; with --pp N how a pipeline would: layers, weights
+    and memory of each; with --hybrid what it sends. No rank is started.
     """
     from parallel_dl import cost
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context, network: NetworkName, layout: LayoutFlags, training: TrainingFlags, as_json: AsJson = False
 ) -> int:
-    """Train a network on --dp x --mp x --pp ranks, started by mpirun unless this runs inside one."""
+    """Train a network, on one rank or many.
+
+    It takes --dp x --mp x --pp ranks, which are started by mpirun unless this runs inside one.
+    """
     job = Job(network, layout_of(layout), training, layout.layout_file)
     if launch.inside_mpirun():
         return _train_here(job, None, as_json)

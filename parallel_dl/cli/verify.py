@@ -51,9 +51,10 @@ def verify(
     as_json: AsJson = False,
     to_launcher: Annotated[bool, typer.Option("--to-launcher", hidden=True)] = False,
 ) -> int:
-    """Show that a layout computes what the serial program computes: losses, gradients, optimizer state, weights.
+    """Verify that a parallel layout computes what the serial program computes.
 
-    Exit status 1 when it does not, with the first tensor that differs.
+    Losses, gradients, optimizer state and weights are compared after every update. Exit status 1 if they differ, with
+    the first tensor that does.
     """
     _require_together(context, network, what)
     job = _job(context, network, layout, what)
