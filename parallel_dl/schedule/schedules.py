@@ -119,11 +119,12 @@ def register(name: str, schedule: Schedule) -> None:
 
 
 def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | None = None) -> Plan:
-    """The plan of a schedule, by name, as FILE.py:NAME or as a function, for `pp` ranks; `lowering.with_messages` adds the messages.
+    """The plan of a schedule for `pp` ranks; `lowering.with_messages` adds the messages.
 
-    `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). What a function
-    from elsewhere returns is checked. PlanError names what is not valid, and begins with the parameter:
-    an unknown name, a number below 1, more than `MOST_FORWARDS` forward passes, and what the schedule refuses.
+    The schedule is a name, FILE.py:NAME of a user's own file, or a function; what comes from elsewhere is checked.
+    `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). PlanError names
+    what is not valid, and begins with the parameter: an unknown name, a number below 1, more than `MOST_FORWARDS`
+    forward passes, and what the schedule refuses.
     """
     name, function = _named(schedule)
     for parameter, value in (("pp", pp), ("microbatches", microbatches), ("chunks", 1 if chunks is None else chunks)):
