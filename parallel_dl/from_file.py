@@ -29,11 +29,11 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
     Raises InputError, one line that begins with `what` and the name: an unknown name (with the nearest one), a file
     that cannot be read, an exception while it is run (with its line), no such name in it, and one that is not callable.
     """
+    if name in registry:
+        return registry[name]
     found = _OWN.fullmatch(name)
     if found is None:
-        if name not in registry:
-            raise unknown_name(what, name, registry)
-        return registry[name]
+        raise unknown_name(what, name, registry)
     own = f"{what} {cut(name)}"
     try:
         module = _module(found[1])
