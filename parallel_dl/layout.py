@@ -10,7 +10,8 @@ from typing import Any
 
 from parallel_dl.errors import InputError, cut, named, number_of, unknown_name, up_to
 from parallel_dl.files import as_written, read_table
-from parallel_dl.partition import LEAVES, shares
+from parallel_dl.partition import shares
+from parallel_dl.refusals import refuse
 from parallel_dl.schedule import SCHEMES, Plan, is_asynchronous, plan_of_hybrid_step, plan_of_step
 
 HYBRIDS = ("owt",)
@@ -66,13 +67,11 @@ class Layout:
         for flag in ("dp", "mp", "pp", "microbatches"):
             if getattr(self, flag) < 1:
                 raise InputError("must be at least 1", flag, getattr(self, flag))
-        if self.hybrid is not None:
-            self._require_hybrid(self.hybrid)
-        elif self.scheme != "a" or self.variable_batch:
-            field, value = ("variable_batch", None) if self.variable_batch else ("scheme", self.scheme)
-            raise InputError(f"belongs to `hybrid`; valid is `hybrid` {HYBRIDS[0]}", field, value)
-        if self.reproducible:
-            self._require_reproducible()
+        if self.hybrid is not None and self.hybrid not in HYBRIDS:
+            raise unknown_name("`hybrid`", self.hybrid, HYBRIDS)
+        if self.scheme not in SCHEMES:
+            raise unknown_name("`scheme`", self.scheme, SCHEMES)
+        refuse(vars(self))
 
     @classmethod
     def read(cls, path: str | Path) -> Layout:
@@ -93,56 +92,18 @@ class Layout:
                 )
         return layout
 
-    def _require_hybrid(self, name: str) -> None:
-        if name not in HYBRIDS:
-            raise unknown_name("`hybrid`", name, HYBRIDS)
-        if self.scheme not in SCHEMES:
-            raise unknown_name("`scheme`", self.scheme, SCHEMES)
-        for flag in ("mp", "pp", "microbatches"):
-            if getattr(self, flag) != 1:
-                raise InputError(f"does not go with `hybrid` {name}; valid is 1", flag, getattr(self, flag))
-        for flag, value in (("schedule", self.schedule), ("stages", self.stages), ("chunks", self.chunks)):
-            if value is not None:
-                raise InputError(f"belongs to a pipeline, not to `hybrid` {name}", flag)
-        if self.variable_batch and self.scheme == "a":
-            raise InputError("scheme a has one part, the whole batch; valid are `scheme` b and c", "variable_batch")
+    def require_training(self, *, clip_norm: float | None = None, **settings: Any) -> None:
+        """Raises InputError for a norm that is not above 0, and for what does not go with this layout.
 
-    def _require_reproducible(self) -> None:
-        if self.hybrid is not None:
-            raise InputError("does not go with `reproducible`; valid are `dp`, `mp` and `pp`", "hybrid", self.hybrid)
-        for flag in ("dp", "mp"):
-            if LEAVES % getattr(self, flag):
-                valid = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
-                raise InputError(f"with `reproducible` valid are {valid}", flag, getattr(self, flag))
-        if self.is_asynchronous:
-            raise InputError("`reproducible` needs one update per batch; valid is 1f1b", "schedule", "pipedream")
+        `settings` are the `optimizer` (a name) and `allreduce` of a run; see `refusals.REFUSALS`.
+        """
+        if clip_norm is not None and not 0 < clip_norm < math.inf:
+            raise InputError("must be a finite number above 0", "clip_norm", clip_norm)
+        refuse({**vars(self), "clip_norm": clip_norm, **settings})
 
     def require_clip_norm(self, clip_norm: float | None) -> None:
-        """Raises InputError for one that is not above 0, or without a norm of all gradients."""
-        if clip_norm is None:
-            return
-        if not 0 < clip_norm < math.inf:
-            raise InputError("must be a finite number above 0", "clip_norm", clip_norm)
-        if self.is_asynchronous:
-            raise InputError(
-                f"{self.schedule_name} updates each stage by itself, so there is no norm of all gradients; "
-                "valid are the synchronous schedules",
-                "clip_norm",
-                clip_norm,
-            )
-        if self.reproducible:
-            raise InputError(
-                "a norm over all weights is not summed in the tree of `reproducible`; valid is one of the two",
-                "clip_norm",
-                clip_norm,
-            )
-        if self.variable_batch:
-            raise InputError(
-                "with `variable_batch` layers are updated after each part, so there is no norm of all gradients; "
-                "valid without it",
-                "clip_norm",
-                clip_norm,
-            )
+        """Raises InputError for a norm that is not above 0, or without a norm of all gradients."""
+        self.require_training(clip_norm=clip_norm)
 
     @property
     def ranks(self) -> int:

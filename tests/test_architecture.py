@@ -8,13 +8,14 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "parallel_dl"
-BASE = {"errors", "partition", "files"}  # what any unit may import
+BASE = {"errors", "partition", "files", "from_file"}  # what any unit may import
 MATHS = {"autograd", "nn", "networks", "optim"}
 PARALLEL = {"data_parallel", "model_parallel", "pipeline_parallel", "hybrid"}
 TRAINING = {
     "cost",
     "schedule",
     "layout",
+    "refusals",
     "stage",
     "trainer",
     "checkpoint",
@@ -33,6 +34,7 @@ OURS = {
     "errors": set(),
     "partition": set(),
     "files": {"errors"},
+    "from_file": {"errors", "files"},
     "convolution": {"errors"},
     "autograd": {"convolution", *BASE},
     "nn": {"autograd", "convolution", *BASE},
@@ -53,7 +55,8 @@ OURS = {
         *{"mpi", "nn", "autograd", "optim", "cost", "mesh", "splits", "schedule", "datasets", "model_parallel"},
         *BASE,
     },
-    "layout": {"schedule", *BASE},
+    "refusals": {"schedule", *BASE},
+    "layout": {"schedule", "refusals", *BASE},
     "checkpoint": {"nn", *BASE},
     "metrics": {"autograd", *BASE},
     "trainer": TRAINING - {"checkpoint"} | BASE,

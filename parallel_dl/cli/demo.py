@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from parallel_dl import interrupts, launch
+from parallel_dl.cli.flags import AsJson
 from parallel_dl.cli.limits import require_count
 from parallel_dl.errors import InputError
 from parallel_dl.launch.limits import MOST_RANKS
@@ -103,13 +104,13 @@ def _command() -> str:
 
 def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
-    ranks: Annotated[int, typer.Option("-n", "--ranks", help="Ranks of the data-parallel run.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    ranks: Annotated[int, typer.Option("-n", "--ranks", help="Number of data-parallel ranks.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed for initialization and sample order.")] = 0,
+    as_json: AsJson = False,
 ) -> int:
-    """Train the MLP on handwritten digits on one rank and on two data-parallel ranks; compare every loss.
+    """Train a small network on one rank and on two data-parallel ranks, and compare every loss.
 
-    Then plant a bug, and show how it is caught and named. Exit status 1 if the runs differ, or the bug is missed.
+    Then plant a bug, and show how it is caught and named. Exit status 1 if the runs differ or the bug is missed.
     """
     require_count("epochs", epochs)
     require_count("ranks", ranks, most=MOST_RANKS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.flags import AsJson
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError, cut, named
 
@@ -19,20 +20,21 @@ _MOST_ROWS = 50
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A safetensors file; or several, A0,A1,..., or their folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare with it.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A safetensors file; or shards, as A0,A1,... or their folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, in the same form.")],
     bound: Annotated[
-        float | None, typer.Option(help="Largest error that is equal. [default: by type, 1e-10 in float64]")
+        float | None, typer.Option(help="Largest error that counts as equal. [default: by type; 1e-10 in float64]")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="All values must be equal.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Require all values to be equal.")] = False,
     placement: Annotated[
-        str | None, typer.Option(metavar="FILE", help="How shards are put together: TOML, or JSON.")
+        str | None, typer.Option(metavar="FILE", help="How to put shards together: a TOML or JSON file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Compare the tensors of two safetensors files by name; exit status 1 if they differ.
+    """Compare two safetensors files, tensor by tensor.
 
-    An error is the largest |a - b|, over the largest |a| or |b| of the tensor. No rank is started.
+    Exit status 1 if they differ. The error of a tensor is the largest |a - b|, relative to its largest |a| or |b|. No
+    rank is started.
     """
     if exact and bound is not None:
         raise InputError("--exact and --bound: only one of them")

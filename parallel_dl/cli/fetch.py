@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 def fetch(
-    dataset: Annotated[str, typer.Argument(help="Which data set: fashion-mnist.")],
-    into: Annotated[str | None, typer.Option(help="Folder for the files. [default: the user's cache]")] = None,
-    source: Annotated[str | None, typer.Option("--from", help="Address of a mirror. [default: the official]")] = None,
+    dataset: Annotated[str, typer.Argument(help="fashion-mnist.")],
+    into: Annotated[str | None, typer.Option(help="Folder to put the files in. [default: the user's cache]")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="URL of a mirror. [default: the official one]")] = None,
 ) -> None:
-    """Download a data set, checked by SHA-256; a download that broke off goes on where it ended."""
+    """Download a data set, resuming a partial download.
+
+    Files are checked by SHA-256 before they are put into place.
+    """
     from parallel_dl.datasets import fashion_mnist, places
     from parallel_dl.datasets.download import DownloadError
     from parallel_dl.datasets.fetch import fetch as fetch_files

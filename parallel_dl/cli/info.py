@@ -7,11 +7,10 @@ import os
 import platform
 import shutil
 import sys
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from parallel_dl import __version__, launch
+from parallel_dl.cli.flags import AsJson
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError
 
@@ -53,8 +52,8 @@ def facts() -> dict[str, Any]:
     return found
 
 
-def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
-    """Print MPI, BLAS, threads and cores as seen."""
+def info(as_json: AsJson = False) -> None:
+    """Show which MPI and BLAS are used, and how many threads and cores there are."""
     found = facts()
     if as_json:
         print(json.dumps(found))

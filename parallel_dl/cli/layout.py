@@ -1,202 +1,142 @@
-"""The flags that say how a run uses the ranks, and --layout FILE, which says the same in a file."""
+"""The layout that the flags ask for, or --layout FILE, which says the same in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from parallel_dl import launch
-from parallel_dl.cli.hybrid import Hybrid, Ranks, Scheme, VariableBatch, require_halves, require_hybrid
-from parallel_dl.cli.limits import flag_of
-from parallel_dl.cli.splits import Mp, Split, parse_splits, plan_for, require_mp
+from parallel_dl.cli.flags import LayoutFlags
+from parallel_dl.cli.limits import flag_of, require_count
+from parallel_dl.cli.splits import parse_splits, plan_for, require_mp
 from parallel_dl.cli.stages import stages_for
-from parallel_dl.errors import InputError, cut, named
-from parallel_dl.layout import Layout, read_keys
-from parallel_dl.schedule import SCHEDULES
+from parallel_dl.errors import InputError, cut, named, unknown_name
+from parallel_dl.launch.limits import MOST_RANKS
+from parallel_dl.layout import HYBRIDS, Layout, read_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from parallel_dl.nn import Module
 
-Dp = Annotated[
-    int | None, typer.Option("--dp", help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
-]
-Pp = Annotated[int | None, typer.Option("--pp", help="Ranks in a pipeline, each with some of the layers. [default: 1]")]
-Schedule = Annotated[
-    str | None,
-    typer.Option("--schedule", help=f"Of the pipeline: {', '.join(SCHEDULES)}. [default: 1f1b]"),
-]
-Stage = Annotated[
-    list[str] | None,
-    typer.Option("--stage", metavar="LAYER", help="A layer that begins a stage; repeatable. [default: even work]"),
-]
-Chunks = Annotated[int | None, typer.Option("--chunks", help="Stages per rank, for interleaved. [default: 2]")]
-Microbatches = Annotated[
-    int | None,
-    typer.Option("--microbatches", help="Pieces of a batch, their gradients accumulated. [default: 1, or --pp]"),
-]
-LayoutFile = Annotated[
-    str | None, typer.Option("--layout", metavar="FILE", help="A TOML file that says what these flags say.")
-]
 
-Reproducible = Annotated[
-    bool, typer.Option("--reproducible", help="The same bits for every --dp, --mp and --pp; takes longer.")
-]
+def layout_of(flags: LayoutFlags) -> Layout:
+    """The layout of the flags, and of the file, if there is one.
 
-__all__ = [
-    "Chunks",
-    "Dp",
-    "Hybrid",
-    "LayoutFile",
-    "Microbatches",
-    "Mp",
-    "Pp",
-    "Ranks",
-    "Reproducible",
-    "Schedule",
-    "Scheme",
-    "Split",
-    "Stage",
-    "VariableBatch",
-    "flags_of_ranks",
-    "in_words_of",
-    "layout_of",
-    "require_fits",
-]
-
-
-def layout_of(
-    layout_file: str | None = None,
-    *,
-    dp: int | None = None,
-    mp: int | None = None,
-    split: Sequence[str] | None = None,
-    pp: int | None = None,
-    schedule: str | None = None,
-    stage: Sequence[str] | None = None,
-    chunks: int | None = None,
-    microbatches: int | None = None,
-    hybrid: str | None = None,
-    ranks: int | None = None,
-    scheme: str | None = None,
-    variable_batch: bool = False,
-    reproducible: bool = False,
-) -> Layout:
-    """The layout of the flags, each with the value that typer gave it, and of the file, if there is one.
-
-    Inside an mpirun there are as many replicas as its ranks allow, unless `dp` says it, and with a file all ranks call
+    Inside an mpirun there are as many replicas as its ranks allow, unless --dp says it, and with a file all ranks call
     it together. Raises InputError for what is in the file and in a flag, for what cannot be, and for ranks that read
     different files: one line that names the flag, or the file and its key.
     """
-    given: dict[str, Any] = {
-        "dp": dp,
-        "mp": mp,
-        "split": split or None,
-        "pp": pp,
-        "schedule": schedule,
-        "stage": stage or None,
-        "chunks": chunks,
-        "microbatches": microbatches,
-        "hybrid": hybrid,
-        "ranks": ranks,
-        "scheme": scheme,
-        "variable_batch": variable_batch or None,
-        "reproducible": reproducible or None,
-    }
-    flags = {name: value for name, value in given.items() if value is not None}
-    if layout_file is None or not launch.inside_mpirun():
-        return _from(layout_file, flags)
+    file = flags.layout_file
+    if file is None or not launch.inside_mpirun():
+        return _from(flags)
     from parallel_dl.cli.agreement import agreed
     from parallel_dl.mpi import world
 
-    layout = agreed(world(), lambda: _from(layout_file, flags))  # nodes may have other files of that name, or none
+    layout = agreed(world(), lambda: _from(flags))  # nodes may have other files of that name, or none
     layouts = world().all_gather_object(layout)
 
     def equal() -> Layout:
         for rank, other in enumerate(layouts):
             if other != layouts[0]:
-                raise InputError(f"--layout {named(layout_file)}: rank {rank} finds another layout there than rank 0")
+                raise InputError(f"--layout {named(file)}: rank {rank} finds another layout there than rank 0")
         return layout
 
     return agreed(world(), equal)
 
 
-def _from(layout_file: str | None, flags: dict[str, Any]) -> Layout:
-    in_file = {} if layout_file is None else _as_flags(layout_file, "hybrid" in flags)
-    for name in flags:
+def _from(flags: LayoutFlags) -> Layout:
+    file = flags.layout_file
+    given = {
+        name: value
+        for name, value in vars(flags).items()
+        if name != "layout_file" and value is not None and value is not False and value != []
+    }
+    in_file = {} if file is None else _as_flags(file, "hybrid" in given)
+    for name in given:
         if name in in_file:
-            raise InputError(
-                f"{flag_of(name)}: is also in {named(layout_file or '')}, as {_key(name)}; give it only once"
-            )
-    with in_words_of(layout_file):
-        return _layout(**{**in_file, **flags})
+            raise InputError(f"{flag_of(name)}: is also in {named(file or '')}, as {_key(name)}; give it only once")
+    with in_words_of(file):
+        return _layout(LayoutFlags(**{**in_file, **given}))
 
 
-def _layout(
-    dp: int | None = None,
-    mp: int | None = None,
-    split: Sequence[str] | None = None,
-    pp: int | None = None,
-    schedule: str | None = None,
-    stage: Sequence[str] | None = None,
-    chunks: int | None = None,
-    microbatches: int | None = None,
-    hybrid: str | None = None,
-    ranks: int | None = None,
-    scheme: str | None = None,
-    variable_batch: bool = False,
-    reproducible: bool = False,
-) -> Layout:
+def _layout(flags: LayoutFlags) -> Layout:
     here = launch.mpirun_size() if launch.inside_mpirun() else 1
-    require_hybrid(hybrid, ranks, {"dp": dp, "mp": mp, "pp": pp if pp != 1 else None}, scheme, variable_batch)
-    model_ranks = 1 if hybrid else require_mp(mp, split)
-    stages = 1 if pp is None else pp
-    if hybrid:
-        dp = ranks or here
-    if dp is None:
-        dp = max(1, here // (model_ranks * max(1, stages)))
-    if stages == 1 and schedule is None:
-        for flag, value in (("stages", stage and stage[0]), ("chunks", chunks)):
+    require_hybrid(flags.hybrid, flags.ranks, flags.scheme, flags.variable_batch)
+    stages = 1 if flags.pp is None else flags.pp
+    if flags.hybrid:
+        refuse_beside(flags.hybrid, {"dp": flags.dp, "mp": flags.mp, "pp": flags.pp if stages != 1 else None})
+        replicas, model_ranks = flags.ranks or here, 1
+    else:
+        model_ranks = require_mp(flags.mp, flags.split)
+        fitting = max(1, here // (model_ranks * max(1, stages)))
+        replicas = fitting if flags.dp is None else flags.dp
+    if stages == 1 and flags.schedule is None:
+        for field, value in (("stages", flags.stage and flags.stage[0]), ("chunks", flags.chunks)):
             if value is not None:
-                raise InputError("belongs to a pipeline: `pp` N, or `schedule` NAME on one rank", flag, cut(str(value)))
+                said = "belongs to a pipeline: `pp` N, or `schedule` NAME on one rank"
+                raise InputError(said, field, cut(str(value)))
     return Layout(
-        dp=dp,
+        dp=replicas,
         mp=model_ranks,
         pp=stages,
-        microbatches=max(1, stages) if microbatches is None else microbatches,
-        split=parse_splits(split),
-        schedule=schedule,
-        stages=stage,
-        chunks=chunks,
-        hybrid=hybrid,
-        scheme=scheme or "a",
-        variable_batch=variable_batch,
-        reproducible=reproducible,
+        microbatches=max(1, stages) if flags.microbatches is None else flags.microbatches,
+        split=parse_splits(flags.split),
+        schedule=flags.schedule,
+        stages=flags.stage,
+        chunks=flags.chunks,
+        hybrid=flags.hybrid,
+        scheme=flags.scheme or "a",
+        variable_batch=flags.variable_batch,
+        reproducible=flags.reproducible,
     )
 
 
+def require_hybrid(
+    hybrid: str | None, ranks: int | None, scheme: str | None = None, variable_batch: bool = False
+) -> None:
+    """Refuses what belongs to --hybrid without it; with it, an unknown one and wrong ranks."""
+    if hybrid is None:
+        for field, value in (("ranks", ranks), ("scheme", scheme), ("variable_batch", variable_batch or None)):
+            if value is not None:
+                given = None if value is True else cut(str(value))
+                raise InputError(f"belongs to `hybrid`; valid is `hybrid` {HYBRIDS[0]}", field, given)
+        return
+    if hybrid not in HYBRIDS:
+        raise unknown_name("`hybrid`", hybrid, HYBRIDS)
+    require_count("ranks", ranks, most=MOST_RANKS)
+
+
+def refuse_beside(hybrid: str, others: Mapping[str, int | None]) -> None:
+    """Refuses other numbers of ranks than that of --ranks, with --hybrid."""
+    for field, number in others.items():
+        if number is not None:
+            raise InputError(f"does not go with `hybrid` {hybrid}, whose ranks are those of --ranks", field, number)
+
+
 def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) -> None:
-    """Refuses (InputError), by the name of the flag, splits, stages or halves that this network cannot have.
+    """Refuses (InputError) splits, stages or halves that this network cannot have.
 
     It is for samples (*input_shape). No MPI is needed.
     """
     if layout.splits_layers:
         plan_for(network, input_shape, layout.mp, layout.split)
     if layout.hybrid:
-        require_halves(network, input_shape, layout)
+        from parallel_dl.hybrid import halves_of
+
+        halves_of(network, input_shape).plan(layout.dp, layout.split, True)
     if layout.is_pipelined:
         name, microbatches = layout.schedule_name, layout.microbatches
         stages_for(network, input_shape, name, layout.pp, microbatches, layout.chunks, layout.stages)
 
 
-def flags_of_ranks(layout: Layout) -> str:
-    """The flags that say how many ranks there are, with their values."""
+def flags_of_ranks(layout: Layout, name: Callable[[str], str] = "`{}`".format) -> str:
+    """What says how many ranks there are, with the values; by default fields as in an `InputError`."""
     if layout.hybrid:
-        return f"--ranks {layout.dp}"
+        return f"{name('ranks')} {layout.dp}"
     numbers = {"dp": layout.dp, "mp": layout.mp, "pp": layout.pp}
-    return " ".join(f"--{flag} {n}" for flag, n in numbers.items() if n > 1) or "--dp 1"
+    return " ".join(f"{name(field)} {n}" for field, n in numbers.items() if n > 1) or f"{name('dp')} 1"
 
 
 @contextmanager

@@ -10,17 +10,23 @@ from parallel_dl.errors import InputError, cut
 MOST = 2**31 - 1  # samples, updates, ...: anything larger is a typo
 
 
-def require_count(flag: str, number: int | None, least: int = 1, most: int = MOST) -> None:
-    """Raises InputError, which names the flag, if a number is given and not in least..most."""
+def require_count(field: str, number: int | None, least: int = 1, most: int = MOST) -> None:
+    """Raises InputError, which names the flag of the field, if a number is given and not in least..most."""
     if number is not None and number < least:
-        raise InputError(f"must be at least {least}", flag.replace("-", "_"), cut(str(number)))
+        raise InputError(f"must be at least {least}", field, cut(str(number)))
     if number is not None and number > most:
-        raise InputError(f"must be at most {most}", flag.replace("-", "_"), cut(str(number)))
+        raise InputError(f"must be at most {most}", field, cut(str(number)))
 
 
 def flag_of(field: str) -> str:
     """The flag that gives this field of the library."""
     return f"--{ {'stages': 'stage'}.get(field, field).replace('_', '-') }"
+
+
+def require_seed(seed: int) -> None:
+    """Raises InputError for a seed that the streams of random numbers do not take."""
+    if not 0 <= seed < 2**63:
+        raise InputError("must be in 0..2**63-1", "seed", cut(str(seed)))
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from parallel_dl.errors import InputError, unknown_name
+from parallel_dl import from_file
+from parallel_dl.errors import InputError, cut
 
 if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
@@ -13,17 +14,39 @@ if TYPE_CHECKING:
 LOSSES = ("cross-entropy", "logistic", "mse")
 
 
-def require_known(loss: str) -> None:
-    """Raises InputError, with the nearest name, for a loss that we do not have."""
-    if loss not in LOSSES:
-        raise unknown_name("`loss`", loss, LOSSES)
-
-
 def function_of(loss: str) -> Callable[..., Any]:
-    """The loss of that name."""
+    """The loss of that name, or of a user's own file; InputError for an unknown one, with the nearest name."""
     from parallel_dl import nn
 
-    return {"cross-entropy": nn.cross_entropy, "logistic": nn.logistic_loss, "mse": nn.mse}[loss]
+    shipped = (nn.cross_entropy, nn.logistic_loss, nn.mse)
+    return from_file.find("`loss`", loss, dict(zip(LOSSES, shipped)))
+
+
+def require_scalar(loss: str, data: Dataset) -> None:
+    """Tries a user's own loss on two samples, with zeros as outputs; InputError unless it gives one number."""
+    import numpy as np
+
+    from parallel_dl.autograd import Tensor
+
+    if not from_file.is_own(loss):
+        return
+    targets = data.y_train[:2]
+    outputs = Tensor(np.zeros((len(targets), data.outputs), data.x_train.dtype), requires_grad=True)
+    value = from_file.call("`loss`", loss, function_of(loss), outputs, targets, len(targets), returns=Tensor)
+    if value.size != 1:
+        raise InputError(
+            f"returns shape {value.shape}; valid is one number, summed over the samples", "loss", cut(loss)
+        )
+
+
+def require_classes(loss: str | None) -> None:
+    """Refuses (InputError) a loss that takes no class numbers, which random samples have."""
+    if loss is not None:
+        function_of(loss)
+    if loss == "mse":
+        raise InputError(
+            "takes no class numbers, which random samples have; valid is a `dataset` of floats", "loss", loss
+        )
 
 
 def fitted(loss: str, data: Dataset) -> Dataset:
@@ -33,21 +56,23 @@ def fitted(loss: str, data: Dataset) -> Dataset:
     """
     if loss == "cross-entropy":
         data = data.with_classes()
-    what = f"--loss {loss}: the targets of {data.name} are"
+    if from_file.is_own(loss):
+        return data
+    what = f"`loss` {loss}: the targets of {data.name} are"
     if data.classes is not None:
         if loss == "mse":
             raise InputError(
-                f"{what} class numbers; valid are --loss cross-entropy and logistic, or targets that are floats"
+                f"{what} class numbers; valid are `loss` cross-entropy and logistic, or targets that are floats"
             )
         return data
     floats = f"floats of shape {data.y_train.shape[1:]}, not class numbers"
     if loss == "cross-entropy":
-        valid = "valid is --loss mse for values to predict, or class numbers"
+        valid = "valid is `loss` mse for values to predict, or class numbers"
         if data.y_train.ndim > 1 and _are_answers(data):
-            valid += " (of one-hot targets: y.argmax(-1)), or --loss logistic for several answers in 0..1"
+            valid += " (of one-hot targets: y.argmax(-1)), or `loss` logistic for several answers in 0..1"
         raise InputError(f"{what} {floats}; {valid}")
     if loss == "logistic" and not _are_answers(data):
-        raise InputError(f"{what} {floats}, and not all in 0..1; valid is --loss mse")
+        raise InputError(f"{what} {floats}, and not all in 0..1; valid is `loss` mse")
     return data
 
 

@@ -17,9 +17,9 @@ from parallel_dl import interrupts
 from parallel_dl.cli.demo import demo
 from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
+from parallel_dl.cli.flags import NamingCommand
 from parallel_dl.cli.info import info
 from parallel_dl.cli.limits import flag_of
-from parallel_dl.cli.networks import NetworkCommand, VerifiedNetworkCommand
 from parallel_dl.cli.plan import plan
 from parallel_dl.cli.run import run
 from parallel_dl.cli.schedule import schedule
@@ -64,11 +64,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=NetworkCommand)(train)
-app.command(cls=NetworkCommand)(summary)
-app.command(cls=NetworkCommand)(plan)
-app.command()(schedule)
-app.command(cls=VerifiedNetworkCommand)(verify)
+app.command(cls=NamingCommand)(train)
+app.command(cls=NamingCommand)(summary)
+app.command(cls=NamingCommand)(plan)
+app.command(cls=NamingCommand)(schedule)
+app.command(cls=NamingCommand)(verify)
 app.command()(demo)
 app.command()(diff)
 app.command()(info)
@@ -89,7 +89,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

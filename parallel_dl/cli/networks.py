@@ -1,10 +1,8 @@
-"""The argument NETWORK: its help, and the network for a data set."""
+"""The network for a data set, and what is refused when the two do not fit together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from typer.core import TyperCommand
+from typing import TYPE_CHECKING
 
 from parallel_dl.cli.limits import of_flag
 from parallel_dl.errors import InputError, named, number_of
@@ -14,37 +12,12 @@ if TYPE_CHECKING:
     from parallel_dl.nn import Module
 
 
-class NetworkCommand(TyperCommand):
-    """A command with the argument NETWORK. Only who asks for its help waits for the networks to be imported."""
-
-    def names(self) -> list[str]:
-        """What NETWORK may be."""
-        from parallel_dl.networks import NETWORKS
-
-        return list(NETWORKS)
-
-    def format_help(self, *arguments: Any) -> None:
-        for parameter in self.params:
-            if parameter.name == "network":
-                parameter.help = f"Which network: {', '.join(self.names())}."  # type: ignore[attr-defined]
-        super().format_help(*arguments)
-
-
-class VerifiedNetworkCommand(NetworkCommand):
-    """The same for `verify`, which has networks of its own, too."""
-
-    def names(self) -> list[str]:
-        from parallel_dl.equivalence.specimens.networks import SPECIMENS
-
-        return [*super().names(), *SPECIMENS]
-
-
 def network_and_shape(name: str, dataset: str | None, data_dir: str | None) -> tuple[Module, tuple[int, ...], int]:
     """The network `name`, the shape of one sample, and the outputs: its own, or those of a data set (digits)."""
     from parallel_dl import datasets, networks
 
-    networks.require_known(name)
-    shape, classes = networks.NETWORKS[name].input_shape, networks.NETWORKS[name].classes
+    shipped = networks.architecture(name)
+    shape, classes = shipped.input_shape, shipped.classes
     if dataset is None and data_dir is not None and shape is not None:
         raise InputError(f"--data-dir {named(data_dir)}: belongs to --dataset, which is not given")
     if dataset is None and shape is not None and classes is not None:
@@ -55,14 +28,15 @@ def network_and_shape(name: str, dataset: str | None, data_dir: str | None) -> t
 
 def network_for(name: str, dataset: Dataset, flag: str) -> Module:
     """The network `name` for the data set that `--dataset flag` gave; InputError when the two do not fit together."""
-    from parallel_dl import networks
+    from parallel_dl import from_file, networks
 
-    networks.require_known(name)
+    shipped = networks.architecture(name)
+    if from_file.is_own(name):
+        return networks.create(name, dataset.input_shape, dataset.outputs)
     with of_flag(f"--dataset {named(flag)}:"):
-        outputs = networks.NETWORKS[name].classes
-        if dataset.classes is None and outputs is not None and outputs != dataset.outputs:
+        if dataset.classes is None and shipped.classes is not None and shipped.classes != dataset.outputs:
             raise InputError(
-                f"network {name}: gives {number_of(outputs, 'value')} for a sample, but a target has "
-                f"{dataset.outputs}; try {networks.NETWORKS[name].small or 'mlp'}"
+                f"network {name}: gives {number_of(shipped.classes, 'value')} for a sample, but a target has "
+                f"{dataset.outputs}; try {shipped.small or 'mlp'}"
             )
         return networks.create(name, dataset.input_shape, dataset.outputs)

@@ -8,27 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.layout import (
-    Chunks,
-    Dp,
-    Hybrid,
-    LayoutFile,
-    Microbatches,
-    Mp,
-    Pp,
-    Ranks,
-    Reproducible,
-    Schedule,
-    Scheme,
-    Split,
-    Stage,
-    VariableBatch,
-    flags_of_ranks,
-    layout_of,
-    require_fits,
-)
-from parallel_dl.cli.limits import require_count
+from parallel_dl.cli.flags import BATCH_SIZE, AsJson, LayoutFlags, NetworkName, taking_flags
+from parallel_dl.cli.layout import flags_of_ranks, layout_of, require_fits
+from parallel_dl.cli.limits import flag_of, require_count
 from parallel_dl.cli.networks import network_and_shape
+from parallel_dl.cli.report import new_table, show
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import InputError, number_of
 
@@ -42,56 +26,34 @@ if TYPE_CHECKING:
     from parallel_dl.splits import Plan, Step
 
 _MOST_PROGRAMS = 64  # that are printed
+_NOTES = (
+    "Placements: what each rank has. all: all of it; samples: a share of the batch; features, rows, columns and",
+    "axis (of the weight): slices of these sizes, by rank of the model axis.",
+)
 _COLUMNS = ("layer", "stage", "split", "input", "weights", "output")
 
 
+@taking_flags
 def plan(
-    network: Annotated[str, typer.Argument(help="Which network.")],
-    layout_file: LayoutFile = None,
-    dp: Dp = None,
-    mp: Mp = None,
-    split: Split = None,
-    pp: Pp = None,
-    schedule: Schedule = None,
-    stage: Stage = None,
-    chunks: Chunks = None,
-    microbatches: Microbatches = None,
-    hybrid: Hybrid = None,
-    ranks: Ranks = None,
-    scheme: Scheme = None,
-    variable_batch: VariableBatch = False,
-    reproducible: Reproducible = False,
+    network: NetworkName,
+    flags: LayoutFlags,
     dataset: Annotated[
-        str | None, typer.Option(help="Where input shape and classes come from. [default: the network's, or digits]")
+        str | None,
+        typer.Option(help="Take input shape and classes from this data set. [default: the network's, or digits]"),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with the data set's files.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = BATCH_SIZE,
+    as_json: AsJson = False,
 ) -> None:
-    """Print what each rank does in one step of training, and which part of each layer it has.
+    """Show what each rank does in one step of training, and which part of each layer it has.
 
     The layout is that of `train`. The programs are proved before they are printed. No rank is started.
     """
     from parallel_dl.schedule import check
 
-    require_count("batch-size", batch_size)
+    require_count("batch_size", batch_size)
     model, shape, _ = network_and_shape(network, dataset, data_dir)
-    layout = layout_of(
-        layout_file,
-        dp=dp,
-        mp=mp,
-        split=split,
-        pp=pp,
-        schedule=schedule,
-        stage=stage,
-        chunks=chunks,
-        microbatches=microbatches,
-        hybrid=hybrid,
-        ranks=ranks,
-        scheme=scheme,
-        variable_batch=variable_batch,
-        reproducible=reproducible,
-    )
+    layout = layout_of(flags)
     require_fits(model, shape, layout)
     layout.require_microbatches(batch_size)
     from parallel_dl.splits import plan as plan_of_splits
@@ -209,13 +171,10 @@ def _print(
     report: schedules.Report,
     layers: Sequence[dict[str, Any]],
 ) -> None:
-    from rich import box
-    from rich.table import Table
-
     from parallel_dl.schedule import MEANINGS
 
     screen = console()
-    what = f"{number_of(layout.ranks, 'rank')} ({flags_of_ranks(layout)})"
+    what = f"{number_of(layout.ranks, 'rank')} ({flags_of_ranks(layout, flag_of)})"
     name = f"{step.name}, " if layout.is_pipelined or layout.hybrid else ""
     screen.print(f"{network}: {what}, {name}{number_of(batch_size, 'sample')}\n", soft_wrap=True, markup=False)
     alike: dict[str, list[int]] = {}
@@ -232,19 +191,10 @@ def _print(
     screen.print(f"\n{legend}.", soft_wrap=True)
     live = " to ".join(map(str, sorted({min(report.peak_live), max(report.peak_live)})))
     screen.print(f"Proved: complete, matched, no deadlock. Peak live activations of a rank: {live}.", soft_wrap=True)
-    table = Table(box=box.SIMPLE)
-    for header in _COLUMNS:
-        table.add_column(header, no_wrap=True)
+    table = new_table(None, _COLUMNS, left=_COLUMNS, words=_COLUMNS[3:])
     for layer in layers:
         table.add_row(*("" if value is None else str(value) for value in layer.values()))
-    # a narrow screen wraps the lines; a cut placement would be wrong
-    screen.width = max(screen.width, table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum)
-    screen.print(table)
-    screen.print(
-        "Placements: what each rank has. all: all of it; samples: a share of the batch; features, rows, columns and\n"
-        "axis (of the weight): slices of these sizes, by rank of the model axis.",
-        soft_wrap=True,
-    )
+    show(table, _NOTES)
 
 
 def _ranks(ranks: Sequence[int]) -> str:

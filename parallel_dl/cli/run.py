@@ -22,13 +22,16 @@ _OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback")
 def run(
     context: typer.Context,
     program: Annotated[str, typer.Argument(help="A Python file.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="What it gets as its arguments.")] = None,
-    ranks: Annotated[int, typer.Option("-n", "--ranks", help="How many ranks.")] = 2,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments for the program.")] = None,
+    ranks: Annotated[int, typer.Option("-n", "--ranks", help="Number of ranks.")] = 2,
     full_traceback: Annotated[
-        bool, typer.Option("--full-traceback", help="Tracebacks with the frames that started the program.")
+        bool, typer.Option("--full-traceback", help="Also show the frames that started the program in tracebacks.")
     ] = False,
 ) -> int:
-    """Run a Python file on N ranks: a rank that fails ends them all, is named, and leaves nothing behind."""
+    """Run a Python program on N ranks.
+
+    If one fails, it is named and all end.
+    """
     require_count("ranks", ranks, most=MOST_RANKS)
     with of_flag("program"):
         require_regular(program, "a Python file", MOST_TEXT)

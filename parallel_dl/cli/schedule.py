@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.flags import AsJson, TimingFlags, taking_flags
 from parallel_dl.cli.given import is_given
 from parallel_dl.cli.limits import flag_of
 from parallel_dl.cli.terminal import console
@@ -32,77 +33,40 @@ _PIPED = 2000  # characters of a row that no terminal has to show
 _SHOWN = 12  # actions of the critical path
 _MOST_ROWS = 64
 
-_PerStage = "TIME[,TIME ...]"
 
-
+@taking_flags
 def schedule(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Which schedule; not with --check.")] = None,
-    pp: Annotated[int | None, typer.Option(help="How many ranks.")] = None,
-    microbatches: Annotated[int | None, typer.Option(help="How many microbatches.")] = None,
-    chunks: Annotated[int | None, typer.Option(help="Stages per rank, of interleaved. [default: 2]")] = None,
+    *,
+    name: Annotated[str | None, typer.Argument(help="{schedules}, or FILE.py:NAME; not with --check.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Number of ranks.")] = None,
+    microbatches: Annotated[int | None, typer.Option(help="Number of microbatches.")] = None,
+    chunks: Annotated[int | None, typer.Option(help="Stages per rank, for interleaved. [default: 2]")] = None,
     check: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Check the plan in this file: text, or PyTorch's CSV.")
+        str | None, typer.Option(metavar="FILE", help="Check the plan in this file (text, or PyTorch's CSV).")
     ] = None,
-    forward: Annotated[
-        str, typer.Option(metavar=_PerStage, help="Time of a forward; one for all stages, or one for each.")
-    ] = "1",
-    backward_input: Annotated[str, typer.Option(metavar=_PerStage, help="Of the gradient of a stage's input.")] = "1",
-    backward_weight: Annotated[str, typer.Option(metavar=_PerStage, help="Of the gradient of its weights.")] = "1",
-    latency: Annotated[float, typer.Option(help="Time that every message takes.")] = 0.0,
-    message_bytes: Annotated[float, typer.Option("--bytes", help="Bytes in a message.")] = 0.0,
-    bytes_per_second: Annotated[
-        float | None, typer.Option(help="Bytes per unit of time. [default: without limit]")
-    ] = None,
-    eager_limit: Annotated[
-        float | None, typer.Option(help="Bytes above which a message takes three latencies. [default: none]")
-    ] = None,
-    input_rate: Annotated[
-        float | None,
-        typer.Option(help="Microbatches that come in per unit of time. [default: all are there at the start]"),
-    ] = None,
-    blocking: Annotated[bool, typer.Option("--blocking", help="Sends may wait for their receive.")] = False,
-    nonblocking: Annotated[bool, typer.Option("--nonblocking", help="Sends never wait, also those in a file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    timing: TimingFlags,
+    blocking: Annotated[bool, typer.Option("--blocking", help="Let sends wait for their receive.")] = False,
+    nonblocking: Annotated[
+        bool, typer.Option("--nonblocking", help="Never let sends wait, not even those written in the file.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the grid of a pipeline schedule, its idle time and memory; or check a plan in a file.
+    """Draw a pipeline schedule with its idle time and memory, or check a plan in a file.
 
-    Times are in any unit: 1, 1 and 1 for forward and the two halves of backward. No rank is started.
+    Times are in any unit; by default forward and each half of backward take 1. No rank is started.
     """
-    from parallel_dl.schedule import Deadlock, PlanError, Times, Wire, simulate
+    from parallel_dl.schedule import PlanError
     from parallel_dl.schedule import check as check_plan
 
     if blocking and nonblocking:
         raise InputError("--blocking and --nonblocking: only one of them")
-    if bytes_per_second is not None and not 1e-100 <= bytes_per_second <= 1e100:
-        raise InputError(f"--bytes-per-second {bytes_per_second}: must be a finite number above 0")
     try:
         plan = _plan(name, pp, microbatches, chunks, check, True if blocking else False if nonblocking else None)
         report = check_plan(plan)
         if report.faults:
             raise InputError(f"{plan.name}: {report.line}")
-        times = Times(
-            _times("forward", forward),
-            _times("backward-input", backward_input),
-            _times("backward-weight", backward_weight),
-        )
-        for flag, given in (
-            ("forward", forward),
-            ("backward-input", backward_input),
-            ("backward-weight", backward_weight),
-        ):
-            count = given.count(",") + 1
-            if count not in (1, plan.stages):
-                raise InputError(
-                    f"--{flag} {cut(given)}: has {count} times; valid are one, or {plan.stages}, one for each stage"
-                )
-        per_byte = 0.0 if bytes_per_second is None else 1 / bytes_per_second
-        wire = Wire(latency, per_byte, message_bytes, eager_limit)
-        _require_bytes(is_given(context, "message_bytes"), message_bytes, bytes_per_second, eager_limit)
-        try:
-            simulation = simulate(plan, times, wire, input_rate)
-        except Deadlock:
-            simulation = None
+        simulation, wire = _simulated(plan, timing, is_given(context, "message_bytes"))
     except PlanError as error:
         raise InputError(error.spoken(lambda field: field if field == "schedule" else flag_of(field))) from None
     if launch.mpirun_rank() == 0:  # in a user's mpirun every rank finds the same: one says it
@@ -113,6 +77,28 @@ def schedule(
     if check is not None and not report.ok:
         hint = "" if report.buffered else "; if they never wait: --nonblocking"
         raise InputError(f"{plan.name}: {report.line}{hint}")
+
+
+def _simulated(plan: Plan, timing: TimingFlags, has_bytes: bool) -> tuple[Simulation | None, Wire]:
+    """The plan simulated with these times, None where it comes to a deadlock; and what a message takes."""
+    from parallel_dl.schedule import Deadlock, Times, Wire, simulate
+
+    speed = timing.bytes_per_second
+    if speed is not None and not 1e-100 <= speed <= 1e100:
+        raise InputError("must be a finite number above 0", "bytes_per_second", speed)
+    texts = {name: getattr(timing, name) for name in ("forward", "backward_input", "backward_weight")}
+    times = Times(**{name: _times(name, text) for name, text in texts.items()})
+    for name, text in texts.items():
+        count = text.count(",") + 1
+        if count not in (1, plan.stages):
+            said = f"has {count} times; valid are one, or {plan.stages}, one for each stage"
+            raise InputError(said, name, cut(text))
+    wire = Wire(timing.latency, 0.0 if speed is None else 1 / speed, timing.message_bytes, timing.eager_limit)
+    _require_bytes(has_bytes, timing)
+    try:
+        return simulate(plan, times, wire, timing.input_rate), wire
+    except Deadlock:
+        return None, wire
 
 
 def as_object(plan: Plan, report: Report, simulation: Simulation | None) -> dict[str, Any]:
@@ -170,23 +156,25 @@ def _plan(
     return with_messages(made, blocking)
 
 
-def _require_bytes(given: bool, size: float, rate: float | None, limit: float | None) -> None:
+def _require_bytes(given: bool, timing: TimingFlags) -> None:
     """Refuses a flag about the size of messages that does nothing without another one."""
+    rate, limit = timing.bytes_per_second, timing.eager_limit
     if given and rate is None and limit is None:
-        raise InputError(f"--bytes {size:g}: belongs to --bytes-per-second or --eager-limit, and neither is given")
-    for flag, value in (("--bytes-per-second", rate), ("--eager-limit", limit)):
+        said = "belongs to `bytes_per_second` or `eager_limit`, and neither is given"
+        raise InputError(said, "bytes", f"{timing.message_bytes:g}")
+    for field, value in (("bytes_per_second", rate), ("eager_limit", limit)):
         if value is not None and not given:
-            raise InputError(f"{flag} {value:g}: belongs to --bytes, which is not given")
+            raise InputError("belongs to `bytes`, which is not given", field, f"{value:g}")
 
 
-def _times(flag: str, text: str) -> float | list[float]:
+def _times(field: str, text: str) -> float | list[float]:
     try:
         times = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--{flag} {cut(text)}: valid is a number, or one for each stage, like 1,2,1") from None
+        raise InputError("valid is a number, or one for each stage, like 1,2,1", field, cut(text)) from None
     for time in times:
         if not 0 <= time <= 1e100:
-            raise InputError(f"--{flag} {cut(text)}: must be finite and at least 0")
+            raise InputError("must be finite and at least 0", field, cut(text))
     return times if "," in text else times[0]
 
 

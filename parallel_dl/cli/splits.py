@@ -1,10 +1,8 @@
-"""The flags --mp and --split: how many ranks share one copy of the network, and who does what of each layer."""
+"""What --mp and --split say: how many ranks share one copy of the network, and who does what of each layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from parallel_dl.cli.limits import require_count
 from parallel_dl.errors import InputError, cut
@@ -15,14 +13,6 @@ if TYPE_CHECKING:
 
     from parallel_dl.nn import Module
     from parallel_dl.splits import Plan
-
-Mp = Annotated[int | None, typer.Option("--mp", "--tp", help="Ranks that share one network. [default: 1]")]
-Split = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--split", metavar="LAYER=HOW", help="How ranks divide a layer, like fc1=output; repeatable. [default: chosen]"
-    ),
-]
 
 
 def parse_splits(split: Sequence[str] | None) -> dict[str, str] | None:

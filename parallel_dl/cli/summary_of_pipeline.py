@@ -7,72 +7,59 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from parallel_dl.cli.flags import PipelineFlags
 from parallel_dl.cli.limits import require_count
+from parallel_dl.cli.report import new_table
 from parallel_dl.cli.stages import stages_for
 from parallel_dl.errors import InputError, cut, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from parallel_dl.cost import NetworkCost, PipelineCost
     from parallel_dl.nn import Module
 
-Pp = Annotated[
-    int | None, typer.Option("--pp", help="Ranks in a pipeline, each with some of the layers. [default: none]")
-]
-Microbatches = Annotated[
-    int | None, typer.Option("--microbatches", help="Pieces of a batch, fed into the pipeline. [default: --pp]")
-]
 CacheBytes = Annotated[
     int | None,
-    typer.Option("--cache-bytes", help="Size of a rank's cache: do its weights stay there? [default: not given]"),
+    typer.Option(help="Cache bytes per rank; report whether its weights fit. [default: not reported]"),
 ]
 
 _NAMED = 3  # layers of a stage that are all named; of more the first and the last
 
 
-def require_pp(
-    pp: int | None,
-    ranks: int,
-    schedule: str | None,
-    stage: Sequence[str] | None,
-    chunks: int | None,
-    microbatches: int | None,
-    cache_bytes: int | None,
-) -> None:
+def require_pp(flags: PipelineFlags, ranks: int, cache_bytes: int | None) -> None:
     """Refuses numbers that cannot be, what belongs to --pp without it, and --pp with layers split among `ranks`."""
     of_pipeline = {
-        "schedule": schedule,
-        "stage": stage[0] if stage else None,
-        "chunks": chunks,
-        "microbatches": microbatches,
-        "cache-bytes": cache_bytes,
+        "schedule": flags.schedule,
+        "stage": flags.stage[0] if flags.stage else None,
+        "chunks": flags.chunks,
+        "microbatches": flags.microbatches,
+        "cache_bytes": cache_bytes,
     }
-    for flag, value in of_pipeline.items():
-        if value is not None and pp is None:
-            raise InputError(f"--{flag} {cut(str(value))}: belongs to --pp N")
-    for flag, number, least in (("pp", pp, 1), ("microbatches", microbatches, 1), ("cache-bytes", cache_bytes, 0)):
-        require_count(flag, number, least, 2**63 - 1)
-    if pp is not None and ranks > 1:
-        raise InputError(f"--pp {pp} and --mp {ranks}: summary tells of one of them at a time")
+    for field, value in of_pipeline.items():
+        if value is not None and flags.pp is None:
+            raise InputError("belongs to `pp` N", field, cut(str(value)))
+    for field, number, least in (
+        ("pp", flags.pp, 1),
+        ("microbatches", flags.microbatches, 1),
+        ("cache_bytes", cache_bytes, 0),
+    ):
+        require_count(field, number, least, 2**63 - 1)
+    if flags.pp is not None and ranks > 1:
+        raise InputError(f"--pp {flags.pp} and --mp {ranks}: summary tells of one of them at a time")
 
 
 def pipeline_for(
-    network: Module,
-    shape: Sequence[int],
-    facts: NetworkCost,
-    pp: int,
-    schedule: str | None,
-    stage: Sequence[str] | None,
-    chunks: int | None,
-    microbatches: int | None,
-    cache_bytes: int | None,
+    network: Module, shape: Sequence[int], facts: NetworkCost, flags: PipelineFlags, cache_bytes: int | None
 ) -> PipelineCost:
     """`cost.pipeline_cost` of the flags, cut as `train` does; its refusals begin with the flag."""
     from parallel_dl import cost
 
-    fed = pp if microbatches is None else microbatches
-    plan, stages = stages_for(network, shape, schedule or "1f1b", pp, fed, chunks, stage)
+    pp = flags.pp or 1
+    fed = pp if flags.microbatches is None else flags.microbatches
+    plan, stages = stages_for(network, shape, flags.schedule or "1f1b", pp, fed, flags.chunks, flags.stage)
     return cost.pipeline_cost(facts, stages, plan, cache_bytes)
 
 
@@ -106,21 +93,29 @@ def as_object(pipeline: PipelineCost) -> dict[str, Any]:
 
 
 # -- for people ----------------------------------------------------------------------------------------------------
-def title(network: str, pipeline: PipelineCost) -> str:
-    """What the table is of."""
-    ranks, m = len(pipeline.ranks), pipeline.microbatches
-    what = f"{number_of(ranks, 'rank')}, {pipeline.schedule}"
-    return f"{network} in a pipeline: {what}, {number_of(m, 'microbatch')}"
-
-
-def headers(pipeline: PipelineCost) -> list[str]:
-    """Of the columns of `rows`."""
-    told = ["rank", "layers", "parameters", "weight\nbytes", "multiply-adds", "idle", "peak live", "activation\nbytes"]
-    return told if pipeline.cache_bytes is None else [*told, "weight bytes\nloaded"]
-
-
-def rows(pipeline: PipelineCost) -> list[list[str]]:
+def table(network: str, pipeline: PipelineCost) -> Table:
     """A line for each rank; where the cache is known, two more: their sum, and a rank that does it all alone."""
+    ranks, m = len(pipeline.ranks), pipeline.microbatches
+    title = f"{network} in a pipeline: {number_of(ranks, 'rank')}, {pipeline.schedule}, {number_of(m, 'microbatch')}"
+    headers = [
+        "rank",
+        "layers",
+        "parameters",
+        "weight\nbytes",
+        "multiply-adds",
+        "idle",
+        "peak live",
+        "activation\nbytes",
+    ]
+    if pipeline.cache_bytes is not None:
+        headers.append("weight bytes\nloaded")
+    found = new_table(title, headers, left=("rank", "layers"), words=("layers",))
+    for number, row in enumerate(_rows(pipeline), 1):
+        found.add_row(*row, end_section=number == ranks)
+    return found
+
+
+def _rows(pipeline: PipelineCost) -> list[list[str]]:
     told = []
     for own in pipeline.ranks:
         done = [f"{number:,}" for number in (own.parameters, own.weight_bytes, own.multiply_adds)]
@@ -140,13 +135,13 @@ def _named(layers: Sequence[str]) -> str:
     return " ".join(layers) if len(layers) <= _NAMED else f"{layers[0]} .. {layers[-1]}"
 
 
-def notes(pipeline: PipelineCost, samples: str) -> list[str]:
-    """What the numbers are; `samples` is the size of the batch in words."""
+def notes(pipeline: PipelineCost, samples: int) -> list[str]:
+    """What the numbers are."""
     lines = [
-        f"Of each rank, in a step with {samples}: weights and biases in float32, multiply-adds of the forward pass.",
-        "Idle: share of the step, simulated: each half of a backward takes as long as the forward, messages no time.",
-        "Peak live: most forwards of a stage whose backward is still to come. Activation bytes: the most in outputs of",
-        "the rank's layers for all that is alive at a time, in float32.",
+        f"Of each rank, in a step with {number_of(samples, 'sample')}: weights and biases in float32, multiply-adds of",
+        "the forward pass. Idle: share of the step, simulated: each half of a backward takes as long as the forward,",
+        "messages no time. Peak live: most forwards of a stage whose backward is still to come. Activation bytes: the",
+        "most in outputs of the rank's layers for all that is alive at a time, in float32.",
     ]
     if pipeline.cache_bytes is None:
         return lines

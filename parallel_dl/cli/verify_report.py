@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from parallel_dl.cli.report import finite, new_table, show
 from parallel_dl.cli.terminal import console
 from parallel_dl.errors import number_of
 from parallel_dl.schedule import is_asynchronous
@@ -32,7 +32,7 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
     if stress is not None:
         facts["stress"] = stress
     if as_json:
-        print(json.dumps(_finite(facts)))
+        print(json.dumps(finite(facts)))
     else:
         if cells:
             _print_cells(cells)
@@ -44,15 +44,6 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
         if stress is not None:
             console().print(f"under stress, with seed {stress}: ranks late around every call, buffers poisoned")
     return 0 if equal and caught else 1
-
-
-def _finite(thing: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
-    if isinstance(thing, dict):
-        return {key: _finite(value) for key, value in thing.items()}
-    if isinstance(thing, list):
-        return [_finite(value) for value in thing]
-    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
 
 
 def layout_text(layout: dict[str, Any]) -> str:
@@ -70,20 +61,15 @@ def layout_text(layout: dict[str, Any]) -> str:
     return f"{' '.join(parts)}, {number_of(layout['microbatches'], 'microbatch')}"
 
 
-_LEAST_OF_WORDS = 12  # characters of a column of words
 _MANY = 40  # cells, beyond which a table has a line for each network and number of ranks
 
 
 def _print_cells(cells: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.table import Table
-
     screen = console()
-    table = Table(box=box.SIMPLE)
     many = len(cells) > _MANY
-    for header in ("network", "ranks", "layouts" if many else "layout", "equal", "largest error", "of", "seconds"):
-        right = header in ("ranks", "largest error", "seconds")
-        table.add_column(header, justify="right" if right else "left", no_wrap=header not in ("layout", "of"))
+    left = ("network", "layouts", "layout", "equal", "of")
+    headers = ("network", "ranks", left[1] if many else left[2], "equal", "largest error", "of", "seconds")
+    table = new_table(None, headers, left, words=("layout", "of"))
     groups: dict[Any, list[dict[str, Any]]] = {}
     for number, cell in enumerate(cells):
         groups.setdefault((cell["network"], cell["ranks"]) if many else number, []).append(cell)
@@ -99,7 +85,7 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
             f"{worst['quantity']}, step {worst['step']}" if worst["error"] else "",
             f"{sum(cell['seconds'] for cell in group):.2f}",
         )
-    _print_wide(table)
+    show(table)
     for cell in cells:
         if not cell["equal"]:
             told = cell["divergence"]["text"] if cell["divergence"] else f"worst is {cell['worst']['quantity']}"
@@ -117,40 +103,14 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
     screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
 
 
-def _print_wide(table: Any) -> None:
-    """On a narrow terminal the columns of words are folded; nothing is cut off.
-
-    If there is no terminal, and COLUMNS does not give a width, each row is one line.
-    """
-    screen = console()
-    wide = table.__rich_measure__(screen, screen.options.update(max_width=1000)).maximum
-    if wide > screen.width and (screen.is_terminal or "COLUMNS" in os.environ):
-        table.padding = (0, 1, 0, 0)
-        for column in table.columns:
-            if column.no_wrap:
-                column.header = str(column.header).replace(" ", "\n")
-                column.min_width = max(
-                    len(line) for cell in (column.header, *column.cells) for line in cell.split("\n")
-                )
-            else:
-                column.overflow = "fold"
-        wide = sum((column.min_width or _LEAST_OF_WORDS) + 2 for column in table.columns) + 2
-    screen.width = max(screen.width, wide)
-    screen.print(table)
-
-
 def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for header in ("planted bug", "caught", "named", "diagnosis"):
-        table.add_column(header, no_wrap=header in ("caught", "named"))
+    headers = ("planted bug", "caught", "named", "diagnosis")
+    table = new_table(None, headers, left=headers, words=("planted bug", "diagnosis"))
     for verdict in mutants:
         said = verdict["diagnosis"].partition("; likely ")[2] or verdict["diagnosis"]
         table.add_row(verdict["name"], *("yes" if verdict[key] else "NO" for key in ("caught", "named")), said)
     screen = console()
-    _print_wide(table)
+    show(table)
     counts = {key: sum(verdict[key] for verdict in mutants) for key in ("caught", "named")}
     lines = [f"{counts['caught']} of {len(mutants)} caught, {counts['named']} named"]
     if facts["distance"] is not None:

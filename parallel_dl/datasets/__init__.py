@@ -11,14 +11,14 @@ Read in the order of the data flow:
     sources.py         load(): the shipped digits (data/), the two above, a folder of IDX files, an NPZ file
     loader.py          Loader: epoch -> global batch -> microbatch -> share of a rank
     arrivals.py        samples that come in at a limited rate
-    download.py        one file over HTTP, to the end of what is there of it
+    download.py        one file over HTTP, resuming a partial download
     fetch.py           files into a folder: locked, downloaded, checked, put into place
 """
 
 from parallel_dl.datasets.arrivals import Arrivals, Stream
 from parallel_dl.datasets.dataset import Dataset
-from parallel_dl.datasets.idx import read_idx, write_idx
+from parallel_dl.datasets.idx import read_idx
 from parallel_dl.datasets.loader import Batch, Loader, Share
 from parallel_dl.datasets.sources import load
 
-__all__ = ["Arrivals", "Batch", "Dataset", "Loader", "Share", "Stream", "load", "read_idx", "write_idx"]
+__all__ = ["Arrivals", "Batch", "Dataset", "Loader", "Share", "Stream", "load", "read_idx"]

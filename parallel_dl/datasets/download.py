@@ -1,4 +1,7 @@
-"""Download one file over HTTP to the end of an open one: what is there already is not sent again."""
+"""Download one file over HTTP, resuming a partial download: what is there already is not sent again.
+
+That is why it is not pooch's: pooch 1.9 starts a download that broke off from the beginning.
+"""
 
 import http.client
 import os

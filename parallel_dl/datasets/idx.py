@@ -14,13 +14,12 @@ import math
 import os
 import struct
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from parallel_dl.errors import InputError, number_of
-from parallel_dl.files import one_line, opened, replacing, require_memory
+from parallel_dl.files import one_line, opened, require_memory
 
 SHORT_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
 TYPES = {code: np.dtype(f">{short}") for code, short in SHORT_TYPES.items()}
@@ -48,31 +47,6 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
             return _read_array(gzip.GzipFile(fileobj=file) if compressed else file, path, length, compressed)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: broken gzip ({one_line(error)}); valid is a whole gzipped IDX file") from error
-
-
-def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
-    """Write `array` (any shape, one of the six element types) as an IDX file; gzipped when the name ends in .gz.
-
-    Atomic: `path` holds what it held before or the whole new file, at every moment.
-
-    Raises InputError when the element type or a size has no place in the format, or the file cannot be written.
-    """
-    array, path = np.asarray(array), Path(path)
-    codes = [code for code, dtype in TYPES.items() if dtype == array.dtype.newbyteorder(">")]
-    if not codes:
-        raise InputError(f"{path}: IDX has no element type {array.dtype}; valid are {VALID_TYPES}")
-    if max(array.shape, default=0) >= 2**32:
-        raise InputError(f"{path}: an array of shape {array.shape} does not fit; IDX sizes are below 2**32")
-    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[0], array.ndim, *array.shape)
-    elements = np.ascontiguousarray(array, dtype=TYPES[codes[0]]).data
-    with replacing(path) as file:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # the same bytes each time
-                packed.write(header)
-                packed.write(elements)
-        else:
-            file.write(header)
-            file.write(elements)
 
 
 def _read_array(

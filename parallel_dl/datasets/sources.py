@@ -7,9 +7,10 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike
 
+from parallel_dl import from_file
 from parallel_dl.datasets import cifar10, fashion_mnist, mnist
 from parallel_dl.datasets.dataset import PARTS, Dataset, checked_dtype
-from parallel_dl.errors import InputError, shown, unknown_name
+from parallel_dl.errors import InputError, cut, shown, unknown_name
 from parallel_dl.files import listed, one_line, opened, require_memory
 
 ON_THIS_MACHINE = {fashion_mnist.NAME: fashion_mnist.load, cifar10.NAME: cifar10.load}
@@ -32,6 +33,7 @@ def load(
     "idx"             the folder `data_dir` with MNIST's four files: train-images-idx3-ubyte, train-labels-idx1-ubyte,
                       t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, also as train-images.idx3-ubyte, also with .gz
     "npz"             `data_dir`, a file with x_train, y_train, x_test, y_test, or a folder with exactly one .npz
+    FILE.py:NAME      what NAME() of a user's own file returns, a `Dataset`, converted to `dtype`
     a path            of a .npz file or of a folder of IDX files, without `data_dir`
 
     x is (n, channels, height, width), or (n, features), of `dtype` (float32 or float64); uint8 images are scaled to
@@ -52,6 +54,8 @@ def load(
             what = "the folder of the four IDX files" if name == "idx" else "the .npz file, or the folder that holds it"
             raise InputError(f"dataset {name!r} needs `data_dir`: {what}")
         return _load_idx(name, Path(data_dir), dtype) if name == "idx" else _load_npz(name, Path(data_dir), dtype)
+    if from_file.is_own(name):
+        return _own(name, data_dir, dtype)
     if name != "digits" and not (os.sep in name or name.endswith(".npz") or os.path.exists(name)):
         raise InputError(
             f"{unknown_name('`dataset`', name, NAMES).marked}, or a path of a .npz file or of a folder of IDX files"
@@ -66,6 +70,16 @@ def load(
         split = images[train], labels[train], images[test], labels[test]
         return Dataset.from_arrays(name, *split, dtype=dtype, scale=16)
     return _load_idx(name, Path(name), dtype) if os.path.isdir(name) else _load_npz(name, Path(name), dtype)
+
+
+def _own(name: str, data_dir: str | os.PathLike[str] | None, dtype: np.dtype) -> Dataset:
+    """What NAME() of a user's own file returns, converted to `dtype` and named as it was asked for."""
+    if data_dir is not None:
+        raise InputError(f"dataset {cut(name)} takes no `data_dir`, but {shown(os.fspath(data_dir))} was given")
+    own = from_file.call("dataset", name, from_file.find("dataset", name, {}), returns=Dataset)
+    called = [f"dataset {cut(name)}: {part}" for part in PARTS]
+    arrays = [getattr(own, part) for part in PARTS]
+    return Dataset.from_arrays(name, *arrays, dtype=dtype, classes=own.classes, called=called)
 
 
 def _load_idx(name: str, folder: Path, dtype: np.dtype) -> Dataset:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from parallel_dl.errors import InputError, number_of, unknown_name
+from parallel_dl import from_file
+from parallel_dl.errors import InputError, number_of
 from parallel_dl.networks.alexnet import AlexNet, alexnet_one_tower, alexnet_small
 from parallel_dl.networks.lenet5 import LeNet5, lenet5_small
 from parallel_dl.networks.mlp import MLP, mlp_deep
@@ -47,27 +48,32 @@ NETWORKS: dict[str, Architecture] = {
 }
 
 
-def require_known(name: str) -> None:
-    """Raises InputError for a network that we do not ship, with the nearest name."""
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+def architecture(name: str) -> Architecture:
+    """What we ship under this name, or, for FILE.py:NAME, what a user's own file has; else InputError."""
+    found = from_file.find("network", name, NETWORKS)
+    if isinstance(found, Architecture):
+        return found
+    return Architecture(lambda shape, classes: from_file.call("network", name, found, shape, classes, returns=Module))
 
 
 def create(name: str, input_shape: Sequence[int] | None = None, classes: int | None = None) -> Module:
     """The network `name` for inputs (samples, *input_shape) and so many classes; its weights are not drawn yet.
 
+    FILE.py:NAME is a user's own: what NAME(input_shape, classes) of that file returns.
+
     A full-size network has its own input shape and classes, and both may be left out: it gets all its outputs also for
     fewer classes. Raises InputError, which names the network and what would fit, for data that it cannot take.
     """
-    require_known(name)
-    shipped = NETWORKS[name]
+    shipped = architecture(name)
     if shipped.input_shape is None or shipped.classes is None:
         if input_shape is None or classes is None:
             raise InputError(f"network {name}: takes input shape and classes from the data; give both")
         try:
-            return shipped.create(input_shape, classes)
+            return shipped.create(tuple(input_shape), classes)
         except InputError as error:
-            raise InputError(f"network {name}: {error}{_instead(None, input_shape)}") from None
+            if from_file.is_own(name):
+                raise
+            raise InputError(f"network {name}: {error.marked}{_instead(None, input_shape)}") from None
     if input_shape is not None and tuple(input_shape) != shipped.input_shape:
         instead = _instead(shipped.small, input_shape)
         raise InputError(f"network {name}: takes {_by(shipped.input_shape)}, not {_by(input_shape)}{instead}")
@@ -96,9 +102,9 @@ __all__ = [
     "LeNet5",
     "alexnet_one_tower",
     "alexnet_small",
+    "architecture",
     "create",
     "lenet5_small",
     "mlp_deep",
-    "require_known",
     "vgg_small",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +22,7 @@ class Adam(Optimizer):
     """
 
     rule = "adam"
+    verified: ClassVar[Mapping[str, Any]] = {"lr": 1e-2}
     decoupled = False
     betas, eps, weight_decay = Option(), Option(), Option()
 
@@ -79,6 +82,27 @@ class Adam(Optimizer):
             np.subtract(w, spare, out=w)
 
         in_blocks(block, (weights, gradient, *state))
+
+    def _magnitudes(
+        self,
+        number: int,
+        options: Options,
+        rate: float,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+    ) -> None:
+        gradient = gradient + options["weight_decay"] * weights
+        (beta1, beta2), count = options["betas"], self.updates_of()[number]
+        first, second = state["first_moment"], state["second_moment"]
+        first *= beta1
+        first += (1 - beta1) * gradient
+        second *= beta2
+        second += (1 - beta2) * gradient**2
+        actual = self._state_views()[number]["second_moment"]
+        divisor = np.sqrt(actual / (1 - beta2**count)) + options["eps"]
+        change = rate * first / (1 - beta1**count)
+        weights += np.divide(change, divisor, out=np.zeros_like(change), where=divisor > 0)
 
 
 class AdamW(Adam):

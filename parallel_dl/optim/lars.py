@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +30,7 @@ class LARS(Optimizer):
     """
 
     rule = "lars"
+    verified: ClassVar[Mapping[str, Any]] = {"lr": 1.0, "weight_decay": 1e-3}
     momentum, weight_decay, trust, eps = Option(), Option(), Option(), Option()
 
     def __init__(
@@ -107,3 +110,21 @@ class LARS(Optimizer):
             np.subtract(w, change, out=w)
 
         in_blocks(block, arrays)
+
+    def _magnitudes(
+        self,
+        number: int,
+        options: Options,
+        rate: float,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+    ) -> None:
+        decay = options["weight_decay"] if self.adapted[number] else 0.0
+        change = rate * self.trust_ratios[number] * (gradient + decay * weights)
+        if state:
+            velocity = state["momentum"]
+            velocity *= options["momentum"]
+            velocity += change
+            change = velocity
+        weights += change

@@ -47,6 +47,10 @@ class Optimizer:
 
     rule: ClassVar[str] = ""
     """the name of the rule: state of another is not loaded"""
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """options of the command line that are not the defaults of the constructor"""
+    verified: ClassVar[Mapping[str, Any]] = {}
+    """the options, `lr` too, with which `verify` compares layouts"""
     _living: ClassVar[weakref.WeakSet[Optimizer]] = weakref.WeakSet()
     lr = Option()
 
@@ -110,7 +114,7 @@ class Optimizer:
         lr = options["lr"]
         if not callable(lr):
             valid = is_number(lr) and lr >= 0 and math.isfinite(lr)
-            require("learning rate", lr, valid, "a finite number, at least 0")
+            require("lr", lr, valid, "a finite number, at least 0")
 
     def state_of(self, options: Options) -> tuple[str, ...]:
         """The names of the arrays that an update of a group with these options needs."""
@@ -128,6 +132,22 @@ class Optimizer:
         """One update, in place, of flat weights that have had so many `updates` before."""
         raise TypeError(f"{type(self).__name__} defines no update rule")
 
+    def _magnitudes(
+        self,
+        number: int,
+        options: Options,
+        rate: float,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+    ) -> None:
+        """After an update of parameter `number`, the same rule in place on magnitudes: all signs are positive.
+
+        Magnitudes are sums of the magnitudes of all that was added up, against which rounding is judged
+        (`equivalence.magnitudes`). Of a rule that does not define this they are measured.
+        """
+        raise TypeError(f"{type(self).__name__} defines no magnitudes")
+
     # -- an update -------------------------------------------------------------------------------------------------
     @property
     def rate(self) -> float:
@@ -138,7 +158,7 @@ class Optimizer:
         """The learning rate of a group's next update; InputError if it is negative or not finite."""
         lr = options["lr"]
         rate = float(lr(self.updates) if callable(lr) else lr)  # no NumPy number: it would decide the type of a product
-        return require("learning rate", rate, rate >= 0 and math.isfinite(rate), "a finite number, at least 0")
+        return require("lr", rate, rate >= 0 and math.isfinite(rate), "a finite number, at least 0")
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ Options = Mapping[str, Any]
 def require(name: str, value: float, valid: bool, expected: str) -> float:
     """The value, if it is valid; otherwise InputError with its name and what is expected."""
     if not valid:
-        raise InputError(f"{name} {value}: must be {expected}")
+        raise InputError(f"must be {expected}", name, str(value))
     return value
 
 
@@ -35,7 +35,9 @@ def require_momentum(options: Options) -> None:
 
 def require_weight_decay(options: Options) -> None:
     """InputError for a weight decay that is negative or not finite."""
-    require("weight decay", options["weight_decay"], 0 <= options["weight_decay"] < math.inf, "at least 0")
+    require(
+        "weight_decay", options["weight_decay"], 0 <= options["weight_decay"] < math.inf, "a finite number, at least 0"
+    )
 
 
 class Option:

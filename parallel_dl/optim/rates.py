@@ -11,7 +11,7 @@ RatePolicy = Callable[[int], float]
 
 def _rate(rate: float) -> float:
     if not (math.isfinite(rate) and rate >= 0):
-        raise InputError(f"learning rate {rate}: must be a finite number, at least 0")
+        raise InputError("must be a finite number, at least 0", "lr", rate)
     return rate
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 
 from parallel_dl.errors import InputError
@@ -18,6 +21,8 @@ class SGD(Optimizer):
     """
 
     rule = "sgd"
+    usual: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
+    verified: ClassVar[Mapping[str, Any]] = {"lr": 0.05, "momentum": 0.9}
     momentum, weight_decay, nesterov = Option(), Option(), Option()
 
     def __init__(
@@ -36,7 +41,7 @@ class SGD(Optimizer):
         require_momentum(options)
         require_weight_decay(options)
         if options["nesterov"] and not options["momentum"]:
-            raise InputError("nesterov needs a momentum above 0")
+            raise InputError("needs a `momentum` above 0", "nesterov")
 
     def state_of(self, options: Options) -> tuple[str, ...]:
         """The momentum, if there is one."""
@@ -66,3 +71,21 @@ class SGD(Optimizer):
             np.subtract(w, np.multiply(g, rate, out=spare), out=w)
 
         in_blocks(block, (weights, gradient, *state))
+
+    def _magnitudes(
+        self,
+        number: int,
+        options: Options,
+        rate: float,
+        weights: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+    ) -> None:
+        gradient = gradient + options["weight_decay"] * weights
+        change = gradient
+        if state:
+            velocity = state["momentum"]
+            velocity *= options["momentum"]
+            velocity += gradient
+            change = gradient + options["momentum"] * velocity if options["nesterov"] else velocity
+        weights += rate * change

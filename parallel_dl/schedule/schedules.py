@@ -17,7 +17,8 @@ import difflib
 import inspect
 from collections.abc import Callable
 
-from parallel_dl.errors import number_of, one_of, shown
+from parallel_dl import from_file
+from parallel_dl.errors import InputError, cut, number_of, one_of, shown
 from parallel_dl.schedule.actions import Action, Plan, PlanError, plan_of
 from parallel_dl.schedule.asynchronous import Compute, Programs, with_updates_between
 from parallel_dl.schedule.check import check
@@ -118,11 +119,12 @@ def register(name: str, schedule: Schedule) -> None:
 
 
 def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | None = None) -> Plan:
-    """The plan of a schedule, by name or as a function, for `pp` ranks; `lowering.with_messages` adds the messages.
+    """The plan of a schedule for `pp` ranks; `lowering.with_messages` adds the messages.
 
-    `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). What a function
-    from elsewhere returns is checked. PlanError names what is not valid, and begins with the parameter:
-    an unknown name, a number below 1, more than `MOST_FORWARDS` forward passes, and what the schedule refuses.
+    The schedule is a name, FILE.py:NAME of a user's own file, or a function; what comes from elsewhere is checked.
+    `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). PlanError names
+    what is not valid, and begins with the parameter: an unknown name, a number below 1, more than `MOST_FORWARDS`
+    forward passes, and what the schedule refuses.
     """
     name, function = _named(schedule)
     for parameter, value in (("pp", pp), ("microbatches", microbatches), ("chunks", 1 if chunks is None else chunks)):
@@ -138,7 +140,8 @@ def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | Non
     if pp * per_rank * microbatches > MOST_FORWARDS:
         what = f"`pp` {pp}" if pp >= microbatches else f"`microbatches` {microbatches}"
         raise PlanError(f"{what}: valid are at most {MOST_FORWARDS:,} forward passes in all, stages times microbatches")
-    programs = function(pp, microbatches) if taken is None else function(pp, microbatches, per_rank)
+    numbers = (pp, microbatches) if taken is None else (pp, microbatches, per_rank)
+    programs = from_file.call("`schedule`", name, function, *numbers, returns=list)
     return plan_of(name, programs) if function in _OURS else _checked(name, programs, pp, microbatches)
 
 
@@ -146,13 +149,15 @@ def is_asynchronous(schedule: str | Schedule, pp: int = 1, microbatches: int = 1
     """Whether it updates weights between microbatches, unlike a serial run; False for what `make` refuses."""
     try:
         return make(schedule, pp, microbatches, chunks).is_asynchronous
-    except PlanError:
+    except InputError:
         return False
 
 
 def _named(schedule: str | Schedule) -> tuple[str, Schedule]:
     if callable(schedule):
         return getattr(schedule, "__name__", type(schedule).__name__), schedule
+    if from_file.is_own(schedule):
+        return schedule, from_file.find("`schedule`", schedule, SCHEDULES)
     if schedule not in SCHEDULES:
         near = difflib.get_close_matches(schedule.lower(), SCHEDULES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -162,17 +167,18 @@ def _named(schedule: str | Schedule) -> tuple[str, Schedule]:
 
 def _checked(name: str, programs: Programs, pp: int, microbatches: int) -> Plan:
     """The plan of a schedule from elsewhere; PlanError for what is not one, or is not right."""
+    own = f"`schedule` {cut(name)}" if from_file.is_own(name) else name
     try:
         plan = plan_of(name, [[Action.parse(str(Action(*action))) for action in program] for program in programs])
     except (TypeError, ValueError):
         raise PlanError(
-            f"{name} returned {shown(programs)}: valid is a list for each rank of (stage, kind, microbatch), "
+            f"{own} returned {shown(programs)}: valid is a list for each rank of (stage, kind, microbatch), "
             'like (0, "F", 0)'
         ) from None
     if (plan.ranks, plan.microbatches) != (pp, microbatches):
         has = f"{number_of(plan.ranks, 'rank')} and {number_of(plan.microbatches, 'microbatch')}"
-        raise PlanError(f"{name} returned programs for {has}; valid are {pp} and {microbatches}")
+        raise PlanError(f"{own} returned programs for {has}; valid are {pp} and {microbatches}")
     report = check(with_messages(plan))
     if report.line is not None:
-        raise PlanError(f"{name}: {report.line}")
+        raise PlanError(f"{own}: {report.line}")
     return plan

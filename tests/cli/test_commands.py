@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import HANG
+from idx_files import write_idx
 
 from parallel_dl import checkpoint, datasets, launch, networks
 from parallel_dl.cli import main
-from parallel_dl.cli.train import rounds_by_layout
+from parallel_dl.cli.flags import TrainingFlags
+from parallel_dl.cli.training import Job
 from parallel_dl.launch import find_mpirun
 from parallel_dl.layout import Layout
 
@@ -164,7 +165,7 @@ def test_the_table_is_plain_text_when_piped():
     ],
 )
 def test_rounding_is_told_where_layouts_differ_by_it(layout, dtype, said):
-    assert rounds_by_layout(SimpleNamespace(layout=layout, dtype=dtype)) == said
+    assert Job("mlp", layout, TrainingFlags(dtype=dtype)).rounds_by_layout == said
 
 
 @pytest.mark.grid
@@ -242,7 +243,7 @@ BAD = [
     (["train", "mlp", "--optimizer", "sdg"], "did you mean 'sgd'?"),
     (
         ["train", "mlp", "--optimizer", "adam", "--momentum", "0.9"],
-        "--momentum: belongs to --optimizer sgd and lars, not to adam",
+        "--momentum 0.9: is not an option of --optimizer adam; it is one of sgd, lars",
     ),
     (["train", "mlp", "--allreduce", "ring"], "valid are auto, mpi, window"),
     (["train", "mlp", "--lr-policy", "cosin"], "did you mean 'cosine'?"),
@@ -349,8 +350,8 @@ def test_damaged_files(tmp_path, damage):
     random = np.random.default_rng(0)
     for part, count in (("train", 60), ("t10k", 20)):
         images = random.integers(0, 256, (count, 6, 5), dtype=np.uint8)
-        datasets.write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
-        datasets.write_idx(tmp_path / f"{part}-labels-idx1-ubyte", (np.arange(count) % 4).astype(np.uint8))
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", (np.arange(count) % 4).astype(np.uint8))
     assert train("--dataset", "idx", "--data-dir", tmp_path, "--dp", 2, "--epochs", 1)["steps"] == 1
     damage(tmp_path)
     for ranks in (1, 2):

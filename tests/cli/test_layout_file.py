@@ -8,6 +8,7 @@ from test_commands import PARALLEL_DL, ROOT, call, mpirun
 
 from parallel_dl import launch
 from parallel_dl.cli import main
+from parallel_dl.cli.flags import LayoutFlags
 from parallel_dl.cli.layout import layout_of
 from parallel_dl.errors import InputError
 from parallel_dl.launch import find_mpirun
@@ -38,7 +39,10 @@ def test_the_example_is_what_its_flags_say():
     ways = {"fc1": "output", "fc2": "input"}
     layout = Layout(dp=2, mp=2, microbatches=2, split=ways)
     assert Layout.read(EXAMPLE) == layout
-    assert layout_of(dp=2, mp=2, microbatches=2, split=[f"{name}={way}" for name, way in ways.items()]) == layout
+    assert (
+        layout_of(LayoutFlags(dp=2, mp=2, microbatches=2, split=[f"{name}={way}" for name, way in ways.items()]))
+        == layout
+    )
     run = train("--layout", EXAMPLE)
     assert run["layout"] == {"dp": 2, "mp": 2, "pp": 1, "schedule": None, "microbatches": 2, "split": ways}
     assert run["ranks"] == 4
@@ -47,15 +51,15 @@ def test_the_example_is_what_its_flags_say():
 def test_flags_beside_the_file_say_what_it_does_not(written):
     file = written('pp = 2\nstages = ["fc2"]\n')
     expected = Layout(pp=2, stages=["fc2"], schedule="gpipe", microbatches=2)
-    assert layout_of(file, schedule="gpipe") == expected
-    assert layout_of(pp=2, stage=["fc2"], schedule="gpipe") == expected
+    assert layout_of(LayoutFlags(file, schedule="gpipe")) == expected
+    assert layout_of(LayoutFlags(pp=2, stage=["fc2"], schedule="gpipe")) == expected
 
 
 def test_a_hybrid(written):
     """Its ranks are `dp`, as in Python; beside the flag --hybrid, too."""
     expected = Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True)
-    assert layout_of(written('hybrid = "owt"\ndp = 2\nvariable_batch = true\n'), scheme="c") == expected
-    assert layout_of(written("dp = 2\nvariable_batch = true\n"), hybrid="owt", scheme="c") == expected
+    assert layout_of(LayoutFlags(written('hybrid = "owt"\ndp = 2\nvariable_batch = true\n'), scheme="c")) == expected
+    assert layout_of(LayoutFlags(written("dp = 2\nvariable_batch = true\n"), hybrid="owt", scheme="c")) == expected
 
 
 @pytest.mark.grid
@@ -190,8 +194,11 @@ def test_in_python(written, text, said):
     [
         (("--momentum", "nan"), "--momentum nan: must be at least 0 and below 1"),
         (("--nesterov", "--momentum", "0"), "--nesterov: needs a --momentum above 0"),
-        (("--optimizer", "adam", "--momentum", "0.5"), "--momentum: belongs to --optimizer sgd and lars, not to adam"),
-        (("--optimizer", "lars", "--nesterov"), "--nesterov belongs to --optimizer sgd, not to lars"),
+        (
+            ("--optimizer", "adam", "--momentum", "0.5"),
+            "--momentum 0.5: is not an option of --optimizer adam; it is one of sgd, lars",
+        ),
+        (("--optimizer", "lars", "--nesterov"), "--nesterov: is not an option of --optimizer lars; it is one of sgd"),
         (("--optimizer", "lasr"), "unknown --optimizer 'lasr': did you mean 'lars'?"),
         (("--clip-norm", "0"), "--clip-norm 0.0: must be a finite number above 0"),
         (("--clip-norm", "inf"), "--clip-norm inf: must be a finite number above 0"),

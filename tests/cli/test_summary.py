@@ -13,7 +13,7 @@ from conftest import HANG, ROOT
 from parallel_dl import networks
 from parallel_dl.cli import main
 from parallel_dl.cli.splits import parse_splits
-from parallel_dl.cli.summary import _of_ranks, _short
+from parallel_dl.cli.summary_tables import _of_ranks, _short
 from parallel_dl.launch import find_mpirun
 
 COMMAND = [sys.executable, "-m", "parallel_dl"]
@@ -379,7 +379,7 @@ def test_features_are_no_images(capfd, tmp_path):
 def test_help_lists_the_networks(command, capfd):
     assert main([command, "--help"]) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert f"Which network: {', '.join(networks.NETWORKS)}." in said
+    assert f"{', '.join(networks.NETWORKS)}, or FILE.py:NAME." in said
 
 
 def test_the_page_lists_the_networks(capfd):

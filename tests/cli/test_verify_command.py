@@ -246,7 +246,7 @@ UNUSED = [
     *(("--seed", "0"), ("--reproducible",), ("--dataset", "digits"), ("--data-dir", "x"), ("--microbatches", "4")),
     *(("--exact",), ("--layout", "x"), ("--dp", "1"), ("--mp", "1"), ("--pp", "1"), ("--split", "fc1=output")),
     *(("--schedule", "1f1b"), ("--stage", "fc2"), ("--chunks", "2"), ("--hybrid", "owt"), ("--scheme", "a")),
-    *(("--variable-batch",), ("--ranks", "2")),
+    *(("--variable-batch",), ("--ranks", "2"), ("--loss", "mse")),
 ]
 
 

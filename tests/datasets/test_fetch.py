@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from conftest import HANG
 from file_server import FileServer, closed_port
+from idx_files import write_idx
 
-from parallel_dl.datasets import fashion_mnist, load, places, write_idx
+from parallel_dl.datasets import fashion_mnist, load, places
 from parallel_dl.datasets.download import DownloadError
 from parallel_dl.datasets.fetch import fetch
 from parallel_dl.errors import InputError

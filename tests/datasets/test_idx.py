@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import re
 import struct
 import tempfile
 import tracemalloc
@@ -13,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from idx_files import write_idx
 
-from parallel_dl.datasets import read_idx, write_idx
+from parallel_dl.datasets import read_idx
 from parallel_dl.errors import InputError
 
 TYPES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
@@ -208,36 +208,3 @@ def test_permission_denied(tmp_path):
     finally:
         if as_root:
             os.seteuid(0)
-
-
-@pytest.mark.parametrize("dtype", ["int64", "uint16", "float16", "complex64", "bool", "object", "U3"])
-def test_write_refuses_other_types(tmp_path, dtype):
-    with pytest.raises(InputError, match=r"no element type .*; valid are 0x08 uint8"):
-        write_idx(tmp_path / "a", np.zeros(3, dtype))
-    assert not any(tmp_path.iterdir())
-
-
-def test_write_refuses_sizes_beyond_the_format(tmp_path):
-    with pytest.raises(InputError, match=re.escape("below 2**32")):
-        write_idx(tmp_path / "a", np.zeros((2**32, 0), np.uint8))
-
-
-def test_write_is_atomic(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    write_idx(path, np.arange(3, dtype=np.uint8))
-
-    def full_disk(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(InputError, match=f"{path}: .*No space left on device"):
-        write_idx(path, np.zeros(1000, np.uint8))
-    assert os.listdir(tmp_path) == ["a"]
-    np.testing.assert_array_equal(read_idx(path), [0, 1, 2])
-
-
-def test_write_into_nowhere(tmp_path):
-    for path, said in ((tmp_path / "no" / "a", "there is no folder"), (tmp_path, "is a folder")):
-        with pytest.raises(InputError, match=f"{path}: {said}"):
-            write_idx(path, np.zeros(3, np.uint8))
-    assert not any(tmp_path.iterdir())

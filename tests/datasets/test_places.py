@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 from conftest import HANG
+from idx_files import write_idx
 from refusals import expect_error
 
-from parallel_dl.datasets import cifar10, fashion_mnist, load, places, write_idx
+from parallel_dl.datasets import cifar10, fashion_mnist, load, places
 
 FOLDER = places.DEBIAN / "fashion-mnist"
 needs_debian = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")

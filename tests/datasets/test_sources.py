@@ -15,11 +15,12 @@ import pytest
 from conftest import HANG
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from idx_files import write_idx
 from refusals import expect_error
 
 import parallel_dl
 from parallel_dl import datasets
-from parallel_dl.datasets import Dataset, load, write_idx
+from parallel_dl.datasets import Dataset, load
 from parallel_dl.errors import InputError
 
 RNG = np.random.default_rng(7)
@@ -107,7 +108,7 @@ print(sorted(new), "mpi4py" in sys.modules)
 
 
 def test_public_names():
-    names = {"Arrivals", "Batch", "Dataset", "Loader", "Share", "Stream", "load", "read_idx", "write_idx"}
+    names = {"Arrivals", "Batch", "Dataset", "Loader", "Share", "Stream", "load", "read_idx"}
     assert set(datasets.__all__) == names
     assert all(getattr(datasets, name).__doc__ for name in datasets.__all__)
 

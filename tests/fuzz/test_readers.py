@@ -15,6 +15,7 @@ from mutations import mutated
 
 from parallel_dl import checkpoint, datasets, nn
 from parallel_dl.cli import main
+from parallel_dl.cli.flags import LayoutFlags
 from parallel_dl.cli.layout import layout_of
 from parallel_dl.datasets import cifar10
 from parallel_dl.equivalence.compare.files import compare_files, read_placement
@@ -96,7 +97,7 @@ KINDS = {
     "cifar": ("a.bin", RECORDS, cifar10.read_records, False),
     "weights": ("w", safetensors(WEIGHTS, {"parallel_dl": "{}"}), state_of, False),
     "state": ("s", None, checkpoint.load, False),
-    "layout": ("a.toml", LAYOUT, lambda path: (Layout.read(path), layout_of(str(path))), True),
+    "layout": ("a.toml", LAYOUT, lambda path: (Layout.read(path), layout_of(LayoutFlags(str(path)))), True),
     "placement.toml": ("p.toml", PLACEMENT, placed, True),
     "placement.json": ("p.json", PLACEMENT_JSON, placed, True),
     "plan": ("a.txt", PLAN, checked, True),

@@ -1,6 +1,5 @@
 """`parallel-dl train` for every network: the small ones learn the digits, the full ones refuse other data."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,9 +11,11 @@ from conftest import HANG, ROOT
 
 from parallel_dl import launch, networks
 from parallel_dl.cli import main
-from parallel_dl.cli.train import _WORK_FOR_THREADS, Job, _work_in_products
+from parallel_dl.cli.flags import TrainingFlags
+from parallel_dl.cli.training import _WORK_FOR_THREADS, Job, _work_in_products
 from parallel_dl.cost import cost_of
 from parallel_dl.datasets import places
+from parallel_dl.layout import Layout
 from parallel_dl.nn import Parameter, initializers
 
 
@@ -98,10 +99,8 @@ def test_data_that_does_not_fit(name, said, dp, capfd, monkeypatch):
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_each_network_has_a_rate_of_its_own(name):
     def rate(optimizer, lr):
-        flags = dict.fromkeys(field.name for field in dataclasses.fields(Job))
-        flags |= {"network": name, "optimizer": optimizer, "lr": lr, "nesterov": False, "warmup": 0}
         parameter = Parameter((1,), initializers.constant(0.0))
-        made = Job(**flags).make_optimizer([parameter], 1)
+        made = Job(name, Layout(), TrainingFlags(optimizer=optimizer, lr=lr)).make_optimizer([parameter], 1)
         parameter.grad = np.ones(1, np.float32)
         made.step()
         return -parameter.data[0]  # the first step of SGD is rate x gradient, of Adam the rate

@@ -116,10 +116,10 @@ def test_sums_of_squares():
     ("options", "message"),
     [
         ({"momentum": 1.0}, "momentum 1.0: must be at least 0 and below 1"),
-        ({"weight_decay": -1}, "weight decay -1: must be at least 0"),
+        ({"weight_decay": -1}, "weight_decay -1: must be a finite number, at least 0"),
         ({"trust": 0}, "trust 0: must be above 0"),
         ({"eps": -1e-9}, "eps -1e-09: must be at least 0"),
-        ({"lr": -1}, "learning rate -1"),
+        ({"lr": -1}, "lr -1"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

@@ -97,12 +97,12 @@ def test_rates():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: optim.SGD(p, -0.1), "learning rate -0.1: must be a finite number, at least 0"),
-        (lambda p: optim.SGD(p, float("nan")), "learning rate nan"),
+        (lambda p: optim.SGD(p, -0.1), "lr -0.1: must be a finite number, at least 0"),
+        (lambda p: optim.SGD(p, float("nan")), "lr nan"),
         (lambda p: optim.SGD(p, 0.1, momentum=1.0), "momentum 1.0: must be at least 0 and below 1"),
-        (lambda p: optim.SGD(p, 0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda p: optim.SGD(p, 0.1, nesterov=True), "nesterov: needs a momentum"),
         (lambda p: optim.Adam(p, 0.1, betas=(1, 0.9)), "beta 1: must be"),
-        (lambda p: optim.AdamW(p, 0.1, weight_decay=-1), "weight decay -1: must be at least 0"),
+        (lambda p: optim.AdamW(p, 0.1, weight_decay=-1), "weight_decay -1: must be a finite number, at least 0"),
         (lambda p: optim.SGD([], 0.1), "got no parameters"),
     ],
 )

@@ -103,10 +103,10 @@ def test_every_option_may_differ_and_change():
     optimizer.step()
     assert changed(model, before) == set()
     optimizer.param_groups[0]["lr"] = -1
-    with pytest.raises(InputError, match="learning rate -1: must be a finite number, at least 0"):
+    with pytest.raises(InputError, match="lr -1: must be a finite number, at least 0"):
         optimizer.step()
     optimizer.param_groups[0]["lr"] = lambda update: float("nan")
-    with pytest.raises(InputError, match="learning rate nan"):
+    with pytest.raises(InputError, match="lr nan"):
         optimizer.step()
 
 
@@ -419,9 +419,9 @@ def test_a_group_may_be_another_dict():
     [
         (lambda p: optim.Adam(p, betas=(0.9,)), r"betas \(0.9,\): must be two numbers"),
         (lambda p: optim.Adam(p, betas=(0.9, 0.9, 0.9)), "betas"),
-        (lambda p: optim.SGD(p, lr=True), "learning rate True: must be a finite number"),
-        (lambda p: optim.SGD(p, lr="0.1"), "learning rate 0.1: must be a finite number"),
-        (lambda p: optim.SGD(p, lr=None), "learning rate None: must be a finite number"),
+        (lambda p: optim.SGD(p, lr=True), "lr True: must be a finite number"),
+        (lambda p: optim.SGD(p, lr="0.1"), "lr 0.1: must be a finite number"),
+        (lambda p: optim.SGD(p, lr=None), "lr None: must be a finite number"),
     ],
 )
 def test_options_that_are_none(make, message):

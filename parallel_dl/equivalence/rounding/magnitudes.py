@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from parallel_dl.nn import BatchNorm, Module
-from parallel_dl.optim import LARS, SGD, Adam, Optimizer
+from parallel_dl.optim import Optimizer
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,42 +37,12 @@ class Magnitudes:
         `clipped` is the factor by which the gradients were shortened. It, and LARS's ratios, are taken as they were.
         """
         rule = self.optimizer
-        actual = rule.state_dict()["state"]
         for number, (name, options, count) in enumerate(zip(self.names, rule.options_of(), rule.updates_of())):
             if name not in gradients or not count:  # without a gradient nothing is updated
                 continue
             rate = float(options["lr"](rule.updates - 1)) if callable(options["lr"]) else options["lr"]
-            weights = self.weights[name]
-            gradient = clipped * gradients[name] + options.get("weight_decay", 0.0) * weights
-            if isinstance(rule, SGD):
-                change = gradient
-                if options["momentum"]:
-                    velocity = self.state[f"{name} momentum"]
-                    velocity *= options["momentum"]
-                    velocity += gradient
-                    change = gradient + options["momentum"] * velocity if options["nesterov"] else velocity
-                weights += rate * change
-            elif isinstance(rule, LARS):
-                decay = options["weight_decay"] if rule.adapted[number] else 0.0
-                change = rate * rule.trust_ratios[number] * (clipped * gradients[name] + decay * weights)
-                if options["momentum"]:
-                    velocity = self.state[f"{name} momentum"]
-                    velocity *= options["momentum"]
-                    velocity += change
-                    change = velocity
-                weights += change
-            elif isinstance(rule, Adam):
-                beta1, beta2 = options["betas"]
-                first, second = self.state[f"{name} first_moment"], self.state[f"{name} second_moment"]
-                first *= beta1
-                first += (1 - beta1) * gradient
-                second *= beta2
-                second += (1 - beta2) * gradient**2
-                divisor = np.sqrt(actual[number]["second_moment"] / (1 - beta2**count)) + options["eps"]
-                change = rate * first / (1 - beta1**count)
-                weights += np.divide(change, divisor, out=np.zeros_like(change), where=divisor > 0)
-            else:
-                raise TypeError(f"no magnitudes are known for {type(rule).__name__}; valid are SGD, Adam, AdamW, LARS")
+            state = {key: self.state[f"{name} {key}"] for key in rule.state_of(options)}
+            rule._magnitudes(number, options, rate, self.weights[name], clipped * gradients[name], state)
         return {
             "state": {name: array.copy() for name, array in self.state.items()},
             "weights": {name: array.copy() for name, array in self.weights.items()} | buffer_magnitudes(self.network),

@@ -17,7 +17,7 @@ import numpy as np
 
 from parallel_dl.equivalence.rounding.magnitudes import Arrays, Magnitudes, buffer_magnitudes
 from parallel_dl.nn import Module
-from parallel_dl.optim import LARS, SGD, Adam, Optimizer
+from parallel_dl.optim import Optimizer
 
 _STEP = {"float64": 1e-6, "float32": 1e-3}  # of the magnitudes
 _ROUNDING, _JUMP = 64, 10.0  # a step in units of epsilon, at which a smooth rule's rounding counts for less than a jump
@@ -29,8 +29,10 @@ _NEEDS = (
 
 
 def is_known(optimizer: Optimizer) -> bool:
-    """Whether `Magnitudes` knows the rule: that of an optimizer of the package, not replaced in a subclass."""
-    return any(isinstance(optimizer, rule) and type(optimizer)._update is rule._update for rule in (SGD, Adam, LARS))
+    """Whether `Magnitudes` knows the rule: it says its own magnitudes, and was not replaced in a subclass."""
+    bases = (base for base in type(optimizer).__mro__ if issubclass(base, Optimizer))
+    rule = next(base for base in bases if "_magnitudes" in vars(base))
+    return rule is not Optimizer and type(optimizer)._update is rule._update
 
 
 def may_take_signs(optimizer: Optimizer) -> bool:

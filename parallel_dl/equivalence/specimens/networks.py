@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from parallel_dl import nn
+from parallel_dl import from_file, nn
 from parallel_dl.autograd import Tensor
-from parallel_dl.errors import unknown_name
 from parallel_dl.networks import NETWORKS, create
 
 
@@ -208,5 +207,4 @@ def network_named(name: str, input_shape: Sequence[int], classes: int) -> nn.Mod
 
 def require_known(name: str) -> None:
     """Raises InputError for a network that is neither shipped nor a specimen, with the nearest name."""
-    if name not in SPECIMENS and name not in NETWORKS:
-        raise unknown_name("network", name, [*NETWORKS, *SPECIMENS])
+    from_file.find("network", name, {**NETWORKS, **SPECIMENS})

@@ -1,0 +1,163 @@
+"""Which settings of a run do not go together: one table, which `Layout` and the trainer apply and the page prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from parallel_dl.errors import InputError, shown
+from parallel_dl.partition import LEAVES
+from parallel_dl.schedule import is_asynchronous
+
+Settings = Mapping[str, Any]
+
+_DIVISORS = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
+
+
+class Refusal(NamedTuple):
+    """A setting that is refused beside others: fields of `Layout`, or what a `Trainer` is given."""
+
+    field: str
+    beside: str
+    said: str
+    """why, or what is valid; {name} is the value of another setting"""
+    holds: Callable[[Settings], Any]
+    example: Settings
+
+
+def _asynchronous(s: Settings) -> bool:
+    is_pipelined = s["pp"] > 1 or s["schedule"] is not None
+    return is_pipelined and is_asynchronous(s["schedule"] or "1f1b", s["pp"], s["microbatches"], s["chunks"])
+
+
+def _hybrid(field: str, value: Any) -> Refusal:
+    """A number that a hybrid has no use for."""
+    return Refusal(
+        field,
+        "`hybrid`",
+        "does not go with `hybrid` {hybrid}; valid is 1",
+        lambda s: s["hybrid"] and s[field] != 1,
+        {"hybrid": "owt", field: value},
+    )
+
+
+def _pipeline(field: str, value: Any) -> Refusal:
+    """What belongs to a pipeline, beside a hybrid."""
+    return Refusal(
+        field,
+        "`hybrid`",
+        "belongs to a pipeline, not to `hybrid` {hybrid}",
+        lambda s: s["hybrid"] and s[field] is not None,
+        {"hybrid": "owt", field: value},
+    )
+
+
+def _divides(field: str) -> Refusal:
+    """A number of ranks that does not divide the leaves of a reproducible sum."""
+    return Refusal(
+        field,
+        "`reproducible`",
+        f"with `reproducible` valid are {_DIVISORS}",
+        lambda s: s["reproducible"] and LEAVES % s[field],
+        {"reproducible": True, field: 3},
+    )
+
+
+REFUSALS = (
+    Refusal(
+        "variable_batch",
+        "no `hybrid`",
+        "belongs to `hybrid`; valid is `hybrid` owt",
+        lambda s: not s["hybrid"] and s["variable_batch"],
+        {"variable_batch": True},
+    ),
+    Refusal(
+        "scheme",
+        "no `hybrid`",
+        "belongs to `hybrid`; valid is `hybrid` owt",
+        lambda s: not s["hybrid"] and s["scheme"] != "a",
+        {"scheme": "b"},
+    ),
+    _hybrid("mp", 2),
+    _hybrid("pp", 2),
+    _hybrid("microbatches", 2),
+    _pipeline("schedule", "1f1b"),
+    _pipeline("stages", ["fc1"]),
+    _pipeline("chunks", 2),
+    Refusal(
+        "variable_batch",
+        "`scheme` a",
+        "scheme a has one part, the whole batch; valid are `scheme` b and c",
+        lambda s: s["variable_batch"] and s["scheme"] == "a",
+        {"hybrid": "owt", "variable_batch": True},
+    ),
+    Refusal(
+        "hybrid",
+        "`reproducible`",
+        "does not go with `reproducible`; valid are `dp`, `mp` and `pp`",
+        lambda s: s["hybrid"] and s["reproducible"],
+        {"hybrid": "owt", "reproducible": True},
+    ),
+    _divides("dp"),
+    _divides("mp"),
+    Refusal(
+        "schedule",
+        "`reproducible`",
+        "`reproducible` needs one update per batch; valid is 1f1b",
+        lambda s: s["reproducible"] and _asynchronous(s),
+        {"reproducible": True, "pp": 2, "schedule": "pipedream"},
+    ),
+    Refusal(
+        "clip_norm",
+        "an asynchronous `schedule`",
+        "{schedule} updates each stage by itself, so there is no norm of all gradients; "
+        "valid are the synchronous schedules",
+        lambda s: s.get("clip_norm") is not None and _asynchronous(s),
+        {"clip_norm": 1.0, "pp": 2, "schedule": "pipedream"},
+    ),
+    Refusal(
+        "clip_norm",
+        "`reproducible`",
+        "a norm over all weights is not summed in the tree of `reproducible`; valid is one of the two",
+        lambda s: s.get("clip_norm") is not None and s["reproducible"],
+        {"clip_norm": 1.0, "reproducible": True},
+    ),
+    Refusal(
+        "clip_norm",
+        "`variable_batch`",
+        "with `variable_batch` layers are updated after each part, so there is no norm of all gradients; "
+        "valid without it",
+        lambda s: s.get("clip_norm") is not None and s["variable_batch"],
+        {"clip_norm": 1.0, "hybrid": "owt", "scheme": "b", "variable_batch": True},
+    ),
+    Refusal(
+        "optimizer",
+        "`reproducible`",
+        "its norms are not in the tree of `reproducible`; valid are sgd, adam, adamw",
+        lambda s: s.get("optimizer") == "lars" and s["reproducible"],
+        {"optimizer": "lars", "reproducible": True},
+    ),
+    Refusal(
+        "allreduce",
+        "`reproducible`",
+        "`reproducible` sums in a tree of its own; leave one out",
+        lambda s: s.get("allreduce", "auto") != "auto" and s["reproducible"],
+        {"allreduce": "mpi", "reproducible": True},
+    ),
+)
+"""every combination that is refused, whatever the network and the data are"""
+
+
+def refuse(settings: Settings) -> None:
+    """Raises InputError for the first row of the table that holds for these settings, by name."""
+    for row in REFUSALS:
+        if row.holds(settings):
+            value = settings[row.field]
+            told = None if value is True or isinstance(value, list | tuple) else value
+            raise InputError(
+                row.said.format_map(settings), row.field, told if not isinstance(told, str) else _word(told)
+            )
+
+
+def _word(text: str) -> str:
+    return text if text.isprintable() and len(text) < 40 else shown(text)

@@ -1,0 +1,178 @@
+"""FILE.py:NAME in place of a name: the page's examples run, on ranks too; what is wrong is one line with its place."""
+
+import json
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from test_commands import call
+
+from parallel_dl import launch, optim
+from parallel_dl.cli import main
+from parallel_dl.layout import Layout
+from parallel_dl.nn import Parameter, initializers
+
+PAGE = (ROOT / "docs" / "own-files.md").read_text()
+FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+COMMANDS = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the page's files."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def said(capfd, monkeypatch):
+    """said(*arguments) -> the line with which a command is refused, before a rank is started."""
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("ranks were started"))
+
+    def call_(*arguments):
+        assert main(list(map(str, arguments))) == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n"), err[:13]) == ("", 1, "parallel-dl: "), err
+        return err[13:-1]
+
+    return call_
+
+
+def test_the_page_has_a_file_of_each_kind():
+    assert list(FILES) == ["my_net.py", "my_schedule.py", "my_rule.py", "my_loss.py", "my_data.py"]
+    assert [command[0] for command in COMMANDS] == ["train", "verify", "summary", "schedule"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_the_commands_of_the_page(here, command):
+    status, out, err = call(*command)
+    assert (status, err) == (0, ""), err
+    assert "my_" in out
+
+
+def test_ranks_train_as_one(here):
+    """Own network, optimizer, loss and data set: two replicas of two stages have the losses of one rank."""
+    flags = COMMANDS[0][1 : COMMANDS[0].index("--pp")]
+    common = ("train", *flags, "--dtype", "float64", "--steps", 3, "--microbatches", 4, "--momentum", 0.5, "--json")
+    at = common.index("--schedule")
+    one, four = (
+        json.loads(call(*common[: at + 2 * bool(ranks)], *common[at + 2 :], *ranks)[1])
+        for ranks in ((), ("--pp", 2, "--dp", 2))
+    )
+    assert four["ranks"] == 4
+    assert four["layout"]["schedule"] == "my_schedule.py:mine"
+    assert four["network"] == "my_net.py:MyNet"
+    assert four["dataset"] == "my_data.py:load"
+    assert four["losses"] == pytest.approx(one["losses"], rel=1e-12)
+
+
+def test_verify_with_all_of_them(here):
+    flags = ["--dp", 2, "--optimizer", "my_rule.py:Rule", "--dataset", "my_data.py:load", "--loss", "my_loss.py:loss"]
+    status, out, err = call("verify", "my_net.py:MyNet", *flags)
+    assert (status, err) == (0, ""), out + err
+    assert "1 of 1 equal" in out
+
+
+BROKEN = {
+    "syntax.py": "def f(:\n",
+    "fails.py": "x = 1\ny = x / 0\n",
+    "inside.py": "def f(*arguments):\n    return undefined\n",
+    "number.py": "f = 3\n",
+    "wrong.py": "def f(*arguments):\n    return 'x'\n",
+    "layers.py": "from parallel_dl import nn\n\n\ndef f(shape, classes):\n    return nn.Conv2d(3, 2, 1, groups=2)\n",
+    "circle.py": "def f(pp, m):\n    return [[(s, k, j) for k in 'BF' for j in range(m)] for s in range(pp)]\n",
+    "half.py": "def f(pp, m):\n    return [[(0, 'F', 0)]]\n",
+    "halves.py": "def f(pp, m):\n    return [[0, 0]]\n",
+    "many.py": "def f(outputs, targets, total):\n    return outputs\n",
+}
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in BROKEN.items():
+        (tmp_path / name).write_text(text)
+
+
+NETWORK = [
+    ("no.py:f", "no.py: no such file; valid is a Python file"),
+    (".py:f", ".py: no such file; valid is a Python file"),
+    ("syntax.py:f", "syntax.py, line 1: SyntaxError: invalid syntax"),
+    ("fails.py:f", "fails.py, line 2: ZeroDivisionError: division by zero"),
+    ("inside.py:fg", "unknown name 'fg': did you mean 'f'? valid is f"),
+    ("inside.py:", "unknown name '': valid is f"),
+    ("inside.py:f", "inside.py, line 2: NameError: name 'undefined' is not defined"),
+    ("number.py:f", "is of type int; valid is a function or a class"),
+    ("wrong.py:f", "line 1: returns a value of type str; valid is Module"),
+    ("layers.py:f", "layers.py, line 5: "),
+]
+
+
+@pytest.mark.parametrize(("name", "line"), NETWORK, ids=[name for name, _ in NETWORK])
+@pytest.mark.parametrize("command", ["train", "summary", "verify"])
+def test_a_network_that_is_wrong(broken, said, command, name, line):
+    flags = ["--dp", 2] * (command != "summary")
+    told = said(command, name, *flags)
+    assert told.startswith(f"network {name}: ")
+    assert line in told
+
+
+OTHERS = [
+    (("--schedule", "circle.py:f", "--pp", 2), "--schedule circle.py:f: "),
+    (
+        ("--schedule", "half.py:f", "--pp", 2),
+        "--schedule half.py:f returned programs for 1 rank and 1 microbatch; valid are 2 and 2",
+    ),
+    (
+        ("--schedule", "halves.py:f", "--pp", 2),
+        "--schedule halves.py:f returned [[0, 0]]: valid is a list for each rank of (stage, kind, ",
+    ),
+    (
+        ("--schedule", "wrong.py:f", "--pp", 2),
+        "--schedule wrong.py:f: line 1: returns a value of type str; valid is list",
+    ),
+    (("--optimizer", "wrong.py:f"), "--optimizer wrong.py:f: line 1: returns a value of type str; valid is Optimizer"),
+    (("--optimizer", "inside.py:f"), "--optimizer inside.py:f: inside.py, line 2: NameError: "),
+    (("--loss", "wrong.py:f"), "--loss wrong.py:f: line 1: returns a value of type str; valid is Tensor"),
+    (("--loss", "many.py:f"), "--loss many.py:f: returns shape (2, 10); valid is one number, summed over the samples"),
+    (("--dataset", "wrong.py:f"), "dataset wrong.py:f: line 1: returns a value of type str; valid is Dataset"),
+    (("--dataset", "inside.py:f"), "dataset inside.py:f: inside.py, line 2: NameError"),
+]
+
+
+@pytest.mark.parametrize(("flags", "line"), OTHERS, ids=lambda value: str(value)[:40])
+def test_others_that_are_wrong(broken, said, flags, line):
+    assert said("train", "mlp", *flags).startswith(line)
+
+
+def test_a_flag_that_the_rule_does_not_take(here, said):
+    line = "--nesterov: is not an option of --optimizer my_rule.py:Rule; it is one of sgd"
+    assert said("train", "mlp", "--optimizer", "my_rule.py:Rule", "--nesterov") == line
+    assert said("train", "mlp", "--optimizer", "my_rule.py:Rule", "--weight-decay", 1) == (
+        "--weight-decay 1.0: is not an option of --optimizer my_rule.py:Rule; it is one of sgd, adam, adamw, lars"
+    )
+
+
+def test_a_layout_file_names_a_schedule(here, said):
+    (here / "layout.toml").write_text('pp = 2\nschedule = "my_schedule.py:nine"\n')
+    line = "unknown name 'nine': did you mean 'mine'? valid is mine"
+    assert said("train", "mlp", "--layout", "layout.toml") == f"layout.toml: schedule my_schedule.py:nine: {line}"
+    assert Layout(pp=2, schedule="my_schedule.py:mine").schedule_name == "my_schedule.py:mine"
+
+
+@pytest.mark.parametrize("name", optim.RULES)
+def test_an_optimizer_is_one_file(name):
+    """What the command line and verify know of a rule is in its class."""
+    rate, options = optim.by_name.verified(name)
+    parameter = Parameter((1,), initializers.constant(0.0))
+    made = optim.make(name, [parameter], rate, **options)
+    assert type(made) is optim.RULES[name]
+    assert optim.by_name.default_rate(name) > 0
+    assert "_magnitudes" in {key for base in type(made).__mro__[:-2] for key in vars(base)}
