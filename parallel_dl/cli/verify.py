@@ -35,6 +35,7 @@ from parallel_dl.cli.layout import (
 from parallel_dl.cli.limits import of_ranks, require_count
 from parallel_dl.cli.terminal import console, for_ranks
 from parallel_dl.cli.time_limit import MOST_SECONDS, TIME_LIMIT, TimeLimit
+from parallel_dl.cli.verified import Verified
 from parallel_dl.cli.verify_report import layout_text, report
 from parallel_dl.errors import InputError, cut, named, number_of, unknown_name
 from parallel_dl.files import require_memory
@@ -234,8 +235,8 @@ class Job:
                 planted, lambda mutant: f"{mutant.name!r} in {mutant.network}, {layout_text(mutant.layout.as_dict())}"
             )
             with _progress(len(planted), "mutants", comm.rank) as advance:
-                found = [verdict for verdict in verdicts(comm, each) if advance() or verdict is not None]
-            return {"mutants": [dataclasses.asdict(v) for v in found], "noise": noise_of_mutants(comm)}
+                said = [verdict for verdict in verdicts(comm, each) if advance() or verdict is not None]
+            return {"mutants": [dataclasses.asdict(v) for v in said], "noise": noise_of_mutants(comm)}
         experiments = {name: self.experiment(name) for name in self.networks}
         if self.everything:
             experiments |= self.variations()
@@ -254,13 +255,20 @@ class Job:
             tasks = [(name, layout) for name, layout in tasks if self._can_have(experiments[name], layout)]
         if self.exact:
             tasks = [(name, layout) for name, layout in tasks if program_of(networks[name][0], layout) is None]
+        found = Verified(os.environ.get(FOLDER), comm.size)
+        done = comm.broadcast_object(len(found.cells) if comm.rank == 0 else 0)
+        tasks = tasks[done:]
         with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:
             timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
-            verified = verify(comm, experiments, timed, self.exact, os.environ.get(FOLDER))
-            cells = [cell for cell in verified if advance() or cell is not None]
+            with found.failing_on(comm.rank):
+                for cell in verify(comm, experiments, timed, self.exact, os.environ.get(FOLDER), done):
+                    advance()
+                    if cell is not None:
+                        found.add(dataclasses.asdict(cell))
+        cells = found.cells
         if self.everything and comm.size > 1:
-            cells += [cell for cell in [moved(comm)] if cell is not None]
-        return {"cells": [dataclasses.asdict(cell) for cell in cells]}
+            cells += [dataclasses.asdict(cell) for cell in [moved(comm)] if cell is not None]
+        return {"cells": cells}
 
 
 @contextmanager
@@ -396,7 +404,7 @@ def verify(
         return _inside(job, to_launcher, as_json)
     job.check()
     found: list[dict[str, Any]] = []
-    with _folder() if everything else nullcontext():
+    with _folder() if layout is None and whole in (None, "--all") else nullcontext():
         for number in job.ranks:
             found.append(_start(job, number, context.obj))
     if everything:  # how far the noise is from the smallest known bug
@@ -407,7 +415,7 @@ def verify(
 
 @contextmanager
 def _folder() -> Iterator[None]:
-    """Inside, jobs keep serial runs for each other."""
+    """Inside, jobs keep serial runs for each other, and what they have found."""
     with tempfile.TemporaryDirectory(prefix="pdl-verify-") as folder:
         os.environ[FOLDER] = folder
         try:
@@ -438,13 +446,15 @@ def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
 
         one_blas_thread()
         return job.run(world())
-    found: list[bytes] = []
     program = ["-m", "parallel_dl", *arguments, "--to-launcher"]
-    with of_ranks(flags_of_ranks(job.layout) if job.layout else f"--ranks {ranks}", ranks):
-        status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
-    if status:
-        raise SystemExit(status)
-    return json.loads(b"".join(found))
+    while True:
+        found: list[bytes] = []
+        with of_ranks(flags_of_ranks(job.layout) if job.layout else f"--ranks {ranks}", ranks):
+            status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
+        if not status:
+            return json.loads(b"".join(found))
+        if job.mutants or not Verified(os.environ.get(FOLDER), ranks).go_on():
+            raise SystemExit(status)
 
 
 def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
