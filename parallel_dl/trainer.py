@@ -27,7 +27,7 @@ from parallel_dl.optim import LARS, Optimizer, gradient_squares
 from parallel_dl.partition import LEAVES, share
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
-from parallel_dl.schedule import ALL, Program, execute, make
+from parallel_dl.schedule import ALL, Program, execute, make, with_all_reduce
 from parallel_dl.stage import WholeNetwork
 
 
@@ -254,6 +254,8 @@ class Trainer:
         key = microbatches, batch_size if self.hybrid is not None else 0
         if key not in self._programs:
             plan = self.layout.plan(batch_size, microbatches)
+            if self.layout.dp == 1 and any(parameter.is_partial for parameter in self.parameters):
+                plan = with_all_reduce(plan)  # of summands that ranks of the model axis have
             self._programs[key] = plan.programs[self.mesh.pipe.rank * self.layout.dp + self.mesh.data.rank]
         return self._programs[key]
 
