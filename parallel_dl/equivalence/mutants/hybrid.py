@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from parallel_dl.equivalence.mutants.model_parallel import dropped, movement
 from parallel_dl.equivalence.mutants.mutant import Mutant, exchanged
 from parallel_dl.equivalence.mutants.networks import HYBRID
 from parallel_dl.hybrid import one_weird_trick
@@ -15,8 +17,13 @@ from parallel_dl.hybrid.exchange import Exchange, Reduction
 from parallel_dl.schedule import SubBatch
 
 
-def _only_own_summand(right: Any, exchange: Exchange, sub_batch: SubBatch, gradient: np.ndarray) -> Reduction:
-    """What a rank adds to the gradient of others' activations is zero."""
+def _only_own_summand(stack: ExitStack) -> None:
+    """What a rank adds to the gradient of others' activations is lost: on its way, or in the first split layer."""
+    exchanged(Exchange, "start_reduction", _own_alone)(stack)
+    movement("replicate", dropped)(stack)
+
+
+def _own_alone(right: Any, exchange: Exchange, sub_batch: SubBatch, gradient: np.ndarray) -> Reduction:
     own = sub_batch.rows(exchange.comm.rank)
     summand = np.zeros_like(gradient)
     summand[own] = gradient[own]
@@ -33,7 +40,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "hybrid: a rank's own summand only",
         "images",
         HYBRID,
-        exchanged(Exchange, "start_reduction", _only_own_summand),
+        _only_own_summand,
         ("gradient of the output of",),
     ),
     Mutant(

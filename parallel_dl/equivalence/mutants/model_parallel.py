@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from parallel_dl.trainer import Trainer
 
 
 # -- movements -------------------------------------------------------------------------------------------------------
-def _movement(name: str, wrong: Any) -> Plant:
+def movement(name: str, wrong: Any) -> Plant:
     """A movement of `mpi.collectives` is another, where there are several ranks."""
 
     def either(right: Any, x: Any, comm: Communicator, *others: Any, **named: Any) -> Any:
@@ -33,7 +34,7 @@ def _movement(name: str, wrong: Any) -> Plant:
     return exchanged(collectives, name, either)
 
 
-def _dropped(right: Any, x: Any, comm: Communicator) -> Any:
+def dropped(right: Any, x: Any, comm: Communicator) -> Any:
     return x
 
 
@@ -87,11 +88,20 @@ def _nothing_returned(
 
 
 # -- layers, losses, norms -------------------------------------------------------------------------------------------
-def _bias_on_every_rank(right: Any, finish: Finish, output: Placement) -> dict[str, Placement]:
+def _bias_on_every_rank(stack: ExitStack) -> None:
     """Each adds its own to its summand: they count as often as there are ranks."""
-    add, ranks = finish.apply, output.mesh.ranks
-    object.__setattr__(finish, "apply", lambda layer, y: functools.reduce(lambda y, _: add(layer, y), range(ranks), y))
-    return right(finish, output)
+    changed: list[Finish] = []
+
+    def wrong(right: Any, finish: Finish, output: Placement) -> dict[str, Placement]:
+        add, ranks = finish.apply, output.mesh.ranks
+        if not any(one is finish for one in changed):
+            changed.append(finish)
+            again = lambda layer, y: functools.reduce(lambda y, _: add(layer, y), range(ranks), y)  # noqa: E731
+            stack.callback(object.__setattr__, finish, "apply", add)
+            object.__setattr__(finish, "apply", again)
+        return right(finish, output)
+
+    exchanged(Finish, "weights", wrong)(stack)
 
 
 def _swapped_shards(right: Any, parameter: Any, placement: Placement, rank: int) -> Any:
@@ -110,7 +120,8 @@ def _without_partial(right: Any, sums: GradientAllReduce) -> None:
         return
     for parameter in sums.parameters:
         if parameter.grad is not None:
-            parameter.grad.flags.writeable = False
+            parameter.grad = parameter.grad.copy()
+            parameter.grad.flags.writeable = False  # as sums are
 
 
 def _log_of_ranks(
@@ -157,30 +168,30 @@ def _mutant(name: str, network: str, layout: Layout, plant: Plant, says: str) ->
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant("all-reduce dropped forward", "fully", PAIRS, _movement("all_reduce", _dropped), "missing reduction"),
+    _mutant("all-reduce dropped forward", "fully", PAIRS, movement("all_reduce", dropped), "missing reduction"),
     _mutant(
         "all-reduce dropped backward",
         "fully",
         OUTPUT,
-        _movement("replicate", _dropped),
+        movement("replicate", dropped),
         "missing reduction in backward",
     ),
-    _mutant("self-adjoint all-reduce", "fully", PAIRS, _movement("all_reduce", _self_adjoint), "counted 2 times"),
-    _mutant("sign of an adjoint", "fully", OUTPUT, _movement("replicate", _negated_adjoint), "wrong sign"),
+    _mutant("self-adjoint all-reduce", "fully", PAIRS, movement("all_reduce", _self_adjoint), "counted 2 times"),
+    _mutant("sign of an adjoint", "fully", OUTPUT, movement("replicate", _negated_adjoint), "wrong sign"),
     _mutant(
         "bias on every rank",
         "fully",
         PAIRS,
-        exchanged(Finish, "weights", _bias_on_every_rank),
+        _bias_on_every_rank,
         "bias added 2 times",
     ),
     _mutant("shards swapped", "fully", OUTPUT, exchanged(split_network, "cut", _swapped_shards), "shard out of place"),
-    _mutant("gathered in the wrong order", "fully", OUTPUT, _movement("unshard", _gathered_backwards), "out of place"),
+    _mutant("gathered in the wrong order", "fully", OUTPUT, movement("unshard", _gathered_backwards), "out of place"),
     _mutant(
         "channels gathered in the wrong order",
         "images",
         FILTERS,
-        _movement("all_gather", _gathered_backwards),
+        movement("all_gather", _gathered_backwards),
         "out of place",
     ),
     _mutant(
