@@ -15,6 +15,7 @@ from parallel_dl.cli.layout import flags_of_ranks, require_fits
 from parallel_dl.cli.limits import require_count, require_seed
 from parallel_dl.cli.report import progress
 from parallel_dl.cli.time_limit import MOST_SECONDS, TimeLimit
+from parallel_dl.cli.verified import Verified
 from parallel_dl.cli.verify_report import layout_text
 from parallel_dl.errors import InputError, number_of, unknown_name
 from parallel_dl.files import require_memory
@@ -219,14 +220,20 @@ class Job:
         experiments = {name: self.experiment(name) for name in self.networks}
         if self.flags.everything:
             experiments |= self._variations()
-        tasks = self._tasks(comm.size, experiments)
+        found = Verified(os.environ.get(FOLDER), comm.size)
+        done = comm.broadcast_object(len(found.cells) if comm.rank == 0 else 0)
+        tasks = self._tasks(comm.size, experiments)[done:]
         with _progress(len(tasks), number_of(comm.size, "rank"), comm.rank) as advance:
             timed = limit.each(tasks, lambda task: f"{task[0]}, {layout_text(task[1].as_dict())}")
-            verified = verify(comm, experiments, timed, self.flags.exact, os.environ.get(FOLDER))
-            cells = [cell for cell in verified if advance() or cell is not None]
+            with found.failing_on(comm.rank):
+                for cell in verify(comm, experiments, timed, self.flags.exact, os.environ.get(FOLDER), done):
+                    advance()
+                    if cell is not None:
+                        found.add(dataclasses.asdict(cell))
+        cells = found.cells
         if self.flags.everything and comm.size > 1:
-            cells += [cell for cell in [moved(comm)] if cell is not None]
-        return {"cells": [dataclasses.asdict(cell) for cell in cells]}
+            cells += [dataclasses.asdict(cell) for cell in [moved(comm)] if cell is not None]
+        return {"cells": cells}
 
     def _tasks(self, ranks: int, experiments: dict[str, Experiment]) -> list[tuple[str, Layout]]:
         """Which network in which layout: the one asked for, all of so many ranks, or with --all a covering set."""

@@ -19,6 +19,7 @@ from parallel_dl.cli.layout import flags_of_ranks, layout_of
 from parallel_dl.cli.limits import flag_of, of_ranks
 from parallel_dl.cli.terminal import for_ranks
 from parallel_dl.cli.verification import FOLDER, Job
+from parallel_dl.cli.verified import Verified
 from parallel_dl.cli.verify_report import report
 from parallel_dl.errors import InputError, cut, named
 
@@ -62,7 +63,7 @@ def verify(
         return _inside(job, to_launcher, as_json)
     job.check()
     found: list[dict[str, Any]] = []
-    with _folder() if what.everything else nullcontext():
+    with _folder() if job.layout is None and not job.mutants else nullcontext():
         for number in job.ranks:
             found.append(_start(job, number, context.obj))
     seed = what.seed if what.stress else None
@@ -114,7 +115,7 @@ def _job(context: typer.Context, network: str | None, flags: VerifyLayoutFlags, 
 
 @contextmanager
 def _folder() -> Iterator[None]:
-    """Inside, jobs keep serial runs for each other."""
+    """Inside, jobs keep serial runs for each other, and what they have found."""
     with tempfile.TemporaryDirectory(prefix="pdl-verify-") as folder:
         os.environ[FOLDER] = folder
         try:
@@ -145,13 +146,15 @@ def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
 
         one_blas_thread()
         return job.run(world())
-    found: list[bytes] = []
     program = ["-m", "parallel_dl", *arguments, "--to-launcher"]
-    with of_ranks(flags_of_ranks(job.layout) if job.layout else f"{flag_of('ranks')} {ranks}", ranks):
-        status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
-    if status:
-        raise SystemExit(status)
-    return json.loads(b"".join(found))
+    while True:
+        found: list[bytes] = []
+        with of_ranks(flags_of_ranks(job.layout) if job.layout else f"{flag_of('ranks')} {ranks}", ranks):
+            status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
+        if not status:
+            return json.loads(b"".join(found))
+        if job.mutants or not Verified(os.environ.get(FOLDER), ranks).go_on():
+            raise SystemExit(status)
 
 
 def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:

@@ -91,7 +91,7 @@ def assert_equivalent(
     place = {"pipe": mesh.pipe.rank, "data": mesh.data.rank, "model": mesh.model.rank}
     misplaced = causes.of_mesh(comm.all_gather_object(place), layout)
     if misplaced is not None:
-        raise AssertionError(f"{_in_words(layout)} has {misplaced}")
+        raise AssertionError(f"{in_words(layout)} has {misplaced}")
     reference, error = None, None
     if comm.rank == 0:
         try:
@@ -132,7 +132,7 @@ def assert_equivalent(
             error = caught
     failed = comm.broadcast_object(None if error is None else f"{type(error).__name__}: {error}")
     if failed:
-        raise AssertionError(f"{_in_words(layout)} was not compared: {failed}") from error
+        raise AssertionError(f"{in_words(layout)} was not compared: {failed}") from error
     said, differs, verdict = comm.broadcast_object((said, differs, verdict))
     found = None
     if differs:
@@ -141,7 +141,7 @@ def assert_equivalent(
     mesh.free()
     if said:
         where = "" if found is None else f"  {found}\n"
-        raise AssertionError(f"{_in_words(layout)} {verdict}\n{where}  {said}")
+        raise AssertionError(f"{in_words(layout)} {verdict}\n{where}  {said}")
 
 
 def _require(network: Any, batch: Any, steps: int, dtype: str, bound: float | None) -> None:
@@ -171,7 +171,7 @@ def _drawn(
     return random.standard_normal((samples, *input_shape)), random.integers(0, classes, samples)
 
 
-def _in_words(layout: Layout) -> str:
+def in_words(layout: Layout) -> str:
     """Like "Layout(dp=2, microbatches=3)": what is not the default."""
     default = Layout()
     changed = {name: value for name, value in vars(layout).items() if value != getattr(default, name)}

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from parallel_dl import nn, optim
+from parallel_dl.autograd import abandon
+from parallel_dl.equivalence.assertions import in_words
 from parallel_dl.equivalence.checks.counted import wrong_count
 from parallel_dl.equivalence.checks.fitted import wrong_fit
 from parallel_dl.equivalence.checks.movements import wrong_movement
-from parallel_dl.equivalence.compare.runs import Comparison, Difference
+from parallel_dl.equivalence.compare.runs import BOUNDS, Comparison, Difference
 from parallel_dl.equivalence.explain.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.explain.raced import race_in, told
 from parallel_dl.equivalence.runs.kept import Kept, key_of
 from parallel_dl.equivalence.runs.record import Experiment, record
 from parallel_dl.equivalence.runs.reference import Reference, held_against, reference_of, with_bits
 from parallel_dl.equivalence.runs.replayed import program_of, record_updates, reference_of_program
+from parallel_dl.errors import bounded
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh, stress
 from parallel_dl.nn import Module
@@ -86,34 +89,65 @@ def synthetic_experiment(
     )
 
 
+class CellFailed(Exception):
+    """A layout of a network ended with an error on this rank: its cell says so. Others may wait for this rank."""
+
+    def __init__(self, network: str, layout: Layout, dtype: str, rank: int, error: Exception) -> None:
+        what = bounded(f"{type(error).__name__}: {error}")
+        super().__init__(f"{network}, {in_words(layout)}: {what}")
+        worst = {"quantity": f"the run, which ends on rank {rank} with {what},", "step": 0, "error": np.inf}
+        bound = {"bound": BOUNDS[dtype]}
+        self.cell = Cell(network, layout.as_dict(), layout.ranks, False, worst | bound, 0.0, None, None, dtype)
+
+    def as_cell(self) -> dict[str, Any]:
+        """The cell as a dictionary."""
+        return dataclasses.asdict(self.cell)
+
+
 def verify(
     comm: Communicator,
     experiments: dict[str, Experiment],
     layouts: Iterable[tuple[str, Layout]],
     exact: bool = False,
     folder: str | None = None,
+    first: int = 0,
 ) -> Iterator[Cell | None]:
     """Runs each (name of an experiment, layout of comm.size ranks), and compares it with the serial run.
 
     Gives a Cell on rank 0, None on the others, which have to follow. A serial run is made once for each experiment and
     number of microbatches, by rank 0, or taken from the `folder` that an earlier job has kept it in. All ranks call it
-    together.
+    together. `first` is the number of the first layout, which goes on in turn with the kinds of checks.
+
+    If one ends with an error, that is its Cell on a rank alone; of several, CellFailed on the ranks where it does.
     """
     kept = Kept(folder)
     checked = _checked(comm)
-    for number, (name, layout) in enumerate(layouts):
-        experiment = experiments[name]
-        reference = None
-        if comm.rank == 0:
-            key = key_of(name, experiment.build(), layout)
-            with np.errstate(over="ignore", invalid="ignore"):  # training that diverges is told in the cell
-                reference = kept.get(key, lambda: _reference(name, experiment, layout, exact, kept))  # noqa: B023
+    for number, (name, layout) in enumerate(layouts, first):
         ranks = checked if number % EVERY == 1 else comm
-        mesh = Mesh(ranks, pipe=layout.pp, data=layout.dp, model=layout.mp)
-        with nullcontext() if ranks.ledger is None else ranks.ledger.counting():
-            cell = verify_one(name, experiment, layout, mesh, reference, exact, fit=number % EVERY == 2)
-        mesh.free()
+        try:
+            cell = _in_turn(ranks, name, experiments[name], layout, exact, kept, fit=number % EVERY == 2)
+        except Exception as error:
+            failed = CellFailed(name, layout, experiments[name].dtype, comm.rank, error)
+            if comm.size > 1:
+                raise failed from error
+            abandon()  # the forward pass that it ended in
+            cell = failed.cell
         yield cell
+
+
+def _in_turn(
+    comm: Communicator, name: str, experiment: Experiment, layout: Layout, exact: bool, kept: Kept, fit: bool
+) -> Cell | None:
+    reference = None
+    if comm.rank == 0:
+        key = key_of(name, experiment.build(), layout)
+        with np.errstate(over="ignore", invalid="ignore"):  # training that diverges is told in the cell
+            reference = kept.get(key, lambda: _reference(name, experiment, layout, exact, kept))
+    mesh = Mesh(comm, pipe=layout.pp, data=layout.dp, model=layout.mp)
+    with nullcontext() if comm.ledger is None else comm.ledger.counting():
+        cell = verify_one(name, experiment, layout, mesh, reference, exact, fit)
+    mesh.free()
+    return cell
 
 
 def _reference(name: str, experiment: Experiment, layout: Layout, exact: bool, kept: Kept) -> Reference:

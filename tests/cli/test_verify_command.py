@@ -3,11 +3,13 @@
 import json
 import re
 import sys
+from importlib import import_module
 
 import pytest
 import typer
 from test_commands import call, mpirun
 
+from parallel_dl import launch
 from parallel_dl.cli import main
 from parallel_dl.cli.main import app
 from parallel_dl.cli.verify_report import report
@@ -170,6 +172,58 @@ def test_a_rank_alone_has_a_time_limit_too():
     assert (status, out) == (1, "")
     assert err.startswith("parallel-dl: mlp, serial gpipe, 2 microbatches: took more than 0.001 s: rank 0 ")
     assert err.count("\n") == 1
+
+
+FAILS = """
+import sys
+from importlib import import_module
+from parallel_dl.cli import main
+
+verify = import_module("parallel_dl.equivalence.verify")
+right = verify.verify_one
+
+def fails_once(name, experiment, layout, mesh, *others):
+    if layout.schedule == "gpipe" and mesh.world.rank == 1:
+        raise ZeroDivisionError("by design")
+    return right(name, experiment, layout, mesh, *others)
+
+verify.verify_one = fails_once
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_layout_that_ends_with_an_error_is_one_of_many(tmp_path, monkeypatch, capfd):
+    """On one rank, for which the other waits: the layouts before it are not lost, and those after it are verified."""
+    program, right = tmp_path / "program.py", launch.run
+    program.write_text(FAILS)
+    monkeypatch.setattr(
+        launch, "run", lambda ranks, ours, *others: right(ranks, [str(program), *ours[2:]], *others), raising=False
+    )
+    assert main(["verify", "mlp", "--ranks", "2", "--steps", "1", "--json"]) == 1
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    wrong = [cell for cell in found["cells"] if not cell["equal"]]
+    assert [cell["layout"]["schedule"] for cell in wrong] == ["gpipe"]
+    assert wrong[0]["worst"]["quantity"] == "the run, which ends on rank 1 with ZeroDivisionError: by design,"
+    schedules = [cell["layout"]["schedule"] for cell in found["cells"] if cell["layout"]["pp"] == 2]
+    assert schedules == ["naive", "gpipe", "1f1b", "zb-h1", "pipedream"]
+    assert "mlp, Layout(microbatches=4, pp=2, schedule='gpipe'): ZeroDivisionError: by design" in err
+
+
+def test_a_rank_alone_goes_on_after_an_error(monkeypatch, capsys):
+    module = import_module("parallel_dl.equivalence.verify")
+    right = module.verify_one
+
+    def fails_once(name, experiment, layout, *others):
+        if layout.hybrid and layout.scheme == "b":
+            raise ZeroDivisionError("by design")
+        return right(name, experiment, layout, *others)
+
+    monkeypatch.setattr(module, "verify_one", fails_once)
+    assert main(["verify", "lenet5_small", "--ranks", "1", "--steps", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "lenet5_small, owt b 1: DIFFERENT; worst is the run, which ends on rank 0 with ZeroDivisionError" in out
+    assert "3 of 4 equal to the serial run" in out
 
 
 @pytest.mark.parametrize(

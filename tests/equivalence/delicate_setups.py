@@ -106,6 +106,31 @@ class Lowest(nn.Module):
         return input_shape
 
 
+class Counted(nn.Module):
+    """x; counts its calls, of which there are more with more microbatches."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", np.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+class Slowing(optim.SGD):
+    """Counts the calls of its rule, and has a lower rate after each."""
+
+    calls = 0
+
+    def _update(self, options, rate, *arguments):
+        self.calls += 1
+        super()._update(options, rate / self.calls, *arguments)
+
+
 class Tied(nn.Sequential):
     """One weight in two layers."""
 
@@ -401,6 +426,16 @@ def a_generator_of_the_layers_own():
 @setup(DEEP)
 def buffers_that_are_not_finite():
     return experiment(lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4), Lowest()))
+
+
+@setup(DEEP | {2: [*DEEP[2], Layout(dp=2, microbatches=3)]})
+def a_counter_that_nobody_reads():
+    return experiment(lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), Counted(), nn.Linear(8, 4)))
+
+
+@setup({2: [Layout(dp=2, microbatches=3)], 4: [Layout(dp=4, microbatches=2)]})
+def a_rule_that_counts_its_calls():
+    return experiment(mlp, make=lambda parameters: Slowing(parameters, 0.1, momentum=0.9))
 
 
 def _zeroed(network):

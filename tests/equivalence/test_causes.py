@@ -17,8 +17,8 @@ from parallel_dl.equivalence import (
 from parallel_dl.equivalence.explain import causes, layer_causes
 from parallel_dl.equivalence.explain.pieces import relative
 from parallel_dl.layout import Layout
-from parallel_dl.model_parallel import convolution as split_convolution
 from parallel_dl.mpi import Communicator, Mesh, collectives, one_rank, world
+from parallel_dl.splits import convolution as split_convolution
 from parallel_dl.trainer import Trainer
 
 SERIAL = Layout()
@@ -146,18 +146,19 @@ def test_borders(got, edges, says):
     assert (said is None) if says is None else said.startswith(says)
 
 
-def swapped(right):
-    return lambda window: tuple((after, before) for before, after in right(window))
+def swapped(padding):
+    return tuple((after, before) for before, after in padding)
 
 
-def wider(right):
-    return lambda window: tuple((before + after, 0) for before, after in right(window))
+def wider(padding):
+    return tuple((before + after, 0) for before, after in padding)
 
 
 @pytest.mark.ranks(2, 4)
 @pytest.mark.parametrize("wrong", [swapped, wider])
 def test_a_wrong_padding_is_no_layer_that_mixes_samples(comm, monkeypatch, wrong):
-    monkeypatch.setattr(split_convolution, "_padding", wrong(split_convolution._padding))
+    right = split_convolution.convolve
+    monkeypatch.setattr(split_convolution, "convolve", lambda *given, padding: right(*given, padding=wrong(padding)))
     layout = Layout(dp=comm.size // 2, mp=2, split={"conv1": "rows", "conv2": "rows"})
     kind, said = cause(comm, images, (2, 8, 8), layout)
     assert kind == "forward"

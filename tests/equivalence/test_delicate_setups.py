@@ -16,6 +16,8 @@ SAMPLE = (
     "saturated_softmax",
     "a_generator_of_the_layers_own",
     "buffers_that_are_not_finite",
+    "a_counter_that_nobody_reads",
+    "a_rule_that_counts_its_calls",
     "chaos_with_momentum",
 )
 

@@ -18,7 +18,8 @@ from parallel_dl.equivalence.checks.fitted import wrong_fit
 from parallel_dl.equivalence.checks.movements import wrong_movement
 from parallel_dl.equivalence.mutants import replaced
 from parallel_dl.equivalence.runs.kept import Kept, key_of
-from parallel_dl.equivalence.runs.replayed import places_of_parts, program_of
+from parallel_dl.equivalence.runs.replayed import program_of
+from parallel_dl.equivalence.runs.variable_batch import places_of_parts
 from parallel_dl.equivalence.specimens.layouts import covering_set, layouts_of
 from parallel_dl.equivalence.specimens.networks import SPECIMENS, network_named, require_known
 from parallel_dl.equivalence.specimens.variations import two_groups

@@ -114,8 +114,13 @@ def unsynchronised_buffer(layer, x):
     return x
 
 
-def with_a_buffer():
-    network = among(unsynchronised_buffer)()
+def by_the_number_of_calls(layer, x):
+    layer.seen[...] += layer.training
+    return x * (1 / (1 + float(layer.seen)))
+
+
+def with_a_buffer(function=unsynchronised_buffer):
+    network = among(function)()
     network[1].register_buffer("seen", np.zeros(()))
     return network
 
@@ -270,6 +275,10 @@ WRONG = {
     "the first sample": lambda rank: {"network": among(first_sample_apart), "layout": CUT_STAGES},
     "small batches": lambda rank: {"network": among(small_batches_apart)},
     "a buffer of each rank": lambda rank: {"network": with_a_buffer},
+    "a count of calls that is read": lambda rank: {
+        "network": lambda: with_a_buffer(by_the_number_of_calls),
+        "layout": CUT_STAGES,
+    },
     "evaluation: the mean of the samples": lambda rank: {"network": among(centred_in_evaluation)},
     "evaluation: the mean, in stages": lambda rank: {"network": among(centred_in_evaluation), "layout": CUT_STAGES},
     "evaluation: a factor": lambda rank: {"network": among(half_in_evaluation), "layout": STAGES},

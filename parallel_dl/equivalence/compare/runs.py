@@ -105,11 +105,18 @@ def first_different_step(serial: Run, parallel: Run, bound: float | None = None,
     return None if found is None else found.step
 
 
-def first_difference(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Difference | None:
-    """The first quantity that is different, in the order of steps; None when nothing is, or only other replicas are."""
-    judged = _judged(serial, parallel, _Limits(serial, bound, exact))
-    found = (Difference(quantity, step, error) for quantity, step, error, limit in judged if not error <= limit)
-    return next(found, None)
+def first_difference(
+    serial: Run, parallel: Run, bound: float | None = None, exact: bool = False, buffers: bool = True
+) -> Difference | None:
+    """The first quantity that is different, in the order of steps; None when nothing is, or only other replicas are.
+
+    Without `buffers` theirs do not count: whoever reads one has another loss, gradient or output for it.
+    """
+    left_out = set() if buffers else {f"weight of {name}" for name in serial.buffers}
+    for quantity, step, error, limit in _judged(serial, parallel, _Limits(serial, bound, exact)):
+        if not error <= limit and quantity not in left_out:
+            return Difference(quantity, step, error)
+    return None
 
 
 def samples_are_mixed(serial: Run, by_samples: Run) -> Difference | None:

@@ -80,9 +80,9 @@ def trace(
         trainer.update()
     tracer = _Tracer(trainer, batch)
     trainer.compute_gradients(batch)
-    tracer.found.gradients = local_gradients(trainer)
+    found = tracer.finish()
     trainer.free()
-    return tracer.found
+    return found
 
 
 def _own_values(trainer: Trainer) -> Arrays:
@@ -113,7 +113,9 @@ class _Tracer:
                     self.found.owners[traced.name] = traced.owner
         self._hook_layers(trainer)
         self._follow_microbatches(trainer)
-        if mesh.world.size == 1 and trainer.pipeline is None:
+        self._summed: Arrays = {}
+        self._is_serial = mesh.world.size == 1 and trainer.pipeline is None
+        if self._is_serial:
             self._separate_gradients(trainer)
         self._keep_summands(trainer)
 
@@ -158,20 +160,20 @@ class _Tracer:
             self.calls = {}
 
         if trainer.pipeline is None:
-            take, loss = trainer._take, trainer.loss
+            enter, loss = trainer.stage.before_entry, trainer.loss
 
             def next_part(part: Share) -> None:
                 begin(numbers[id(part)])
                 self.found.inputs[At(self.microbatch, "")] = np.array(part.x)
                 self.found.targets[At(self.microbatch, "")] = np.array(part.y)
-                take(part)
+                enter(part)
 
             def next_loss(*arguments: Any) -> Any:
                 value = loss(*arguments)
                 self.found.losses[self.microbatch] = value.item()
                 return value
 
-            trainer._take, trainer.loss = next_part, next_loss  # type: ignore
+            trainer.stage.before_entry, trainer.loss = next_part, next_loss
             return
         runner = trainer.pipeline.runner
         forward = runner.forward
@@ -188,35 +190,34 @@ class _Tracer:
         runner.forward = next_forward  # type: ignore[method-assign]
 
     def _keep_summands(self, trainer: Trainer) -> None:
-        all_reduce = trainer.gradients.all_reduce
+        sum_gradients = trainer.stage.sum_gradients
 
-        def keep_and_reduce() -> None:
+        def keep_and_sum() -> None:
             self.found.summands = local_gradients(trainer)
-            all_reduce()
+            sum_gradients()
 
-        trainer.gradients.all_reduce = keep_and_reduce  # type: ignore[method-assign]
+        trainer.stage.sum_gradients = keep_and_sum
 
     def _separate_gradients(self, trainer: Trainer) -> None:
         """A serial run's gradients of one microbatch after the other: what the sum so far has grown by."""
-        before: Arrays = {}
-        accumulate = trainer.gradients.all_reduce
-
-        def next_microbatch() -> None:
-            nonlocal before
-            now = local_gradients(trainer)
-            zeros = {name: np.zeros_like(array) for name, array in now.items()}
-            self.found.own.append({name: array - before.get(name, zeros[name]) for name, array in now.items()})
-            before = now
-
-        take = trainer._take
+        enter = trainer.stage.before_entry
 
         def after_previous(part: Share) -> None:
             if part is not self._batch.microbatches[0]:
-                next_microbatch()
-            take(part)
+                self._end_microbatch()
+            enter(part)
 
-        def at_the_end() -> None:
-            next_microbatch()
-            accumulate()
+        trainer.stage.before_entry = after_previous
 
-        trainer._take, trainer.gradients.all_reduce = after_previous, at_the_end  # type: ignore
+    def _end_microbatch(self) -> None:
+        now = local_gradients(self._trainer)
+        zeros = {name: np.zeros_like(array) for name, array in now.items()}
+        self.found.own.append({name: array - self._summed.get(name, zeros[name]) for name, array in now.items()})
+        self._summed = now
+
+    def finish(self) -> Trace:
+        """What was found, after the step."""
+        if self._is_serial:
+            self._end_microbatch()
+        self.found.gradients = local_gradients(self._trainer)
+        return self.found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,196 +12,143 @@ from parallel_dl import nn, partition
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.gradients import GradientAllReduce
 from parallel_dl.datasets import Batch, Loader, Share
-from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, rank_in_job, replaced
-from parallel_dl.equivalence.mutants.networks import DP, PIPE
+from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, exchanged, rank_in_job
+from parallel_dl.equivalence.mutants.networks import DP
+from parallel_dl.metrics import Tally
+from parallel_dl.mpi import world
+from parallel_dl.nn import layers
 from parallel_dl.trainer import Trainer
 
 
 # -- what a rank is given --------------------------------------------------------------------------------------------
-def _batches(change: Callable[[Loader, Share, np.ndarray, int], Share]) -> Plant:
-    """Lets a loader of several ranks give other shares: `change` gets the loader, a share, its batch and its start."""
+def _shares(change: Callable[[Loader, Share, np.ndarray], Share]) -> Plant:
+    """Lets a loader of several ranks give other shares: `change` gets the loader, a share, and its batch's indices."""
 
-    def make(before: Any) -> Any:
-        def wrong(loader: Loader, order: np.ndarray, step: int) -> Batch:
-            batch = before(loader, order, step)
-            if loader.ranks == 1:
-                return batch
-            indices = order[step * loader.batch_size : (step + 1) * loader.batch_size]
-            parts = [change(loader, part, indices, part.first) for part in batch.microbatches]
-            return Batch(batch.step, batch.size, parts)
+    def wrong(right: Any, loader: Loader, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = loader.order(epoch)
+        for batch in right(loader, epoch, start):
+            indices = order[batch.step * loader.batch_size :][: batch.size]
+            shares = [change(loader, one, indices) if loader.ranks > 1 else one for one in batch.microbatches]
+            yield Batch(batch.step, batch.size, shares)
 
-        return wrong
-
-    return lambda stack: replaced(stack, Loader, "_batch", make)
+    return exchanged(Loader, "epoch", wrong)
 
 
-def _divide_by_share(loader: Loader, part: Share, indices: np.ndarray, first: int) -> Share:
+def _divided_by_share(loader: Loader, one: Share, indices: np.ndarray) -> Share:
     per_microbatch = (partition.share(len(indices), loader.microbatches, m) for m in range(loader.microbatches))
     own = (partition.share(cut.stop - cut.start, loader.ranks, loader.rank) for cut in per_microbatch)
-    return dataclasses.replace(part, size=sum(cut.stop - cut.start for cut in own))
+    return dataclasses.replace(one, size=sum(cut.stop - cut.start for cut in own))
 
 
-def _next_samples(loader: Loader, part: Share, indices: np.ndarray, first: int) -> Share:
-    chosen = np.roll(indices, -1)[first : first + len(part.x)]
-    return dataclasses.replace(part, x=loader.x[chosen], y=loader.y[chosen])
+def _divided_by_microbatch(loader: Loader, one: Share, indices: np.ndarray) -> Share:
+    return dataclasses.replace(one, size=max(1, one.of_all))
 
 
-def _swapped_samples(loader: Loader, part: Share, indices: np.ndarray, first: int) -> Share:
+def _next_samples(loader: Loader, one: Share, indices: np.ndarray) -> Share:
+    chosen = np.roll(indices, -1)[one.first : one.first + len(one.x)]
+    return dataclasses.replace(one, x=loader.x[chosen], y=loader.y[chosen])
+
+
+def _swapped_samples(loader: Loader, one: Share, indices: np.ndarray) -> Share:
     """Samples of one rank, targets of its neighbour."""
-    chosen = np.roll(indices, -1)[first : first + len(part.x)]
-    return dataclasses.replace(part, y=loader.y[chosen])
+    return dataclasses.replace(_next_samples(loader, one, indices), x=one.x)
 
 
 # -- gradients -------------------------------------------------------------------------------------------------------
 def _local_gradients(scale: Callable[[GradientAllReduce], float]) -> Plant:
     """Multiplies the ranks' gradients before they are summed."""
 
-    def make(before: Any) -> Any:
-        def wrong(reduction: GradientAllReduce) -> None:
-            for parameter in reduction.parameters:
-                if parameter.grad is not None and reduction.comm.size > 1:
-                    parameter.grad *= scale(reduction)
-            before(reduction)
+    def wrong(right: Any, reduction: GradientAllReduce) -> None:
+        for parameter in reduction.parameters:
+            if parameter.grad is not None and reduction.comm.size > 1:
+                parameter.grad *= scale(reduction)
+        right(reduction)
 
-        return wrong
-
-    return lambda stack: replaced(stack, GradientAllReduce, "all_reduce", make)
+    return exchanged(GradientAllReduce, "all_reduce", wrong)
 
 
-def _no_all_reduce(stack: ExitStack) -> None:
-    replaced(stack, GradientAllReduce, "all_reduce", lambda before: lambda reduction: None)
+def _only_last_microbatch(right: Any, network: nn.Module, *position: Any) -> nn.Module:
+    """What earlier microbatches have left is cleared when the network comes to the next one."""
+    if world().size > 1:
+        network.zero_grad()
+    return right(network, *position)
 
 
-def _only_last_microbatch(stack: ExitStack) -> None:
-    def make(before: Any) -> Any:
-        def wrong(trainer: Trainer, microbatch: Share) -> None:
-            if trainer.mesh.world.size > 1:
-                trainer.optimizer.zero_grad()
-            before(trainer, microbatch)
-
-        return wrong
-
-    replaced(stack, Trainer, "_take", make)
+# -- masks, weights, counts ------------------------------------------------------------------------------------------
+def _masks_by_rank(right: Any, seed: int, *others: Any) -> np.ndarray:
+    return right(seed + rank_in_job(), *others)
 
 
-def _microbatch_is_batch(stack: ExitStack) -> None:
-    """Each microbatch's loss is divided by its own size."""
-
-    def make(before: Any) -> Any:
-        def wrong(loader: Loader, order: np.ndarray, step: int) -> Batch:
-            batch = before(loader, order, step)
-            if loader.ranks == 1:
-                return batch
-            parts = [dataclasses.replace(part, size=max(1, part.of_all)) for part in batch.microbatches]
-            return Batch(batch.step, batch.size, parts)
-
-        return wrong
-
-    replaced(stack, Loader, "_batch", make)
-
-
-# -- batch norm, masks, weights --------------------------------------------------------------------------------------
-def _local_batch_norm(stack: ExitStack) -> None:
-    replaced(stack, gradients, "synchronize_batch_norm", lambda before: lambda network, comm: None)
-
-
-def _masks_by_rank(stack: ExitStack) -> None:
-    def make(before: Any) -> Any:
-        def wrong(layer: nn.Dropout, seed: int, *arguments: Any) -> np.ndarray:
-            return before(layer, seed + rank_in_job(), *arguments)
-
-        return wrong
-
-    replaced(stack, nn.Dropout, "keep", make)
-
-
-def _masks_by_share(stack: ExitStack) -> None:
+def _masks_by_share(right: Any, seed: int, step: int, name: str, shape: Any, first: Any, p: float) -> np.ndarray:
     """Every rank counts its samples from 0."""
-
-    def make(before: Any) -> Any:
-        def wrong(layer: nn.Dropout, seed: int, step: int, name: str, shape: Any, first: Any) -> np.ndarray:
-            return before(layer, seed, step, name, shape, 0 if rank_in_job() else first)
-
-        return wrong
-
-    replaced(stack, nn.Dropout, "keep", make)
+    return right(seed, step, name, shape, 0 if rank_in_job() else first, p)
 
 
-def _seed_by_rank(stack: ExitStack) -> None:
-    def make(before: Any) -> Any:
-        def wrong(network: nn.Module, seed: int = 0, *arguments: Any, **named: Any) -> nn.Module:
-            return before(network, seed + rank_in_job(), *arguments, **named)
-
-        return wrong
-
-    replaced(stack, nn.Module, "initialize", make)
-
-
-def _rate_times_replicas(stack: ExitStack) -> None:
+def _rate_times_replicas(right: Any, trainer: Trainer, *arguments: Any, **named: Any) -> None:
     """The learning rate is scaled with the ranks, as for a mean of means."""
-
-    def make(before: Any) -> Any:
-        def wrong(trainer: Trainer, *arguments: Any, **named: Any) -> None:
-            before(trainer, *arguments, **named)
-            trainer.optimizer.lr = trainer.optimizer.rate * trainer.mesh.world.size
-
-        return wrong
-
-    replaced(stack, Trainer, "__init__", make)
+    right(trainer, *arguments, **named)
+    trainer.optimizer.lr = trainer.optimizer.rate * trainer.mesh.world.size
 
 
-def _loss_not_summed(stack: ExitStack) -> None:
-    replaced(stack, Trainer, "sum_losses", lambda before: lambda trainer, local: local)
-
-
-def _test_loss_of_one_rank(stack: ExitStack) -> None:
+def _test_loss_of_one_rank(right: Any, tally: Tally, *arguments: Any) -> None:
     """Losses of the test set are those of the first rank's samples."""
-
-    def make(before: Any) -> Any:
-        def wrong(trainer: Trainer, tallies: Sequence[Any], samples: int) -> Any:
-            for tally in tallies:
-                tally.sum_of_losses *= trainer.mesh.world.rank == 0
-            return before(trainer, tallies, samples)
-
-        return wrong
-
-    replaced(stack, Trainer, "_evaluation", make)
+    right(tally, *arguments)
+    tally.sum_of_losses *= rank_in_job() == 0
 
 
-def _updates_by_replica(stack: ExitStack) -> None:
+def _updates_by_replica(right: Any, trainer: Trainer) -> float:
     """Every replica's share counts as an update: masks and rates run ahead in the next step."""
+    scale = right(trainer)
+    trainer.updates += trainer.mesh.data.size - 1
+    return scale
 
-    def make(before: Any) -> Any:
-        def wrong(trainer: Trainer) -> float:
-            scale = before(trainer)
-            trainer.updates += trainer.mesh.data.size - 1
-            return scale
 
-        return wrong
+_SUM = GradientAllReduce, "all_reduce"
 
-    replaced(stack, Trainer, "update", make)
+
+def _mutant(name: str, plant: Plant, *says: str, network: str = "fully") -> Mutant:
+    return Mutant(name, network, DP, plant, says)
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("loss divided by the share's size", "fully", DP, _batches(_divide_by_share), ("own share",)),
-    Mutant(
-        "gradients averaged over replicas", "fully", DP, _local_gradients(lambda r: 1 / r.comm.size), ("divided by 2",)
+    _mutant("loss divided by the share's size", _shares(_divided_by_share), "own share"),
+    _mutant("gradients averaged over replicas", _local_gradients(lambda r: 1 / r.comm.size), "divided by 2"),
+    _mutant("gradients counted once per replica", _local_gradients(lambda r: r.comm.size), "2 times"),
+    _mutant(
+        "gradient all-reduce dropped",
+        exchanged(*_SUM, lambda right, reduction: None),
+        "missing reduction over the replicas",
     ),
-    Mutant("gradients counted once per replica", "fully", DP, _local_gradients(lambda r: r.comm.size), ("2 times",)),
-    Mutant("gradient all-reduce dropped", "fully", DP, _no_all_reduce, ("missing reduction over the replicas",)),
-    Mutant(
-        "one rank's gradients negated", "fully", DP, _local_gradients(lambda r: 1 - 2 * rank_in_job()), ("-1 times",)
+    _mutant("one rank's gradients negated", _local_gradients(lambda r: 1 - 2 * rank_in_job()), "-1 times"),
+    _mutant("data shard off by one", _shares(_next_samples), "data shard out of place"),
+    _mutant("targets of the next sample", _shares(_swapped_samples), "it has targets"),
+    _mutant(
+        "gradients not accumulated", exchanged(nn.Module, "set_position", _only_last_microbatch), "not accumulated"
     ),
-    Mutant("data shard off by one", "fully", DP, _batches(_next_samples), ("data shard out of place",)),
-    Mutant("targets of the next sample", "fully", DP, _batches(_swapped_samples), ("it has targets",)),
-    Mutant("gradients not accumulated", "fully", DP, _only_last_microbatch, ("not accumulated",)),
-    Mutant("microbatch loss not scaled", "fully", DP, _microbatch_is_batch, ("size of the microbatch",)),
-    Mutant("loss not summed over replicas", "fully", DP, _loss_not_summed, ("not summed over the ranks",)),
-    Mutant("learning rate times replicas", "fully", DP, _rate_times_replicas, ("the update is 2 times",)),
-    Mutant("batch norm unsynchronised", "images", DP, _local_batch_norm, ("batch norm statistics",)),
-    Mutant("dropout masks by rank", "fully", DP, _masks_by_rank, ("dropout mask",)),
-    Mutant("dropout samples counted from 0 on each rank", "fully", DP, _masks_by_share, ("dropout mask",)),
-    Mutant("another seed on one rank", "fully", PIPE, _seed_by_rank, ("seed",)),
-    Mutant("test loss of one rank", "fully", DP, _test_loss_of_one_rank, ("test loss",)),
-    Mutant("updates counted once per replica", "fully", DP, _updates_by_replica, ("dropout mask", "number of updates")),
+    _mutant("microbatch loss not scaled", _shares(_divided_by_microbatch), "size of the microbatch"),
+    _mutant(
+        "loss not summed over replicas",
+        exchanged(Trainer, "sum_losses", lambda right, trainer, local: local),
+        "not summed over the ranks",
+    ),
+    _mutant(
+        "learning rate times replicas", exchanged(Trainer, "__init__", _rate_times_replicas), "the update is 2 times"
+    ),
+    _mutant(
+        "batch norm unsynchronised",
+        exchanged(gradients, "synchronize_batch_norm", lambda right, network, comm: None),
+        "batch norm statistics",
+        network="images",
+    ),
+    _mutant("dropout masks by rank", exchanged(layers, "keep_mask", _masks_by_rank), "dropout mask"),
+    _mutant(
+        "dropout samples counted from 0 on each rank", exchanged(layers, "keep_mask", _masks_by_share), "dropout mask"
+    ),
+    _mutant("test loss of one rank", exchanged(Tally, "add", _test_loss_of_one_rank), "test loss"),
+    _mutant(
+        "updates counted once per replica",
+        exchanged(Trainer, "update", _updates_by_replica),
+        "dropout mask",
+        "number of updates",
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,6 +33,15 @@ def replaced(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]
     before = getattr(owner, name)
     stack.callback(setattr, owner, name, before)
     setattr(owner, name, make(before))
+
+
+def exchanged(owner: Any, name: str, wrong: Callable[..., Any]) -> Plant:
+    """owner.name is `wrong`, which gets the right function before its arguments."""
+
+    def make(before: Any) -> Any:
+        return functools.wraps(before)(lambda *arguments, **named: wrong(before, *arguments, **named))
+
+    return lambda stack: replaced(stack, owner, name, make)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ step on every rank before a weight is changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from parallel_dl import nn
 from parallel_dl.data_parallel.gradients import GradientAllReduce
 from parallel_dl.datasets import Batch
-from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, rank_in_job, replaced
+from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, exchanged, rank_in_job
 from parallel_dl.equivalence.mutants.networks import DP
 from parallel_dl.trainer import Trainer
 
@@ -23,15 +22,12 @@ from parallel_dl.trainer import Trainer
 def _before_second_step(change: Callable[[Any], None]) -> Plant:
     """`change` gets the network of the last rank, which has made one step."""
 
-    def make(before: Any) -> Any:
-        def wrong(trainer: Trainer, batch: Batch) -> float:
-            if rank_in_job() and trainer.updates == 1:
-                change(trainer.network)
-            return before(trainer, batch)
+    def wrong(right: Any, trainer: Trainer, batch: Batch) -> float:
+        if rank_in_job() and trainer.updates == 1:
+            change(trainer.network)
+        return right(trainer, batch)
 
-        return wrong
-
-    return lambda stack: replaced(stack, Trainer, "compute_gradients", make)
+    return exchanged(Trainer, "compute_gradients", wrong)
 
 
 def _halve(network: Any) -> None:
@@ -52,32 +48,22 @@ def _add_batch_norm(network: Any) -> None:
     network.fc1.late = nn.BatchNorm1d(10)
 
 
-def _gradients_kept(stack: ExitStack) -> None:
-    """Those of the step before are not cleared."""
-
-    def make(before: Any) -> Any:
-        def wrong(trainer: Trainer) -> None:
-            if not rank_in_job():
-                before(trainer)
-
-        return wrong
-
-    replaced(stack, Trainer, "_forget_gradients", make)
+def _gradients_kept(right: Any, trainer: Trainer, batch: Batch) -> float:
+    """Those of the step before are not cleared: the trainer knows of no parameters."""
+    parameters = trainer.parameters
+    trainer.parameters = [] if rank_in_job() else parameters
+    try:
+        return right(trainer, batch)
+    finally:
+        trainer.parameters = parameters
 
 
-def _narrowed(stack: ExitStack) -> None:
+def _narrowed(right: Any, reduction: GradientAllReduce) -> None:
     """A weight becomes float32 after backward."""
-
-    def make(before: Any) -> Any:
-        def wrong(reduction: GradientAllReduce) -> None:
-            if rank_in_job():
-                weight = reduction.parameters[0]
-                weight.data = weight.data.astype(np.float32)
-            before(reduction)
-
-        return wrong
-
-    replaced(stack, GradientAllReduce, "all_reduce", make)
+    if rank_in_job():
+        weight = reduction.parameters[0]
+        weight.data = weight.data.astype(np.float32)
+    right(reduction)
 
 
 def _mutant(name: str, plant: Plant, says: str) -> Mutant:
@@ -89,8 +75,16 @@ _DIFFER = "the weights of rank 1 are not those of rank 0"
 MUTANTS: tuple[Mutant, ...] = (
     _mutant("a weight replaced", _before_second_step(_halve), _DIFFER),
     _mutant("other weights loaded", _before_second_step(_load_halves), _DIFFER),
-    _mutant("a weight of another type", _narrowed, "rank 1: fc1.weight is float32"),
+    _mutant(
+        "a weight of another type",
+        exchanged(GradientAllReduce, "all_reduce", _narrowed),
+        "rank 1: fc1.weight is float32",
+    ),
     _mutant("a new weight", _before_second_step(_scale_scores), "rank 1: fc4.scale has a gradient but is in no"),
     _mutant("a new batch norm layer", _before_second_step(_add_batch_norm), "rank 1: fc1.late is a batch norm layer"),
-    _mutant("gradients not cleared", _gradients_kept, "rank 1: gradients were changed or all-reduced"),
+    _mutant(
+        "gradients not cleared",
+        exchanged(Trainer, "compute_gradients", _gradients_kept),
+        "rank 1: gradients were changed or all-reduced",
+    ),
 )

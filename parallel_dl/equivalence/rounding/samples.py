@@ -33,6 +33,8 @@ from parallel_dl.nn import BatchNorm, Module
 from parallel_dl.trainer import Trainer
 
 Arrays = dict[str, np.ndarray]
+Random = np.random.Generator | None
+"""for a random order of sums over samples"""
 
 FITS = 1e-2  # of the gradient at scores of zero: below it the target's term is counted, too
 
@@ -70,6 +72,34 @@ def each_sample(trainer: Trainer, batch: Batch) -> Iterator[tuple[float, Arrays,
     """
     for sample in _samples(trainer.network, trainer.loss, trainer.updates, batch):
         yield sample.measured()
+
+
+def compute_gradients(trainer: Trainer, batch: Batch, random: Random) -> float:
+    """Leaves the gradients of a batch in the parameters; returns its loss. Both as sums in a random order, if any."""
+    if random is None:
+        return trainer.compute_gradients(batch)
+    summands = [(loss, gradients) for loss, gradients, _ in each_sample(trainer, batch)]
+    order = random.permutation(len(summands))
+    for name, parameter in trainer.network.named_parameters():
+        give_gradient(parameter, one_after_another([summands[n][1][name] for n in order if name in summands[n][1]]))
+    return float(sum(summands[n][0] for n in order))
+
+
+def give_gradient(parameter: Tensor, gradient: np.ndarray | None) -> None:
+    """Sets the gradient where backward would have left it: an optimizer may see how its arrays lie in memory."""
+    buffer = parameter.grad_buffer
+    if gradient is not None and buffer is not None and buffer.shape == gradient.shape:
+        np.copyto(buffer, gradient)
+        gradient = buffer
+    parameter.grad = gradient
+
+
+def one_after_another(arrays: list[np.ndarray]) -> np.ndarray | None:
+    """Their sum; None of none."""
+    total = None
+    for array in arrays:
+        total = array.copy() if total is None else total + array
+    return total
 
 
 @contextmanager

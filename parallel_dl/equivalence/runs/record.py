@@ -64,6 +64,8 @@ class Run:
     """serial runs: the sums of the magnitudes that were added up, {"losses", "gradients", "state", "weights"}"""
     noise: list[dict[str, float]] | None = None
     """serial runs: how far rounding alone moves each quantity, relative to its magnitudes; see `rounding`"""
+    buffers: frozenset[str] = frozenset()
+    """which of the weights are buffers"""
     repeats: bool = True
     """serial runs: whether a second one had the same losses, bit by bit"""
     outcome: Outcome | None = None
@@ -111,7 +113,7 @@ def record(
 
 def _trained(experiment: Experiment, trainer: Trainer) -> Run:
     """What the trainer computes in all steps."""
-    run = Run(trainer.layout)
+    run = Run(trainer.layout, buffers=frozenset(name for name, _ in trainer.network.named_buffers()))
     for batch in batches(experiment, trainer):
         local = trainer.compute_gradients(batch)
         run.losses.append(float(trainer.sum_losses(np.array([local]))[0]))
@@ -205,20 +207,21 @@ def local_gradients(trainer: Trainer) -> Arrays:
     return {name: np.array(p.grad) for name, p in zip(trainer.names, trainer.parameters) if p.grad is not None}
 
 
-def optimizer_names(trainer: Trainer) -> list[str]:
-    """The names of the parameters that the optimizer has, in its order."""
+def optimizer_state(trainer: Trainer) -> Arrays:
+    """The optimizer's whole state, like "fc1.weight momentum"."""
     names = {id(parameter): name for name, parameter in zip(trainer.names, trainer.parameters)}
-    return [names[id(parameter)] for parameter in trainer.optimizer.parameters]
+    own = dict(zip([names[id(one)] for one in trainer.optimizer.parameters], trainer.optimizer.state_dict()["state"]))
+    found: Arrays = {}
+    for key in trainer.optimizer.state_names:
+        whole = trainer.whole({name: arrays[key] for name, arrays in own.items() if key in arrays})
+        found |= {f"{name} {key}": array for name, array in whole.items()}
+    return found
 
 
 def update(trainer: Trainer, run: Run) -> float:
     """The optimizer's step; its state and the weights after it are entered in `run`. Returns the clip factor, or 1."""
     clipped = trainer.update()
-    state = dict(zip(optimizer_names(trainer), trainer.optimizer.state_dict()["state"]))
-    run.state.append({})
-    for key in trainer.optimizer.state_names:
-        whole = trainer.whole({name: own[key] for name, own in state.items() if key in own})
-        run.state[-1] |= {f"{n} {key}": array for n, array in whole.items()}
+    run.state.append(optimizer_state(trainer))
     run.weights.append(trainer.state_dict())
     return clipped
 

@@ -7,9 +7,9 @@ import numpy as np
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.equivalence.compare.runs import compare
 from parallel_dl.equivalence.rounding.copies import copied
-from parallel_dl.equivalence.rounding.samples import each_sample
+from parallel_dl.equivalence.rounding.samples import compute_gradients
 from parallel_dl.equivalence.runs.outcome import outcome_of
-from parallel_dl.equivalence.runs.record import Arrays, Experiment, Run, batches, start, update
+from parallel_dl.equivalence.runs.record import Experiment, Run, batches, local_gradients, start, update
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.nn import Module
@@ -25,21 +25,8 @@ def replay(experiment: Experiment, microbatches: int = 1, seed: int = 0, evaluat
     run = Run(trainer.layout)
     random = np.random.default_rng(seed)
     for batch in batches(experiment, trainer):
-        losses: list[float] = []
-        summands: list[Arrays] = []
-        for loss, gradients, _ in each_sample(trainer, batch):
-            losses.append(loss)
-            summands.append(gradients)
-        order = random.permutation(len(losses))
-        run.losses.append(float(sum(losses[number] for number in order)))
-        sums: Arrays = {}
-        for number in order:
-            for name, gradient in summands[number].items():
-                sums[name] = sums[name] + gradient if name in sums else gradient
-        trainer.optimizer.zero_grad()
-        for name, parameter in trainer.network.named_parameters():
-            parameter.grad = sums.get(name)
-        run.gradients.append({name: np.array(gradient) for name, gradient in sums.items()})
+        run.losses.append(compute_gradients(trainer, batch, random))
+        run.gradients.append(local_gradients(trainer))
         update(trainer, run)
     evaluate = evaluate and _is_the_same_twice(trainer.network, experiment.x[:1])
     run.outcome = outcome_of(trainer, experiment.x, experiment.y, evaluate=evaluate, batch_size=1)
