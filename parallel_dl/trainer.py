@@ -24,9 +24,9 @@ from parallel_dl.model_parallel import ModelParallel, parallelize, require_seria
 from parallel_dl.mpi import Communicator, Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import LARS, Optimizer, gradient_squares
-from parallel_dl.partition import LEAVES, share
+from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel
-from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
+from parallel_dl.reproducible import InLeaves, Summation, TreeSum, cut_into_leaves
 from parallel_dl.schedule import ALL, Program, execute, make
 from parallel_dl.stage import WholeNetwork
 
@@ -119,14 +119,13 @@ class Trainer:
                 )
             one_blas_thread(always=True)
             cut_into_leaves(network, input_shape)
-            self.loss = loss = in_leaves(loss)
-            allreduce = "tree"
         self.is_asynchronous = layout.is_asynchronous
         """whether weights are updated between microbatches"""
-        self.leaves = LEAVES if layout.reproducible else None
-        self._data = mesh.data.in_tree() if layout.reproducible else mesh.data
-        self._model = mesh.model.in_tree() if layout.reproducible else mesh.model
-        self._loss = loss  # as it was given, or over leaves
+        self.summation = InLeaves(network, layout.dp) if layout.reproducible else Summation()
+        allreduce = self.summation.method or allreduce
+        self.loss = loss = self.summation.loss(loss)
+        self._data, self._model = self.summation.over(mesh.data), self.summation.over(mesh.model)
+        self._loss = loss  # of whole scores
         self.pipeline: PipelineParallel | None = None
         self.hybrid: OneWeirdTrick | None = None
         if (layout.splits_layers or layout.is_pipelined or layout.hybrid) and input_shape is None:
@@ -211,15 +210,14 @@ class Trainer:
             rank=self.mesh.data.rank,
             ranks=self.mesh.data.size,
             microbatches=self.layout.microbatches,
-            leaves=self.leaves,
+            leaves=self.summation.leaves,
         )
 
     def compute_gradients(self, batch: Batch) -> float:
         """Forward and backward of this rank's share, then the all-reduce. Returns this rank's summand of the loss.
 
-        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch. In a
-        reproducible layout that is done for each leaf of the batch by itself. RuntimeError for an asynchronous
-        schedule, which updates the weights in between: call `step`.
+        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch.
+        RuntimeError for an asynchronous schedule, which updates the weights in between: call `step`.
         """
         if self.is_asynchronous:
             raise RuntimeError(f"{self.layout.schedule_name} updates the weights between microbatches: call step()")
@@ -237,18 +235,22 @@ class Trainer:
         program = self._program(len(batch.microbatches), batch.size)
         if not update:
             program = tuple(action for action in program if action.kind != "U" or action.sub_batch != ALL)
-        if self.leaves is not None:
-            computing = tuple(action for action in program if action.microbatch != ALL)
-            losses = [self._in_leaves(batch, computing)]
-            execute(program[len(computing) :], self.stage)
-            return losses
         if self.is_asynchronous:
             alone = as_batches(batch)
             losses = self._execute(program, alone, [self.updates + number for number in range(len(alone))])
             self.updates += len(alone)
             return losses
         with nullcontext() if self.pipeline is None else self.gradients.accumulate():
-            return [sum_of(self._execute(program, batch.microbatches))]
+            return [self._synchronous(program, batch.microbatches)]
+
+    def _synchronous(self, program: Program, microbatches: Sequence[Share]) -> float:
+        """The sum of the losses; in leaves the gradients are there only after the program's last microbatch."""
+        if self.summation.leaves is None:
+            return sum_of(self._execute(program, microbatches))
+        computing = tuple(action for action in program if action.microbatch != ALL)
+        loss = self.summation.gradients(lambda: self._execute(computing, microbatches))
+        execute(program[len(computing) :], self.stage)
+        return loss
 
     def _program(self, microbatches: int, batch_size: int) -> Program:
         key = microbatches, batch_size if self.hybrid is not None else 0
@@ -264,18 +266,6 @@ class Trainer:
         self.stage.begin(microbatches, [self.updates] * len(microbatches) if updates is None else updates)
         execute(program, self.stage)
         return self.stage.losses
-
-    def _in_leaves(self, batch: Batch, computing: Program) -> float:
-        """This rank's leaves one after the other, each with all microbatches, added up in a tree: its summands."""
-        own = LEAVES // self.layout.dp
-        losses, gradients = TreeSum(), TreeSum()
-        for leaf in range(own):
-            with nullcontext() if self.pipeline is None else self.gradients.accumulate():
-                of_leaf = self._execute(computing, [leaf_of(part, own, leaf) for part in batch.microbatches])
-            losses.add([np.array([sum_of(of_leaf)])])
-            gradients.add(self.gradients.take())
-        self.gradients.put(gradients.total())
-        return float(losses.total()[0][0])
 
     def step(self, batch: Batch) -> list[float]:
         """One update, or with an asynchronous schedule one per microbatch: this rank's summand of the loss before each.
@@ -438,7 +428,7 @@ class Trainer:
         self.network.eval()
         own = self._own_parts(len(x))
         tallies = [Tally(self._loss, len(x)) for _ in own]
-        with no_grad():
+        with no_grad(), self.summation.evaluating():
             for tally, part in zip(tallies, own):
                 for piece in _pieces(part, batch_size):
                     self._test_piece(tally, x[piece], y[piece])
@@ -448,7 +438,7 @@ class Trainer:
         """The outputs that this rank has in `test(x, ...)`: number of the first sample -> whole outputs (k, ...)."""
         self.network.eval()
         found = {}
-        with no_grad():
+        with no_grad(), self.summation.evaluating():
             for part in self._own_parts(len(x)):
                 for piece in _pieces(part, batch_size):
                     scores = self._scores(x[piece])
@@ -461,7 +451,7 @@ class Trainer:
         if self.hybrid is not None:  # all ranks go through all samples together
             return [slice(0, samples)]
         ranks, rank = self.mesh.data.size, self.mesh.data.rank
-        each = 1 if self.leaves is None else self.leaves // ranks
+        each = (self.summation.leaves or ranks) // ranks
         return [share(samples, ranks * each, rank * each + number) for number in range(each)]
 
     def _test_piece(self, tally: Tally, x: np.ndarray, y: np.ndarray) -> None:

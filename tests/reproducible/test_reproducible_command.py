@@ -88,7 +88,7 @@ def test_layers_whose_sums_are_not_in_leaves():
     from parallel_dl import nn
     from parallel_dl.reproducible import cut_into_leaves
 
-    network = nn.Sequential(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2))
+    network = nn.Sequential(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2, statistics="local"))
     with pytest.raises(InputError, match=r"layer norm: reproducible cannot add up a BatchNorm2d's sums in the same"):
         cut_into_leaves(network, (1, 5, 5))
     shared = nn.Linear(12, 12)
