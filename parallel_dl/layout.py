@@ -130,12 +130,6 @@ class Layout:
                 "clip_norm",
                 clip_norm,
             )
-        if self.reproducible:
-            raise InputError(
-                "a norm over all weights is not summed in the tree of `reproducible`; valid is one of the two",
-                "clip_norm",
-                clip_norm,
-            )
         if self.variable_batch:
             raise InputError(
                 "with `variable_batch` layers are updated after each part, so there is no norm of all gradients; "

@@ -23,7 +23,7 @@ from parallel_dl.metrics import Evaluation, Tally
 from parallel_dl.model_parallel import ModelParallel, parallelize, require_serial
 from parallel_dl.mpi import Communicator, Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
-from parallel_dl.optim import LARS, Optimizer, gradient_squares
+from parallel_dl.optim import Optimizer, gradient_squares
 from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import InLeaves, Summation, TreeSum, cut_into_leaves
@@ -296,13 +296,11 @@ class Trainer:
 
         It is the same on every rank. Every value counts once, whichever ranks have it. All ranks call it together.
         """
-        own = self._counted_once(gradient_squares(self.optimizer.parameters), self.optimizer.parameters)
-        own = own.sum(keepdims=True)
+        parameters = self.optimizer.parameters
+        own = self._counted_once(gradient_squares(parameters, self.summation.squares_of), parameters)
         # first over the pieces of a stage's weights, then over the stages
-        for axis in (self.parallel.comm if self.parallel else self.mesh.model, self.mesh.pipe):
-            if axis.size > 1:
-                own = axis.labelled("norms").all_reduce(own)
-        return math.sqrt(own[0])
+        axes = self.parallel.comm if self.parallel else self.mesh.model, self.mesh.pipe
+        return math.sqrt(self.summation.sum_of_squares(own, parameters, [axis.labelled("norms") for axis in axes]))
 
     def _made(self, make_optimizer: Callable[[Any], Optimizer], parameters: Sequence[Parameter]) -> Optimizer:
         """An optimizer of these parameters, or some of them; see `_knowing_norms`."""
@@ -332,21 +330,22 @@ class Trainer:
 
         def whole_squares(squares: np.ndarray) -> np.ndarray:
             own = self._counted_once(squares, optimizer.parameters)
-            return own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
+            whole = own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
+            return self.summation.whole_squares(whole)
 
-        if self.layout.reproducible and isinstance(optimizer, LARS):
-            raise InputError("LARS: its norms are not summed in the tree of a reproducible layout; valid is SGD")
-        optimizer.whole_squares = whole_squares
+        optimizer.squares_of, optimizer.whole_squares = self.summation.squares_of, whole_squares
         return optimizer
 
     def _counted_once(self, squares: np.ndarray, parameters: Sequence[Parameter]) -> np.ndarray:
-        """(..., parameters): of what all ranks that share the layers have in full, zeros on all of them but the first.
+        """Of what all ranks that share the layers have in full, zeros on all of them but the first.
 
-        In a hybrid these are the ranks of the data axis, too: what was summed over them is the same on all.
+        Squares are (..., parameters), or in leaves (..., parameters, summands). In a hybrid these ranks are
+        those of the data axis, too: what was summed over them is the same on all.
         """
         if self.parallel is None or self.parallel.comm.rank == 0:
             return squares
-        return np.where([parameter.piece is not None for parameter in parameters], squares, 0.0)
+        has_piece = np.array([parameter.piece is not None for parameter in parameters])
+        return np.where(has_piece if self.summation.leaves is None else has_piece[:, np.newaxis], squares, 0.0)
 
     def _update_between(self) -> None:
         """An update of this rank's stage by one microbatch."""

@@ -47,7 +47,7 @@ OURS = {
     "mpi": {"autograd", "launch", "mesh", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
     "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
-    "reproducible": {"nn", "autograd", "convolution", *BASE},
+    "reproducible": {"nn", "autograd", "convolution", "optim", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "mesh", "splits", *BASE},
     "hybrid": {
         *{"mpi", "nn", "autograd", "optim", "cost", "mesh", "splits", "schedule", "datasets", "model_parallel"},

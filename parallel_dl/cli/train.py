@@ -143,10 +143,6 @@ class Job:
         """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
         from parallel_dl.reproducible import cut_into_leaves
 
-        if self.optimizer == "lars":
-            raise InputError(
-                "--optimizer lars: its norms are not in the tree of --reproducible; valid are sgd, adam, adamw"
-            )
         if self.allreduce != "auto":
             raise InputError(f"--allreduce {self.allreduce}: --reproducible sums in a tree of its own; leave one out")
         cut_into_leaves(network, data.input_shape)

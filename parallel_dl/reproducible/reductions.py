@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from parallel_dl.autograd import once, ops, primitive
-from parallel_dl.reproducible.leaves import runs, sum_of_leaves, sum_of_rows
+from parallel_dl.reproducible.leaves import Own, runs, sum_of_leaves, sum_of_rows
 
+_BLOCK = 1 << 18  # values of a temporary array
 _layer_norm = ops.layer_norm.__wrapped__
 
 
@@ -54,6 +55,17 @@ def layer_norm(x, weight=None, bias=None, *, leaves, dimensions=1, eps=1e-5):
     return value, (gradient_x, of_weights(1, weight), of_weights(2, bias))
 
 
+def squares_of_rows(array: np.ndarray, inputs: Own) -> np.ndarray:
+    """(rows, ...) -> (rows,) in float64: the squares of each row added up over the leaves of the second axis."""
+    wide = array.reshape(len(array), sum(inputs.sizes), -1)
+    sums, step = np.empty(len(wide)), max(1, _BLOCK // max(1, wide[:1].size))
+    for start in range(0, len(wide), step):
+        squares = np.square(wide[start : start + step], dtype=np.float64)
+        stack = np.moveaxis(inputs.cut(squares, 1), (0, 1), (-2, -1))  # (block, rest, I, rows)
+        sums[start : start + step] = inputs.add_up(sum_of_rows(stack.reshape(-1, *stack.shape[2:])))
+    return sums
+
+
 def _batch_norm(x, weight=None, bias=None, *, leaves, total, eps=1e-5, observe=None):
     """`ops.synchronized_batch_norm` of x (n, C, ...) over leaves; weight and bias (leaves, C) or None.
 
@@ -67,7 +79,8 @@ def _batch_norm(x, weight=None, bias=None, *, leaves, total, eps=1e-5, observe=N
         sums = np.zeros((leaves, x.shape[1]))
         for run in runs(len(x), leaves):
             values = np.moveaxis(run.of(array), (0, 2), (-2, -1))  # (size, ..., count, C)
-            sums[run.leaves] = sum_of_rows(values.reshape(-1, run.count, x.shape[1]).astype(np.float64))
+            values = values.reshape(int(np.prod(values.shape[:-2])), *values.shape[-2:])
+            sums[run.leaves] = sum_of_rows(values.astype(np.float64))
         return sums
 
     def wide(array):

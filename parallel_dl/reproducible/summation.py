@@ -8,6 +8,7 @@ through: only then are they added up in the tree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,13 +18,20 @@ import numpy as np
 from parallel_dl.autograd import Tensor, computed_by, ops
 from parallel_dl.convolution import Geometry
 from parallel_dl.nn import Module, Parameter
+from parallel_dl.optim.norms import squares_of
 from parallel_dl.partition import LEAVES
 from parallel_dl.reproducible.convolution import Group, conv2d
-from parallel_dl.reproducible.leaves import Leaves, sum_of_leaves
+from parallel_dl.reproducible.leaves import Leaves, Own, sum_of_leaves, sum_of_rows
 from parallel_dl.reproducible.linear import SMALL, add_bias, linear
 from parallel_dl.reproducible.losses import LeafLoss
 from parallel_dl.reproducible.network import LayerLeaves
-from parallel_dl.reproducible.reductions import batch_norm, layer_norm, pixel_mean, synchronized_batch_norm
+from parallel_dl.reproducible.reductions import (
+    batch_norm,
+    layer_norm,
+    pixel_mean,
+    squares_of_rows,
+    synchronized_batch_norm,
+)
 
 Loss = Callable[..., Any]
 
@@ -49,6 +57,26 @@ class Summation:
         """Inside, what goes through the network is one leaf, or any samples."""
         yield
 
+    # -- norms -----------------------------------------------------------------------------------------------------
+    def squares_of(self, parameter: Parameter, array: np.ndarray | None) -> Any:
+        """The sum of squares of the values, or gradient, of this rank's piece; or a row of summands of it."""
+        return squares_of(parameter, array)
+
+    def whole_squares(self, squares: np.ndarray) -> np.ndarray:
+        """(..., parameters): the sums of squares of whole weights, from what was added up over the ranks."""
+        return squares
+
+    def sum_of_squares(self, squares: np.ndarray, parameters: Sequence[Parameter], axes: Sequence[Any]) -> float:
+        """Of all parameters of the network, from those of this rank; `axes` are the ranks with others and with pieces.
+
+        The communicators are first that of the ranks that share layers, and then that of the stages.
+        """
+        own = squares.sum(keepdims=True)
+        for axis in axes:
+            if axis.size > 1:
+                own = axis.all_reduce(own)
+        return float(own[0])
+
 
 class _Known(NamedTuple):
     """A weight while the network runs."""
@@ -70,8 +98,11 @@ class InLeaves(Summation):
         self.network = network
         self.own = LEAVES // ranks
         self._at_a_time = self.own
+        self.names = {name: number for number, (name, _) in enumerate(network.named_parameters())}
         self._known: dict[int, _Known] = {}
-        self._cut: dict[int, tuple[Any, LayerLeaves]] = {}  # id -> the weight, so that it is no other's, and its leaves
+        self._cut: dict[
+            int, tuple[Any, LayerLeaves | None]
+        ] = {}  # id -> the weight, so that it is no other's, and its leaves
         self._losses = np.zeros(self.own)
         self._substitutes: dict[Any, Callable[..., Any]] = {
             ops.linear: self._linear,
@@ -117,6 +148,37 @@ class InLeaves(Summation):
     def _report(self, losses: np.ndarray) -> None:
         self._losses = self._losses + losses
 
+    # -- norms -----------------------------------------------------------------------------------------------------
+    def squares_of(self, parameter: Parameter, array: np.ndarray | None) -> np.ndarray:
+        """(LEAVES,): a summand for each leaf of the first axis, which its own tree over the second axis has made."""
+        found = np.zeros(LEAVES)
+        if array is None or not array.size:
+            return found
+        outputs, inputs = self._own(parameter)
+        rows = squares_of_rows(array, inputs)
+        found[outputs.first : outputs.first + len(outputs.sizes)] = sum_of_rows(outputs.cut(rows, 0).T)
+        return found
+
+    def whole_squares(self, squares: np.ndarray) -> np.ndarray:
+        return sum_of_leaves(np.moveaxis(squares, -1, 0))
+
+    def sum_of_squares(self, squares: np.ndarray, parameters: Sequence[Parameter], axes: Sequence[Any]) -> float:
+        model, pipe = axes
+        whole = self.whole_squares(model.all_reduce(squares) if model.size > 1 else squares)
+        of_all = np.zeros(len(self.names))
+        of_all[[self.names[parameter.name] for parameter in parameters]] = whole
+        return math.fsum(pipe.all_reduce(of_all) if pipe.size > 1 else of_all)  # rounded once: in any order
+
+    def _own(self, parameter: Parameter) -> tuple[Own, Own]:
+        """The leaves of a parameter's first two axes that this rank has; of the second only if it has one."""
+        whole = [*parameter.whole_shape, 1, 1][:2] if parameter.whole_shape else [1, 1]
+        known, leaves = self._leaves(parameter), [Leaves.even(length) for length in whole]
+        if known is not None:
+            cut = (known.outputs, known.inputs)
+            leaves = [other if sum(other.sizes) == length else own for own, other, length in zip(leaves, cut, whole)]
+        piece = [*(parameter.piece or ()), None, None]
+        return leaves[0].within(piece[0]), leaves[1].within(piece[1])
+
     # -- weights ---------------------------------------------------------------------------------------------------
     def _weight(self, tensor: Any) -> _Known | None:
         """The weight that this is, or is taken from; None for none."""
@@ -126,6 +188,13 @@ class InLeaves(Summation):
             made = Tensor(of_leaves, requires_grad=tensor.requires_grad)
             known = self._known[id(tensor)] = _Known(tensor, made, slice(0, tensor.shape[0]))
         return known
+
+    def _weight_and_leaves(self, weight: Any) -> tuple[_Known, LayerLeaves]:
+        known = self._weight(weight)
+        assert known is not None
+        leaves = self._leaves(known.parameter)
+        assert leaves is not None
+        return known, leaves
 
     def _of_leaves(self, tensor: Any) -> Any:
         known = self._weight(tensor)
@@ -138,19 +207,18 @@ class InLeaves(Summation):
         self._known[id(tensor)] = _Known(known.parameter, tensor, rows)
         return tensor
 
-    def _leaves(self, weight: Parameter) -> LayerLeaves:
+    def _leaves(self, weight: Parameter) -> LayerLeaves | None:
+        """Those of the layer that has the weight; None for one that is never cut."""
         if id(weight) not in self._cut:
             for _, module in self.network.named_modules():
                 for parameter in module._parameters.values():
-                    if hasattr(module, "leaves"):
-                        self._cut.setdefault(id(parameter), (parameter, module.leaves))
+                    self._cut.setdefault(id(parameter), (parameter, getattr(module, "leaves", None)))
         return self._cut[id(weight)][1]
 
     # -- operations ------------------------------------------------------------------------------------------------
     def _linear(self, x: Any, weight: Any, bias: Any = None) -> Tensor:
-        known = self._weight(weight)
-        assert known is not None
-        leaves, (rows, columns, *_) = self._leaves(known.parameter), _slices(known)
+        known, leaves = self._weight_and_leaves(weight)
+        rows, columns, *_ = _slices(known)
         return linear(
             x,
             known.tensor,
@@ -161,9 +229,8 @@ class InLeaves(Summation):
         )
 
     def _conv2d(self, x: Any, weight: Any, bias: Any = None, *, groups: int = 1, method: str = "", **sizes: Any) -> Any:
-        known = self._weight(weight)
-        assert known is not None
-        leaves, (rows, columns, *_) = self._leaves(known.parameter), _slices(known)
+        known, leaves = self._weight_and_leaves(weight)
+        rows, columns, *_ = _slices(known)
         Geometry.of(x.shape, known.tensor.shape[1:], groups=groups, **sizes)  # refuses what does not fit
         return conv2d(
             x,

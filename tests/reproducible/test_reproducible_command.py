@@ -59,11 +59,6 @@ def test_twenty_steps_of_each_network(environment, network, dtype):
         (["mlp", "--dp", "3"], "--dp 3: with --reproducible valid are 1, 2, 4, 8"),
         (["mlp", "--mp", "16"], "--mp 16: with --reproducible valid are 1, 2, 4, 8"),
         (["mlp", "--allreduce", "mpi"], "--allreduce mpi: --reproducible sums in a tree of its own; leave one out"),
-        (["mlp", "--clip-norm", "1"], "--clip-norm 1.0: a norm over all weights is not summed in the tree"),
-        (
-            ["mlp", "--optimizer", "lars"],
-            "--optimizer lars: its norms are not in the tree of --reproducible; valid are sgd, adam, adamw",
-        ),
         (["lenet5_small", "--hybrid", "owt"], "--hybrid owt: does not go with --reproducible"),
         (["mlp", "--pp", "2", "--schedule", "pipedream"], "--schedule pipedream: --reproducible needs one update per"),
         (

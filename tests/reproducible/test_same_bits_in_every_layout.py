@@ -1,5 +1,6 @@
 """Losses, gradients, optimizer state and weights of every layout are those of one rank, to the last bit."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -147,7 +148,7 @@ SPLITS = {  # beside the default
 OTHERS = {"twice": twice}
 
 
-def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy, adam=False):
+def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy, adam=False, clip_norm=None):
     random = np.random.default_rng(3)
     x, y = random.random((40, 3, 4, 4)), random.integers(0, 5, 40)
     if loss is nn.mse:
@@ -156,8 +157,8 @@ def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy
     def make(parameters):
         return optim.Adam(parameters, 0.01) if adam else optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01)
 
-    build = (BUILDS | OTHERS)[name]
-    return Experiment(build, x.astype(dtype), y, make, batch_size, steps, seed=1, dtype=dtype, loss=loss)
+    build, settings = (BUILDS | OTHERS)[name], {"seed": 1, "dtype": dtype, "loss": loss, "clip_norm": clip_norm}
+    return Experiment(build, x.astype(dtype), y, make, batch_size, steps, **settings)
 
 
 def same_bits(serial, parallel):
@@ -231,6 +232,30 @@ def test_a_layer_in_two_places(comm):
     what = experiment("twice", 20, "float32", 2)
     check(comm, what, [(comm.size, 1, 1)], 2)
     check(comm, what, [(comm.size // 2, 2, 1)], 2, (split,))
+
+
+def with_norms(name):
+    """LARS, whose norms are those of single weights, and gradients shortened by the norm of all."""
+    what = experiment(name, 19, "float32", 2, clip_norm=0.05)
+    return replace(what, make_optimizer=lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3))
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", BUILDS)
+def test_norms(comm, name):
+    check(comm, with_norms(name), LAYOUTS[2], 2)
+    check(comm, with_norms(name), [(1, 2, 1)], 2, SPLITS[name])
+
+
+@pytest.mark.ranks(4, 8)
+def test_norms_on_more_ranks(comm):
+    check(comm, with_norms("features"), LAYOUTS[comm.size], 2)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_norms_are_the_ordinary_ones_up_to_rounding(name):
+    what = replace(with_norms(name), dtype="float64", x=with_norms(name).x.astype("float64"))
+    assert_same(record(what), leaves_of(what))
 
 
 @pytest.mark.parametrize("microbatches", [1, 3])
