@@ -52,6 +52,10 @@ class Summation:
         """The loss to train and test with."""
         return loss
 
+    def gradients(self, accumulate: Callable[[], Sequence[float]]) -> float:
+        """Runs forward and backward passes; afterwards the weights have gradients. Returns the sum of the losses."""
+        return sum(accumulate())
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, what goes through the network is one leaf, or any samples."""
@@ -122,8 +126,7 @@ class InLeaves(Summation):
     def loss(self, loss: Loss) -> Loss:
         return LeafLoss(loss, lambda: self._at_a_time, self._report)
 
-    def gradients(self, accumulate: Callable[[], Any]) -> float:
-        """Runs forward and backward passes; afterwards the weights have gradients. Returns the sum of the losses."""
+    def gradients(self, accumulate: Callable[[], Sequence[float]]) -> float:
         self._losses = np.zeros(self.own)
         try:
             with computed_by(self._substitutes):
