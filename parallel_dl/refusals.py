@@ -117,25 +117,11 @@ REFUSALS = (
     ),
     Refusal(
         "clip_norm",
-        "`reproducible`",
-        "a norm over all weights is not summed in the tree of `reproducible`; valid is one of the two",
-        lambda s: s.get("clip_norm") is not None and s["reproducible"],
-        {"clip_norm": 1.0, "reproducible": True},
-    ),
-    Refusal(
-        "clip_norm",
         "`variable_batch`",
         "with `variable_batch` layers are updated after each part, so there is no norm of all gradients; "
         "valid without it",
         lambda s: s.get("clip_norm") is not None and s["variable_batch"],
         {"clip_norm": 1.0, "hybrid": "owt", "scheme": "b", "variable_batch": True},
-    ),
-    Refusal(
-        "optimizer",
-        "`reproducible`",
-        "its norms are not in the tree of `reproducible`; valid are sgd, adam, adamw",
-        lambda s: s.get("optimizer") == "lars" and s["reproducible"],
-        {"optimizer": "lars", "reproducible": True},
     ),
     Refusal(
         "allreduce",

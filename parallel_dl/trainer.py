@@ -23,10 +23,10 @@ from parallel_dl.metrics import Evaluation, Tally
 from parallel_dl.model_parallel import ModelParallel, parallelize, require_serial
 from parallel_dl.mpi import Communicator, Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
-from parallel_dl.optim import LARS, Optimizer, gradient_squares
-from parallel_dl.partition import LEAVES, share
+from parallel_dl.optim import Optimizer, gradient_squares
+from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel
-from parallel_dl.reproducible import TreeSum, cut_into_leaves, in_leaves, leaf_of
+from parallel_dl.reproducible import InLeaves, Summation, TreeSum, cut_into_leaves
 from parallel_dl.schedule import ALL, Program, execute, make
 from parallel_dl.stage import WholeNetwork
 
@@ -119,14 +119,13 @@ class Trainer:
                 )
             one_blas_thread(always=True)
             cut_into_leaves(network, input_shape)
-            self.loss = loss = in_leaves(loss)
-            allreduce = "tree"
         self.is_asynchronous = layout.is_asynchronous
         """whether weights are updated between microbatches"""
-        self.leaves = LEAVES if layout.reproducible else None
-        self._data = mesh.data.in_tree() if layout.reproducible else mesh.data
-        self._model = mesh.model.in_tree() if layout.reproducible else mesh.model
-        self._loss = loss  # as it was given, or over leaves
+        self.summation = InLeaves(network, layout.dp) if layout.reproducible else Summation()
+        allreduce = self.summation.method or allreduce
+        self.loss = loss = self.summation.loss(loss)
+        self._data, self._model = self.summation.over(mesh.data), self.summation.over(mesh.model)
+        self._loss = loss  # of whole scores
         self.pipeline: PipelineParallel | None = None
         self.hybrid: OneWeirdTrick | None = None
         if (layout.splits_layers or layout.is_pipelined or layout.hybrid) and input_shape is None:
@@ -211,15 +210,14 @@ class Trainer:
             rank=self.mesh.data.rank,
             ranks=self.mesh.data.size,
             microbatches=self.layout.microbatches,
-            leaves=self.leaves,
+            leaves=self.summation.leaves,
         )
 
     def compute_gradients(self, batch: Batch) -> float:
         """Forward and backward of this rank's share, then the all-reduce. Returns this rank's summand of the loss.
 
-        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch. In a
-        reproducible layout that is done for each leaf of the batch by itself. RuntimeError for an asynchronous
-        schedule, which updates the weights in between: call `step`.
+        Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch.
+        RuntimeError for an asynchronous schedule, which updates the weights in between: call `step`.
         """
         if self.is_asynchronous:
             raise RuntimeError(f"{self.layout.schedule_name} updates the weights between microbatches: call step()")
@@ -237,18 +235,22 @@ class Trainer:
         program = self._program(len(batch.microbatches), batch.size)
         if not update:
             program = tuple(action for action in program if action.kind != "U" or action.sub_batch != ALL)
-        if self.leaves is not None:
-            computing = tuple(action for action in program if action.microbatch != ALL)
-            losses = [self._in_leaves(batch, computing)]
-            execute(program[len(computing) :], self.stage)
-            return losses
         if self.is_asynchronous:
             alone = as_batches(batch)
             losses = self._execute(program, alone, [self.updates + number for number in range(len(alone))])
             self.updates += len(alone)
             return losses
         with nullcontext() if self.pipeline is None else self.gradients.accumulate():
-            return [sum_of(self._execute(program, batch.microbatches))]
+            return [self._synchronous(program, batch.microbatches)]
+
+    def _synchronous(self, program: Program, microbatches: Sequence[Share]) -> float:
+        """The sum of the losses; in leaves the gradients are there only after the program's last microbatch."""
+        if self.summation.leaves is None:
+            return sum_of(self._execute(program, microbatches))
+        computing = tuple(action for action in program if action.microbatch != ALL)
+        loss = self.summation.gradients(lambda: self._execute(computing, microbatches))
+        execute(program[len(computing) :], self.stage)
+        return loss
 
     def _program(self, microbatches: int, batch_size: int) -> Program:
         key = microbatches, batch_size if self.hybrid is not None else 0
@@ -265,18 +267,6 @@ class Trainer:
         self.stage.begin(microbatches, [self.updates] * len(microbatches) if updates is None else updates)
         execute(program, self.stage)
         return self.stage.losses
-
-    def _in_leaves(self, batch: Batch, computing: Program) -> float:
-        """This rank's leaves one after the other, each with all microbatches, added up in a tree: its summands."""
-        own = LEAVES // self.layout.dp
-        losses, gradients = TreeSum(), TreeSum()
-        for leaf in range(own):
-            with nullcontext() if self.pipeline is None else self.gradients.accumulate():
-                of_leaf = self._execute(computing, [leaf_of(part, own, leaf) for part in batch.microbatches])
-            losses.add([np.array([sum_of(of_leaf)])])
-            gradients.add(self.gradients.take())
-        self.gradients.put(gradients.total())
-        return float(losses.total()[0][0])
 
     def step(self, batch: Batch) -> list[float]:
         """One update, or with an asynchronous schedule one per microbatch: this rank's summand of the loss before each.
@@ -307,13 +297,11 @@ class Trainer:
 
         It is the same on every rank. Every value counts once, whichever ranks have it. All ranks call it together.
         """
-        own = self._counted_once(gradient_squares(self.optimizer.parameters), self.optimizer.parameters)
-        own = own.sum(keepdims=True)
+        parameters = self.optimizer.parameters
+        own = self._counted_once(gradient_squares(parameters, self.summation.squares_of), parameters)
         # first over the pieces of a stage's weights, then over the stages
-        for axis in (self.parallel.comm if self.parallel else self.mesh.model, self.mesh.pipe):
-            if axis.size > 1:
-                own = axis.labelled("norms").all_reduce(own)
-        return math.sqrt(own[0])
+        axes = self.parallel.comm if self.parallel else self.mesh.model, self.mesh.pipe
+        return math.sqrt(self.summation.sum_of_squares(own, parameters, [axis.labelled("norms") for axis in axes]))
 
     def _made(self, make_optimizer: Callable[[Any], Optimizer], parameters: Sequence[Parameter]) -> Optimizer:
         """An optimizer of these parameters, or some of them; see `_knowing_norms`."""
@@ -343,21 +331,22 @@ class Trainer:
 
         def whole_squares(squares: np.ndarray) -> np.ndarray:
             own = self._counted_once(squares, optimizer.parameters)
-            return own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
+            whole = own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
+            return self.summation.whole_squares(whole)
 
-        if self.layout.reproducible and isinstance(optimizer, LARS):
-            raise InputError("LARS: its norms are not summed in the tree of a reproducible layout; valid is SGD")
-        optimizer.whole_squares = whole_squares
+        optimizer.squares_of, optimizer.whole_squares = self.summation.squares_of, whole_squares
         return optimizer
 
     def _counted_once(self, squares: np.ndarray, parameters: Sequence[Parameter]) -> np.ndarray:
-        """(..., parameters): of what all ranks that share the layers have in full, zeros on all of them but the first.
+        """Of what all ranks that share the layers have in full, zeros on all of them but the first.
 
-        In a hybrid these are the ranks of the data axis, too: what was summed over them is the same on all.
+        Squares are (..., parameters), or in leaves (..., parameters, summands). In a hybrid these ranks are
+        those of the data axis, too: what was summed over them is the same on all.
         """
         if self.parallel is None or self.parallel.comm.rank == 0:
             return squares
-        return np.where([parameter.piece is not None for parameter in parameters], squares, 0.0)
+        has_piece = np.array([parameter.piece is not None for parameter in parameters])
+        return np.where(has_piece if self.summation.leaves is None else has_piece[:, np.newaxis], squares, 0.0)
 
     def _update_between(self) -> None:
         """An update of this rank's stage by one microbatch."""
@@ -439,7 +428,7 @@ class Trainer:
         self.network.eval()
         own = self._own_parts(len(x))
         tallies = [Tally(self._loss, len(x)) for _ in own]
-        with no_grad():
+        with no_grad(), self.summation.evaluating():
             for tally, part in zip(tallies, own):
                 for piece in _pieces(part, batch_size):
                     self._test_piece(tally, x[piece], y[piece])
@@ -449,7 +438,7 @@ class Trainer:
         """The outputs that this rank has in `test(x, ...)`: number of the first sample -> whole outputs (k, ...)."""
         self.network.eval()
         found = {}
-        with no_grad():
+        with no_grad(), self.summation.evaluating():
             for part in self._own_parts(len(x)):
                 for piece in _pieces(part, batch_size):
                     scores = self._scores(x[piece])
@@ -462,7 +451,7 @@ class Trainer:
         if self.hybrid is not None:  # all ranks go through all samples together
             return [slice(0, samples)]
         ranks, rank = self.mesh.data.size, self.mesh.data.rank
-        each = 1 if self.leaves is None else self.leaves // ranks
+        each = (self.summation.leaves or ranks) // ranks
         return [share(samples, ranks * each, rank * each + number) for number in range(each)]
 
     def _test_piece(self, tally: Tally, x: np.ndarray, y: np.ndarray) -> None:

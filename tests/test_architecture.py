@@ -41,7 +41,7 @@ OURS = {
     "networks": {"nn", *BASE},
     "mesh": BASE,
     "cost": {"nn", "convolution", "mesh", "splits", "schedule", *BASE},
-    "splits": {"nn", "autograd", "convolution", "mesh", "reproducible", *BASE},
+    "splits": {"nn", "autograd", "convolution", "mesh", *BASE},
     "schedule": BASE,
     "stage": {"nn", "datasets", "schedule", *BASE},
     "optim": {"nn", *BASE},
@@ -49,7 +49,7 @@ OURS = {
     "mpi": {"autograd", "launch", "mesh", *BASE},
     "data_parallel": {"mpi", "nn", *BASE},
     "pipeline_parallel": {"mpi", "nn", "autograd", "cost", "datasets", "schedule", *BASE},
-    "reproducible": {"nn", "autograd", "convolution", "datasets", *BASE},
+    "reproducible": {"nn", "autograd", "convolution", "optim", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "mesh", "splits", *BASE},
     "hybrid": {
         *{"mpi", "nn", "autograd", "optim", "cost", "mesh", "splits", "schedule", "datasets", "model_parallel"},

@@ -9,7 +9,7 @@ from parallel_dl.autograd.backward_pass import Deferred, backward, is_in_backwar
 from parallel_dl.autograd.gradcheck import gradcheck
 from parallel_dl.autograd.meeting import abandon
 from parallel_dl.autograd.memory import keep_freed_memory
-from parallel_dl.autograd.tape import is_grad_enabled, no_grad, once, primitive
+from parallel_dl.autograd.tape import computed_by, is_grad_enabled, no_grad, once, primitive
 
 keep_freed_memory()
 
@@ -18,6 +18,7 @@ __all__ = [
     "Tensor",
     "abandon",
     "backward",
+    "computed_by",
     "gradcheck",
     "is_grad_enabled",
     "is_in_backward",

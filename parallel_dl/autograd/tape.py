@@ -10,7 +10,7 @@ argument; a pullback maps the gradient of y to the gradient of that argument. `b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,6 +23,13 @@ from parallel_dl.autograd.tensor import Array, Tensor
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _is_recording = _recording.get
+
+Substitutes = Mapping[Any, Callable[..., Any]]
+"""operation -> what computes it at the moment"""
+
+_NONE: Substitutes = {}
+_substitutes: ContextVar[Substitutes] = ContextVar("substitutes", default=_NONE)
+_substitutes_now = _substitutes.get
 
 
 def primitive(function: Callable | None = None, *, collective: bool = False) -> Any:
@@ -44,6 +51,11 @@ def primitive(function: Callable | None = None, *, collective: bool = False) -> 
 
     @functools.wraps(function)
     def apply(*arguments: Any, **static: Any) -> Any:
+        substitutes = _substitutes_now()
+        if substitutes and apply in substitutes:
+            made = substitutes[apply](*arguments, **static)
+            if made is not NotImplemented:
+                return made
         values: list[Any] = []
         tracked = []  # positions of the arguments that get an edge
         for argument in arguments:
@@ -125,6 +137,20 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _recording.set(before)
+
+
+@contextmanager
+def computed_by(substitutes: Substitutes) -> Iterator[None]:
+    """Inside, operations of this thread are computed by `substitutes`: functions of the same arguments, by operation.
+
+    They get the tensors themselves. One may return NotImplemented: then the operation itself computes it.
+    """
+    before = _substitutes.get()
+    _substitutes.set(substitutes)
+    try:
+        yield
+    finally:
+        _substitutes.set(before)
 
 
 def is_grad_enabled() -> bool:

@@ -74,26 +74,6 @@ class Exchange:
         for parameter, view, ranks in zip(self.parameters, self.gradients.total_views, present):
             parameter.grad = view if ranks else None
 
-    def take(self) -> np.ndarray:
-        """A copy of this rank's gradients and flags; it has no gradients afterwards."""
-        self.gather()
-        for parameter in self.parameters:
-            parameter.grad = None
-        return self.local.copy()
-
-    def put(self, given: np.ndarray) -> None:
-        """Makes what `take` gave, or a sum of such arrays, this rank's gradients."""
-        self.local[...] = given
-        for parameter, view, flag in zip(self.parameters, self.gradients.views, self._flags):
-            parameter.grad = None
-            if flag:
-                buffer = parameter.grad_buffer
-                if buffer is None:
-                    buffer = view.copy()
-                elif buffer is not view:
-                    buffer[...] = view
-                parameter.grad = buffer
-
     def free(self) -> None:
         """Gives the memory back (collective)."""
         self.gradients.leave()

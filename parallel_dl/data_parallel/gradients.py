@@ -171,7 +171,8 @@ class GradientAllReduce:
         self._statistics: Communicator | None = None
         if any(batch_norm_layers(network, "global") for network in self.networks) and self.comm.size > 1:
             # apart from the buckets, which leave when a rank has completed them
-            self._statistics = self.comm.duplicate(f"{self.comm.name}, batch norm")
+            statistics = self.comm.duplicate(f"{self.comm.name}, batch norm")
+            self._statistics = statistics.in_tree() if self.comm.sums_in_tree else statistics
         for network in self.networks:
             synchronize_batch_norm(network, self._statistics or self.comm)
 
@@ -400,25 +401,6 @@ class GradientAllReduce:
                     earlier.start(self._exchange)
 
         return hook
-
-    def take(self) -> list[np.ndarray]:
-        """Copies of this rank's gradients, one flat array per dtype, and after them which parameters have one.
-
-        They have none afterwards. `put` gives back such arrays, or their sums element by element.
-        InputError for a parameter that was unfrozen since: its gradient would not be among them.
-        """
-        if opened := self._opened():
-            name = self.parameters[opened[0]].name
-            raise InputError(f"{name} was unfrozen after its GradientAllReduce was made: make a new one")
-        own = [exchange.take() for exchange in self._exchanges]
-        return own if self._of_partial is None else [*own, *self._of_partial.take()]
-
-    def put(self, arrays: Sequence[np.ndarray]) -> None:
-        """Makes these, from `take`, this rank's gradients."""
-        for exchange, given in zip(self._exchanges, arrays):
-            exchange.put(given)
-        if self._of_partial is not None:
-            self._of_partial.put(arrays[len(self._exchanges) :])
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:

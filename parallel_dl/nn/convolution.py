@@ -28,9 +28,6 @@ class Conv2d(Module):
     Raises InputError for arguments, or an input, that do not fit together.
     """
 
-    leaves: Any = None
-    """how it computes in leaves (`parallel_dl.reproducible`), whatever the method; None where it does not"""
-
     def __init__(
         self,
         in_channels: int,
@@ -80,9 +77,6 @@ class Conv2d(Module):
             raise self.input_error(x, str(error)) from None
 
     def forward(self, x: Any) -> Tensor:
-        if self.leaves is not None:
-            self.geometry(x)
-            return self.leaves(x, self.weight, self.bias)
         try:
             return ops.conv2d(x, self.weight, self.bias, **self._sizes, method=self.method)
         except InputError as error:
@@ -173,9 +167,6 @@ class AvgPool2d(_Pool2d):
 class GlobalAvgPool2d(Module):
     """The mean of each whole image: (n, c, h, w) -> (n, c, 1, 1)."""
 
-    leaves: Any = None
-    """how it adds up in the same order in every layout (`parallel_dl.reproducible`); None where it does not"""
-
     def require(self, x: Any) -> None:
         """Raises InputError for an x that is not a batch of images."""
         if len(x.shape) != 4:
@@ -183,8 +174,6 @@ class GlobalAvgPool2d(Module):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        if self.leaves is not None:
-            return self.leaves(x)
         return ops.mean(x, axis=(2, 3), keepdims=True)
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -23,9 +23,6 @@ class Linear(Module):
     Both start uniform in +-1/sqrt(in_features), PyTorch's default. Raises InputError for another input width.
     """
 
-    leaves: Any = None
-    """how it computes in leaves (`parallel_dl.reproducible`); None where it makes one product"""
-
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         if in_features < 0 or out_features < 0:
@@ -42,7 +39,7 @@ class Linear(Module):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        return (self.leaves or ops.linear)(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(..., in_features) -> (..., out_features); InputError for another width."""

@@ -175,9 +175,6 @@ class LayerNorm(_Normalization):
     none. Raises InputError for another shape.
     """
 
-    leaves: Any = None
-    """how it adds up in the same order in every layout (`parallel_dl.reproducible`); None where it does not"""
-
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -200,8 +197,7 @@ class LayerNorm(_Normalization):
 
     def forward(self, x: Any) -> Tensor:
         self.require(x)
-        operation = self.leaves or ops.layer_norm
-        return operation(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
+        return ops.layer_norm(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
 
     def operations(self, input_shape: Shape) -> Operations:
         """As batch norm, over the features of a sample: W = N features, D = log2 features."""

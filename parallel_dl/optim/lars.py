@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from parallel_dl.nn.flat import BLOCK, in_blocks
-from parallel_dl.optim.norms import gradient_squares, sum_of_squares
+from parallel_dl.optim.norms import gradient_squares
 from parallel_dl.optim.optimizer import Optimizer, Parameters
 from parallel_dl.optim.options import Option, Options, require, require_momentum, require_weight_decay
 from parallel_dl.optim.rates import RatePolicy
@@ -25,8 +25,9 @@ class LARS(Optimizer):
     (biases, the scales and shifts of normalisations) have ratio 1 and no weight decay, as is usual; so have, for the
     ratio, a weight or gradient that is all zeros. `trust_ratios` has the ratios of the last step, by parameter.
 
-    The norms are those of whole weights: where ranks have pieces, give `whole_squares` (the `Trainer` does). Raises
-    InputError for a momentum outside 0..1, a negative weight decay or eps, and a trust that is not above 0.
+    The norms are those of whole weights: where ranks have pieces, give `squares_of` and `whole_squares` (the
+    `Trainer` does). Raises InputError for a momentum outside 0..1, a negative weight decay or eps, and a trust that is
+    not above 0.
     """
 
     rule = "lars"
@@ -83,8 +84,9 @@ class LARS(Optimizer):
 
     def _ratios(self, scale: float) -> list[float]:
         """The ratio of each parameter, from norms of whole weights and `scale` times their whole gradients."""
-        weights = [sum_of_squares(p.data) if a else 0.0 for p, a in zip(self.parameters, self.adapted)]
-        squares = self.whole_squares(np.array([weights, gradient_squares(self.parameters)]))  # (2, parameters)
+        weights = [self.squares_of(p, p.data if a else None) for p, a in zip(self.parameters, self.adapted)]
+        of_gradients = gradient_squares(self.parameters, self.squares_of)
+        squares = self.whole_squares(np.array([weights, of_gradients]))  # (2, parameters)
         of_weight, of_gradient = np.sqrt(squares)
         of_gradient = scale * of_gradient
         usual = np.array(self.adapted) & (of_weight > 0) & (of_gradient > 0)

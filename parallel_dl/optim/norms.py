@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,15 @@ def sum_of_squares(array: np.ndarray) -> float:
     return total
 
 
-def gradient_squares(parameters: Iterable[Parameter]) -> np.ndarray:
-    """(parameters,) float64: the sum of squares of each gradient, 0 where there is none."""
-    return np.array([0.0 if p.grad is None else sum_of_squares(p.grad) for p in parameters])
+SquaresOf = Callable[[Parameter, "np.ndarray | None"], Any]
+"""a parameter, and its values or gradient or None -> the sum of their squares, or a row of summands of it"""
+
+
+def squares_of(parameter: Parameter, array: np.ndarray | None) -> float:
+    """The sum of squares of the values, or gradient, of a parameter; 0 for None."""
+    return 0.0 if array is None else sum_of_squares(array)
+
+
+def gradient_squares(parameters: Iterable[Parameter], squares_of: SquaresOf = squares_of) -> np.ndarray:
+    """(parameters,) float64: the sum of squares of each gradient, 0 where there is none; or its rows of summands."""
+    return np.array([squares_of(parameter, parameter.grad) for parameter in parameters])

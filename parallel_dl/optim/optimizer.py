@@ -12,6 +12,7 @@ import numpy as np
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.nn import Newcomers, Parameter, ordered
 from parallel_dl.nn.flat import BLOCK, Piece, Stretch, in_blocks
+from parallel_dl.optim.norms import SquaresOf, squares_of
 from parallel_dl.optim.options import Option, Options, is_number, require
 from parallel_dl.optim.rates import RatePolicy
 from parallel_dl.optim.state import Part
@@ -41,8 +42,10 @@ class Optimizer:
     TypeError for anything but a list of parameters or groups, InputError for a parameter that is given twice and for
     options out of range.
 
-    `whole_squares` is for rules that need norms where ranks have only pieces of weights: from the sums of squares of
-    this rank's pieces, (..., parameters), it makes those of whole weights, of the same shape. Each step calls it once.
+    `squares_of` and `whole_squares` are for rules that need norms where ranks have only pieces of weights. The first
+    gives the sum of squares of this rank's piece of a parameter (`norms.SquaresOf`). From all of them, (...,
+    parameters) or (..., parameters, summands), the second makes those of whole weights, (..., parameters); each step
+    calls it once.
     """
 
     rule: ClassVar[str] = ""
@@ -57,6 +60,7 @@ class Optimizer:
     def __init__(self, parameters: Parameters, lr: float | RatePolicy, **options: Any) -> None:
         self.defaults = {"lr": lr, **options}
         self.updates = 0
+        self.squares_of: SquaresOf = squares_of
         self.whole_squares: Callable[[np.ndarray], np.ndarray] = as_they_are
         self.param_groups: list[dict[str, Any]] = []
         self.parameters: list[Parameter] = []
@@ -330,7 +334,7 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "_parts"}
         left_out = self._left_out if self._newcomers is None else self._newcomers.left_out
-        afresh = {"_newcomers": None, "whole_squares": as_they_are}
+        afresh = {"_newcomers": None, "squares_of": squares_of, "whole_squares": as_they_are}
         return {**state, **afresh, "_left_out": left_out, "_saved": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ in its place would, and changes nothing else, so it does not matter which rank h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,18 +27,50 @@ from parallel_dl.partition import LEAVES, shares
 Array = np.ndarray
 
 
+class Band(NamedTuple):
+    """What is computed at a time of a dimension that is not added up: `part` of what a rank has, in a block of zeros.
+
+    The block has the same length on every rank, and the part begins at the same place in it: so a product has one
+    shape, and an element of it one place, in every layout.
+    """
+
+    part: slice
+    at: int
+    length: int
+
+    @property
+    def inside(self) -> slice:
+        """Where the part lies in the block."""
+        return slice(self.at, self.at + self.part.stop - self.part.start)
+
+    def fill(self, array: Array, axis: int) -> Array:
+        """The part along `axis` in its block, contiguous."""
+        part = array[(slice(None),) * axis + (self.part,)]
+        if part.shape[axis] == self.length:
+            return np.ascontiguousarray(part)
+        block = np.zeros((*array.shape[:axis], self.length, *array.shape[axis + 1 :]), array.dtype)
+        block[(slice(None),) * axis + (self.inside,)] = part
+        return block
+
+    def take(self, block: Array, axis: int) -> Array:
+        """The inverse of `fill`, a view."""
+        return block[(slice(None),) * axis + (self.inside,)]
+
+
 @dataclass(frozen=True)
 class Own:
     """The leaves, of those that have elements, that one rank has: `sizes`, the first of which is number `first`.
 
     `block` is the length that every leaf of the dimension is filled up to with zeros; `some_empty` says whether any of
-    them, on any rank, has no elements.
+    them, on any rank, has no elements. They begin at element `start` of the dimension's `length`.
     """
 
     sizes: tuple[int, ...]
     first: int
     block: int
     some_empty: bool
+    start: int
+    length: int
 
     @cached_property
     def are_full(self) -> bool:
@@ -48,6 +81,12 @@ class Own:
     def slices(self) -> list[slice]:
         """Where each leaf lies in what the rank has."""
         return [slice(start, stop) for start, stop in pairwise(accumulate(self.sizes, initial=0))]
+
+    def bands(self, together: bool) -> list[Band]:
+        """Where the dimension is not added up: all of it at a time (on a rank with a part, too), or leaf by leaf."""
+        if not together:
+            return [Band(part, 0, self.block) for part in self.slices]
+        return [Band(slice(0, sum(self.sizes)), self.start, self.length)] if self.sizes else []
 
     def cut(self, array: Array, axis: int) -> Array:
         """Axis `axis` of length n as (leaves, ..., block, ...): a new array, contiguous, filled up with zeros."""
@@ -94,26 +133,35 @@ class Leaves:
     @classmethod
     def even(cls, length: int) -> Leaves:
         """A dimension of this length in LEAVES leaves, see `partition`."""
-        return cls(tuple(shares(length, LEAVES)))
+        return _even(length)
 
     def times(self, length: int) -> Leaves:
         """Each element stands for so many: of channels, what is left of them when an image is made flat."""
         return Leaves(tuple(size * length for size in self.sizes))
-
-    def inside(self, part: slice) -> Leaves:
-        """The same leaves, without what is not in `part`."""
-        edges = list(accumulate(self.sizes, initial=0))
-        return Leaves(tuple(max(0, min(b, part.stop) - max(a, part.start)) for a, b in pairwise(edges)))
 
     def of_ranks(self, ranks: int) -> tuple[int, ...]:
         """How many elements each of so many ranks has, equally many leaves each."""
         each = len(self.sizes) // ranks
         return tuple(sum(self.sizes[rank * each : (rank + 1) * each]) for rank in range(ranks))
 
-    def within(self, part: slice | None = None) -> Own:
-        """The leaves in `part` of the dimension (None: all), which begins and ends where leaves do; else ValueError."""
-        stop = sum(self.sizes) if part is None else part.stop
-        return _own(self.sizes, 0 if part is None else part.start, stop)
+    def within(self, part: slice | None = None, whole: slice | None = None) -> Own:
+        """The leaves in `part` of the dimension (None: all), which begins and ends where leaves do; else ValueError.
+
+        With `whole`, another slice, they are the leaves of that one alone, whose edges may cut some of them.
+        """
+        sizes, length = self.sizes, sum(self.sizes)
+        if whole is not None:
+            edges = list(accumulate(sizes, initial=0))
+            sizes = tuple(max(0, min(b, whole.stop) - max(a, whole.start)) for a, b in pairwise(edges))
+            length = whole.stop - whole.start
+        start, stop = (0, length) if part is None else (part.start, part.stop)
+        offset = 0 if whole is None or part is None else whole.start
+        return _own(sizes, start - offset, stop - offset)
+
+
+@cache
+def _even(length: int) -> Leaves:
+    return Leaves(tuple(shares(length, LEAVES)))
 
 
 @cache
@@ -123,7 +171,45 @@ def _own(sizes: tuple[int, ...], start: int, stop: int) -> Own:
     own = tuple(sizes[number] for number in numbers)
     if sum(own) != stop - start or (numbers and starts[numbers[0]] != start):
         raise ValueError(f"{start} to {stop} is no union of leaves of sizes {sizes}")
-    return Own(own, numbers[0] if numbers else 0, max(sizes), 0 in sizes)
+    return Own(own, numbers[0] if numbers else 0, max(sizes), 0 in sizes, start, starts[-1])
+
+
+# -- the samples of a rank -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring leaves of a rank's samples with `size` samples each: numbers `leaves`, samples `rows`."""
+
+    leaves: slice
+    rows: slice
+    size: int
+
+    @property
+    def count(self) -> int:
+        """How many leaves."""
+        return self.leaves.stop - self.leaves.start
+
+    def of(self, array: Array, axis: int = 0, per_sample: int = 1) -> Array:
+        """Axis `axis`, with so many elements per sample, as two: (..., count, size per_sample, ...); a view."""
+        rows = slice(self.rows.start * per_sample, self.rows.stop * per_sample)
+        shape = (*array.shape[:axis], self.count, self.size * per_sample, *array.shape[axis + 1 :])
+        return array[(slice(None),) * axis + (rows,)].reshape(shape)
+
+
+@cache
+def runs(samples: int, leaves: int, most: int | None = None) -> tuple[Run, ...]:
+    """So many samples in `leaves` leaves, as `partition.shares` cuts them, without the empty ones.
+
+    Leaves of one size are together, but at most `most` of them.
+    """
+    return tuple(_runs(samples, leaves, most or leaves))
+
+
+def _runs(samples: int, leaves: int, most: int) -> Iterator[Run]:
+    size, longer = divmod(samples, leaves)
+    for first, stop, length, offset in ((0, longer, size + 1, 0), (longer, leaves, size, longer)):
+        for start in range(first, stop if length else first, most):
+            end = min(start + most, stop)
+            yield Run(slice(start, end), slice(offset + start * length, offset + end * length), length)
 
 
 def sum_of_leaves(stack: Array, first: int = 0) -> Array:

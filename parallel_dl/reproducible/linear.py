@@ -1,84 +1,107 @@
-"""A fully connected layer over leaves of its features: y = sum over input leaves of x_i W_oi^T, for each output leaf o.
+"""A fully connected layer over leaves: y = sum over input leaves i of x_i W_i^T, for each leaf of samples by itself.
 
-Every product is of two blocks whose shapes the whole layer decides, of contiguous copies: BLAS then gives the same bits
-on whichever rank it is computed. With I input and O output leaves a rank makes I O small products where an ordinary
-layer makes one.
+Every product is of two blocks whose shapes the whole layer and the leaf of samples decide, of contiguous copies: BLAS
+then gives the same bits on whichever rank it is computed. What is added up (inputs forward; outputs, and samples,
+backward) is cut into leaves. What is not is computed all at a time, on a rank with a part of it with zeros in the place
+of the rest; only in large layers it is computed leaf by leaf, too, so that ranks divide the work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
-from parallel_dl.autograd import Tensor, once, primitive
-from parallel_dl.reproducible.leaves import Leaves, Own, sum_of_rows
+from parallel_dl.autograd import once, primitive
+from parallel_dl.reproducible.leaves import Own, runs, sum_of_rows
+
+SMALL = 1 << 16
+"""values of a whole weight up to which dividing a product is not worth its calls"""
 
 
 @primitive
-def linear(x, weight, bias=None, *, inputs, outputs):
-    """`ops.linear` over leaves: x (..., in), weight (out, in), bias (out,) or None; gives (..., out).
+def linear(x, weight, bias=None, *, inputs, outputs, together):
+    """`ops.linear` over leaves: x (n, ..., in), weight (leaves, out, in), bias (leaves, out) or None; (n, ..., out).
 
+    The samples are as many leaves as there are weights, which are all equal: so each leaf has a gradient of its own.
     `inputs` and `outputs` (`leaves.Own`) are the leaves that this rank has of either dimension. What is added up over
-    leaves is this rank's part of the sum, where others have the rest.
+    leaves is this rank's part of the sum, where others have the rest. `together`: see above.
     """
     dtype = np.result_type(x, weight)
-    rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    xs = inputs.cut(rows.astype(dtype, copy=False), 1)  # (I, n, block)
-    ws = inputs.cut(outputs.cut(weight.astype(dtype, copy=False), 0), 2)  # (I, O, block, block)
-    parts = np.matmul(xs[:, np.newaxis], ws.swapaxes(2, 3))  # (I, O, n, block)
-    value = outputs.join(inputs.add_up(parts), 1)
+    n, w, width = len(x), weight[0].astype(dtype, copy=False), weight.shape[1]
+    per_sample = int(np.prod(x.shape[1:-1]))
+    rows = np.ascontiguousarray(x.reshape(n * per_sample, x.shape[-1]), dtype)
+    of_samples = runs(n, len(weight))
+    xs = inputs.cut(rows, 1)  # (I, rows, block)
+    value = np.empty((len(rows), width), dtype)
+    for band in outputs.bands(together):
+        ws = inputs.cut(band.fill(w, 0), 1)[:, np.newaxis].swapaxes(2, 3)  # (I, 1, block, N)
+        for run in of_samples:
+            parts = np.matmul(run.of(xs, 1, per_sample), ws)  # (I, count, rows, N)
+            run.of(value, 0, per_sample)[:, :, band.part] = band.take(inputs.add_up(parts), 2)
     if bias is not None:
-        value += bias
-    flat = once(lambda g: np.array(g.reshape(len(rows), g.shape[-1]), dtype, order="C"))
-    cut = once(lambda g: outputs.cut(flat(g), 1))  # (O, n, block)
+        value += bias[0]
+    flat = once(lambda g: np.array(g.reshape(len(rows), width), dtype, order="C"))
 
     def gradient_x(g):
-        parts = np.matmul(cut(g), ws)  # (I, O, n, block)
-        return inputs.join(outputs.add_up(parts.swapaxes(0, 1)), 1).reshape(x.shape)
+        gs, gradient = outputs.cut(flat(g), 1), np.empty_like(rows)  # gs (O, rows, block)
+        for band in inputs.bands(together):
+            ws = outputs.cut(band.fill(w, 1), 0)[:, np.newaxis]  # (O, 1, block, K)
+            for run in of_samples:
+                parts = np.matmul(run.of(gs, 1, per_sample), ws)  # (O, count, rows, K)
+                run.of(gradient, 0, per_sample)[:, :, band.part] = band.take(outputs.add_up(parts), 2)
+        return gradient.reshape(x.shape)
 
     def gradient_weight(g):
-        blocks = np.matmul(cut(g).swapaxes(1, 2), xs[:, np.newaxis])  # (I, O, block, block)
-        return outputs.join(inputs.join(blocks, 2), 0)
+        gradient = np.zeros(weight.shape, dtype)
+        for band_out in outputs.bands(together):
+            of_outputs = band_out.fill(flat(g), 1)  # (rows, N)
+            for band_in in inputs.bands(together):
+                of_inputs = band_in.fill(rows, 1)  # (rows, K)
+                for run in of_samples:
+                    left, right = run.of(of_outputs, 0, per_sample), run.of(of_inputs, 0, per_sample)
+                    product = np.matmul(left.swapaxes(1, 2), right)  # (count, N, K)
+                    own = band_in.take(band_out.take(product, 1), 2)
+                    gradient[run.leaves, band_out.part, band_in.part] = own
+        return gradient
 
-    return value.reshape(*x.shape[:-1], value.shape[1]), (
-        gradient_x,
-        gradient_weight,
-        lambda g: sum_over_samples(flat(g)),
-    )
+    def gradient_bias(g):
+        return sums_of_samples(flat(g), len(weight), n)
+
+    return value.reshape(*x.shape[:-1], width), (gradient_x, gradient_weight, gradient_bias)
 
 
 @primitive
 def add_bias(y, bias):
-    """y (n, features) or (n, channels, h, w) + bias (features or channels,), its gradient added up as in the layers.
+    """y (n, ..., features) + bias (leaves, features), or y (n, channels, h, w) + bias (leaves, channels, 1, 1)."""
 
-    (..., features) is reshaped to rows before.
-    """
-    wide = bias.reshape(len(bias), *(1,) * (y.ndim - 2))
-    return y + wide, (lambda g: g, lambda g: sum_over_samples(np.asarray(g, y.dtype)))
+    def gradient(g):
+        g = np.asarray(g, y.dtype)
+        if bias.ndim == 2:
+            rows = np.ascontiguousarray(g.reshape(int(np.prod(g.shape[:-1])), g.shape[-1]))
+            return sums_of_samples(rows, len(bias), len(g))
+        return sums_of_pixels(g, len(bias)).reshape(bias.shape)
 
-
-def sum_over_samples(g: np.ndarray) -> np.ndarray:
-    """The gradient of a bias: g (n, features) or (n, channels, h, w) added up over all axes but the second."""
-    rows = g.transpose(*range(2, g.ndim), 0, 1)
-    return sum_of_rows(np.array(rows.reshape(int(np.prod(rows.shape[:-1])), g.shape[1]), order="C"))
+    return y + bias[0], (lambda g: g, gradient)
 
 
-@dataclass(frozen=True)
-class LinearInLeaves:
-    """What a Linear computes with: its leaves, all of them, of which a split layer's weight tells the rank's own."""
-
-    inputs: Leaves
-    outputs: Leaves
-
-    def __call__(self, x: Any, weight: Any, bias: Any = None) -> Tensor:
-        """As `ops.linear`."""
-        outputs, inputs = own_leaves(weight, self.outputs, self.inputs)
-        return linear(x, weight, bias, inputs=inputs, outputs=outputs)
+def sums_of_samples(rows: np.ndarray, leaves: int, samples: int) -> np.ndarray:
+    """Rows (samples per_sample, features), equally many per sample, added up in each leaf: (leaves, features)."""
+    total = np.zeros((leaves, rows.shape[1]), rows.dtype)
+    for run in runs(samples, leaves):
+        total[run.leaves] = sum_of_rows(run.of(rows, 0, len(rows) // samples).swapaxes(0, 1))
+    return total
 
 
-def own_leaves(weight: Any, *dimensions: Leaves) -> tuple[Own, ...]:
+def sums_of_pixels(images: np.ndarray, leaves: int) -> np.ndarray:
+    """Images (samples, channels, h, w) added up over pixels and samples in each leaf: (leaves, channels)."""
+    samples, channels, height, width = images.shape
+    total = np.zeros((leaves, channels), images.dtype)
+    for run in runs(samples, leaves):
+        pixels = run.of(images).transpose(3, 4, 1, 0, 2)  # (h, w, size, count, channels)
+        total[run.leaves] = sum_of_rows(pixels.reshape(height * width * run.size, run.count, channels))
+    return total
+
+
+def own_leaves(weight, *dimensions) -> tuple[Own, ...]:
     """The leaves of a parameter's first dimensions that are in its piece."""
     piece = weight.piece or ()
     return tuple(leaves.within(piece[axis] if axis < len(piece) else None) for axis, leaves in enumerate(dimensions))

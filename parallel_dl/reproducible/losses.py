@@ -1,4 +1,4 @@
-"""Losses whose sums are made over leaves: classes in leaves for each sample, then the samples of a sub-batch.
+"""Losses over leaves: each sample's classes in leaves, then the samples of each leaf, then the leaves.
 
 Where the classes are divided among ranks, each calls the same function with its slice of the scores, the `part` of the
 classes that it has, and `combine`, which finishes a sum over the ranks: every rank then has the whole loss. In a serial
@@ -8,22 +8,58 @@ run there is nothing to finish. The gradients of scores need no exchange.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from parallel_dl import nn
-from parallel_dl.autograd import Tensor, primitive
+from parallel_dl.autograd import Tensor, ops, primitive
 from parallel_dl.autograd.ops.classification import answers, class_numbers, one_hot
 from parallel_dl.errors import InputError
-from parallel_dl.reproducible.leaves import Leaves, Own, sum_of_rows
+from parallel_dl.reproducible.leaves import Leaves, Own, runs, sum_of_leaves, sum_of_rows
 
 Combine = Callable[[np.ndarray, str], np.ndarray]
 """(array, "sum" or "max") -> that over the ranks that share a network"""
+Report = Callable[[np.ndarray], None]
+"""is told the losses (leaves,) of each leaf of samples"""
 
 
 def _alone(array: np.ndarray, operation: str) -> np.ndarray:
     return array
+
+
+class LeafLoss:
+    """`loss`, of which each leaf of samples makes its own sum; `leaves()` says how many, `report` is told the sums.
+
+    One of the user's own is called for each leaf by itself, with whole scores.
+    """
+
+    def __init__(self, loss: Callable[..., Any], leaves: Callable[[], int], report: Report) -> None:
+        self.loss, self.leaves, self.report = loss, leaves, report
+        self._known = {nn.cross_entropy: cross_entropy, nn.logistic_loss: logistic_loss}.get(loss)
+        if self._known is not None:
+            self.of_slices = self._of_slices
+
+    def __call__(self, scores: Any, targets: Any, total: float | None = None, **slices: Any) -> Tensor:
+        """The sum of this rank's leaves."""
+        if self._known is None:
+            return self._one_by_one(scores, targets, total)
+        return self._known(scores, targets, total, leaves=self.leaves(), report=self.report, **slices)
+
+    def _of_slices(self, part: slice, classes: int, combine: Combine) -> Callable[..., Tensor]:
+        """The whole loss, on every rank, from scores (n, those in `part` of `classes`)."""
+        return partial(self, part=part, classes=classes, combine=combine)
+
+    def _one_by_one(self, scores: Any, targets: Any, total: float | None) -> Tensor:
+        targets, found = _array(targets), np.zeros(self.leaves())
+        whole = None
+        for run in runs(len(targets), len(found), 1):
+            value = self.loss(ops.index(scores, index=run.rows), targets[run.rows], total)
+            found[run.leaves] = value.item()
+            whole = value if whole is None else ops.add(whole, value)  # for the gradient, which of each is 1
+        self.report(found)
+        return self.loss(scores, targets, total) if whole is None else whole
 
 
 def cross_entropy(
@@ -33,6 +69,8 @@ def cross_entropy(
     part: slice | None = None,
     classes: int | None = None,
     combine: Combine = _alone,
+    leaves: int = 1,
+    report: Report | None = None,
 ) -> Tensor:
     """`nn.cross_entropy` over leaves; logits (n, classes), or (n, those in `part` of `classes`)."""
     targets = _array(targets)
@@ -41,8 +79,10 @@ def cross_entropy(
     count = logits.shape[1] if classes is None else classes
     targets = class_numbers(targets, count, "cross_entropy")
     own, first = Leaves.even(count).within(part), 0 if part is None else part.start
-    given = max(targets.size, 1) if total is None else total
-    return _cross_entropy(logits, targets=targets, first=first, classes=count, own=own, combine=combine, total=given)
+    summing = {"own": own, "combine": combine, "leaves": leaves, "report": report}
+    return _cross_entropy(
+        logits, targets=targets, first=first, total=max(targets.size, 1) if total is None else total, **summing
+    )
 
 
 def logistic_loss(
@@ -52,6 +92,8 @@ def logistic_loss(
     part: slice | None = None,
     classes: int | None = None,
     combine: Combine = _alone,
+    leaves: int = 1,
+    report: Report | None = None,
 ) -> Tensor:
     """`nn.logistic_loss` over leaves; logits (n, classes), or (n, those in `part` of `classes`), but whole targets."""
     targets = _array(targets)
@@ -61,22 +103,9 @@ def logistic_loss(
     targets = answers(targets, (logits.shape[0], count), "logistic_loss")  # whole: every rank refuses them, or none
     if part is not None:
         targets = targets[:, part]
-    given = max(len(targets), 1) if total is None else total
     own = Leaves.even(count).within(part)
-    return _logistic_loss(logits, targets=targets, own=own, combine=combine, total=given)
-
-
-def in_leaves(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss that adds up over leaves: of ours, those that take slices of the scores; another takes them whole."""
-    ours = (cross_entropy, logistic_loss)
-    known = {nn.cross_entropy: cross_entropy, nn.logistic_loss: logistic_loss} | dict(zip(ours, ours))
-    if loss in known:
-        return known[loss]
-
-    def of_whole_scores(scores: Any, targets: Any, total: float | None = None) -> Any:
-        return loss(scores, targets, total)
-
-    return of_whole_scores  # none that scores are left split for, whatever the other is
+    summing = {"own": own, "combine": combine, "leaves": leaves, "report": report}
+    return _logistic_loss(logits, targets=targets, total=max(len(targets), 1) if total is None else total, **summing)
 
 
 def _array(value: Any) -> np.ndarray:
@@ -89,9 +118,19 @@ def _over_classes(values: np.ndarray, own: Own, combine: Combine) -> np.ndarray:
     return combine(own.add_up(sum_of_rows(in_blocks)), "sum")
 
 
+def _over_samples(values: np.ndarray, total: float, leaves: int, report: Report | None) -> np.ndarray:
+    """(n,) added up in each leaf, divided by `total`, and then over the leaves: a scalar."""
+    sums = np.zeros(leaves, values.dtype)
+    for run in runs(len(values), leaves):
+        sums[run.leaves] = sum_of_rows(run.of(values).swapaxes(0, 1)) / total
+    if report is not None:
+        report(sums)
+    return np.asarray(sum_of_leaves(sums), values.dtype)
+
+
 @primitive
-def _cross_entropy(logits, *, targets, first, classes, own, combine, total):
-    """`ops.cross_entropy` of the logits (n, own) from class `first` on, for targets (n,) in 0..classes-1; a scalar."""
+def _cross_entropy(logits, *, targets, first, total, own, combine, leaves, report):
+    """`ops.cross_entropy` of the logits (n, own) from class `first` on, for targets (n,); a scalar."""
     logits = np.array(logits, order="C")
     rows = np.flatnonzero((first <= targets) & (targets < first + logits.shape[1]))  # samples whose class is here
     columns = targets[rows] - first
@@ -101,7 +140,7 @@ def _cross_entropy(logits, *, targets, first, classes, own, combine, total):
     sums = _over_classes(exponentials, own, combine)
     chosen = np.zeros(len(targets), logits.dtype)
     chosen[rows] = shifted[rows, columns]
-    value = sum_of_rows(np.log(sums) - combine(chosen, "sum")) / total
+    value = _over_samples(np.log(sums) - combine(chosen, "sum"), total, leaves, report)
 
     # g is a scalar: d/d logits = (softmax - one_hot) g / total
     def gradient(g):
@@ -110,17 +149,17 @@ def _cross_entropy(logits, *, targets, first, classes, own, combine, total):
         part[rows, columns] -= scale
         return part
 
-    return np.asarray(value, logits.dtype), (gradient,)
+    return value, (gradient,)
 
 
 @primitive
-def _logistic_loss(logits, *, targets, own, combine, total):
+def _logistic_loss(logits, *, targets, total, own, combine, leaves, report):
     """`ops.logistic_loss` of the logits (n, own) and as many targets; a scalar."""
     logits = np.array(logits, order="C")
     targets = targets.astype(logits.dtype)
     small = np.exp(-np.abs(logits))  # in 0..1: cannot overflow
     each = np.maximum(logits, 0) - targets * logits + np.log1p(small)
-    value = sum_of_rows(_over_classes(each, own, combine)) / total
+    value = _over_samples(_over_classes(each, own, combine), total, leaves, report)
 
     # g is a scalar: d/d logits = (sigmoid(logits) - targets) g / total
     def gradient(g):
@@ -128,4 +167,4 @@ def _logistic_loss(logits, *, targets, own, combine, total):
         difference = np.where(logits > 0, (1 - targets) - tail, tail - targets)
         return difference * np.asarray(g / total, logits.dtype)
 
-    return np.asarray(value, logits.dtype), (gradient,)
+    return value, (gradient,)

@@ -1,27 +1,32 @@
-"""A network's layers and batches in leaves: what is cut how, and which layers cannot be."""
+"""A network's layers in leaves: which dimension is cut how, and which layers cannot be."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from parallel_dl import nn
-from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
-from parallel_dl.partition import share
-from parallel_dl.reproducible.convolution import ConvolutionInLeaves
 from parallel_dl.reproducible.leaves import Leaves
-from parallel_dl.reproducible.linear import LinearInLeaves
-from parallel_dl.reproducible.reductions import layer_norm, pixel_mean
 
 # element by element, or each channel by itself, in an order that does not depend on how many there are
-_WITHOUT_SUMS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Dropout, nn.Identity)
-_BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.LocalResponseNorm)
+_BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.GlobalAvgPool2d, nn.LocalResponseNorm)
+_SAME_LEAVES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Dropout, nn.Identity, *_BY_CHANNEL)
+
+
+@dataclass(frozen=True)
+class LayerLeaves:
+    """How the features or channels of a layer with weights are cut; splits cut it between these leaves only."""
+
+    inputs: Leaves
+    outputs: Leaves
+    groups: int = 1
 
 
 def cut_into_leaves(network: nn.Module, input_shape: Sequence[int]) -> None:
-    """Lets every layer of a network for samples (*input_shape) compute over leaves, in place, before it is split.
+    """Says, in each layer of a network for samples (*input_shape), what its leaves are, before it is split.
 
     Raises InputError, naming the layer, for one whose sums cannot be cut so.
     """
@@ -29,8 +34,8 @@ def cut_into_leaves(network: nn.Module, input_shape: Sequence[int]) -> None:
     _walk(network, "", shapes, None, {})
 
 
-Cut = dict[int, tuple[str, LinearInLeaves | ConvolutionInLeaves]]
-"""id of a layer -> its first place, and how it computes there"""
+Cut = dict[int, tuple[str, LayerLeaves]]
+"""id of a weight -> its first place, and its leaves there"""
 
 
 def _walk(
@@ -50,44 +55,36 @@ def _walk(
         if len(passed.input) > 1:  # (..., features): leaves of the last axis, which is whole before and after it
             before = None
         after = Leaves.even(module.out_features)
-        module.leaves = LinearInLeaves(before or Leaves.even(module.in_features), after)
-        _require_alike(module, name, cut)
+        _cut(module, name, LayerLeaves(before or Leaves.even(module.in_features), after), cut)
         return after if len(passed.input) == 1 else None
     if isinstance(module, nn.Conv2d):
         after = Leaves.even(module.out_channels)
-        settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        inputs = before or Leaves.even(module.in_channels)
-        module.leaves = ConvolutionInLeaves(inputs, after, module.groups, settings)
-        _require_alike(module, name, cut)
+        _cut(module, name, LayerLeaves(before or Leaves.even(module.in_channels), after, module.groups), cut)
         return after
+    if isinstance(module, nn.BatchNorm) and module.statistics == "global":
+        leaves = before or Leaves.even(module.features)
+        _cut(module, name, LayerLeaves(leaves, leaves), cut)
+        return before
     if isinstance(module, nn.Flatten):
         return before and before.times(math.prod(passed.input[1:]))
-    if isinstance(module, nn.GlobalAvgPool2d):
-        module.leaves = pixel_mean
-        return before
     if isinstance(module, nn.LayerNorm):
-        module.leaves = layer_norm
         return None
-    if isinstance(module, (*_WITHOUT_SUMS, *_BY_CHANNEL)):
+    if isinstance(module, _SAME_LEAVES):
         return before
+    why = "its statistics are those of each rank's share" if isinstance(module, nn.BatchNorm) else "they are not known"
     raise InputError(
         f"layer {name}: `reproducible` cannot add up a {type(module).__name__}'s sums in the same order in every "
-        "layout: they are over the microbatch, or not known"
+        f"layout: {why}"
     )
 
 
-def _require_alike(layer: nn.Linear | nn.Conv2d, name: str, cut: Cut) -> None:
-    """Raises InputError for a layer whose inputs have different leaves in two places: it adds up in one way only."""
-    first, known = cut.setdefault(id(layer), (name, layer.leaves))
-    if layer.leaves.inputs != known.inputs:
-        raise InputError(
-            f"{first} and {name} are one layer, but their inputs are cut into different leaves, "
-            f"{known.inputs.sizes} and {layer.leaves.inputs.sizes}: with `reproducible` use two layers"
-        )
-
-
-def leaf_of(part: Share, leaves: int, leaf: int) -> Share:
-    """One of a rank's `leaves` of its share of a microbatch, as a share of its own; the first counts for all others."""
-    own = share(len(part.x), leaves, leaf)
-    of_all = part.of_all if leaf == 0 else 0
-    return Share(part.x[own], part.y[own], part.first + own.start, part.size, of_all)
+def _cut(layer: nn.Module, name: str, leaves: LayerLeaves, cut: Cut) -> None:
+    """Raises InputError for a layer, or weight, whose inputs have different leaves in two places."""
+    for weight in (layer, *layer._parameters.values()):
+        first, known = cut.setdefault(id(weight), (name, leaves))
+        if leaves.inputs != known.inputs:
+            raise InputError(
+                f"{first} and {name} are one layer, but their inputs are cut into different leaves, "
+                f"{known.inputs.sizes} and {leaves.inputs.sizes}: with `reproducible` use two layers"
+            )
+    layer.leaves = leaves

@@ -22,7 +22,6 @@ from parallel_dl.autograd import Tensor, ops
 from parallel_dl.convolution import Geometry, choose
 from parallel_dl.errors import InputError
 from parallel_dl.mesh import Partial, Replicated, Shard, Windows, even, slices
-from parallel_dl.reproducible import add_bias
 from parallel_dl.splits.rule import Division, Finish, Position, Site, rule
 from parallel_dl.splits.tiles import Tiling, is_tiled
 from parallel_dl.splits.way import IMAGE
@@ -105,8 +104,6 @@ def _seen(layer: Any, filters: slice) -> slice:
 # -- local maths ---------------------------------------------------------------------------------------------------
 def convolve(layer: Any, at: Position, x: Any, weight: Any, bias: Any, **changes: Any) -> Tensor:
     """A part of the convolution, by the method that the unsplit one takes."""
-    if layer.leaves is not None:
-        return layer.leaves(x, weight, bias)
     sizes = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     method = layer.method
     if method == "auto":
@@ -124,8 +121,6 @@ def nothing(layer: Any, x: Any, channels: int, rows: int, columns: int) -> Tenso
 
 
 def _add_bias(layer: Any, y: Any) -> Tensor:
-    if layer.leaves is not None:
-        return add_bias(y, layer.bias)
     return ops.add(y, ops.reshape(layer.bias, shape=(layer.bias.shape[0], 1, 1)))
 
 
@@ -144,7 +139,7 @@ class _OfFilters:
         parts = list(_parts(layer, own, seen))
         if not parts:  # fewer filters, or towers, than ranks
             return nothing(layer, x, 0, *at.output[1:])
-        if len(parts) == 1 or layer.leaves is not None:
+        if len(parts) == 1:
             return convolve(layer, at, x, layer.weight, layer.bias, groups=parts[0][2])
         outputs = []
         for filters, channels, groups in parts:

@@ -10,13 +10,11 @@ forward and one backward.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from parallel_dl import nn
 from parallel_dl.autograd import Tensor, ops
-from parallel_dl.mesh import Partial, Replicated, Shape, Shard
-from parallel_dl.reproducible import add_bias
+from parallel_dl.mesh import Partial, Replicated, Shard
 from parallel_dl.splits.rule import Division, Finish, Position, Site, rule
 
 
@@ -55,12 +53,8 @@ def _summand(layer: Any, x: Any, at: Position) -> Tensor:
     if x.shape[-1] != own:
         whole = ' (for whole ones give input="whole")' if x.shape[-1] == layer.in_features else ""
         raise layer.input_error(x, f"needs (..., {own}), its slice of {layer.in_features}{whole}")
-    return (layer.leaves or ops.linear)(x, layer.weight)
+    return ops.linear(x, layer.weight)
 
 
 def _add_bias(layer: Any, y: Any) -> Tensor:
-    if layer.leaves is None:
-        return ops.add(y, layer.bias)
-    shape: Shape = tuple(y.shape)
-    rows = ops.reshape(y, shape=(math.prod(shape[:-1]), shape[-1]))
-    return ops.reshape(add_bias(rows, layer.bias), shape=shape)
+    return ops.add(y, layer.bias)

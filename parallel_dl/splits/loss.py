@@ -11,12 +11,11 @@ adds them up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from parallel_dl import nn, reproducible
+from parallel_dl import nn
 from parallel_dl.autograd import Tensor, primitive
 from parallel_dl.autograd.ops.classification import answers, class_numbers, one_hot
 from parallel_dl.errors import InputError
@@ -25,7 +24,6 @@ from parallel_dl.mesh import Message, slices
 Loss = Callable[[Any, Any, float | None], Tensor]
 Combine = Callable[..., np.ndarray]
 
-IN_LEAVES = (reproducible.losses.cross_entropy, reproducible.losses.logistic_loss)
 TAKE_SLICES = (nn.cross_entropy, nn.logistic_loss, nn.mse)
 
 
@@ -61,10 +59,14 @@ def split_cross_entropy(logits, *, targets, combine, first, classes, total=1):
 
 
 def of_classes(loss: Loss, sizes: tuple[int, ...], rank: int, combine: Combine) -> Loss:
-    """`loss`, one of TAKE_SLICES, for scores (n, own) of which each rank has `sizes[rank]` classes; whole targets."""
+    """`loss`, one of TAKE_SLICES, for scores (n, own) of which each rank has `sizes[rank]` classes; whole targets.
+
+    Another may have a method `of_slices(own, classes, combine)` that gives it: a loss of slices whose value is whole on
+    every rank. `combine(array, "sum" or "max")` is that over the ranks.
+    """
     own, classes = slices(sizes)[rank], sum(sizes)
-    if loss in IN_LEAVES:
-        return partial(loss, part=own, classes=classes, combine=combine)
+    if hasattr(loss, "of_slices"):
+        return loss.of_slices(own, classes, combine)
 
     def require(name: str, scores: Any, targets: np.ndarray, *shapes: tuple[int, ...]) -> None:
         """Refuses, on every rank, what the loss of whole scores refuses."""
@@ -113,13 +115,13 @@ def messages_of_classes() -> tuple[Message, ...]:
 
 
 def takes_slices(loss: Loss) -> bool:
-    """Whether `of_classes` knows it: one of TAKE_SLICES, or of those over leaves."""
-    return loss in TAKE_SLICES or loss in IN_LEAVES
+    """Whether `of_classes` knows it: one of TAKE_SLICES, or one with a method for it."""
+    return loss in TAKE_SLICES or hasattr(loss, "of_slices")
 
 
 def is_summand(loss: Loss) -> bool:
     """Whether a loss of split classes gives each rank its summand, and not the whole value."""
-    return loss is not nn.cross_entropy and loss not in IN_LEAVES
+    return loss is not nn.cross_entropy and not hasattr(loss, "of_slices")
 
 
 def _array(value: Any) -> np.ndarray:

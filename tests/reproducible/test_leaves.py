@@ -5,7 +5,7 @@ import pytest
 
 from parallel_dl.partition import LEAVES, share, shares
 from parallel_dl.reproducible import Leaves, TreeSum, sum_of_leaves
-from parallel_dl.reproducible.leaves import sum_of_rows
+from parallel_dl.reproducible.leaves import runs, sum_of_rows
 
 LENGTHS = (0, 1, 3, 5, 8, 11, 16, 29)
 
@@ -108,7 +108,21 @@ def test_a_part_that_cuts_a_leaf_is_refused():
 
 def test_inside_and_times():
     assert Leaves((2, 2, 1, 1)).times(3).sizes == (6, 6, 3, 3)
-    assert Leaves((2, 2, 1, 1)).inside(slice(1, 5)).sizes == (1, 2, 1, 0)
+    inside = Leaves((2, 2, 1, 1)).within(slice(2, 5), whole=slice(1, 5))
+    assert (inside.sizes, inside.first, inside.block, inside.start, inside.length) == ((2, 1), 1, 2, 1, 4)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5, 8, 19])
+@pytest.mark.parametrize("most", [None, 1, 3])
+def test_runs_of_leaves_of_one_size(samples, most):
+    array, seen = values(samples, 2), {}
+    for run in runs(samples, LEAVES, most):
+        assert run.count <= (most or LEAVES)
+        for number, leaf in zip(range(run.leaves.start, run.leaves.stop), run.of(array)):
+            seen[number] = leaf
+    for number in range(LEAVES):
+        expected = array[share(samples, LEAVES, number)]
+        same_bits(seen.get(number, array[:0]), expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])

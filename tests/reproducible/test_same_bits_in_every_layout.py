@@ -1,5 +1,6 @@
 """Losses, gradients, optimizer state and weights of every layout are those of one rank, to the last bit."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -105,8 +106,37 @@ def sequences():
     )
 
 
-BUILDS = {"features": features, "images": images, "towers": towers, "blocks": blocks, "sequences": sequences}
+def normalised():
+    """Batch norm of whole images, and of slices of their channels."""
+    return nn.Sequential(
+        norm0=nn.BatchNorm2d(3, affine=False),
+        conv1=nn.Conv2d(3, 10, 3),
+        norm1=nn.BatchNorm2d(10),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(10, 9, 1, bias=False),
+        norm2=nn.BatchNorm2d(9),
+        flatten=nn.Flatten(),
+        fc=nn.Linear(36, 5),
+    )
+
+
+def twice():
+    """Batch norm of features, and one fully connected layer in two places."""
+    shared = nn.Linear(9, 9)
+    layers = {"fc1": nn.Linear(48, 9), "norm": nn.BatchNorm1d(9), "shared": shared, "tanh": nn.Tanh(), "again": shared}
+    return nn.Sequential(flatten=nn.Flatten(), **layers, fc2=nn.Linear(9, 5))
+
+
+BUILDS = {
+    "features": features,
+    "images": images,
+    "towers": towers,
+    "blocks": blocks,
+    "sequences": sequences,
+    "normalised": normalised,
+}
 SPLITS = {  # beside the default
+    "normalised": [{"conv1": "filters", "conv2": "filters", "fc": "output"}, {"conv2": "channels"}],
     "sequences": [{"fc1": "output", "fc2": "input", "conv": "filters", "fc3": "input", "fc4": "output"}],
     "features": [{"fc1": "input", "fc2": "output", "fc3": "output", "fc4": "input"}],
     "images": [{"conv1": "channels", "conv2": "filters", "conv3": "channels", "fc1": "input"}, {"conv3": "filters"}],
@@ -115,7 +145,10 @@ SPLITS = {  # beside the default
 }
 
 
-def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy, adam=False):
+OTHERS = {"twice": twice}
+
+
+def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy, adam=False, clip_norm=None):
     random = np.random.default_rng(3)
     x, y = random.random((40, 3, 4, 4)), random.integers(0, 5, 40)
     if loss is nn.mse:
@@ -124,7 +157,8 @@ def experiment(name, batch_size, dtype="float64", steps=3, loss=nn.cross_entropy
     def make(parameters):
         return optim.Adam(parameters, 0.01) if adam else optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01)
 
-    return Experiment(BUILDS[name], x.astype(dtype), y, make, batch_size, steps, seed=1, dtype=dtype, loss=loss)
+    build, settings = (BUILDS | OTHERS)[name], {"seed": 1, "dtype": dtype, "loss": loss, "clip_norm": clip_norm}
+    return Experiment(build, x.astype(dtype), y, make, batch_size, steps, **settings)
 
 
 def same_bits(serial, parallel):
@@ -190,6 +224,38 @@ def test_other_splits(comm, name):
 @pytest.mark.parametrize("loss", [nn.logistic_loss, nn.mse])
 def test_other_losses(comm, loss):
     check(comm, experiment("features", 11, "float32", 2, loss, adam=True), LAYOUTS[2], 3)
+
+
+@pytest.mark.ranks(2, 4)
+def test_a_layer_in_two_places(comm):
+    split = {"fc1": "output", "shared": "input", "again": "input"}
+    what = experiment("twice", 20, "float32", 2)
+    check(comm, what, [(comm.size, 1, 1)], 2)
+    check(comm, what, [(comm.size // 2, 2, 1)], 2, (split,))
+
+
+def with_norms(name):
+    """LARS, whose norms are those of single weights, and gradients shortened by the norm of all."""
+    what = experiment(name, 19, "float32", 2, clip_norm=0.05)
+    return replace(what, make_optimizer=lambda parameters: optim.LARS(parameters, 1.0, weight_decay=1e-3))
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", BUILDS)
+def test_norms(comm, name):
+    check(comm, with_norms(name), LAYOUTS[2], 2)
+    check(comm, with_norms(name), [(1, 2, 1)], 2, SPLITS[name])
+
+
+@pytest.mark.ranks(4, 8)
+def test_norms_on_more_ranks(comm):
+    check(comm, with_norms("features"), LAYOUTS[comm.size], 2)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_norms_are_the_ordinary_ones_up_to_rounding(name):
+    what = replace(with_norms(name), dtype="float64", x=with_norms(name).x.astype("float64"))
+    assert_same(record(what), leaves_of(what))
 
 
 @pytest.mark.parametrize("microbatches", [1, 3])

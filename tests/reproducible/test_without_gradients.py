@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from parallel_dl import nn, optim
-from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.equivalence import Experiment
 from parallel_dl.equivalence.runs.record import batches, start
 from parallel_dl.layout import Layout
@@ -53,29 +52,3 @@ def test_a_weight_that_is_not_used_stays(comm):
         assert (after["fc2.weight"] != before["fc2.weight"]).any(), layout
         trainer.free()
         mesh.free()
-
-
-@pytest.mark.ranks(1, 2)
-@pytest.mark.parametrize("method", ["tree", "mpi"])
-def test_taken_and_put_back_none_stays_none(comm, method):
-    """Two leaves: one parameter has a gradient in both, one in the second, one in none of them; on two ranks one
-    has a gradient on the last rank only."""
-    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(4))).initialize(0, "float64")
-    gradients = GradientAllReduce(model.parameters(), comm, method)
-    both, second, none, on_last = model.parameters()
-    last = comm.rank == comm.size - 1
-    both.grad = np.full((2, 2), 1.0)
-    sums = gradients.take()
-    assert all(parameter.grad is None for parameter in model.parameters())
-    both.grad, second.grad = np.full((2, 2), 2.0), np.full((2, 2), 4.0)
-    if last:
-        on_last.grad = np.full((2, 2), 8.0)
-    for total, array in zip(sums, gradients.take(), strict=True):
-        total += array
-    gradients.put(sums)
-    assert [None if p.grad is None else p.grad.max() for p in (both, second, none)] == [3, 4, None]
-    assert (on_last.grad is not None) == last
-    gradients.all_reduce()
-    found = [None if p.grad is None else p.grad.max() for p in model.parameters()]
-    assert found == [3 * comm.size, 4 * comm.size, None, 8]
-    gradients.free()

@@ -35,7 +35,7 @@ def first_divergence(
     All ranks call it together; `serial`, and `alone`, the serial traces by step if there are any already, are needed on
     rank 0 only. What makes the runs differ must be deterministic.
     """
-    if layout.reproducible:  # it goes through each leaf by itself: other shares than the serial run has
+    if layout.reproducible:  # its samples are in other shares, and its gradients in leaves
         return None
     step = None if serial is None else first_different_step(serial, parallel, bound, exact)
     step = mesh.world.broadcast_object(step)

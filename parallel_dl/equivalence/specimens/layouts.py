@@ -21,7 +21,7 @@ MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stage
 IMAGE_WAYS = ("rows", "columns", "filters", "channels", "rows-columns")
 PRIMES = (5, 7)
 FEW = ("mlp_deep", "inception")  # networks for 5 and 7 ranks
-REPRODUCIBLE = (*FEW, "rowwise")  # networks for reproducible layouts
+REPRODUCIBLE = (*FEW, "rowwise", "norms")  # networks for reproducible layouts
 GRIDS = (("rows-columns", "rows"), ("2x3", "3x2"))  # tiles that are not those of the next convolution
 FULLY_CONNECTED_WAYS = ("output", "input", "output:whole")
 
@@ -37,7 +37,7 @@ def layouts_of(
 
     `microbatches` is their number everywhere; None takes 4, or the number of stages where that does not divide it.
     Left out are layouts that this network, for samples (*input_shape), cannot have: too few layers for the stages; and,
-    unless they are asked for, reproducible ones, which take ten times as long.
+    unless they are asked for, reproducible ones, which take several times as long.
     """
     candidates = [*_products(ranks, microbatches), *_named_splits(ranks, network, microbatches)]
     if reproducible:
