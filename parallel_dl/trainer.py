@@ -255,7 +255,7 @@ class Trainer:
     def _program(self, microbatches: int, batch_size: int) -> Program:
         key = microbatches, batch_size if self.hybrid is not None else 0
         if key not in self._programs:
-            partial = self.parallel is not None and self.parallel.plan.has_partial_gradients
+            partial = self.parallel is not None and bool(self.parallel.plan.partial_sizes())
             plan = self.layout.plan(batch_size, microbatches, partial)
             self._programs[key] = plan.programs[self.mesh.pipe.rank * self.layout.dp + self.mesh.data.rank]
         return self._programs[key]

@@ -144,6 +144,7 @@ def _with_shares(found: dict[str, Any], plan: Plan, shares: PlanShares) -> dict[
         "split": plan.splits,
         "ranks": ranks,
         "loss": [_share(share) for share in shares.loss],
+        "gradients": [_share(share) for share in shares.gradients],
         "layers": [
             {**layer, "split": own.way, "shares": [_share(share) for share in own.shares]}
             for layer, own in zip(layers, shares.layers)

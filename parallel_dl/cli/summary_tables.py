@@ -121,6 +121,8 @@ def shares(network: str, ranks: int, found: PlanShares) -> Table:
     rows = [(layer.name, layer.done, layer.shares) for layer in found.layers]
     if any(share.messages for share in found.loss):
         rows.append(("loss", "follows", found.loss))
+    if any(share.messages for share in found.gradients):
+        rows.append(("gradients", "every rank", found.gradients))
     for name, done, own in rows:
         table.add_row(
             name,

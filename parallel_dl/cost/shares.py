@@ -62,15 +62,20 @@ class LayerShares:
 
 @dataclass(frozen=True)
 class PlanShares:
-    """All layers in order; `loss` is what a cross-entropy of split scores sends, without messages elsewhere."""
+    """All layers in order; `loss` is what a cross-entropy of split scores sends, without messages elsewhere.
+
+    `gradients` is the sum, once per update, of the gradients of weights that every rank has but uses for its own part.
+    """
 
     layers: list[LayerShares]
     loss: list[Share]
+    gradients: list[Share]
 
     @property
     def totals(self) -> list[Share]:
-        """By rank: all layers, and the loss."""
-        return [sum((layer.shares[own.rank] for layer in self.layers), own) for own in self.loss]
+        """By rank: all layers, the loss and the gradients."""
+        once = [loss + gradients for loss, gradients in zip(self.loss, self.gradients)]
+        return [sum((layer.shares[own.rank] for layer in self.layers), own) for own in once]
 
 
 def shares_of(plan: Plan, samples: int = 1) -> PlanShares:
@@ -89,7 +94,9 @@ def shares_of(plan: Plan, samples: int = 1) -> PlanShares:
         ]
         layers.append(LayerShares(step.name, str(step.way) if step.way else None, _done(step, plan.ranks), shares))
     loss = [sum((_share(rank, one, samples) for one in loss_messages(plan)), Share(rank)) for rank in range(plan.ranks)]
-    return PlanShares(layers, loss)
+    partial = sum(plan.partial_sizes().values())
+    gradients = [Share(rank, messages=1 if partial else 0, values_backward=partial) for rank in range(plan.ranks)]
+    return PlanShares(layers, loss, gradients)
 
 
 # -- work ----------------------------------------------------------------------------------------------------------
@@ -123,7 +130,8 @@ def _done(step: Step, ranks: int) -> str:
     if step.owner is not None:
         return f"rank {step.owner}"
     whole = (ranks, *step.output)  # so many samples that each rank has one
-    in_parts = any(step.after.shape(rank, whole) != whole or step.division.output.has(Partial) for rank in range(ranks))
+    made = step.division.output
+    in_parts = made.has(Partial) or any(made.shape(rank, whole) != whole for rank in range(ranks))
     return "follows" if in_parts else "every rank"
 
 

@@ -31,5 +31,8 @@ def squares_of(parameter: Parameter, array: np.ndarray | None) -> float:
 
 
 def gradient_squares(parameters: Iterable[Parameter], squares_of: SquaresOf = squares_of) -> np.ndarray:
-    """(parameters,) float64: the sum of squares of each gradient, 0 where there is none; or its rows of summands."""
+    """(parameters,) float64: the sum of squares of each gradient, 0 where there is none; or its rows of summands.
+
+    `squares_of(parameter, gradient)` gives either.
+    """
     return np.array([squares_of(parameter, parameter.grad) for parameter in parameters])

@@ -45,6 +45,6 @@ def flatten(site: Site) -> Division:
         before = site.on(Shard(1, even(site.x[0], site.ranks)))
     come = before.shard(1)
     if come is None or come.sizes is None:
-        return Division(site.invariant, site.invariant)
+        return Division(site.before) if site.before.uniform() is not None else Division(site.invariant, site.invariant)
     rest = math.prod(site.x[1:])
     return Division(site.on(Shard(1, tuple(size * rest for size in come.sizes))), before)

@@ -37,10 +37,16 @@ class Plan:
         """Name of a parameter or buffer in the network -> its placement; what is not named is invariant."""
         return {f"{step.name}.{name}": place for step in self.steps for name, place in step.weights.items()}
 
-    @property
-    def has_partial_gradients(self) -> bool:
-        """Whether the gradients of some weights are summands on each rank."""
-        return self.ranks > 1 and any(placement.has(Replicated) for placement in self.weights().values())
+    def partial_sizes(self) -> dict[str, int]:
+        """Name -> values of each weight whose gradient is a summand on each rank; they are summed once per update."""
+        if self.ranks == 1:
+            return {}
+        found: dict[int, tuple[str, int]] = {}
+        for step in self.steps:
+            for name, parameter, placement in step.parameters():
+                if placement is not None and placement.has(Replicated) and parameter.requires_grad:
+                    found.setdefault(id(parameter), (name, parameter.size))
+        return dict(found.values())
 
     def parameters(self, rank: int) -> int:
         """Values in the weights and biases that `rank` has."""

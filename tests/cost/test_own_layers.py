@@ -165,7 +165,7 @@ def test_what_a_class_without_a_forward_pass_says_is_meant_for_those_derived_fro
 def test_in_a_split_network_every_rank_does_it():
     network = nn.Sequential(first=nn.Linear(4, 3), own=Saying(3), last=nn.Linear(6, 2))
     made = plan(network, (4,), 2, {"first": "output", "last": "input"})
-    assert "own.weight" not in made.pieces()
+    assert "own.weight" not in made.weights()
     assert [step.name for step in made.steps] == ["first", "own", "last"]
     (shares,) = (layer.shares for layer in shares_of(made, 5).layers if layer.name == "own")
     assert [share.work for share in shares] == [5 * 3000] * 2

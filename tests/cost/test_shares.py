@@ -209,10 +209,12 @@ def test_values_that_do_not_depend_on_the_samples():
     """Gradients of a convolution's weights, which every rank has, are summed once a step."""
     network = nn.Sequential(conv=nn.Conv2d(2, 5, 3, padding=1))
     for samples in (1, 100):
-        (first, _) = shares(network, (2, 6, 4), 2, {"conv": "rows"}, samples)["conv"].shares
-        # the network's input is cut on the spot; kernels and biases are a message each; the output is gathered
-        assert (first.messages, first.values_backward) == (3, 2 * 5 * 9 + 5)
-        assert first.values_forward == samples * 5 * 3 * 4
+        found = shares_of(plan(network, (2, 6, 4), 2, {"conv": "rows"}), samples)
+        # the network's input is cut on the spot; the output is gathered; kernels and biases are one message
+        first = found.layers[0].shares[0]
+        assert (first.messages, first.values_forward, first.values_backward) == (1, samples * 5 * 3 * 4, 0)
+        assert [(one.messages, one.values) for one in found.gradients] == [(1, 2 * 5 * 9 + 5)] * 2
+        assert found.totals[0].values_backward == 2 * 5 * 9 + 5
 
 
 def test_the_loss_of_whole_scores_sends_nothing():
@@ -252,5 +254,5 @@ def test_convolution_and_pooling_of_any_geometry():
         require_exact(cost_of(network, size), planned, found)
         for step, layer in zip(planned.steps, found.layers):
             for rank, share in enumerate(layer.shares):
-                makes = 0 not in (step.division.made or step.after).shape(rank, step.output)
+                makes = 0 not in step.division.output.shape(rank, (1, *step.output))
                 assert makes or not share.work, (network, size, planned.splits)
