@@ -98,12 +98,14 @@ class Layout:
             raise unknown_name("`hybrid`", name, HYBRIDS)
         if self.scheme not in SCHEMES:
             raise unknown_name("`scheme`", self.scheme, SCHEMES)
-        for flag in ("mp", "pp", "microbatches"):
+        for flag in ("mp", "pp"):
             if getattr(self, flag) != 1:
                 raise InputError(f"does not go with `hybrid` {name}; valid is 1", flag, getattr(self, flag))
         for flag, value in (("schedule", self.schedule), ("stages", self.stages), ("chunks", self.chunks)):
             if value is not None:
                 raise InputError(f"belongs to a pipeline, not to `hybrid` {name}", flag)
+        if self.variable_batch and self.microbatches != 1:
+            raise InputError("does not go with `variable_batch`; valid is 1", "microbatches", self.microbatches)
         if self.variable_batch and self.scheme == "a":
             raise InputError("scheme a has one part, the whole batch; valid are `scheme` b and c", "variable_batch")
 
@@ -170,11 +172,11 @@ class Layout:
         Ranks that split layers among them do the same. Only that of a hybrid depends on `batch_size`, by default one
         in which no sub-batch is empty. PlanError for a schedule that does not fit.
         """
-        if self.hybrid is not None:
-            own = shares(self.dp**2 if batch_size is None else batch_size, self.dp)
-            return plan_of_hybrid_step(self.scheme, own, self.variable_batch)
-        schedule = self.schedule_name if self.is_pipelined else None
         count = self.microbatches if microbatches is None else microbatches
+        if self.hybrid is not None:
+            sizes = shares(count * self.dp**2 if batch_size is None else batch_size, count)
+            return plan_of_hybrid_step(self.scheme, [shares(size, self.dp) for size in sizes], self.variable_batch)
+        schedule = self.schedule_name if self.is_pipelined else None
         return plan_of_step(schedule, self.pp, count, self.chunks, self.dp)
 
     def updates(self, samples: int, batch_size: int, epochs: int = 1, steps: int | None = None) -> int:
