@@ -133,11 +133,11 @@ class Layout:
         Ranks that split layers among them do the same. Only that of a hybrid depends on `batch_size`, by default one
         in which no sub-batch is empty. PlanError for a schedule that does not fit.
         """
-        if self.hybrid is not None:
-            own = shares(self.dp**2 if batch_size is None else batch_size, self.dp)
-            return plan_of_hybrid_step(self.scheme, own, self.variable_batch)
-        schedule = self.schedule_name if self.is_pipelined else None
         count = self.microbatches if microbatches is None else microbatches
+        if self.hybrid is not None:
+            sizes = shares(count * self.dp**2 if batch_size is None else batch_size, count)
+            return plan_of_hybrid_step(self.scheme, [shares(size, self.dp) for size in sizes], self.variable_batch)
+        schedule = self.schedule_name if self.is_pipelined else None
         return plan_of_step(schedule, self.pp, count, self.chunks, self.dp, partial)
 
     def updates(self, samples: int, batch_size: int, epochs: int = 1, steps: int | None = None) -> int:

@@ -80,10 +80,16 @@ REFUSALS = (
     ),
     _hybrid("mp", 2),
     _hybrid("pp", 2),
-    _hybrid("microbatches", 2),
     _pipeline("schedule", "1f1b"),
     _pipeline("stages", ["fc1"]),
     _pipeline("chunks", 2),
+    Refusal(
+        "microbatches",
+        "`variable_batch`",
+        "does not go with `variable_batch`; valid is 1",
+        lambda s: s["variable_batch"] and s["microbatches"] != 1,
+        {"hybrid": "owt", "scheme": "b", "variable_batch": True, "microbatches": 2},
+    ),
     Refusal(
         "variable_batch",
         "`scheme` a",

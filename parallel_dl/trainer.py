@@ -183,6 +183,8 @@ class Trainer:
             self.stage = self.pipeline.runner
         if self.stage is None:
             self.stage = WholeNetwork(network, lambda *given: self.loss(*given), self.gradients.accumulate)
+        if self.hybrid is not None:
+            self.hybrid.accumulate = self.gradients.accumulate
         self.stage.before_entry = self._take
         self.stage.sum_gradients = self.gradients.all_reduce
         self.stage.update_weights = self._update_between if self.is_asynchronous else self.update

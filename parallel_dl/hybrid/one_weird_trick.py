@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ class OneWeirdTrick(StageObject):
         self.exchange = Exchange(model, self.values)
         self.optimizer: Optimizer | None = None
         self.before_entry: Callable[[Share], None] | None = None
+        self.accumulate: Callable[[], AbstractContextManager[None]] = nullcontext
+        """inside it every backward through the features runs but that of the last microbatch"""
         # samples in the batch -> its sub-batches, and where their samples are in it
         self._cut: dict[int, list[tuple[SubBatch, np.ndarray]]] = {}
 
@@ -98,47 +101,55 @@ class OneWeirdTrick(StageObject):
         of it where scores stay split and the loss takes no statistics).
         """
         self.begin([share], [update])
-        parts = [number for number, (part, _) in enumerate(self._parts) if part.size]
-        plan = one_weird_trick(self.comm.size, parts, variable_batch=self.optimizer is not None)
+        parts = [number for number, (part, _) in enumerate(self._parts[0]) if part.size]
+        plan = one_weird_trick(self.comm.size, [parts], variable_batch=self.optimizer is not None)
         execute(plan.programs[self.comm.rank], self)
         return self.losses[0]
 
     def begin(self, microbatches: Sequence[Share], updates: Sequence[int]) -> None:
-        """This rank's share of the next batch, its only microbatch, and the number of the iteration."""
-        (share,), (self._iteration,) = microbatches, updates
-        self._share = share
-        self._shares = partition.shares(share.size, self.comm.size)
-        if self._shares[self.comm.rank] != len(share.x):
-            has = f"rank {self.comm.rank} has {len(share.x)} of {number_of(share.size, 'sample')}"
-            raise ValueError(f"{has}, expected {self._shares}")
-        if share.size not in self._cut:
-            cut = sub_batches(self.scheme, self._shares)
-            self._cut[share.size] = [(part, np.array(part.indices, np.int64)) for part in cut]
-        self._parts = self._cut[share.size]
-        self.losses = [0.0]
+        """This rank's shares of the microbatches of the next step, and the number of updates before each of them."""
+        self.microbatches, self.updates = microbatches, updates
+        self._parts = [
+            self._cut_up(share, share.size if len(microbatches) == 1 else share.of_all) for share in microbatches
+        ]
+        self.losses = [0.0] * len(microbatches)
+        # of the microbatch that is under way, by sub-batch
         self._under_way: dict[int, Gathering] = {}
         self._inputs: dict[int, Tensor] = {}
         self._passed: dict[int, tuple[Tensor, Tensor]] = {}
         self._gradients: dict[int, np.ndarray] = {}
         self._returning: dict[int, Reduction] = {}
 
+    def _cut_up(self, share: Share, samples: int) -> list[tuple[SubBatch, np.ndarray]]:
+        """The sub-batches of a microbatch of so many samples, and where their samples are in it."""
+        shares = partition.shares(samples, self.comm.size)
+        if shares[self.comm.rank] != len(share.x):
+            has = f"rank {self.comm.rank} has {len(share.x)} of {number_of(samples, 'sample')}"
+            raise ValueError(f"{has}, expected {shares}")
+        if samples not in self._cut:
+            cut = sub_batches(self.scheme, shares)
+            self._cut[samples] = [(part, np.array(part.indices, np.int64)) for part in cut]
+        return self._cut[samples]
+
     # -- what the executor calls -----------------------------------------------------------------------------------
     def forward(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:
         """Stage 0: the features of this rank's share. Stage 1: the classifier and the loss of a sub-batch."""
         if stage == 0:
-            self._forward_features()
+            self._forward_features(microbatch)
             return
-        part, indices = self._parts[sub_batch]
+        part, indices = self._parts[microbatch][sub_batch]
         x = self._inputs.pop(sub_batch)
-        self.network.set_position(self._iteration, indices)
+        self.network.set_position(self.updates[microbatch], self._first + indices)
         self._passed[sub_batch] = x, self.loss(self.classifier(x), self._targets[indices], self._divisor(part))
 
-    def _forward_features(self) -> None:
-        share = self._share
+    def _forward_features(self, microbatch: int) -> None:
+        self._share = share = self.microbatches[microbatch]
+        shares = [sum(sizes) for sizes in zip(*(part.sizes for part, _ in self._parts[microbatch]))]
+        self._first = share.first - sum(shares[: self.comm.rank])  # of the microbatch, in the batch
         if self.before_entry is not None:
             self.before_entry(share)
-        self._targets = self.comm.labelled("targets", "forward").all_gather(share.y, 0, self._shares)
-        self._own = self.features_of(share.x, self._iteration, share.first)
+        self._targets = self.comm.labelled("targets", "forward").all_gather(share.y, 0, shares)
+        self._own = self.features_of(share.x, self.updates[microbatch], share.first)
         self._flat = np.ascontiguousarray(self._own.data.reshape(len(share.x), self.values))
         self._gradient = np.empty_like(self._flat)
 
@@ -153,7 +164,7 @@ class OneWeirdTrick(StageObject):
 
     def send_activation(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Posts this rank's samples of the sub-batch to all others."""
-        self._under_way[sub_batch] = self.exchange.start_gather(self._parts[sub_batch][0], self._flat)
+        self._under_way[sub_batch] = self.exchange.start_gather(self._parts[microbatch][sub_batch][0], self._flat)
 
     def receive_activation(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Waits for those of all."""
@@ -165,16 +176,19 @@ class OneWeirdTrick(StageObject):
             own, gradient = self._own, self._gradient
             del self._own, self._gradient, self._flat
             if own.requires_grad:
-                own.backward(gradient.reshape(own.shape))
+                with nullcontext() if microbatch == len(self.microbatches) - 1 else self.accumulate():
+                    own.backward(gradient.reshape(own.shape))
             return
         x, loss = self._passed.pop(sub_batch)
         loss.backward(since=x)
-        self.losses[microbatch] += loss.item() * (self._divisor(self._parts[sub_batch][0]) / self._share.size)
+        self.losses[microbatch] += loss.item() * (
+            self._divisor(self._parts[microbatch][sub_batch][0]) / self._share.size
+        )
         self._gradients[sub_batch] = np.zeros_like(x.data) if x.grad is None else x.grad
 
     def send_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Posts this rank's summands to the owners of the samples."""
-        part, gradient = self._parts[sub_batch][0], self._gradients.pop(sub_batch)
+        part, gradient = self._parts[microbatch][sub_batch][0], self._gradients.pop(sub_batch)
         if self.parallel.plan.input.has(Replicated):
             self._returning[sub_batch] = self.exchange.start_reduction(part, gradient)
         else:  # whole on every rank
@@ -182,7 +196,7 @@ class OneWeirdTrick(StageObject):
 
     def receive_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Waits for the sums of the summands for this rank's samples."""
-        part, total = self._parts[sub_batch][0], self._returning.pop(sub_batch).wait()
+        part, total = self._parts[microbatch][sub_batch][0], self._returning.pop(sub_batch).wait()
         self._gradient[part.own[self.comm.rank]] = total * (self._divisor(part) / self._share.size)
 
     def update(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:

@@ -37,4 +37,4 @@ def timeline(
     of_link = ranks if scheme == "c" else 1  # steps in which a link sends a share
     times = Times(forward=(0.0, forward / parts), backward_input=(0.0, backward / parts), backward_weight=0.0)
     wire = Wire(seconds_per_byte=1.0, bytes=send / of_link, gradient_bytes=reduce / of_link)
-    return simulate(one_weird_trick(ranks, range(parts)), times, wire)
+    return simulate(one_weird_trick(ranks, [range(parts)]), times, wire)

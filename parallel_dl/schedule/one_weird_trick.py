@@ -78,14 +78,15 @@ def require_scheme(scheme: str) -> None:
         raise unknown_name("`scheme`", scheme, SCHEMES)
 
 
-def one_weird_trick(ranks: int, parts: Sequence[int], microbatches: int = 1, variable_batch: bool = False) -> Plan:
-    """Forward and backward on so many ranks, whose sub-batches with samples are numbered `parts`.
+def one_weird_trick(ranks: int, microbatches: Sequence[Sequence[int]], variable_batch: bool = False) -> Plan:
+    """Forward and backward on so many ranks; for each microbatch the numbers of its sub-batches with samples.
 
-    The next sub-batch is on its way while one computes, and the gradients of one while the next goes forward. With
-    `variable_batch` stage 1 is updated after each sub-batch: an asynchronous pass.
+    Each microbatch passes the scheme by itself. The next sub-batch is on its way while one computes, and the gradients
+    of one while the next goes forward. With `variable_batch` stage 1 is updated after each sub-batch: an asynchronous
+    pass.
     """
     program = []
-    for j in range(microbatches):
+    for j, parts in enumerate(microbatches):
         program.append(Action(0, "F", j))
         program += [Action(0, "SF", j, part) for part in parts[:1]]
         for number, part in enumerate(parts):

@@ -30,12 +30,13 @@ def plan_of_step(
     return with_messages(replicated(with_update(plan), replicas, partial))
 
 
-def plan_of_hybrid_step(scheme: str, shares: Sequence[int], variable_batch: bool = False) -> Plan:
-    """That of "One weird trick" on ranks whose shares of the batch have these numbers of samples.
+def plan_of_hybrid_step(scheme: str, microbatches: Sequence[Sequence[int]], variable_batch: bool = False) -> Plan:
+    """That of "One weird trick", from how many samples each rank has of each microbatch.
 
     Sub-batches without samples are left out. InputError for an unknown scheme.
     """
-    parts = [number for number, part in enumerate(sub_batches(scheme, shares)) if part.size]
-    plan = one_weird_trick(len(shares), parts, variable_batch=variable_batch)
-    plan = with_update(plan, 0 if variable_batch else ALL)
-    return replace(with_all_reduce(plan, 0) if len(shares) > 1 else plan, name=f"one weird trick, scheme {scheme}")
+    cut = [sub_batches(scheme, shares) for shares in microbatches]
+    parts = [[number for number, part in enumerate(of_microbatch) if part.size] for of_microbatch in cut]
+    ranks = len(microbatches[0])
+    plan = with_update(one_weird_trick(ranks, parts, variable_batch), 0 if variable_batch else ALL)
+    return replace(with_all_reduce(plan, 0) if ranks > 1 else plan, name=f"one weird trick, scheme {scheme}")

@@ -139,7 +139,10 @@ def test_whole_weights(comm):
         ({"hybrid": "owt", "scheme": "d"}, "unknown scheme 'd'"),
         ({"hybrid": "owt", "mp": 2}, "mp 2: does not go with hybrid owt"),
         ({"hybrid": "owt", "pp": 2}, "pp 2: does not go with hybrid owt"),
-        ({"hybrid": "owt", "microbatches": 2}, "microbatches 2: does not go with hybrid owt"),
+        (
+            {"hybrid": "owt", "microbatches": 2, "scheme": "b", "variable_batch": True},
+            "microbatches 2: does not go with variable_batch",
+        ),
         ({"hybrid": "owt", "chunks": 2}, "chunks 2: belongs to a pipeline"),
         ({"hybrid": "owt", "stages": ["fc1"]}, "stages: belongs to a pipeline"),
     ],

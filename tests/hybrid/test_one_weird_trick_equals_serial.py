@@ -69,10 +69,10 @@ def experiment(build=small, batch_size=13, steps=5, loss=nn.cross_entropy, make=
     return Experiment(build, x, y, make, batch_size, steps, seed=1, loss=loss)
 
 
-def check(comm, what, schemes=SCHEMES, split=None, allreduce="auto"):
-    serial, errors = record(what) if comm.rank == 0 else None, []
+def check(comm, what, schemes=SCHEMES, split=None, allreduce="auto", microbatches=1):
+    serial, errors = record(what, Layout(microbatches=microbatches)) if comm.rank == 0 else None, []
     for scheme in schemes:
-        layout = Layout(dp=comm.size, hybrid="owt", scheme=scheme, split=split)
+        layout = Layout(dp=comm.size, hybrid="owt", scheme=scheme, split=split, microbatches=microbatches)
         parallel = record(what, layout, Mesh(comm, data=comm.size), allreduce)
         if comm.rank == 0:
             try:
@@ -88,6 +88,14 @@ def check(comm, what, schemes=SCHEMES, split=None, allreduce="auto"):
 def test_every_scheme(comm):
     """13 samples, then 13, then a batch of 3; with momentum and dropout."""
     check(comm, experiment())
+
+
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize("allreduce", ["auto", "mpi"])
+def test_microbatches(comm, allreduce):
+    """Each passes the scheme by itself: of 5, 4 and 4 samples, and of one."""
+    overlapped = {"method": "mpi", "overlap": True, "bucket_bytes": 64} if allreduce == "mpi" else allreduce
+    check(comm, experiment(steps=3), allreduce=overlapped, microbatches=3)
 
 
 @pytest.mark.ranks(2)

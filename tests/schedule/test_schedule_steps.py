@@ -39,11 +39,12 @@ STEPS = {
     "pipedream-2x2-replicated-2": plan_of_step("pipedream", 2, 2, replicas=2),
     "sharded-state-2x2": with_sharded_state(plan_of_step("1f1b", 2, 2, replicas=2)),
     "recomputed-2x2": with_recomputation(plan_of_step("gpipe", 2, 2)),
-    "scheme-a-3": plan_of_hybrid_step("a", [2, 2, 1]),
-    "scheme-b-3": plan_of_hybrid_step("b", [2, 2, 1]),
-    "scheme-b-3-one-sample": plan_of_hybrid_step("b", [1, 0, 0]),
-    "scheme-c-2": plan_of_hybrid_step("c", [2, 2]),
-    "scheme-c-2-variable": plan_of_hybrid_step("c", [2, 2], variable_batch=True),
+    "scheme-a-3": plan_of_hybrid_step("a", [[2, 2, 1]]),
+    "scheme-b-3": plan_of_hybrid_step("b", [[2, 2, 1]]),
+    "scheme-b-3-one-sample": plan_of_hybrid_step("b", [[1, 0, 0]]),
+    "scheme-c-2": plan_of_hybrid_step("c", [[2, 2]]),
+    "scheme-a-2-accumulated": plan_of_hybrid_step("a", [[2, 1], [1, 1]]),
+    "scheme-c-2-variable": plan_of_hybrid_step("c", [[2, 2]], variable_batch=True),
 }
 
 
@@ -174,7 +175,7 @@ def test_a_collective_of_one_rank_is_none():
 
 def test_one_weird_trick_with_microbatches():
     """Each passes the scheme by itself."""
-    step = one_weird_trick(2, range(2), microbatches=2)
+    step = one_weird_trick(2, [range(2)] * 2)
     assert check(step).ok
     assert step.microbatches == 2
 

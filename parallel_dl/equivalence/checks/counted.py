@@ -28,7 +28,7 @@ def wrong_count(experiment: Experiment, layout: Layout, mesh: Mesh) -> str | Non
     """
     ledger = mesh.world.ledger
     plain = layout.splits_layers and not layout.is_pipelined and not layout.reproducible
-    known = plain or (layout.hybrid is not None and not layout.variable_batch)
+    known = plain or (layout.hybrid is not None and not layout.variable_batch and layout.microbatches == 1)
     if ledger is None or not known or experiment.loss is not nn.cross_entropy:
         return None
     if not all(parameter.requires_grad for parameter in experiment.build().parameters()):
