@@ -3,9 +3,9 @@
 To read in this order: rates, options, state, optimizer, sgd, adam, norms, lars, by_name.
 """
 
-from parallel_dl.optim import by_name, rates
+from parallel_dl.optim import rates
 from parallel_dl.optim.adam import Adam, AdamW
-from parallel_dl.optim.by_name import FLAGS, RULES, make, rule_named
+from parallel_dl.optim.by_name import RULES, make, rule_named
 from parallel_dl.optim.lars import LARS
 from parallel_dl.optim.norms import gradient_squares, sum_of_squares
 from parallel_dl.optim.optimizer import Optimizer
@@ -13,7 +13,6 @@ from parallel_dl.optim.options import Option
 from parallel_dl.optim.sgd import SGD
 
 __all__ = [
-    "FLAGS",
     "LARS",
     "RULES",
     "SGD",
@@ -21,7 +20,6 @@ __all__ = [
     "AdamW",
     "Optimizer",
     "Option",
-    "by_name",
     "gradient_squares",
     "make",
     "rates",

@@ -12,6 +12,7 @@ from parallel_dl import launch, optim
 from parallel_dl.cli import main
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Parameter, initializers
+from parallel_dl.optim import by_name
 
 PAGE = (ROOT / "docs" / "own-files.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
@@ -170,9 +171,9 @@ def test_a_layout_file_names_a_schedule(here, said):
 @pytest.mark.parametrize("name", optim.RULES)
 def test_an_optimizer_is_one_file(name):
     """What the command line and verify know of a rule is in its class."""
-    rate, options = optim.by_name.verified(name)
+    rate, options = by_name.verified(name)
     parameter = Parameter((1,), initializers.constant(0.0))
     made = optim.make(name, [parameter], rate, **options)
     assert type(made) is optim.RULES[name]
-    assert optim.by_name.default_rate(name) > 0
+    assert by_name.default_rate(name) > 0
     assert "_magnitudes" in {key for base in type(made).__mro__[:-2] for key in vars(base)}

@@ -153,6 +153,7 @@ ABOVE_ONE = {
     "job.ranks",  # of which some have started
     "layout.microbatches",  # where they are compared with one
     "boundary - 1",  # it "gives samples"
+    "name",  # a layer "combines values"
 }
 
 
