@@ -250,7 +250,7 @@ class Trainer:
         if self.summation.leaves is None:
             return sum_of(self._execute(program, microbatches))
         computing = tuple(action for action in program if action.microbatch != ALL)
-        loss = self.summation.gradients(lambda: self._execute(computing, microbatches))
+        loss = self.summation.gradients(lambda: self._execute(computing, microbatches), len(microbatches))
         execute(program[len(computing) :], self.stage)
         return loss
 

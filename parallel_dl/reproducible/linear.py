@@ -11,25 +11,27 @@ from __future__ import annotations
 import numpy as np
 
 from parallel_dl.autograd import once, primitive
-from parallel_dl.reproducible.leaves import Own, runs, sum_of_rows
+from parallel_dl.reproducible.leaves import Own, TreeSum, runs, sum_of_rows
 
 SMALL = 1 << 16
 """values of a whole weight up to which dividing a product is not worth its calls"""
 
 
 @primitive
-def linear(x, weight, bias=None, *, inputs, outputs, together):
+def linear(x, weight, bias=None, *, inputs, outputs, together, leaves=None):
     """`ops.linear` over leaves: x (n, ..., in), weight (leaves, out, in), bias (leaves, out) or None; (n, ..., out).
 
     The samples are as many leaves as there are weights, which are all equal: so each leaf has a gradient of its own.
-    `inputs` and `outputs` (`leaves.Own`) are the leaves that this rank has of either dimension. What is added up over
-    leaves is this rank's part of the sum, where others have the rest. `together`: see above.
+    With `leaves` the weight is (out, in), and its gradient is added up in the tree, leaf by leaf. `inputs` and
+    `outputs` (`leaves.Own`) are the leaves that this rank has of either dimension. What is added up over leaves is this
+    rank's part of the sum, where others have the rest. `together`: see above.
     """
     dtype = np.result_type(x, weight)
-    n, w, width = len(x), weight[0].astype(dtype, copy=False), weight.shape[1]
+    n, w = len(x), (weight if leaves else weight[0]).astype(dtype, copy=False)
+    width = len(w)
     per_sample = int(np.prod(x.shape[1:-1]))
     rows = np.ascontiguousarray(x.reshape(n * per_sample, x.shape[-1]), dtype)
-    of_samples = runs(n, len(weight))
+    of_samples = runs(n, leaves or len(weight))
     xs = inputs.cut(rows, 1)  # (I, rows, block)
     value = np.empty((len(rows), width), dtype)
     for band in outputs.bands(together):
@@ -51,7 +53,17 @@ def linear(x, weight, bias=None, *, inputs, outputs, together):
         return gradient.reshape(x.shape)
 
     def gradient_weight(g):
-        gradient = np.zeros(weight.shape, dtype)
+        if leaves is None:
+            return of_leaves(g, of_samples, 0, len(weight))
+        total = TreeSum()
+        for leaf in range(leaves):
+            own = [run for run in runs(n, leaves, 1) if run.leaves.start == leaf]
+            total.add([of_leaves(g, own, leaf, 1)[0]])
+        return total.total()[0]
+
+    def of_leaves(g, of_samples, first, count):
+        """(count, out, in): the gradients of the leaves from number `first` on."""
+        gradient = np.zeros((count, *w.shape), dtype)
         for band_out in outputs.bands(together):
             of_outputs = band_out.fill(flat(g), 1)  # (rows, N)
             for band_in in inputs.bands(together):
@@ -60,11 +72,12 @@ def linear(x, weight, bias=None, *, inputs, outputs, together):
                     left, right = run.of(of_outputs, 0, per_sample), run.of(of_inputs, 0, per_sample)
                     product = np.matmul(left.swapaxes(1, 2), right)  # (count, N, K)
                     own = band_in.take(band_out.take(product, 1), 2)
-                    gradient[run.leaves, band_out.part, band_in.part] = own
+                    numbers = slice(run.leaves.start - first, run.leaves.stop - first)
+                    gradient[numbers, band_out.part, band_in.part] = own
         return gradient
 
     def gradient_bias(g):
-        return sums_of_samples(flat(g), len(weight), n)
+        return sums_of_samples(flat(g), len(bias), n)
 
     return value.reshape(*x.shape[:-1], width), (gradient_x, gradient_weight, gradient_bias)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallel_dl import nn
 from parallel_dl.errors import InputError
@@ -23,6 +24,8 @@ class LayerLeaves:
     inputs: Leaves
     outputs: Leaves
     groups: int = 1
+    is_alone: bool = True
+    """whether the layer's weights are used in this place only"""
 
 
 def cut_into_leaves(network: nn.Module, input_shape: Sequence[int]) -> None:
@@ -32,6 +35,11 @@ def cut_into_leaves(network: nn.Module, input_shape: Sequence[int]) -> None:
     """
     shapes = {passed.name: passed for passed in nn.layer_shapes(network, input_shape)}
     _walk(network, "", shapes, None, {})
+    places = Counter(id(weight) for passed in shapes.values() for weight in passed.layer._parameters.values())
+    for passed in shapes.values():
+        leaves = getattr(passed.layer, "leaves", None)
+        if leaves is not None and any(places[id(weight)] > 1 for weight in passed.layer._parameters.values()):
+            passed.layer.leaves = replace(leaves, is_alone=False)
 
 
 Cut = dict[int, tuple[str, LayerLeaves]]

@@ -52,8 +52,8 @@ class Summation:
         """The loss to train and test with."""
         return loss
 
-    def gradients(self, accumulate: Callable[[], Sequence[float]]) -> float:
-        """Runs forward and backward passes; afterwards the weights have gradients. Returns the sum of the losses."""
+    def gradients(self, accumulate: Callable[[], Sequence[float]], microbatches: int) -> float:
+        """Runs forward and backward passes of so many; afterwards the weights have gradients. The sum of the losses."""
         return sum(accumulate())
 
     @contextmanager
@@ -87,7 +87,7 @@ class _Known(NamedTuple):
 
     parameter: Parameter
     tensor: Tensor
-    """(leaves, ...): the weight of each leaf, or what was taken from it"""
+    """(leaves, ...): the weight of each leaf, or what was taken from it; or the parameter itself"""
     rows: slice
     """what it is of the parameter's first axis"""
 
@@ -107,7 +107,7 @@ class InLeaves(Summation):
         self._cut: dict[
             int, tuple[Any, LayerLeaves | None]
         ] = {}  # id -> the weight, so that it is no other's, and its leaves
-        self._losses = np.zeros(self.own)
+        self._losses, self._one_microbatch = np.zeros(self.own), False
         self._substitutes: dict[Any, Callable[..., Any]] = {
             ops.linear: self._linear,
             ops.conv2d: self._conv2d,
@@ -126,13 +126,14 @@ class InLeaves(Summation):
     def loss(self, loss: Loss) -> Loss:
         return LeafLoss(loss, lambda: self._at_a_time, self._report)
 
-    def gradients(self, accumulate: Callable[[], Sequence[float]]) -> float:
-        self._losses = np.zeros(self.own)
+    def gradients(self, accumulate: Callable[[], Sequence[float]], microbatches: int) -> float:
+        self._losses, self._one_microbatch = np.zeros(self.own), microbatches == 1
         try:
             with computed_by(self._substitutes):
                 accumulate()
             for known in self._known.values():
-                if known.tensor.is_leaf and known.tensor.grad is not None:
+                own = known.tensor.is_leaf and known.tensor is not known.parameter
+                if own and known.tensor.grad is not None:
                     _give(known.parameter, sum_of_leaves(known.tensor.grad))
         finally:
             self._known.clear()
@@ -187,10 +188,18 @@ class InLeaves(Summation):
         """The weight that this is, or is taken from; None for none."""
         known = self._known.get(id(tensor))
         if known is None and isinstance(tensor, Parameter):
-            of_leaves = np.broadcast_to(tensor.data, (self._at_a_time, *tensor.shape))
-            made = Tensor(of_leaves, requires_grad=tensor.requires_grad)
+            made: Tensor = tensor
+            if not self._is_added_up_at_once(tensor):
+                of_leaves = np.broadcast_to(tensor.data, (self._at_a_time, *tensor.shape))
+                made = Tensor(of_leaves, requires_grad=tensor.requires_grad)
             known = self._known[id(tensor)] = _Known(tensor, made, slice(0, tensor.shape[0]))
         return known
+
+    def _is_added_up_at_once(self, weight: Parameter) -> bool:
+        """Whether gradients of all leaves would take much memory, and need not wait for others of the same weight."""
+        leaves = self._leaves(weight)
+        large = len(weight.whole_shape) == 2 and not _is_small(weight)
+        return large and self._one_microbatch and leaves is not None and leaves.is_alone
 
     def _weight_and_leaves(self, weight: Any) -> tuple[_Known, LayerLeaves]:
         known = self._weight(weight)
@@ -229,6 +238,7 @@ class InLeaves(Summation):
             inputs=leaves.inputs.within(columns),
             outputs=leaves.outputs.within(rows),
             together=_is_small(known.parameter),
+            leaves=self._at_a_time if known.tensor is known.parameter else None,
         )
 
     def _conv2d(self, x: Any, weight: Any, bias: Any = None, *, groups: int = 1, method: str = "", **sizes: Any) -> Any:

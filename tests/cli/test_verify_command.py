@@ -251,7 +251,6 @@ def test_a_rank_alone_goes_on_after_an_error(monkeypatch, capsys):
             ("mlp_deep", "--pp", "2", "--schedule", "pipedream", "--clip-norm", "1"),
             "--clip-norm 1.0: pipedream",
         ),
-        (("mlp", "--dp", "2", "--reproducible", "--clip-norm", "1"), "--clip-norm 1.0: a norm over all weights is not"),
         (("--mutants", "--all"), "--mutants: does not go with --all"),
         (("--mutant", "sign of an adjoint", "--all"), "--mutant: does not go with --all"),
         (("mlp", "--mutant", "sign of an adjoint"), "NETWORK 'mlp': does not go with --mutant"),

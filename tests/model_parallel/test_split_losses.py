@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from parallel_dl import nn, optim, reproducible
+from parallel_dl import nn, optim
 from parallel_dl.autograd import Tensor, no_grad
 from parallel_dl.datasets import Dataset
 from parallel_dl.errors import InputError
@@ -13,6 +13,8 @@ from parallel_dl.layout import Layout
 from parallel_dl.mesh import even, slices
 from parallel_dl.model_parallel import TAKE_SLICES, parallelize, split_loss
 from parallel_dl.mpi import Mesh
+from parallel_dl.reproducible import Leaves
+from parallel_dl.reproducible.losses import LeafLoss
 from parallel_dl.trainer import Trainer
 
 CLASSES = 7
@@ -114,10 +116,10 @@ def test_targets_that_do_not_fit_are_refused_on_every_rank(comm, loss, targets):
     with pytest.raises(ValueError):  # noqa: PT011
         split_loss(loss, sizes, comm)(own, targets)
     if loss is not nn.mse:
-        sizes = reproducible.Leaves.even(CLASSES).of_ranks(comm.size)
+        sizes = Leaves.even(CLASSES).of_ranks(comm.size)
         own = Tensor(scores()[:, slices(sizes)[comm.rank]])
         with pytest.raises(ValueError):  # noqa: PT011
-            split_loss(reproducible.in_leaves(loss), sizes, comm)(own, targets)
+            split_loss(in_leaves(loss), sizes, comm)(own, targets)
 
 
 @pytest.mark.ranks(2)
@@ -126,15 +128,19 @@ def test_labels_of_any_integer_type(comm, loss):
     """600 classes: the second rank's begin beyond what a byte can hold."""
     z, labels = np.random.default_rng(0).standard_normal((5, 600)), np.array([3, 0, 127, 17, 100])
     own = z[:, slices(even(600, comm.size))[comm.rank]]
-    cut = reproducible.Leaves.even(600).of_ranks(comm.size)
+    cut = Leaves.even(600).of_ranks(comm.size)
     expected = loss(z, labels).item()
     for dtype in ("int8", "uint8", "uint16", ">i2", ">u4", "uint64"):
         part = split_loss(loss, even(600, comm.size), comm)(own, labels.astype(dtype)).data
         total = part if loss is nn.cross_entropy else comm.all_reduce(part)
         assert total == pytest.approx(expected, rel=1e-13)
-        in_leaves = split_loss(reproducible.in_leaves(loss), cut, comm)
+        of_leaves = split_loss(in_leaves(loss), cut, comm)
         own_leaves = z[:, slices(cut)[comm.rank]]
-        assert in_leaves(own_leaves, labels.astype(dtype)).item() == pytest.approx(expected, rel=1e-13)
+        assert of_leaves(own_leaves, labels.astype(dtype)).item() == pytest.approx(expected, rel=1e-13)
+
+
+def in_leaves(loss):
+    return LeafLoss(loss, lambda: 2, lambda losses: None)
 
 
 # -- in a network --------------------------------------------------------------------------------------------------

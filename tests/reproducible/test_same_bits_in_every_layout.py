@@ -226,6 +226,15 @@ def test_other_losses(comm, loss):
     check(comm, experiment("features", 11, "float32", 2, loss, adam=True), LAYOUTS[2], 3)
 
 
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("name", ["features", "images", "sequences"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_large_layers(comm, monkeypatch, name, microbatches):
+    """All layers as if they were: leaf by leaf where ranks divide the work, gradients added up at once."""
+    monkeypatch.setattr("parallel_dl.reproducible.summation.SMALL", 0)
+    check(comm, experiment(name, 19, "float32", 2), LAYOUTS[2], microbatches, (None, *SPLITS[name]))
+
+
 @pytest.mark.ranks(2, 4)
 def test_a_layer_in_two_places(comm):
     split = {"fc1": "output", "shared": "input", "again": "input"}
