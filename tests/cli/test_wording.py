@@ -154,6 +154,7 @@ ABOVE_ONE = {
     "layout.microbatches",  # where they are compared with one
     "boundary - 1",  # it "gives samples"
     "name",  # a layer "combines values"
+    "times",  # above 2
 }
 
 
