@@ -22,6 +22,8 @@ from parallel_dl.errors import number_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rich.table import Table
+
     from parallel_dl.cost import NetworkCost, PlanShares, Share
     from parallel_dl.splits import Plan
 
@@ -84,6 +86,11 @@ def summary(
     if as_json:
         print(json.dumps(found))
         return
+    _show(told)
+
+
+def _show(told: Iterable[tuple[Table, Iterable[str]]]) -> None:
+    """The tables, each with its notes; an empty line before each title but the first."""
     for number, (table, notes) in enumerate(told):
         if number and table.title:
             print()
