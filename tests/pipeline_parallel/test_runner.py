@@ -212,9 +212,9 @@ def test_float32(comm):
         trainer.step(batch)
     assert all(p.grad.dtype == np.float32 for p in trainer.pipeline.parameters)
     with pytest.raises(InputError, match="gives float64, but the network is float32: convert the samples"):
-        trainer.pipeline.runner.messages.require_fits(np.zeros((2, 5)), 1)
+        trainer.pipeline.runner.messages.require_fits(np.zeros((2, 5)), 1, 2)
     with pytest.raises(InputError, match=r"gives samples of shape \(3, 5\), but stage 1 takes \(5,\)"):
-        trainer.pipeline.runner.messages.require_fits(np.zeros((2, 3, 5), "float32"), 1)
+        trainer.pipeline.runner.messages.require_fits(np.zeros((2, 3, 5), "float32"), 1, 2)
 
 
 @pytest.mark.ranks(2)

@@ -147,7 +147,7 @@ def _of_factor(factor: float) -> str:
     if times == 2:
         return f"{line}: counted twice"
     if times is not None and times > 2:
-        return f"{line}: a sum over {times} ranks too many, or a division missing"
+        return f"{line}: a sum over {number_of(times, 'rank')} too many, or a division missing"
     if share is not None and share > 1:
         return f"{line}: one share of {share}, or a division by {share} too many"
     return line
