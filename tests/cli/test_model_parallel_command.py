@@ -151,7 +151,7 @@ def test_inside_a_users_own_mpirun():
         (("mlp", "--split", "fc1=output"), ("--split fc1=output", "--mp")),
         (("mlp", "--mp", "2", "--split", "fc9=output"), ("--split fc9=output", "no layer fc9", "fc1, fc2, fc3")),
         (("mlp", "--mp", "2", "--split", "fc1=rows"), ("--split fc1=rows", "nearest is fc1=output")),
-        (("mlp", "--mp", "2", "--split", "relu1=output"), ("relu1", "goes along with its input")),
+        (("mlp", "--mp", "2", "--split", "relu1=output"), ("relu1", "follows its input")),
         (("mlp", "--mp", "2", "--split", "fc1=output:split"), ("fc1", "fc2 needs it whole", "fc2=input")),
         (("lenet5_small", "--mp", "2", "--split", "conv1=output"), ("nearest is conv1=filters",)),
         (("alexnet_small", "--mp", "2", "--split", "conv2=channels"), ("2 groups", "nearest is conv2=filters")),
