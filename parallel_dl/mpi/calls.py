@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -145,7 +146,8 @@ def call({given}):
         raise
 """
         made: dict[str, Any] = {"_function": self.function, "_observe": self.observe, "_refuse": self.refuse}
-        exec(compile(source, f"<call of {self.name}>", "exec"), made)
+        file = os.path.join(os.path.dirname(__file__), f"<call of {self.name}>")  # to tracebacks a file of ours
+        exec(compile(source, file, "exec"), made)
         made["call"].__defaults__ = self.function.__defaults__
         return functools.wraps(self.function)(made["call"])
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from parallel_dl.launch.tracebacks import is_ours
 from parallel_dl.mpi import (
     CollectiveMismatch,
     Communicator,
@@ -68,6 +69,12 @@ def test_what_a_call_cannot_have():
         @collective
         def anything(comm, *arguments):
             """Nothing."""
+
+
+def test_to_a_traceback_a_call_is_no_file_of_the_users():
+    """A mismatch is shown at the line that called."""
+    for call in (Communicator.all_reduce, Communicator.send, sum_below):
+        assert is_ours(call.__code__.co_filename)
 
 
 # -- observers -------------------------------------------------------------------------------------------------------
