@@ -82,7 +82,7 @@ class Messages:
         self._sent.append(comm.isend(array.transpose(self._orders[key]), rank, _tag(action)))
 
     def require_fits(self, array: np.ndarray, boundary: int, samples: int) -> None:
-        """Raises InputError for so many samples of an activation, or its gradient, that the other side does not expect."""
+        """Raises InputError for so many samples of an activation, or of its gradient, that are not expected there."""
         if array.dtype != self.dtype:
             raise InputError(
                 f"stage {boundary - 1} gives {array.dtype}, but the network is {self.dtype}: "
