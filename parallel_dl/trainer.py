@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import InLeaves, Summation, TreeSum, cut_into_leaves
 from parallel_dl.schedule import ALL, Program, execute, make
 from parallel_dl.stage import WholeNetwork
+from parallel_dl.whole import DividedNetwork
 
 
 @dataclasses.dataclass
@@ -157,6 +157,7 @@ class Trainer:
         if self.parallel is not None:
             own = None if self.pipeline is None else self.pipeline.layers
             require_equal_replicas(self.parallel.replicated(own).values(), (), mesh.model)
+        self.divided = self.pipeline or self.parallel or DividedNetwork(network)
         self.names = [name for name, _ in network.named_parameters()]
         parameters = network.parameters()
         if self.pipeline is not None:
@@ -460,7 +461,7 @@ class Trainer:
         try:
             scores = self._scores(x)
         except Exception as error:
-            if self._divided is not None:  # other ranks may wait for this one
+            if self.pipeline or self.parallel:  # other ranks may wait for this one
                 raise
             tally.failed(error)
         else:
@@ -494,26 +495,21 @@ class Trainer:
         scores = self.network(x).data if self.pipeline is None else self.pipeline.evaluate(x)
         return scores if scores is None or self.parallel is None else self.parallel.whole_output(scores)
 
-    @property
-    def _divided(self) -> ModelParallel | PipelineParallel | None:
-        """What this rank has only a part of the network by; a pipeline knows of the layers that are split in it."""
-        return self.pipeline or self.parallel
-
     def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Whole arrays, on every rank, from this replica's: by the name of the parameter or buffer they belong to."""
-        return dict(arrays) if self._divided is None else self._divided.gather(arrays)
+        """Whole arrays, on every rank, from this replica's `arrays`: by the name of their parameter or buffer."""
+        return self.divided.gather(arrays)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Name -> whole values of every parameter and buffer, on every rank."""
-        return self.whole(self.network.state_dict() if self.pipeline is None else self.pipeline.own_state())
+        return self.divided.state_dict()
 
     def gather_state(self) -> dict[str, np.ndarray] | None:
         """As `state_dict`, but only the first rank of each replica gets it; the others get None."""
-        return self.network.state_dict() if self._divided is None else self._divided.gather_state()
+        return self.divided.gather_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Module.load_state_dict`, from whole values, of which each rank takes what it has."""
-        (self._divided or self.network).load_state_dict(state)
+        """Sets every parameter and buffer from whole values, of which each rank takes what it has; see Module's."""
+        self.divided.load_state_dict(state)
 
     def layout_as_dict(self) -> dict[str, Any]:
         """The layout for JSON, with the splits that are in use."""
@@ -522,13 +518,7 @@ class Trainer:
 
     def weights_sha256(self) -> str:
         """A digest of all whole weights by name: equal exactly when every bit is."""
-        if self._divided is not None:
-            return self._divided.sha256()
-        digest = hashlib.sha256()
-        for name, array in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return self.divided.sha256()
 
     def free(self) -> None:
         """Gives back shared memory and communicators."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,21 @@ from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.model_parallel.carry_out import carry_out, cut, cut_buffer, same_again, separate
 from parallel_dl.mpi import Communicator
 from parallel_dl.splits.loss import Loss, is_summand, of_classes, of_samples, takes_slices
+from parallel_dl.whole import DividedNetwork
 
 Arrays = dict[str, np.ndarray]
-_BLOCK = 1 << 26  # bytes of a weight that one rank holds beside its own piece, about
 
 
-class ModelParallel:
+class ModelParallel(DividedNetwork):
     """What `parallelize` made of a network: its `plan`, and the ways between whole weights and this rank's pieces.
 
     `network` is this rank's part. The methods are collective over `comm`, the ranks of the model axis.
     """
 
     def __init__(self, network: nn.Module, plan: splits.Plan, comm: Communicator) -> None:
-        self.network, self.plan, self.comm = network, plan, comm
+        super().__init__(network, plan.weights(), comm)
+        self.plan, self.comm = plan, comm
         self.axis = ModelAxis(comm)
-        self.placements = plan.weights()
-        self.shapes = {name: parameter.whole_shape for name, parameter in network.named_parameters()}
-        self.shapes |= {name: array.shape for name, array in network.named_buffers()}
 
     def __repr__(self) -> str:
         ways = ", ".join(f"{name}={way}" for name, way in self.plan.splits.items()) or "nothing split"
@@ -115,90 +113,6 @@ class ModelParallel:
         self.expect(len(arguments[0]))
         return arguments
 
-    # -- whole weights ---------------------------------------------------------------------------------------------
-    def gather(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
-        """Whole arrays, on every rank, from each rank's pieces, by the name of their parameter or buffer.
-
-        A rank may lack an array that others have, if its piece is empty.
-        """
-        described = self.comm.all_gather_object({name: array.dtype for name, array in arrays.items()})
-        dtypes = {name: dtype for of_rank in described for name, dtype in of_rank.items()}
-        return {name: self._whole(name, arrays.get(name), dtypes[name]) for name in sorted(dtypes)}
-
-    def _whole(self, name: str, array: np.ndarray | None, dtype: Any) -> np.ndarray:
-        shard = self._shard(name)
-        if shard is None:
-            assert array is not None
-            return np.array(array)
-        if array is None:
-            array = np.zeros(self.placements[name].shape(self.comm.rank, self.shapes[name]), dtype)
-        return self.comm.all_gather(array, shard.axis, shard.sizes)
-
-    def _shard(self, name: str) -> Shard | None:
-        """How a parameter or buffer is cut; None for one that every rank has in full."""
-        placement = self.placements.get(name)
-        return next((one for one in placement.states if isinstance(one, Shard)), None) if placement else None
-
-    def state_dict(self) -> Arrays:
-        """Name -> whole values of every parameter and buffer, on every rank."""
-        return self.gather(self.network.state_dict())
-
-    def gather_state(self) -> Arrays | None:
-        """As `state_dict`, but only rank 0 gets it; the others get None."""
-        state: dict[str, Any] = self.network.state_dict()
-        for name in state:
-            shard = self._shard(name)
-            if shard is not None:
-                state[name] = self.comm.gather(state[name], 0, shard.axis, shard.sizes)
-        return state if self.comm.rank == 0 else None
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets this rank's pieces from whole values: arrays, or `checkpoint.Stored`, of which the piece alone is read.
-
-        Names and shapes must be those of the whole network; KeyError or ValueError says what is wrong.
-        """
-        own = {}
-        for name, values in state.items():
-            shape = self.shapes.get(name)
-            if shape is not None and tuple(values.shape) != shape:
-                raise ValueError(f"state_dict: {name} has shape {tuple(values.shape)}, expected {shape}")
-            own[name] = values[self.piece(name)]
-        self.network.load_state_dict(own)
-
-    def piece(self, name: str) -> tuple[slice, ...]:
-        """This rank's shard of a whole parameter or buffer, as an index; empty for one that it has in full."""
-        return self.placements[name].index(self.comm.rank, self.shapes[name]) if name in self.placements else ()
-
-    def sha256(self) -> str:
-        """A digest of all whole weights by name, on every rank; rank 0 gets about 64 MiB of a weight at a time."""
-        digest = hashlib.sha256()
-        for name, array in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {array.dtype.str} {self.shapes[name]}\n".encode())
-            for rows in self._rows(name, array):
-                digest.update(rows.tobytes())
-        return self.comm.broadcast_object(digest.hexdigest())
-
-    def _rows(self, name: str, array: np.ndarray) -> Iterator[np.ndarray]:
-        """The whole array in order, some rows at a time; right on rank 0, all ranks go through it together."""
-        shard, shape = self._shard(name), self.shapes[name]
-        if shard is None or shard.sizes is None:
-            yield array
-            return
-        axis, sizes = shard.axis, shard.sizes
-        if axis:
-            step = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape)) * array.itemsize))
-            for start in range(0, shape[0], step):
-                rows = self.comm.gather(array[start : start + step], 0, axis, sizes)
-                yield array[:0] if rows is None else rows
-            return
-        step = max(1, _BLOCK // max(1, int(np.prod(shape[1:])) * array.itemsize))
-        for owner, size in enumerate(sizes):
-            for start in range(0, size, step):
-                lengths = [min(step, size - start) if rank == owner else 0 for rank in range(self.comm.size)]
-                own = array[start : start + step] if self.comm.rank == owner else array[:0]
-                rows = self.comm.gather(own, 0, 0, lengths)
-                yield array[:0] if rows is None else rows
-
     def replicated(self, layers: Collection[str] | None = None) -> Arrays:
         """Name -> values of what every rank has in full, and what must be the same on all of them.
 
@@ -209,7 +123,7 @@ class ModelParallel:
             f"{child}.{name}": array
             for child in children
             for name, array in self.network._modules[child].state_dict().items()
-            if self._shard(f"{child}.{name}") is None
+            if self.shard(f"{child}.{name}") is None
         }
 
     def free(self) -> None:

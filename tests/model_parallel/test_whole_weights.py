@@ -171,7 +171,7 @@ def test_the_digest_is_that_of_the_serial_network(comm, name):
 @pytest.mark.parametrize("block", [1, 50, 200, 1000])
 def test_the_digest_of_weights_that_are_gathered_in_parts(comm, monkeypatch, block):
     """Of some rows at a time, the last of them fewer, of weights that are cut by rows and by columns."""
-    monkeypatch.setattr("parallel_dl.model_parallel.network._BLOCK", block)
+    monkeypatch.setattr("parallel_dl.whole._BLOCK", block)
     layers = lambda: nn.Sequential(nn.Linear(5, 11), nn.Linear(11, 9), nn.Linear(9, 7))  # noqa: E731
     sgd = lambda parameters: optim.SGD(parameters, 0.1)  # noqa: E731
     serial = Trainer(layers().initialize(0, "float64"), sgd, Layout(), Mesh.serial())
