@@ -508,7 +508,7 @@ class Trainer:
         return self.divided.gather_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter and buffer from whole values, of which each rank takes what it has; see Module's."""
+        """Sets every parameter and buffer from `state`, whole values, of which each rank takes what it has."""
         self.divided.load_state_dict(state)
 
     def layout_as_dict(self) -> dict[str, Any]:

@@ -78,6 +78,7 @@ THIRD_PARTY = {
         for unit in (
             *MATHS,
             "splits",
+            "whole",
             "convolution",
             "datasets",
             "reproducible",
