@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -42,18 +41,10 @@ def is_in_backward() -> bool:
     return _in_backward.get()
 
 
-@contextmanager
-def _in_backward_pass() -> Iterator[None]:
-    before = _in_backward.get()
-    _in_backward.set(True)
-    try:
-        yield
-    finally:
-        _in_backward.set(before)
-
-
 class Deferred:
     """Weight gradients that `backward(defer=...)` left for later; `run()` adds them to `.grad`, in backward's order."""
+
+    __slots__ = ("_completion", "_later", "_work")
 
     def __init__(self, leaves: Iterable[Tensor] = (), completion: Completion | None = None) -> None:
         self._later = {id(leaf) for leaf in leaves}
@@ -72,9 +63,12 @@ class Deferred:
 
     def run(self) -> None:
         """Computes what was deferred. A second call finds nothing left to do."""
-        with _in_backward_pass():
+        before = _in_backward.set(True)
+        try:
             while self._work:
                 self._add(*self._work.popleft())  # what it holds is freed in passing
+        finally:
+            _in_backward.reset(before)
 
     def _add(self, leaf: Tensor, pullback: Pullback, g: Array) -> None:
         accumulate(leaf, pullback, g)
@@ -108,11 +102,16 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
     meeting = {number: node for number, node in nodes.items() if oldest < number < root.number} if nodes else {}
     if not root.requires_grad and not meeting:
         raise RuntimeError("backward from a tensor that depends on nothing that requires a gradient")
-    start = result(gradient, ((root, _unchanged),))
-    deferred = Deferred(defer, Completion([*meeting.values(), start]) if Tensor.hooks_registered else None)
+    if root.edges is None:
+        root = result(gradient, ((root, _unchanged),))
+    nodes = {**meeting, root.number: root} if meeting else {root.number: root}
+    deferred = Deferred(defer, Completion(nodes.values()) if Tensor.hooks_registered else None)
     is_plain = deferred._completion is None and not deferred._later
-    with _in_backward_pass():
-        _visit({**meeting, start.number: start}, {start.number: gradient}, accumulate if is_plain else deferred.arrive)
+    before = _in_backward.set(True)  # not in a `with`: this is what every backward pays
+    try:
+        _visit(nodes, {root.number: gradient}, accumulate if is_plain else deferred.arrive)
+    finally:
+        _in_backward.reset(before)
     return deferred
 
 
@@ -128,8 +127,9 @@ def _visit(
     `gradients` has, by number, what has arrived so far for each node that waits for its turn, None for nothing.
     """
     waiting = [(-number, node) for number, node in nodes.items()]
-    heapify(waiting)
-    gradients = dict.fromkeys(nodes) | gradients
+    if len(nodes) > 1:
+        heapify(waiting)
+        gradients = dict.fromkeys(nodes) | gradients
     to_meet = awaited()
     own_sums: set[int] = set()
     while waiting:
