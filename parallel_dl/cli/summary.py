@@ -49,7 +49,7 @@ def summary(
 
     Shapes, parameters, multiply-adds, work, depth, and whether splitting a layer pays. With --mp N it also shows how N
     ranks would divide them: parameters, work and messages of each; with --pp N how a pipeline would: layers, weights
-    and memory of each; with --hybrid what it sends. No rank is started.
+    and memory of each; with both what each rank of each stage has; with --hybrid what it sends. No rank is started.
     """
     from parallel_dl import cost
 
@@ -58,23 +58,24 @@ def summary(
     if hybrid.hybrid:
         refuse_beside(hybrid.hybrid, {"mp": split.mp, "pp": pipe.pp})
     ranks, ways = require_mp(split.mp, None if hybrid.hybrid else split.split), parse_splits(split.split)
-    of_pipeline.require_pp(pipe, ranks, cache_bytes)
+    of_pipeline.require_pp(pipe, cache_bytes)
     model, shape, classes = network_and_shape(network, dataset, data_dir)
     facts = cost.cost_of(model, shape, batch_size)
     found = as_object(network, shape, classes, facts)
     told = [(tables.layers(network, shape, classes, facts), tables.notes_of_layers(facts))]
-    if split.mp is not None:
-        plan = plan_for(model, shape, ranks, ways)
-        shares = cost.shares_of(plan, batch_size)
+    plan = None if split.mp is None else plan_for(model, shape, ranks, ways)
+    pipeline, grid = of_pipeline.pipeline_for(model, shape, facts, pipe, cache_bytes, plan)
+    if plan is not None:
+        shares = cost.shares_of(plan, batch_size) if grid is None else grid.shares
         found = _with_shares(found, plan, shares)
-        told += [
-            (tables.shares(network, ranks, shares), tables.notes_of_shares(ranks, batch_size)),
-            (tables.ranks(facts, shares.totals), tables.NOTES_OF_RANKS),
-        ]
-    if pipe.pp is not None:
-        pipeline = of_pipeline.pipeline_for(model, shape, facts, pipe, cache_bytes)
-        found["pipeline"] = of_pipeline.as_object(pipeline)
-        told.append((of_pipeline.table(network, pipeline), of_pipeline.notes(pipeline, batch_size)))
+        told.append((tables.shares(network, ranks, shares), tables.notes_of_shares(ranks, batch_size)))
+        if grid is None:
+            told.append((tables.ranks(facts, shares.totals), tables.NOTES_OF_RANKS))
+    if pipeline is not None:
+        found["pipeline"] = of_pipeline.as_object(pipeline, grid)
+        told.append((of_pipeline.table(network, pipeline, grid), of_pipeline.notes(pipeline, batch_size)))
+    if grid is not None:
+        told.append((tables.messages(grid), tables.NOTES_OF_MESSAGES))
     if hybrid.hybrid:
         from parallel_dl.hybrid.traffic import traffic
 
@@ -160,15 +161,8 @@ def _with_shares(found: dict[str, Any], plan: Plan, shares: PlanShares) -> dict[
 
 
 def _share(share: Share) -> dict[str, int]:
-    return {
-        "rank": share.rank,
-        "parameters": share.parameters,
-        "work": share.work,
-        "messages": share.messages,
-        "values": share.values,
-        "values_forward": share.values_forward,
-        "values_backward": share.values_backward,
-    }
+    held = {"rank": share.rank, "parameters": share.parameters, "work": share.work}
+    return {**held, **of_pipeline.sent(share)}
 
 
 def _part(number: int, whole: int) -> float | None:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from parallel_dl.cost import NetworkCost, PipelineCost
+    from parallel_dl.cost import Grid, NetworkCost, PipelineCost, RankCost, Share
     from parallel_dl.nn import Module
+    from parallel_dl.splits import Plan
 
 CacheBytes = Annotated[
     int | None,
@@ -29,8 +30,8 @@ CacheBytes = Annotated[
 _NAMED = 3  # layers of a stage that are all named; of more the first and the last
 
 
-def require_pp(flags: PipelineFlags, ranks: int, cache_bytes: int | None) -> None:
-    """Refuses numbers that cannot be, what belongs to --pp without it, and --pp with layers split among `ranks`."""
+def require_pp(flags: PipelineFlags, cache_bytes: int | None) -> None:
+    """Refuses numbers that cannot be, and what belongs to --pp without it."""
     of_pipeline = {
         "schedule": flags.schedule,
         "stage": flags.stage[0] if flags.stage else None,
@@ -47,56 +48,90 @@ def require_pp(flags: PipelineFlags, ranks: int, cache_bytes: int | None) -> Non
         ("cache_bytes", cache_bytes, 0),
     ):
         require_count(field, number, least, 2**63 - 1)
-    if flags.pp is not None and ranks > 1:
-        raise InputError(f"--pp {flags.pp} and --mp {ranks}: summary tells of one of them at a time")
 
 
 def pipeline_for(
-    network: Module, shape: Sequence[int], facts: NetworkCost, flags: PipelineFlags, cache_bytes: int | None
-) -> PipelineCost:
-    """`cost.pipeline_cost` of the flags, cut as `train` does; its refusals begin with the flag."""
+    network: Module,
+    shape: Sequence[int],
+    facts: NetworkCost,
+    flags: PipelineFlags,
+    cache_bytes: int | None,
+    plan: Plan | None,
+) -> tuple[PipelineCost | None, Grid | None]:
+    """`cost.pipeline_cost` of the flags, cut as `train` does, and `cost.grid_of` where a plan splits the layers.
+
+    None without --pp; refusals begin with the flag.
+    """
     from parallel_dl import cost
 
-    pp = flags.pp or 1
-    fed = pp if flags.microbatches is None else flags.microbatches
-    plan, stages = stages_for(network, shape, flags.schedule or "1f1b", pp, fed, flags.chunks, flags.stage)
-    return cost.pipeline_cost(facts, stages, plan, cache_bytes)
+    if flags.pp is None:
+        return None, None
+    fed = flags.pp if flags.microbatches is None else flags.microbatches
+    schedule, stages = stages_for(network, shape, flags.schedule or "1f1b", flags.pp, fed, flags.chunks, flags.stage)
+    pipeline = cost.pipeline_cost(facts, stages, schedule, cache_bytes)
+    return pipeline, None if plan is None else cost.grid_of(facts, pipeline, stages, schedule, plan)
 
 
-def as_object(pipeline: PipelineCost) -> dict[str, Any]:
+def as_object(pipeline: PipelineCost, grid: Grid | None = None) -> dict[str, Any]:
     """The value of the key `pipeline`. What is not known is null."""
-    return {
+    found = {
         "pp": len(pipeline.ranks),
         "schedule": pipeline.schedule,
         "microbatches": pipeline.microbatches,
         "cache_bytes": pipeline.cache_bytes,
-        "ranks": [
-            {
-                "rank": own.rank,
-                "stages": list(own.stages),
-                "layers": [list(layers) for layers in own.layers],
-                "parameters": own.parameters,
-                "weight_bytes": own.weight_bytes,
-                "multiply_adds": own.multiply_adds,
-                "idle": own.idle if math.isfinite(own.idle) else None,
-                "peak_live": own.peak_live,
-                "activation_bytes": own.activation_bytes,
-                "weight_bytes_loaded": own.weight_bytes_loaded,
-            }
-            for own in pipeline.ranks
-        ],
+        "ranks": [_of_rank(own) for own in pipeline.ranks],
         "serial": {
             "weight_bytes": pipeline.serial_weight_bytes,
             "weight_bytes_loaded": pipeline.serial_weight_bytes_loaded,
         },
     }
+    if grid is not None:
+        found["grid"] = [
+            {
+                **_of_rank(own),
+                "pipe": own.pipe,
+                "model": own.model,
+                "work": own.share.work,
+                **sent(own.share),
+                "to_stages": sent(own.between),
+            }
+            for own in grid.ranks
+        ]
+    return found
+
+
+def _of_rank(own: RankCost) -> dict[str, Any]:
+    return {
+        "rank": own.rank,
+        "stages": list(own.stages),
+        "layers": [list(layers) for layers in own.layers],
+        "parameters": own.parameters,
+        "weight_bytes": own.weight_bytes,
+        "multiply_adds": own.multiply_adds,
+        "idle": own.idle if math.isfinite(own.idle) else None,
+        "peak_live": own.peak_live,
+        "activation_bytes": own.activation_bytes,
+        "weight_bytes_loaded": own.weight_bytes_loaded,
+    }
+
+
+def sent(share: Share) -> dict[str, int]:
+    """How much a rank sends."""
+    return {
+        "messages": share.messages,
+        "values": share.values,
+        "values_forward": share.values_forward,
+        "values_backward": share.values_backward,
+    }
 
 
 # -- for people ----------------------------------------------------------------------------------------------------
-def table(network: str, pipeline: PipelineCost) -> Table:
+def table(network: str, pipeline: PipelineCost, grid: Grid | None = None) -> Table:
     """A line for each rank; where the cache is known, two more: their sum, and a rank that does it all alone."""
-    ranks, m = len(pipeline.ranks), pipeline.microbatches
-    title = f"{network} in a pipeline: {number_of(ranks, 'rank')}, {pipeline.schedule}, {number_of(m, 'microbatch')}"
+    ranks: Sequence[RankCost] = pipeline.ranks if grid is None else grid.ranks
+    pp, m = len(pipeline.ranks), pipeline.microbatches
+    number = number_of(len(ranks), "rank") if grid is None else f"{pp} x {number_of(len(ranks) // pp, 'rank')}"
+    title = f"{network} in a pipeline: {number}, {pipeline.schedule}, {number_of(m, 'microbatch')}"
     headers = [
         "rank",
         "layers",
@@ -110,14 +145,14 @@ def table(network: str, pipeline: PipelineCost) -> Table:
     if pipeline.cache_bytes is not None:
         headers.append("weight bytes\nloaded")
     found = new_table(title, headers, left=("rank", "layers"), words=("layers",))
-    for number, row in enumerate(_rows(pipeline), 1):
-        found.add_row(*row, end_section=number == ranks)
+    for count, row in enumerate(_rows(pipeline, ranks), 1):
+        found.add_row(*row, end_section=count == len(ranks))
     return found
 
 
-def _rows(pipeline: PipelineCost) -> list[list[str]]:
+def _rows(pipeline: PipelineCost, ranks: Sequence[RankCost]) -> list[list[str]]:
     told = []
-    for own in pipeline.ranks:
+    for own in ranks:
         done = [f"{number:,}" for number in (own.parameters, own.weight_bytes, own.multiply_adds)]
         idle = f"{own.idle:.1%}" if math.isfinite(own.idle) else ""
         held = [own.peak_live, own.activation_bytes]
@@ -125,9 +160,12 @@ def _rows(pipeline: PipelineCost) -> list[list[str]]:
         layers = ", ".join(map(_named, own.layers))
         told.append([f"{own.rank:,}", layers, *done, idle, *map("{:,}".format, held)])
     if pipeline.serial_weight_bytes_loaded is not None:
-        together = sum(own.weight_bytes_loaded or 0 for own in pipeline.ranks)
-        for name, number in (("all", together), ("serial", pipeline.serial_weight_bytes_loaded)):
-            told.append([name, "", "", f"{pipeline.serial_weight_bytes:,}", "", "", "", "", f"{number:,}"])
+        together = sum(own.weight_bytes_loaded or 0 for own in ranks)
+        for name, held, number in (
+            ("all", sum(own.weight_bytes for own in ranks), together),
+            ("serial", pipeline.serial_weight_bytes, pipeline.serial_weight_bytes_loaded),
+        ):
+            told.append([name, "", "", f"{held:,}", "", "", "", "", f"{number:,}"])
     return told
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from parallel_dl.cost import LayerCost, NetworkCost, PlanShares, Share
+    from parallel_dl.cost import Grid, LayerCost, NetworkCost, PlanShares, Share
 
 _PREFIXES = "kMGTPEZYRQ"
 _SIDE_BY_SIDE = 4  # so many ranks' numbers stand side by side, those of more as the least and the most
@@ -152,6 +152,26 @@ def ranks(facts: NetworkCost, totals: Sequence[Share]) -> Table:
     table = new_table(None, [header for header, _, _ in columns], left=("rank",), footers=["imbalance", *footers[1:]])
     for own in totals:
         table.add_row(*(cell(own) for _, cell, _ in columns))
+    return table
+
+
+NOTES_OF_MESSAGES = [
+    "To the ranks of its stage: activations and gradients of split layers, and sums of weights' gradients. To other",
+    "stages: what it has where a stage ends, and the gradient of that.",
+]
+
+
+def messages(grid: Grid) -> Table:
+    """Of a pipeline whose layers are split: what each rank does, and sends along both axes."""
+    headers = ["rank", "stages", "W"]
+    for where in ("to its stage", "to other stages"):
+        headers += [f"messages\n{where}", "values\nforward", "values\nbackward"]
+    table = new_table(None, headers, left=("rank", "stages"))
+    for own in grid.ranks:
+        numbers: list[str] = []
+        for sent in (own.share, own.between):
+            numbers += [f"{sent.messages:,}", _values(sent.values_forward), _values(sent.values_backward)]
+        table.add_row(f"{own.rank:,}", ", ".join(map(str, own.stages)), _short(own.share.work) or "0", *numbers)
     return table
 
 

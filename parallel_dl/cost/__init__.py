@@ -7,8 +7,10 @@ To read in this order:
     stages.py    consecutive layers in stages of even work, for pipelines
     pipeline.py  what each rank of a pipeline has of them (`parallel_dl.schedule`), and whether it fits its cache
     shares.py    the same for each rank of a plan (`parallel_dl.splits`), and what it sends
+    grid.py      the same for each rank of a pipeline whose layers are split
 """
 
+from parallel_dl.cost.grid import Grid, GridRank, grid_of
 from parallel_dl.cost.layers import operations
 from parallel_dl.cost.network import LayerCost, NetworkCost, cost_of
 from parallel_dl.cost.pipeline import PipelineCost, RankCost, loaded, pipeline_cost
@@ -16,6 +18,8 @@ from parallel_dl.cost.shares import LayerShares, PlanShares, Share, shares_of
 from parallel_dl.cost.stages import Stages, cut_stages, lightest
 
 __all__ = [
+    "Grid",
+    "GridRank",
     "LayerCost",
     "LayerShares",
     "NetworkCost",
@@ -26,6 +30,7 @@ __all__ = [
     "Stages",
     "cost_of",
     "cut_stages",
+    "grid_of",
     "lightest",
     "loaded",
     "operations",

@@ -8,12 +8,14 @@ Additions that an all-reduce makes count for the rank that has the summand.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from parallel_dl import nn
 from parallel_dl.cost.layers import operations
 from parallel_dl.nn.shapes import Shape
+from parallel_dl.partition import shares as even_shares
 from parallel_dl.splits import Message, Partial, Plan, Step, messages
 from parallel_dl.splits.loss import messages_of_classes
 
@@ -78,9 +80,13 @@ class PlanShares:
         return [sum((layer.shares[own.rank] for layer in self.layers), own) for own in once]
 
 
-def shares_of(plan: Plan, samples: int = 1) -> PlanShares:
-    """What each rank of the plan has, and does and sends for one step with so many samples."""
-    sent = [_sent(plan, rank, samples) for rank in range(plan.ranks)]
+def shares_of(plan: Plan, samples: int = 1, microbatches: int = 1) -> PlanShares:
+    """What each rank of the plan has, and does and sends for one step with so many samples.
+
+    They pass the network in so many microbatches, as even as can be, each with messages of its own.
+    """
+    sizes = Counter(even_shares(samples, microbatches))
+    sent = [_sent(plan, rank, sizes) for rank in range(plan.ranks)]
     parameters = [plan.layer_parameters(rank) for rank in range(plan.ranks)]
     layers = []
     for step in plan.steps:
@@ -88,12 +94,15 @@ def shares_of(plan: Plan, samples: int = 1) -> PlanShares:
             replace(
                 sent[rank].get(step.name, Share(rank)),
                 parameters=parameters[rank][step.name],
-                work=work_of(step, rank, samples),
+                work=sum(times * work_of(step, rank, size) for size, times in sizes.items()),
             )
             for rank in range(plan.ranks)
         ]
         layers.append(LayerShares(step.name, str(step.way) if step.way else None, _done(step, plan.ranks), shares))
-    loss = [sum((_share(rank, one, samples) for one in loss_messages(plan)), Share(rank)) for rank in range(plan.ranks)]
+    loss = [
+        sum((_share(rank, one, samples, microbatches) for one in loss_messages(plan)), Share(rank))
+        for rank in range(plan.ranks)
+    ]
     partial = sum(plan.partial_sizes().values())
     gradients = [Share(rank, messages=1 if partial else 0, values_backward=partial) for rank in range(plan.ranks)]
     return PlanShares(layers, loss, gradients)
@@ -145,16 +154,17 @@ def loss_messages(plan: Plan) -> Iterator[Message]:
         yield from messages_of_classes()
 
 
-def _sent(plan: Plan, rank: int, samples: int) -> dict[str, Share]:
-    """Layer -> what `rank` sends for it."""
+def _sent(plan: Plan, rank: int, sizes: Mapping[int, int]) -> dict[str, Share]:
+    """Layer -> what `rank` sends for it, of microbatches of these sizes, each so many times."""
     found: dict[str, Share] = {}
-    for name, message in messages(plan, rank, samples):
-        found[name] = found.get(name, Share(rank)) + _share(rank, message)
+    for size, times in sizes.items():
+        for name, message in messages(plan, rank, size):
+            found[name] = found.get(name, Share(rank)) + _share(rank, message, times, times)
     return found
 
 
-def _share(rank: int, message: Message, samples: int = 1) -> Share:
-    values = message.values * samples
+def _share(rank: int, message: Message, as_many_values: int, as_many_messages: int) -> Share:
+    messages, values = as_many_messages * message.messages, as_many_values * message.values
     if message.direction == "forward":
-        return Share(rank, messages=message.messages, values_forward=values)
-    return Share(rank, messages=message.messages, values_backward=values)
+        return Share(rank, messages=messages, values_forward=values)
+    return Share(rank, messages=messages, values_backward=values)

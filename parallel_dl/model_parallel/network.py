@@ -88,9 +88,7 @@ class ModelParallel(DividedNetwork):
     def activation_shape(self, name: str, samples: int) -> Shape:
         """What this rank has of so many samples before the layer `name`, a child of the whole network but the first."""
         children = list(self.network._modules)
-        before = children[children.index(name) - 1]
-        last = [step for step in self.plan.steps if step.name == before or step.name.startswith(f"{before}.")][-1]
-        return last.after.shape(self.comm.rank, (samples, *last.output))
+        return self.plan.shape_after(children[children.index(name) - 1], self.comm.rank, samples)
 
     def expect(self, samples: int) -> None:
         """Says how many samples the next forward pass has, all ranks' together; the network's own input says it too."""

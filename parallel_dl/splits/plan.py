@@ -37,6 +37,11 @@ class Plan:
         """Name of a parameter or buffer in the network -> its placement; what is not named is invariant."""
         return {f"{step.name}.{name}": place for step in self.steps for name, place in step.weights.items()}
 
+    def shape_after(self, child: str, rank: int, samples: int) -> Shape:
+        """What `rank` has of so many samples after `child`, one of the network's own layers or what is in it."""
+        last = [step for step in self.steps if step.name == child or step.name.startswith(f"{child}.")][-1]
+        return last.after.shape(rank, (samples, *last.output))
+
     def partial_sizes(self) -> dict[str, int]:
         """Name -> values of each weight whose gradient is a summand on each rank; they are summed once per update."""
         if self.ranks == 1:

@@ -16,6 +16,8 @@ OF_RANK = [
     *("idle", "peak_live", "activation_bytes", "weight_bytes_loaded"),
 ]
 OF_SERIAL = ["weight_bytes", "weight_bytes_loaded"]
+OF_MESSAGES = ["messages", "values", "values_forward", "values_backward"]
+OF_GRID = [*OF_RANK, "pipe", "model", "work", *OF_MESSAGES, "to_stages"]
 
 
 def summary(capfd, *arguments):
@@ -75,6 +77,75 @@ def test_flags_reach_the_cut_and_the_schedule(capfd):
     assert [own["stages"] for own in found["ranks"]] == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
+# -- with --mp -----------------------------------------------------------------------------------------------------
+ONE_WEIRD_TRICK = ("--split", "features=samples", "--split", "classifier=output")
+
+
+def test_json_with_split_layers(capfd):
+    """Keys of --pp alone and of --mp alone are as they are there; beside them stands each rank of each stage."""
+    flags = ("lenet5_small", "--batch-size", 30)
+    of_pipeline = summary(capfd, *flags, "--pp", 2, "--microbatches", 4)
+    of_splits = summary(capfd, *flags, "--mp", 3, *ONE_WEIRD_TRICK)
+    found = summary(capfd, *flags, "--pp", 2, "--mp", 3, "--microbatches", 4, *ONE_WEIRD_TRICK)
+    assert list(found) == [*of_splits, "pipeline"]
+    grid = found["pipeline"].pop("grid")
+    assert found["pipeline"] == of_pipeline["pipeline"]
+    assert [list(own) for own in grid] == [OF_GRID] * 6
+    assert [list(own["to_stages"]) for own in grid] == [OF_MESSAGES] * 6
+    assert [(own["rank"], own["pipe"], own["model"]) for own in grid] == [
+        (3 * p + m, p, m) for p in (0, 1) for m in range(3)
+    ]
+    for key in ("split", "parameters", "work", "mp"):
+        assert found[key] == of_splits[key]
+    for model, total in enumerate(found["ranks"]):
+        own = [one for one in grid if one["model"] == model]
+        for key in ("parameters", "work", "messages", "values"):
+            assert total[key] == sum(one[key] for one in own)
+        assert total["parameters"] == of_splits["ranks"][model]["parameters"]
+    for key in ("work", "values"):
+        assert sum(one[key] for one in found["ranks"]) == sum(one[key] for one in of_splits["ranks"])
+    alone = summary(capfd, *flags, "--pp", 2, "--mp", 1, "--microbatches", 4)["pipeline"]
+    assert [{key: own[key] for key in OF_RANK} for own in alone.pop("grid")] == alone["ranks"]
+
+
+@pytest.mark.parametrize("splits", [ONE_WEIRD_TRICK, ("--split", "features=rows", "--split", "classifier=output")])
+def test_what_is_said_is_what_a_pipeline_with_split_layers_sends(splits, capfd):
+    """Rank by rank, along both axes, against the ledger of four ranks. The order of memory is told once, by 2 values."""
+    flags = ["lenet5_small", "--pp", "2", "--mp", "2", "--microbatches", "4", "--batch-size", "30", *splits]
+    grid = summary(capfd, *flags)["pipeline"]["grid"]
+    assert main(["train", *flags, "--steps", "1", "--allreduce", "mpi", "--ledger", "--json"]) == 0
+    sent = {}
+    for row in json.loads(capfd.readouterr().out)["ledger"]:
+        if row["layer"] not in ("report", "gradients"):
+            of = sent.setdefault((row["rank"], row["axis"], row["direction"]), [0, 0])
+            of[0] += row["messages"]
+            of[1] += row["values"]
+    for own in grid:
+        count = lambda axis, part: [sent.get((own["rank"], axis, way), [0, 0])[part] for way in ("forward", "backward")]  # noqa: B023, E731
+        gradients = (1, own["parameters"]) if own["pipe"] == 0 else (0, 0)
+        assert own["messages"] == sum(count("model", 0)) + gradients[0]
+        assert own["values_forward"] == count("model", 1)[0]
+        assert own["values_backward"] == count("model", 1)[1] + gradients[1]
+        between = own["to_stages"]
+        assert between["messages"] == sum(count("pipe", 0)) - 1
+        assert between["values"] == sum(count("pipe", 1)) - 2
+        assert (between["values_forward"] == 0) == (own["pipe"] == 1)
+
+
+def test_table_with_split_layers(capfd):
+    flags = ["lenet5_small", "--pp", "2", "--mp", "2", "--microbatches", "4", "--batch-size", "30"]
+    assert main(["summary", *flags, *ONE_WEIRD_TRICK, "--cache-bytes", "12000"]) == 0
+    out, _ = capfd.readouterr()
+    assert "lenet5_small in a pipeline: 2 x 2 ranks, 1f1b, 4 microbatches" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "1 conv1 .. flatten 2,572 10,288 672,000 0.7% 2 48,128 10,288" in lines
+    assert "2 fc1 .. fc3 9,407 37,628 279,000 63.9% 1 6,688 150,512" in lines
+    assert "all 95,832 321,600" in lines
+    assert "serial 85,544 342,176" in lines
+    assert "0 0 788 k 1 0 2,572 4 1,024 0" in lines
+    assert "3 1 282 k 32 4,174 4,084 4 0 896" in lines
+
+
 def test_table(capfd):
     flags = ["mlp_deep", "--pp", "4", "--microbatches", "8", "--batch-size", "64"]
     assert main(["summary", *flags, "--cache-bytes", "133000"]) == 0
@@ -119,7 +190,8 @@ BAD = [
     (("--chunks", 2), "--chunks 2: belongs to --pp N"),
     (("--microbatches", 2), "--microbatches 2: belongs to --pp N"),
     (("--cache-bytes", 2), "--cache-bytes 2: belongs to --pp N"),
-    (("--pp", 2, "--mp", 2), "--pp 2 and --mp 2: summary tells of one of them at a time"),
+    (("--pp", 2, "--mp", 2, "--split", "fc10=output"), "--split fc10=output: there is no layer fc10; did you mean fc1"),
+    (("--pp", 12, "--mp", 2), "--pp 12: the network has 9 layers with weights; valid are 1 to 9"),
 ]
 
 
@@ -141,7 +213,7 @@ def test_the_page_lists_the_keys():
     page = section("In a pipeline")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     keys = {key for row in rows for key in re.findall("`(.*?)`", row)}
-    assert keys == {"pipeline", *OF_PIPELINE, *OF_RANK, *OF_SERIAL}
+    assert keys == {"pipeline", *OF_PIPELINE, *OF_RANK, *OF_SERIAL, "grid", *OF_GRID}
 
 
 def test_the_page_shows_what_is_printed(capfd):
