@@ -161,11 +161,11 @@ def _rows(pipeline: PipelineCost, ranks: Sequence[RankCost]) -> list[list[str]]:
         told.append([f"{own.rank:,}", layers, *done, idle, *map("{:,}".format, held)])
     if pipeline.serial_weight_bytes_loaded is not None:
         together = sum(own.weight_bytes_loaded or 0 for own in ranks)
-        for name, held, number in (
+        for name, weights, number in (
             ("all", sum(own.weight_bytes for own in ranks), together),
             ("serial", pipeline.serial_weight_bytes, pipeline.serial_weight_bytes_loaded),
         ):
-            told.append([name, "", "", f"{held:,}", "", "", "", "", f"{number:,}"])
+            told.append([name, "", "", f"{weights:,}", "", "", "", "", f"{number:,}"])
     return told
 
 

@@ -26,7 +26,7 @@ OF_LAYER = [
     *("work", "depth", "average_parallelism", "activations_per_weight", "threshold_batch", "choice"),
 ]
 # with --mp
-OF_PLAN = ["split", "ranks", "loss"]
+OF_PLAN = ["split", "ranks", "loss", "gradients"]
 OF_DIVIDED_LAYER = ["split", "shares"]
 OF_RANK = ["rank", "parameters", "parameters_share", "work", "work_share", "messages", "values"]
 OF_SHARE = ["rank", "parameters", "work", "messages", "values", "values_forward", "values_backward"]
@@ -151,7 +151,7 @@ def test_json_of_ranks(name, ranks, capfd):
     assert [list(total) for total in found["ranks"]] == [OF_RANK] * ranks
     assert bool(found["split"]) == (ranks > 1)
     for rank, total in enumerate(found["ranks"]):
-        own = [layer["shares"][rank] for layer in found["layers"]] + [found["loss"][rank]]
+        own = [layer["shares"][rank] for layer in found["layers"]] + [found["loss"][rank], found["gradients"][rank]]
         assert {share["rank"] for share in own} == {total["rank"]} == {rank}
         for key in ("parameters", "work", "messages", "values"):
             assert total[key] == sum(share[key] for share in own)
@@ -184,7 +184,9 @@ def test_what_is_said_is_what_training_sends(capfd):
     """Layer by layer and rank by rank, against the ledger of three ranks: image rows, a pair, and the loss."""
     options = ["--mp", 3, "--split", "features=rows", "--split", "fc2=output", "--batch-size", 30]
     found = summary(capfd, "lenet5_small", *options)
-    status, out, err = run("lenet5_small", *options, "--steps", 1, "--json", "--ledger", command="train")
+    status, out, err = run(
+        "lenet5_small", *options, "--steps", 1, "--allreduce", "mpi", "--json", "--ledger", command="train"
+    )
     assert (status, err) == (0, "")
     sent = {}
     for row in json.loads(out)["ledger"]:
@@ -192,6 +194,10 @@ def test_what_is_said_is_what_training_sends(capfd):
         of["messages"] += row["messages"]
         of[row["direction"]] += row["values"]
     layers = {layer["name"]: layer["shares"] for layer in found["layers"]} | {"loss": found["loss"]}
+    for share in found["gradients"]:  # in one array, each weight on a multiple of 64 bytes
+        summed = sent.pop(("gradients", share["rank"]))
+        assert (summed["messages"], summed["forward"]) == (share["messages"], 0) == (1, 0)
+        assert 0 <= summed["backward"] - share["values"] < 5 * 16
     assert sent == {
         (name, share["rank"]): {
             **{"messages": share["messages"], "forward": share["values_forward"], "backward": share["values_backward"]},
@@ -200,6 +206,48 @@ def test_what_is_said_is_what_training_sends(capfd):
         for share in shares
         if share["messages"]
     }
+
+
+def test_one_weird_trick_by_hand(capfd):
+    """Convolutions along the samples, fully connected layers by their outputs: 128 samples on two ranks."""
+    splits = ("--split", "features=samples", "--split", "classifier=output")
+    whole = {layer["name"]: layer for layer in summary(capfd, "alexnet", "--batch-size", 128)["layers"]}
+    found = summary(capfd, "alexnet", "--mp", 2, *splits, "--batch-size", 128)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    convolutions = {"conv1": 34_944, "conv2": 307_456, "conv3": 885_120, "conv4": 663_936, "conv5": 442_624}
+    for rank in (0, 1):
+        own = {name: layer["shares"][rank] for name, layer in layers.items()}
+        for name, share in own.items():  # of everything half: of the samples, later of the features
+            assert 2 * share["work"] == whole[name]["work"]
+            assert share["parameters"] == convolutions.get(name, whole[name]["parameters"] // 2)
+        # fc6 gets the other rank's 64 samples of 9216 values, fc7 and fc8 the other's 2048 features of 128 samples
+        sent = {name: (s["messages"], s["values_forward"], s["values_backward"]) for name, s in own.items()}
+        assert {name: of for name, of in sent.items() if of[0]} == {
+            "fc6": (2, 64 * 9216, 64 * 9216),
+            "fc7": (2, 128 * 2048, 128 * 2048),
+            "fc8": (2, 128 * 2048, 128 * 2048),
+        }
+        assert own["conv1"]["work"] == 64 * 96 * 55 * 55 * 3 * 11 * 11
+        assert own["fc8"]["work"] == 128 * 4096 * 500
+        nothing = {"rank": rank, "parameters": 0, "work": 0}
+        assert found["loss"][rank] == {
+            **{**nothing, "messages": 2, "values": 3 * 128, "values_forward": 3 * 128, "values_backward": 0},
+        }
+        summed = sum(convolutions.values())
+        assert summed == 2_334_080
+        assert found["gradients"][rank] == {
+            **{**nothing, "messages": 1, "values": summed, "values_forward": 0, "values_backward": summed},
+        }
+        total = found["ranks"][rank]
+        assert total["parameters"] == summed + (60_965_224 - summed) // 2
+        assert (total["messages"], total["work_share"]) == (9, 0.5)
+        assert total["values"] == 2 * (589_824 + 262_144 + 262_144) + 384 + 2_334_080
+    one = summary(capfd, "alexnet", "--mp", 2, *splits)  # a single sample is rank 0's, and is sent to rank 1
+    conv1, fc6 = ({layer["name"]: layer for layer in one["layers"]}[name]["shares"] for name in ("conv1", "fc6"))
+    assert [share["work"] for share in conv1] == [105_415_200, 0]
+    assert [share["work"] for share in fc6] == [18_874_368, 18_874_368]
+    assert [share["values_forward"] for share in fc6] == [0, 9216]
+    assert [share["values"] for share in one["gradients"]] == [2_334_080] * 2
 
 
 def test_splits_of_ones_own(capfd):
@@ -340,7 +388,10 @@ BAD = [
         ["mlp", "--mp", "2", "--split", "fc1=output", "--split", "fc1=input"],
         "--split fc1=input: fc1 is given twice, as fc1=output before",
     ),
-    (["mlp", "--mp", "2", "--split", "relu1=output"], "--split relu1=output: a ReLU is not split, it goes along with"),
+    (
+        ["mlp", "--mp", "2", "--split", "relu1=output"],
+        "--split relu1=output: a ReLU follows its input's placement; valid",
+    ),
     (
         ["mlp", "--mp", "2", "--split", "fc1=rows"],
         "--split fc1=rows: a Linear cannot be split that way; nearest is fc1",
