@@ -11,7 +11,7 @@ from parallel_dl.reproducible import losses as over_leaves
 from parallel_dl.reproducible.convolution import conv2d
 from parallel_dl.reproducible.linear import add_bias, linear, own_leaves
 from parallel_dl.reproducible.network import LayerLeaves
-from parallel_dl.reproducible.reductions import batch_norm, layer_norm, pixel_mean
+from parallel_dl.reproducible.reductions import batch_norm, layer_norm, pixel_mean, squares_of_rows
 from parallel_dl.reproducible.summation import groups_of
 
 random = np.random.default_rng(0)
@@ -281,3 +281,15 @@ def test_losses_refuse_what_the_ordinary_ones_do():
         over_leaves.logistic_loss(scores, np.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"must be in 0\.\.1"):
         over_leaves.logistic_loss(scores, np.full((3, 4), 2.0))
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(9, 37), (5, 19, 3, 3)])
+def test_squares_of_parts_are_the_bits_of_the_whole(ranks, shape):
+    """Of a weight cut by its columns; rows are added up by themselves."""
+    array, leaves = random.standard_normal(shape), Leaves.even(shape[1])
+    whole = squares_of_rows(array, leaves.within())
+    np.testing.assert_allclose(whole, np.square(array).reshape(len(array), -1).sum(1), rtol=1e-14)
+    parts = [share(shape[1], ranks, rank, LEAVES) for rank in range(ranks)]
+    same(tree([squares_of_rows(array[:, own], leaves.within(own)) for own in parts]), whole)
+    same(squares_of_rows(array[3:], leaves.within()), whole[3:])
