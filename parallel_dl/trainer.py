@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import no_grad
-from parallel_dl.cost.stages import cut_stages
-from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
+from parallel_dl.engine import engine_for
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.metrics import Evaluation, Tally
-from parallel_dl.model_parallel import ModelParallel, parallelize, require_serial
-from parallel_dl.mpi import Communicator, Mesh, one_blas_thread
+from parallel_dl.model_parallel import require_serial
+from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import Optimizer, gradient_squares
 from parallel_dl.partition import share
-from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import InLeaves, Summation, TreeSum, cut_into_leaves
-from parallel_dl.schedule import ALL, Program, execute, make
-from parallel_dl.stage import WholeNetwork
-from parallel_dl.whole import DividedNetwork
+from parallel_dl.schedule import ALL, Program, execute
 
 
 @dataclasses.dataclass
@@ -49,6 +44,21 @@ class Result:
     """with an input rate: what was measured of the samples that came in, on ranks with the network's first layers"""
     note: str | None = None
     """why there is no test loss"""
+
+
+def summation_of(
+    network: Module, layout: Layout, input_shape: Sequence[int] | None, allreduce: str | Mapping[str, Any]
+) -> Summation:
+    """How values are added up under a layout: as they come, or in leaves, into which the network is then cut."""
+    if not layout.reproducible:
+        return Summation()
+    if input_shape is None:
+        raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
+    if allreduce not in ("auto", "tree"):
+        raise InputError(f"all-reduce method {allreduce!r}: a reproducible layout sums in a tree; valid is auto")
+    one_blas_thread(always=True)
+    cut_into_leaves(network, input_shape)
+    return InLeaves(network, layout.dp)
 
 
 def as_batches(batch: Batch) -> list[Share]:
@@ -103,100 +113,43 @@ class Trainer:
     ) -> None:
         layout.require_clip_norm(clip_norm)
         require_serial(network)
-        self.clip_norm = clip_norm
-        self.network, self.layout, self.mesh, self.loss = network, layout, mesh, loss
-        self.parallel: ModelParallel | None = None
+        self.network, self.layout, self.mesh, self.clip_norm = network, layout, mesh, clip_norm
         sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
         if mesh.shape != sizes:
             needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
             raise InputError(f"{mesh} is not of this layout, which needs {needed}")
-        if layout.reproducible:
-            if input_shape is None:
-                raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
-            if allreduce not in ("auto", "tree"):
-                raise InputError(
-                    f"all-reduce method {allreduce!r}: a reproducible layout sums in a tree; valid is auto"
-                )
-            one_blas_thread(always=True)
-            cut_into_leaves(network, input_shape)
+        self.summation = summation_of(network, layout, input_shape, allreduce)
+        self.engine = engine = engine_for(network, layout, mesh, self.summation.loss(loss), input_shape, self.summation)
+        self.parallel, self.pipeline, self.hybrid = engine.parallel, engine.pipeline, engine.hybrid
+        self.stage, self.divided = engine.stage, engine.divided
+        self.names, self.parameters = engine.names, engine.parameters  # this rank's
+        options = {"method": allreduce} if isinstance(allreduce, str) else dict(allreduce)
+        if self.summation.method is not None:
+            options = {"method": self.summation.method}
+        self.gradients = engine.sum_of_gradients(options)
         self.is_asynchronous = layout.is_asynchronous
         """whether weights are updated between microbatches"""
-        self.summation = InLeaves(network, layout.dp) if layout.reproducible else Summation()
-        allreduce = self.summation.method or allreduce
-        self.loss = loss = self.summation.loss(loss)
-        self._data, self._model = self.summation.over(mesh.data), self.summation.over(mesh.model)
-        self._loss = loss  # of whole scores
-        self.pipeline: PipelineParallel | None = None
-        self.hybrid: OneWeirdTrick | None = None
-        if (layout.splits_layers or layout.is_pipelined or layout.hybrid) and input_shape is None:
-            raise ValueError("a layout that splits layers or has stages needs input_shape, the shape of one sample")
-        if layout.hybrid:
-            assert input_shape is not None
-            self.hybrid = OneWeirdTrick(network, mesh.data, input_shape, layout.scheme, layout.split, loss)
-            self.parallel, self.loss = self.hybrid.parallel, self.hybrid.loss
-        if layout.is_pipelined:
-            assert input_shape is not None
-            plan = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks)
-            stages = cut_stages(network, input_shape, plan.stages, layout.stages)  # of the serial network
-        if layout.splits_layers:
-            assert input_shape is not None
-            self.parallel = parallelize(network, self._model, input_shape, layout.split, loss)
-            self.loss = self.parallel.loss(loss)
-        if layout.is_pipelined:
-            assert input_shape is not None
-            self.pipeline = PipelineParallel(
-                network,
-                mesh.pipe,
-                input_shape,
-                layout.schedule_name,
-                self.loss,
-                stages,
-                layout.chunks,
-                self.parallel,
-            )
-        if self.parallel is not None:
-            own = None if self.pipeline is None else self.pipeline.layers
-            require_equal_replicas(self.parallel.replicated(own).values(), (), mesh.model)
-        self.divided = self.pipeline or self.parallel or DividedNetwork(network)
-        self.names = [name for name, _ in network.named_parameters()]
-        parameters = network.parameters()
-        if self.pipeline is not None:
-            self.names, parameters = self.pipeline.names, self.pipeline.parameters
-        self.parameters = parameters  # this rank's, in the order of `names`
-        replicated = parameters if self.hybrid is None else self.hybrid.feature_parameters
-        options = {"method": allreduce} if isinstance(allreduce, str) else allreduce
-        partial: Communicator | None = None
-        if any(parameter.is_partial for parameter in parameters):
-            partial = mesh.data if self.hybrid is not None else mesh.over("data", "model")
-            if self.hybrid is not None:
-                self._require_whole_updates()
-                replicated = [*replicated, *(p for p in self.hybrid.classifier_parameters if p.is_partial)]
-        self.gradients = GradientAllReduce(replicated, mesh.data, **options, partial_comm=partial)
         self.updates = 0
-        if self.hybrid is not None and layout.variable_batch:
+        updated = self.parameters
+        if layout.variable_batch:
+            assert self.hybrid is not None
             of_parts = self._made(make_optimizer, self.hybrid.classifier_parameters)
             self.hybrid.update_after_sub_batches(of_parts, lambda: self.updates)
-            parameters = replicated
-        self.optimizer = self._made(make_optimizer, parameters)
+            updated = self.hybrid.feature_parameters
+        self.optimizer = self._made(make_optimizer, updated)
         self.arrivals: Arrivals | None = None
-        self.stage: Any = self.hybrid  # what executes the actions of this rank's program
-        if self.pipeline is not None:
-            self.stage = self.pipeline.runner
-        if self.stage is None:
-            self.stage = WholeNetwork(network, lambda *given: self.loss(*given), self.gradients.accumulate)
-        if self.hybrid is not None:
-            self.hybrid.accumulate = self.gradients.accumulate
         self.stage.before_entry = self._take
         self.stage.sum_gradients = self.gradients.all_reduce
         self.stage.update_weights = self._update_between if self.is_asynchronous else self.update
-        self._programs: dict[tuple[int, int], Program] = {}
 
-    def _require_whole_updates(self) -> None:
-        if self.layout.variable_batch:
-            raise InputError(
-                "variable batch with fully connected layers along the samples: their gradients are summed once per "
-                "update; valid are output and input"
-            )
+    @property
+    def loss(self) -> Callable[..., Any]:
+        """The loss (outputs, targets, total) of what the network gives on this rank."""
+        return self.engine.loss
+
+    @loss.setter
+    def loss(self, loss: Callable[..., Any]) -> None:
+        self.engine.loss = loss
 
     def _take(self, microbatch: Share) -> None:
         """Before a microbatch enters the network: waits for its samples, if they come in at a rate."""
@@ -235,7 +188,7 @@ class Trainer:
         """This rank's program for the batch, with or without its last update; its summands of the losses."""
         self.network.train()
         self._forget_gradients()
-        program = self._program(len(batch.microbatches), batch.size)
+        program = self.engine.program(len(batch.microbatches), batch.size)
         if not update:
             program = tuple(action for action in program if action.kind != "U" or action.sub_batch != ALL)
         if self.is_asynchronous:
@@ -243,7 +196,7 @@ class Trainer:
             losses = self._execute(program, alone, [self.updates + number for number in range(len(alone))])
             self.updates += len(alone)
             return losses
-        with nullcontext() if self.pipeline is None else self.gradients.accumulate():
+        with self.engine.accumulating(self.gradients):
             return [self._synchronous(program, batch.microbatches)]
 
     def _synchronous(self, program: Program, microbatches: Sequence[Share]) -> float:
@@ -254,14 +207,6 @@ class Trainer:
         loss = self.summation.gradients(lambda: self._execute(computing, microbatches), len(microbatches))
         execute(program[len(computing) :], self.stage)
         return loss
-
-    def _program(self, microbatches: int, batch_size: int) -> Program:
-        key = microbatches, batch_size if self.hybrid is not None else 0
-        if key not in self._programs:
-            partial = self.parallel is not None and bool(self.parallel.plan.partial_sizes())
-            plan = self.layout.plan(batch_size, microbatches, partial)
-            self._programs[key] = plan.programs[self.mesh.pipe.rank * self.layout.dp + self.mesh.data.rank]
-        return self._programs[key]
 
     def _execute(
         self, program: Program, microbatches: Sequence[Share], updates: Sequence[int] | None = None
@@ -303,7 +248,7 @@ class Trainer:
         parameters = self.optimizer.parameters
         own = self._counted_once(gradient_squares(parameters, self.summation.squares_of), parameters)
         # first over the pieces of a stage's weights, then over the stages
-        axes = self.parallel.comm if self.parallel else self.mesh.model, self.mesh.pipe
+        axes = self.engine.sharing, self.mesh.pipe
         return math.sqrt(self.summation.sum_of_squares(own, parameters, [axis.labelled("norms") for axis in axes]))
 
     def _made(self, make_optimizer: Callable[[Any], Optimizer], parameters: Sequence[Parameter]) -> Optimizer:
@@ -415,13 +360,7 @@ class Trainer:
 
     def sum_losses(self, local: np.ndarray) -> np.ndarray:
         """The losses of the global batch from `local`, this rank's summands."""
-        if self.parallel is not None:
-            local = self.parallel.whole_loss(self._loss, local)
-        if self.hybrid is not None:  # every rank has it: that of all samples
-            return local
-        if self.pipeline is not None:
-            local = self.mesh.pipe.labelled("report").all_reduce(local)
-        return self._data.labelled("report").all_reduce(local)
+        return self.engine.sum_losses(local)
 
     def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> Evaluation:
         """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of classes that are predicted.
@@ -429,8 +368,8 @@ class Trainer:
         The ranks divide the work. Accuracy is for class numbers y (n,) and scores (n, classes) alone.
         """
         self.network.eval()
-        own = self._own_parts(len(x))
-        tallies = [Tally(self._loss, len(x)) for _ in own]
+        own = self.engine.tested(len(x))
+        tallies = [Tally(self.engine.whole_loss, len(x)) for _ in own]
         with no_grad(), self.summation.evaluating():
             for tally, part in zip(tallies, own):
                 for piece in _pieces(part, batch_size):
@@ -442,26 +381,18 @@ class Trainer:
         self.network.eval()
         found = {}
         with no_grad(), self.summation.evaluating():
-            for part in self._own_parts(len(x)):
+            for part in self.engine.tested(len(x)):
                 for piece in _pieces(part, batch_size):
-                    scores = self._scores(x[piece])
+                    scores = self.engine.outputs(x[piece])
                     if scores is not None:
                         found[piece.start] = scores
         return found
 
-    def _own_parts(self, samples: int) -> list[slice]:
-        """Which of that many samples this rank's replica tests: one part, or one for each of its leaves."""
-        if self.hybrid is not None:  # all ranks go through all samples together
-            return [slice(0, samples)]
-        ranks, rank = self.mesh.data.size, self.mesh.data.rank
-        each = (self.summation.leaves or ranks) // ranks
-        return [share(samples, ranks * each, rank * each + number) for number in range(each)]
-
     def _test_piece(self, tally: Tally, x: np.ndarray, y: np.ndarray) -> None:
         try:
-            scores = self._scores(x)
+            scores = self.engine.outputs(x)
         except Exception as error:
-            if self.pipeline or self.parallel:  # other ranks may wait for this one
+            if not self.engine.fails_alone:
                 raise
             tally.failed(error)
         else:
@@ -476,10 +407,7 @@ class Trainer:
         loss = losses.total()[0]
         failures = sum(tally.note is not None for tally in tallies)
         counts = np.array([sum(t.right for t in tallies), sum(t.judged for t in tallies), failures])
-        if self.pipeline is not None:
-            loss, counts = (self.mesh.pipe.all_reduce(array) for array in (loss, counts))
-        if self.hybrid is None:
-            loss, counts = self._data.all_reduce(loss), self.mesh.data.all_reduce(counts)
+        loss, counts = self.engine.sum_of_tests(loss, counts)
         right, judged, failed = counts.tolist()
         note = None if samples else "test loss: there are no samples"
         if failed:
@@ -487,13 +415,6 @@ class Trainer:
             note = next(said for said in notes if said is not None)
         accuracy = right / samples if samples and judged == samples else None
         return Evaluation(None if note else float(loss[0]), accuracy, note)
-
-    def _scores(self, x: np.ndarray) -> np.ndarray | None:
-        """The network's whole output for samples x; None on the ranks of a pipeline that do not have it."""
-        if self.hybrid is not None:
-            return self.hybrid.evaluate(x)
-        scores = self.network(x).data if self.pipeline is None else self.pipeline.evaluate(x)
-        return scores if scores is None or self.parallel is None else self.parallel.whole_output(scores)
 
     def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole arrays, on every rank, from this replica's `arrays`: by the name of their parameter or buffer."""
@@ -523,7 +444,4 @@ class Trainer:
     def free(self) -> None:
         """Gives back shared memory and communicators."""
         self.gradients.free()
-        if self.hybrid is not None:
-            self.hybrid.free()
-        elif self.parallel is not None:
-            self.parallel.free()
+        self.engine.free()
