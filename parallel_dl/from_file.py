@@ -36,11 +36,13 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
         raise unknown_name(what, name, registry)
     own = f"{what} {cut(name)}"
     try:
-        module = _module(found[1])
+        require_regular(os.path.abspath(found[1]), "a Python file", MOST_TEXT)
     except InputError as error:
         raise InputError(f"{own}: {error.marked}") from None
+    try:
+        module = _module(found[1])
     except Exception as error:
-        raise _failed(own, found[1], error) from error
+        raise failure(own, found[1], error) from error
     if found[2] not in vars(module):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"{own}: {unknown_name('name', found[2], names).marked}")
@@ -65,7 +67,7 @@ def call(
     try:
         value = function(*arguments, **named_arguments)
     except Exception as error:
-        raise _failed(own, found[1], error) from error
+        raise failure(own, found[1], error) from error
     if not isinstance(value, returns):
         where = _line_of(function)
         raise InputError(f"{own}: {where}returns a value of type {type(value).__name__}; valid is {returns.__name__}")
@@ -75,7 +77,6 @@ def call(
 def _module(file: str) -> ModuleType:
     path = os.path.abspath(file)
     if path not in _loaded:
-        require_regular(path, "a Python file", MOST_TEXT)
         spec = importlib.util.spec_from_file_location(path, path)
         assert spec is not None
         assert spec.loader is not None
@@ -93,7 +94,7 @@ def _module(file: str) -> ModuleType:
     return _loaded[path]
 
 
-def _failed(own: str, file: str, error: Exception) -> InputError:
+def failure(own: str, file: str, error: Exception) -> InputError:
     """What to say of an exception in the user's file: its last line there."""
     path = os.path.abspath(file)
     if isinstance(error, SyntaxError) and error.filename is not None:

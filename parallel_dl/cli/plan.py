@@ -151,11 +151,10 @@ def _words(placement: Placement) -> str:
 def _weights(step: Step | None) -> str:
     from parallel_dl.mesh import Shard
 
-    placement = step.weights.get("weight") if step is not None else None
-    if placement is None:
-        return "all"
-    cut = [f"axis {state.axis} {_sizes(state.sizes or ())}" for state in placement.states if isinstance(state, Shard)]
-    return ", ".join(cut) or "all, gradients partial"
+    placements = list(step.weights.values()) if step is not None else []
+    states = [state for placement in placements for state in placement.states]
+    cut = dict.fromkeys(f"axis {s.axis} {_sizes(s.sizes or ())}" for s in states if isinstance(s, Shard))
+    return ", ".join(cut) or ("all, gradients partial" if placements else "all")
 
 
 def _sizes(sizes: Sequence[int]) -> str:

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from parallel_dl import nn
+from parallel_dl.autograd import Tensor
 from parallel_dl.errors import InputError
 from parallel_dl.mesh import Path, Placement, Replicated
 from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.splits import Position, Step, is_along_samples
 from parallel_dl.splits.normalization import summed_batch_norm
+from parallel_dl.splits.rule import Local
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -32,14 +34,39 @@ def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = 
     position = _position(step, axis, name or step.name)
     if division.local is not None:
         local = division.local
-        layer.compute_by(lambda module, x: local(module, x, position))
+        layer.compute_by(lambda module, x: _by_rule(local, module, x, position, division.by))
     if is_along_samples(division.output):
         for _, inside in layer.named_modules():
             if isinstance(inside, nn.BatchNorm):
                 inside.compute_by(lambda module, x: summed_batch_norm(module, x, position))
+    if division.by:
+        layer.register_forward_hook(lambda module, arguments, y: _require_said(step, axis.comm.rank, y))
     finish = division.finish
     if step.depart or finish is not None:
         layer.register_forward_hook(lambda module, arguments, y: _ended(finish, module, moved(step.depart, y, module)))
+
+
+def _by_rule(local: Local, layer: nn.Module, x: Any, position: Position, by: str) -> Any:
+    try:
+        return local(layer, x, position)
+    except Exception as error:
+        if by:
+            error.add_note(f"in the local maths of {by}")
+        raise
+
+
+def _require_said(step: Step, rank: int, y: Any) -> Any:
+    """y, what a user's own rule has made; InputError unless it has the shape of the placement that the rule named."""
+    shape = getattr(y, "shape", None)
+    if shape is None:
+        raise InputError(f"{step.division.by}: gives a value of type {type(y).__name__}; valid is a Tensor")
+    said = step.division.output.shape(rank, (max(1, *shape[:1]), *step.output))[1:]
+    if tuple(shape[1:]) != said:
+        raise InputError(
+            f"{step.division.by}: rank {rank} has an output of shape {tuple(shape)}; by its placement, "
+            f"{step.division.output}, it is (samples, {', '.join(map(str, said))})"
+        )
+    return y
 
 
 def _ended(finish: Any, layer: nn.Module, y: Any) -> Any:
@@ -50,6 +77,8 @@ def _position(step: Step, axis: ModelAxis, name: str) -> Position:
     labelled = axis.comm.labelled(name)
 
     def combine(array: np.ndarray, op: str = "sum") -> np.ndarray:
+        if isinstance(array, Tensor):
+            raise TypeError(f"{name}: combine takes an array, inside a primitive, not a Tensor: no gradient would pass")
         if labelled.is_freed:
             raise RuntimeError(
                 f"{name} combines values over a communicator that was freed: run backward before free(), "

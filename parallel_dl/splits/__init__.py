@@ -8,6 +8,7 @@ Nothing is sent here, and MPI is not needed. To read in this order:
                       one file per kind of layer: its rules and its local maths
     names.py          which layer is split in which way, from what somebody has written
     default.py        the splits of a network for which none are given
+    divide.py         a layer's rule asked, and what a user's own rule says checked
     step.py, walk.py, plan.py   a whole network, layer by layer
 """
 

@@ -37,7 +37,9 @@ def _group_ways(name: str, text: str, members: Mapping[str, nn.Module], ranks: i
     """The way of each layer in a group that can be split by it. Pooling follows the convolutions."""
     way = Way.parse(text)
     weighted: dict[str, nn.Module] = {
-        member: layer for member, layer in members.items() if isinstance(layer, nn.Linear | nn.Conv2d)
+        member: layer
+        for member, layer in members.items()
+        if not isinstance(layer, nn.Branches) and next(layer.named_parameters(), None) is not None
     }
     if way is not None and way.name == "samples":  # also of what normalizes, and of the user's own layers
         weighted = {member: layer for member, layer in members.items() if ways_of(layer)}

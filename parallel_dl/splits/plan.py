@@ -146,7 +146,7 @@ def messages(plan: Plan, rank: int, samples: int = 1) -> Iterator[tuple[str, Mes
         whole, made = (samples, *step.input), (samples, *step.output)
         if not step.constant:
             found += messages_along(step.arrive, rank, step.before.shape(rank, whole), whole)
-        found += step.division.messages
+        found += step.division.sent(samples)
         found += messages_along(step.depart, rank, step.division.output.shape(rank, made), made)
         for ending in step.division.endings:
             end = (samples, *ending.output)

@@ -6,23 +6,24 @@ Everything else follows from the placements: the moves, their adjoints, their by
 
     @splits.rule(MyLayer, "output")
     def by_output(site):
-        sizes = splits.even(site.layer.width, site.ranks)
-        weights = site.weights(splits.Shard(0, sizes), "weight")
-        return splits.Division(site.on(splits.Shard(1, sizes)), site.on(splits.Replicated()), weights)
+        weights = site.weights(splits.Shard(0), "weight")
+        return splits.Division(site.on(splits.Shard(1)), site.on(splits.Replicated()), weights)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from parallel_dl import nn
+from parallel_dl.errors import InputError, shown
 from parallel_dl.mesh import Invariant, MeshShape, Message, Path, Placement, Replicated, Shape, Shard, State, even
 from parallel_dl.nn.shapes import OneSample, kind_among
-from parallel_dl.splits.way import Way
+from parallel_dl.splits.way import ALIASES, Way
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,20 @@ class Division:
     """the local maths; None is the layer's own forward"""
     finish: Finish | None = None
     """what comes after the sum of a Partial output"""
-    messages: tuple[Message, ...] = ()
-    """what every rank sends inside of the local maths, whatever the number of samples"""
+    messages: Sequence[Message] | Callable[[int], Sequence[Message]] = ()
+    """what every rank sends inside of the local maths; a function where it goes by the number of samples"""
     work_input: Callable[[int], Shape] | None = None
     """rank -> the input of one sample that counts for its work; None where its work goes by its part of the output"""
     owners: tuple[int, ...] = ()
     """of branches that are given to ranks: the rank of each"""
     endings: tuple[Ending, ...] = ()
     """of branches whose ends are not alike: where each of them ends"""
+    by: str = ""
+    """the layer, the rule that says so and its place; set for a user's own rule"""
+
+    def sent(self, samples: int) -> Sequence[Message]:
+        """What every rank sends inside of the local maths for so many samples."""
+        return self.messages(samples) if callable(self.messages) else self.messages
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,7 @@ class Site:
 
 
 Rule = Callable[[Site], Division]
+_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,14 @@ def rule(
 
     The latter go along with their input. `where` restricts it to some layers of the kind; `names` are the ways that
     have the rule, where they are several. A class derived from `kind` has the rule too, unless its forward is its own.
+    A rule for the same kind and way takes the place of an earlier one. Raises InputError for what is no Module's class
+    and for a way that cannot be written in `--split LAYER=WAY`.
     """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise InputError(f"rule({shown(kind)}): valid is the class of a layer, derived from nn.Module")
+    if way is not None and not _NAME.fullmatch(str(way)):
+        raise InputError(f"rule({kind.__name__}, {shown(way)}): valid is one word, like output")
+    way = ALIASES.get(way, way) if way else None
 
     def register(function: Rule) -> Rule:
         _rules.setdefault(kind, {})[way] = _Registered(function, where, tuple(names) or ((way,) if way else ()))
@@ -202,7 +217,10 @@ def rule(
 def rule_of(layer: nn.Module, way: Way | None) -> Rule | None:
     """The rule for this layer and way; None if there is none."""
     kind = kind_among(layer, _rules)
-    found = None if kind is None else _rules[kind].get(way.rule if way else None)
+    if kind is None:
+        return None
+    keys = (None,) if way is None else (way.name, way.rule)  # one for all that cut the image, or one for each
+    found = next((_rules[kind][key] for key in keys if key in _rules[kind]), None)
     return found.rule if found is not None and found.where(layer) else None
 
 
@@ -212,10 +230,12 @@ def ways_of(layer: nn.Module) -> tuple[str, ...]:
     of_kind = (
         () if kind is None else tuple(name for one in _rules[kind].values() if one.where(layer) for name in one.names)
     )
-    return of_kind if isinstance(layer, nn.Branches | nn.Sequential) else (*of_kind, "samples")
+    if isinstance(layer, nn.Branches | nn.Sequential) or "samples" in of_kind:
+        return of_kind
+    return (*of_kind, "samples")
 
 
 def can(layer: nn.Module, way: Way) -> bool:
     """Whether this layer can be split in this way."""
     valid = ways_of(layer)
-    return way.name in valid or (way.grid is not None and "rows-columns" in valid)
+    return way.name in valid or (way.grid is not None and "rows-columns" in valid and rule_of(layer, way) is not None)

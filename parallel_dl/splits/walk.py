@@ -24,8 +24,9 @@ from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits import kinds  # noqa: F401
 from parallel_dl.splits.branches import joined, on_one
 from parallel_dl.splits.default import computes_in_leaves
+from parallel_dl.splits.divide import divide
 from parallel_dl.splits.rule import Division, Ending, Site, rule_of, ways_of
-from parallel_dl.splits.samples import by_samples, is_along_samples
+from parallel_dl.splits.samples import is_along_samples
 from parallel_dl.splits.step import Step
 from parallel_dl.splits.way import Way
 
@@ -94,12 +95,12 @@ class Walk:
         return Site(passed.layer, way, before, passed.input, passed.output, self.ranks, next_way, self.in_leaves)
 
     def _layer(self, layer: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
-        site = self._site(name, before)
-        division = _divide(site)
+        site = self._site(name, Placement.on(before.mesh) if before.has(Partial) else before)
+        division = divide(site, name)
         if before.has(Partial):
             before = self._settle(_asked(division.input, site) if site.way is not None else Invariant())
             site = dataclasses.replace(site, before=before)
-            division = _divide(site)
+            division = divide(site, name)
         if division.input is None and before.has(Replicated) and layer._parameters:
             division = dataclasses.replace(division, input=site.invariant)  # their gradient is to count once
         way = site.way
@@ -217,16 +218,6 @@ class Walk:
         if module.join == "sum" and way.ending is not None:
             raise InputError(f"`split` {name}={way}: a sum of branches is whole; valid is {name}={way.name}")
         return self._add(site, name, division, constant)
-
-
-def _divide(site: Site) -> Division:
-    """How the layer is done here: one that has no rule, a user's own, by every rank, with all weights."""
-    if site.way is not None and site.way.name == "samples":
-        return by_samples(site)
-    if site.way is None and is_along_samples(site.before):
-        return by_samples(site)
-    found = rule_of(site.layer, site.way)
-    return Division(site.invariant, site.invariant) if found is None else found(site)
 
 
 def _asked(wanted: Placement | None, site: Site) -> State:
