@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from parallel_dl.autograd import no_grad
 from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
 from parallel_dl.engine import engine_for
 from parallel_dl.errors import InputError
+from parallel_dl.evaluation import evaluate, own_outputs
 from parallel_dl.layout import Layout
-from parallel_dl.metrics import Evaluation, Tally
+from parallel_dl.metrics import Evaluation
 from parallel_dl.model_parallel import require_serial
 from parallel_dl.mpi import Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter, cross_entropy
 from parallel_dl.optim import Optimizer, gradient_squares
 from parallel_dl.partition import share
-from parallel_dl.reproducible import InLeaves, Summation, TreeSum, cut_into_leaves
+from parallel_dl.reproducible import InLeaves, Summation, cut_into_leaves
 from parallel_dl.schedule import ALL, Program, execute
 
 
@@ -77,11 +77,6 @@ def sum_of(losses: Sequence[float]) -> float:
     for loss in losses:
         total += loss
     return total
-
-
-def _pieces(part: slice, length: int) -> Iterator[slice]:
-    """The part in slices of at most so many."""
-    return (slice(start, min(start + length, part.stop)) for start in range(part.start, part.stop, length))
 
 
 class Trainer:
@@ -367,54 +362,11 @@ class Trainer:
 
         The ranks divide the work. Accuracy is for class numbers y (n,) and scores (n, classes) alone.
         """
-        self.network.eval()
-        own = self.engine.tested(len(x))
-        tallies = [Tally(self.engine.whole_loss, len(x)) for _ in own]
-        with no_grad(), self.summation.evaluating():
-            for tally, part in zip(tallies, own):
-                for piece in _pieces(part, batch_size):
-                    self._test_piece(tally, x[piece], y[piece])
-        return self._evaluation(tallies, len(x))
+        return evaluate(self.engine, x, y, batch_size)
 
     def own_outputs(self, x: np.ndarray, batch_size: int = 1024) -> dict[int, np.ndarray]:
         """The outputs that this rank has in `test(x, ...)`: number of the first sample -> whole outputs (k, ...)."""
-        self.network.eval()
-        found = {}
-        with no_grad(), self.summation.evaluating():
-            for part in self.engine.tested(len(x)):
-                for piece in _pieces(part, batch_size):
-                    scores = self.engine.outputs(x[piece])
-                    if scores is not None:
-                        found[piece.start] = scores
-        return found
-
-    def _test_piece(self, tally: Tally, x: np.ndarray, y: np.ndarray) -> None:
-        try:
-            scores = self.engine.outputs(x)
-        except Exception as error:
-            if not self.engine.fails_alone:
-                raise
-            tally.failed(error)
-        else:
-            if scores is not None:
-                tally.add(scores, y)
-
-    def _evaluation(self, tallies: Sequence[Tally], samples: int) -> Evaluation:
-        """From the tallies of all ranks: losses in the order of samples, or in the tree of a reproducible layout."""
-        losses = TreeSum()
-        for tally in tallies:
-            losses.add([np.array([tally.sum_of_losses])])
-        loss = losses.total()[0]
-        failures = sum(tally.note is not None for tally in tallies)
-        counts = np.array([sum(t.right for t in tallies), sum(t.judged for t in tallies), failures])
-        loss, counts = self.engine.sum_of_tests(loss, counts)
-        right, judged, failed = counts.tolist()
-        note = None if samples else "test loss: there are no samples"
-        if failed:
-            notes = self.mesh.world.all_gather_object(next((t.note for t in tallies if t.note is not None), None))
-            note = next(said for said in notes if said is not None)
-        accuracy = right / samples if samples and judged == samples else None
-        return Evaluation(None if note else float(loss[0]), accuracy, note)
+        return own_outputs(self.engine, x, batch_size)
 
     def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole arrays, on every rank, from this replica's `arrays`: by the name of their parameter or buffer."""
