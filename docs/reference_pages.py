@@ -36,7 +36,10 @@ PAGES = (
         "splits",
         "Splits: how a layer is divided among ranks",
         "parallel_dl.splits",
-        ("rule", "Site", "Division", "Position", "Finish", "Placement", "Invariant", "Replicated", "Shard", "Partial"),
+        ("rule", "Site", "Division", "Position", "Finish", "plan", "Plan", "messages", "default_splits"),
+    ),
+    Page(
+        "mesh", "Meshes, placements, and the moves between them", "parallel_dl.mesh", without=("Shape", "State", "Path")
     ),
     Page(
         "schedule",

@@ -75,7 +75,7 @@ class Windows:
     wanted: tuple[slice, ...]
 
     def slices(self, length: int, ranks: int) -> tuple[slice, ...]:
-        """What each rank has of the axis."""
+        """What each rank has of the axis, whatever its length."""
         return self.wanted
 
 
@@ -149,7 +149,7 @@ class Placement:
 
 
 def even(length: int, ranks: int) -> tuple[int, ...]:
-    """The sizes of even slices, by rank."""
+    """The sizes of even slices of an axis of this length, by rank."""
     return tuple(partition.shares(length, ranks))
 
 

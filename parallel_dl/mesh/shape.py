@@ -58,7 +58,7 @@ class MeshShape(Mapping[str, int]):
         return {axis: found[axis] for axis in self._sizes}
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
-        """The rank there; a mesh axis that is not named counts as 0."""
+        """The rank at these coordinates; a mesh axis that is not named counts as 0."""
         rank = 0
         for axis, size in self._sizes.items():
             rank = rank * size + coordinates.get(axis, 0)

@@ -22,7 +22,7 @@ from parallel_dl.splits.way import Way
 
 @dataclass(frozen=True)
 class Plan:
-    """All layers of a network, in order, for so many ranks; `splits` are the ways by name of layer or group."""
+    """All layers of a network, `steps` in order, for so many ranks; `splits` are the ways by name of layer or group."""
 
     ranks: int
     splits: dict[str, str]
@@ -58,7 +58,7 @@ class Plan:
         return sum(self.layer_parameters(rank).values())
 
     def layer_parameters(self, rank: int) -> dict[str, int]:
-        """The same by layer; a parameter used in two layers is counted in the first."""
+        """The same of `rank` by layer; a parameter used in two layers is counted in the first."""
         counted: set[int] = set()
         found = {}
         for step in self.steps:
@@ -79,7 +79,7 @@ def plan(
     split_output: bool = True,
     partial_input: bool = False,
 ) -> Plan:
-    """The plan for samples (*input_shape) and that many ranks of the model axis.
+    """The plan of `network` for samples (*input_shape) and that many ranks of the model axis.
 
     `splits` maps names of layers to ways (`way`), like {"fc1": "output", "fc2": "input", "features": "rows"}. A name
     may also be that of a Sequential, or "features" and "classifier" for the layers before and after the first Flatten:
@@ -134,7 +134,7 @@ def _require_equal_ties(steps: list[Step]) -> None:
 
 # -- what is sent --------------------------------------------------------------------------------------------------
 def messages(plan: Plan, rank: int, samples: int = 1) -> Iterator[tuple[str, Message]]:
-    """(layer, message) of all that `rank` sends over the model axis for one microbatch of so many samples in training.
+    """(layer, message) of all that by the plan `rank` sends over the model axis for one microbatch of so many samples in training.
 
     The loss's are not in it: that of a split cross-entropy sends 3 values per sample in two all-reduces. Nor are the
     sums of the gradients of replicated weights, which are made once per update.

@@ -219,7 +219,8 @@ def rule_of(layer: nn.Module, way: Way | None) -> Rule | None:
     kind = kind_among(layer, _rules)
     if kind is None:
         return None
-    keys = (None,) if way is None else (way.name, way.rule)  # one for all that cut the image, or one for each
+    name = None if way is None else "rows-columns" if way.grid is not None else way.name
+    keys = (name, None if way is None else way.rule)  # one for each that cuts the image, or one for all
     found = next((_rules[kind][key] for key in keys if key in _rules[kind]), None)
     return found.rule if found is not None and found.where(layer) else None
 
@@ -238,4 +239,4 @@ def ways_of(layer: nn.Module) -> tuple[str, ...]:
 def can(layer: nn.Module, way: Way) -> bool:
     """Whether this layer can be split in this way."""
     valid = ways_of(layer)
-    return way.name in valid or (way.grid is not None and "rows-columns" in valid and rule_of(layer, way) is not None)
+    return way.name in valid or (way.grid is not None and "rows-columns" in valid)

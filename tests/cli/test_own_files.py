@@ -47,8 +47,9 @@ def said(capfd, monkeypatch):
 
 
 def test_the_page_has_a_file_of_each_kind():
-    assert list(FILES) == ["my_net.py", "my_schedule.py", "my_rule.py", "my_loss.py", "my_data.py"]
-    assert [command[0] for command in COMMANDS] == ["train", "verify", "summary", "schedule"]
+    assert list(FILES) == ["my_net.py", "my_layers.py", "my_schedule.py", "my_rule.py", "my_loss.py", "my_data.py"]
+    own_layer = ["train", "plan", "summary", "verify"]
+    assert [command[0] for command in COMMANDS] == ["train", "verify", "summary", *own_layer, "schedule"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
@@ -72,6 +73,21 @@ def test_ranks_train_as_one(here):
     assert four["network"] == "my_net.py:MyNet"
     assert four["dataset"] == "my_data.py:load"
     assert four["losses"] == pytest.approx(one["losses"], rel=1e-12)
+
+
+def test_a_layer_of_ones_own_is_divided(here):
+    """Its rule, and the local maths of another that combines values of all ranks: the losses of one rank, also in a
+    pipeline; and what is sent is what its rule says, by the page's split."""
+    common = ("train", "my_layers.py:MyNet", "--dtype", "float64", "--steps", 2, "--microbatches", 2, "--json")
+    split = ("--split", "gated=output", "--split", "fc=input")
+    one, two, four = (
+        json.loads(call(*common, *ranks)[1])
+        for ranks in ((), ("--mp", 3, *split, "--ledger"), ("--mp", 2, "--pp", 2, *split))
+    )
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-12)
+    assert four["losses"] == pytest.approx(one["losses"], rel=1e-12)
+    sent = {(row["direction"], row["messages"], row["values"]) for row in two["ledger"] if row["layer"] == "softmax"}
+    assert sent == {("forward", 2 * 4, 4 * 64), ("backward", 2 * 4, 4 * 64)}
 
 
 def test_verify_with_all_of_them(here):
