@@ -136,8 +136,9 @@ def _require_equal_ties(steps: list[Step]) -> None:
 def messages(plan: Plan, rank: int, samples: int = 1) -> Iterator[tuple[str, Message]]:
     """(layer, message) of what `rank` sends over the model axis for one microbatch of so many samples in training.
 
-    `plan` is the network's, made by `splits.plan`. The loss's are not in it: that of a split cross-entropy sends 3 values per sample in two all-reduces. Nor are the
-    sums of the gradients of replicated weights, which are made once per update.
+    `plan` is the network's, made by `splits.plan`. The loss's are not in it: that of a split cross-entropy sends 3
+    values per sample in two all-reduces. Nor are the sums of the gradients of replicated weights, which are made once
+    per update.
     """
     if plan.ranks == 1:
         return
