@@ -16,7 +16,8 @@ from parallel_dl.launch import find_mpirun
 from parallel_dl.launch.environment import is_hydra
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 
 
@@ -70,8 +71,21 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_linked_from_the_readme():
-    linked = re.findall(r"\]\((docs/[^)#]+\.md)\)", README.read_text())
+    linked = re.findall(r"\]\(((?:docs/|CONTRIBUTING)[^)#]*\.md)\)", README.read_text())
     assert set(linked) == {str(page.relative_to(ROOT)) for page in PAGES[1:]} | {"docs/reference/README.md"}
+
+
+def test_what_contributing_names_is_there():
+    """Files and folders, from the root or in the package; and the tables that take a line."""
+    page = CONTRIBUTING.read_text()
+    paths = re.findall(r"`((?:[\w.]+/)+[\w.]*|\w+\.(?:py|cfg))`", page)
+    assert len(paths) > 40
+    for path in paths:
+        assert path == "cli/NAME.py" or any((folder / path).exists() for folder in (ROOT, ROOT / "parallel_dl")), path
+    for table, path in re.findall(r"`([A-Z]+)`(?:,[^(`]*|) (?:\(|both in )`([\w./]+)`", page):
+        assert f"\n{table}" in (ROOT / "parallel_dl" / path).read_text(), table
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)", page)) <= targets | {"programs"}
 
 
 APP = typer.main.get_command(importlib.import_module("parallel_dl.cli.main").app)
