@@ -12,6 +12,7 @@ from parallel_dl.autograd import Tensor
 from parallel_dl.errors import InputError
 from parallel_dl.mesh import Path, Placement, Replicated
 from parallel_dl.model_parallel.axis import ModelAxis
+from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits import Position, Step, is_along_samples
 from parallel_dl.splits.normalization import summed_batch_norm
 from parallel_dl.splits.rule import Local
@@ -35,7 +36,7 @@ def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = 
     if division.local is not None:
         local = division.local
         layer.compute_by(lambda module, x: _by_rule(local, module, x, position, division.by))
-    if is_along_samples(division.output):
+    if is_along_samples(division.output) and not computes_as(layer, nn.Branches):  # its layers have steps of their own
         for _, inside in layer.named_modules():
             if isinstance(inside, nn.BatchNorm):
                 inside.compute_by(lambda module, x: summed_batch_norm(module, x, position))

@@ -27,7 +27,7 @@ from parallel_dl.equivalence.verify import moved
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import one_weird_trick
 from parallel_dl.layout import Layout
-from parallel_dl.mesh import Move
+from parallel_dl.mesh import Move, Partial
 from parallel_dl.model_parallel import ModelParallel, linear
 from parallel_dl.mpi import Communicator, Ledger, Mesh, collectives
 from parallel_dl.nn import BatchNorm2d
@@ -369,7 +369,7 @@ def test_a_wrong_call_is_named(comm, name, wrong, said):
 @pytest.mark.ranks(2)
 def test_a_wrong_layer_made_by_hand_is_named(comm):
     with ExitStack() as stack:
-        replaced(stack, linear, "summed", lambda before: lambda y, comm, **named: y)
+        replaced(stack, linear, "reshard", lambda before: lambda a, b, x: () if a.has(Partial) else before(a, b, x))
         assert wrong_movement(comm).startswith("RowParallelLinear, of split input: gives another")
 
 
@@ -423,6 +423,15 @@ def test_the_covering_set():
     assert any(layout.mp == 4 and layout.split == {"features": "rows-columns"} for layout in four)
     assert any(layout.split and layout.dp == 2 for layout in four)
     assert any(layout.split and layout.pp == 2 for layout in four)
+    for ranks in (2, 3, 4, 8):
+        assert any("samples" in (layout.split or {}).values() for _, layout in found[ranks])
+    two = [(name, layout.split) for name, layout in found[2]]
+    for name, split in (
+        ("norms", {"flatten": "samples"}),
+        ("residual", {"features": "samples", "classifier": "output"}),
+        ("groups", {"fc1": "input", "act3": "samples"}),
+    ):
+        assert (name, split) in two
     assert {layout.schedule for layout in four} > {"pipedream", "zb-h1"}
     assert any(layout.variable_batch for layout in four)
     assert any(layout.reproducible and layout.mp == layout.pp == 2 for layout in four)
@@ -485,6 +494,12 @@ def test_what_is_sent_is_what_is_planned(comm):
     mesh = Mesh(Communicator(comm.mpi, checked=False, ledger=Ledger()), model=2)
     small = synthetic_experiment(lambda: network_named("residual", SHAPE, 4), SHAPE, 4, dtype="float32")
     assert wrong_count(small, COLUMNS, mesh) is None
+    for split in (
+        {"conv1": "samples"},
+        {"features": "samples", "classifier": "output"},
+        {"fc1": "input", "act3": "samples"},
+    ):
+        assert wrong_count(small, Layout(mp=2, split=split), mesh) is None
     assert wrong_count(experiment("inception"), Layout(mp=2), mesh) is None
     with ExitStack() as stack:
         replaced(

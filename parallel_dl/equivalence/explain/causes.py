@@ -133,6 +133,16 @@ def of_divisor(found: float, total: int, microbatch: int, share: int) -> str | N
     return None
 
 
+def are_other_targets(got: Array, expected: Array, total: int) -> bool:
+    """Whether gradients of scores differ as a cross-entropy's do with other targets: by 1 / total up, and down."""
+    if got.shape != expected.shape or got.ndim != 2:
+        return False
+    moved = (got - expected) * total
+    changed = moved[np.abs(moved).max(axis=1, initial=0) > 1e-6]
+    one_up = np.abs(changed.max(axis=1, initial=0) - 1) < 1e-6
+    return bool(len(changed)) and bool((one_up & (np.abs(np.abs(changed).sum(axis=1) - 2) < 1e-6)).all())
+
+
 def of_loss(ours: float, theirs: float, layout: Layout) -> str | None:
     """Of the loss, when what goes back from it is right, or not known."""
     if layout.mp > 1 and abs(theirs - ours) > 0 and abs(abs(theirs - ours) - math.log(layout.mp)) < 1e-6:

@@ -133,7 +133,15 @@ class Search(Step):
         for rank, of in enumerate(self.traces):
             if self.layout.dp > 1 and of.losses and abs(sum(of.losses.values()) - theirs) < 1e-9 * abs(theirs):
                 return f"the loss of rank {rank}'s share alone: not summed over the ranks"
+        for rank, (got, expected) in self._what_returns():
+            if causes.are_other_targets(got, expected, sum(size for _, size in self.serial.shares)):
+                return f"rank {rank} takes the loss of its samples with the targets of others"
         return causes.of_loss(ours, theirs, self.layout) or (causes.PENALTY if self._scores_are_right() else None)
+
+    def _what_returns(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """(rank, (what it has, what it should have)) of the gradient that the loss gives back, by microbatch."""
+        for microbatch in range(len(self.serial.shares)):
+            yield from self.having("returned", self._scores(microbatch))[0].items()
 
     def _cause_of_what_returns(self, of_loss: float | None) -> str | None:
         """What the factor of the gradient that the loss gives back says, and which it is, if it is not the loss's."""

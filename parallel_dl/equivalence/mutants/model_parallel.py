@@ -14,9 +14,18 @@ import numpy as np
 from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import GradientAllReduce
 from parallel_dl.equivalence.mutants.mutant import Mutant, Plant, exchanged, rank_in_job
-from parallel_dl.equivalence.mutants.networks import FILTERS, OUTPUT, PAIRS, ROWS
+from parallel_dl.equivalence.mutants.networks import (
+    FILTERS,
+    INPUT_THEN_SAMPLES,
+    OUTPUT,
+    PAIRS,
+    ROWS,
+    SAMPLES,
+    SAMPLES_THEN_OUTPUT,
+)
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import network as split_network
+from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.mpi import Communicator, collectives, world
 from parallel_dl.optim import gradient_squares
 from parallel_dl.splits import Finish, Placement, Shard
@@ -85,6 +94,28 @@ def _nothing_returned(
     kept = array[(*before, slice(start - given.start, stop - given.start))]
     result[(*before, slice(start - own.start, stop - own.start))] = kept
     return result
+
+
+# -- shares of the samples -------------------------------------------------------------------------------------------
+def _samples_from_the_first(right: Any, axis: ModelAxis) -> slice:
+    """Every rank takes its share for the first: dropout draws the masks of other samples."""
+    own = right(axis)
+    return slice(0, own.stop - own.start)
+
+
+def _targets_of_another_rank(right: Any, loss: Any, own_samples: Any) -> Any:
+    """The loss of a rank's samples is taken with the targets of those at the other end of the batch."""
+
+    def others() -> slice:
+        own = own_samples()
+        return slice(own.start - own.stop, None) if own.start == 0 else slice(0, own.stop - own.start)
+
+    return right(loss, others)
+
+
+def _scattered_backwards(right: Any, x: Any, comm: Communicator, axis: int, *others: Any) -> Any:
+    order = np.concatenate(np.array_split(np.arange(x.shape[axis]), comm.size)[::-1])
+    return right(ops.index(x, index=(*(slice(None),) * axis, order)), comm, axis, *others)
 
 
 # -- layers, losses, norms -------------------------------------------------------------------------------------------
@@ -210,6 +241,34 @@ MUTANTS: tuple[Mutant, ...] = (
         ROWS,
         exchanged(GradientAllReduce, "all_reduce", _without_partial),
         "missing reduction",
+    ),
+    _mutant(
+        "gradients of samples not summed over the ranks that share a layer",
+        "fully",
+        SAMPLES_THEN_OUTPUT,
+        exchanged(GradientAllReduce, "all_reduce", _without_partial),
+        "missing reduction",
+    ),
+    _mutant(
+        "dropout masks of other samples",
+        "fully",
+        SAMPLES_THEN_OUTPUT,
+        exchanged(ModelAxis, "own_samples", _samples_from_the_first),
+        "mask",
+    ),
+    _mutant(
+        "targets of another rank's samples",
+        "fully",
+        SAMPLES,
+        exchanged(split_network, "of_samples", _targets_of_another_rank),
+        "targets",
+    ),
+    _mutant(
+        "samples scattered to the wrong ranks",
+        "fully",
+        INPUT_THEN_SAMPLES,
+        movement("reduce_scatter", _scattered_backwards),
+        "out of place",
     ),
     _mutant(
         "log P in a split cross-entropy",

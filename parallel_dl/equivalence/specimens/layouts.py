@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.equivalence.runs.replayed import program_of
@@ -150,7 +151,7 @@ def _named_splits(ranks: int, network: Module, microbatches: int | None) -> Iter
 
 
 def _splits(network: Module) -> Iterator[Mapping[str, str]]:
-    """Each way for all convolutions, and one way after another; each for all fully connected layers; towers."""
+    """Each way for all convolutions, one way after another; each for all fully connected layers; samples; towers."""
     layers = dict(network.named_modules())
     convolutions = [name for name, layer in layers.items() if isinstance(layer, Conv2d)]
     if convolutions:
@@ -164,9 +165,22 @@ def _splits(network: Module) -> Iterator[Mapping[str, str]]:
         yield from ({"classifier": way} for way in FULLY_CONNECTED_WAYS)
         if not convolutions:  # before the Flatten
             yield from ({"features": way} for way in FULLY_CONNECTED_WAYS)
+    yield from _along_samples(network)
     for name, layer in layers.items():
         if isinstance(layer, Branches):
             yield {name: "towers", "classifier": "input"}
+            return
+
+
+def _along_samples(network: Module) -> Iterator[Mapping[str, str]]:
+    """Data parallelism of all layers, which follow the first; One weird trick's scheme (a); after a sum of summands."""
+    children = network._modules
+    yield {next(iter(children)): "samples"}
+    if any(isinstance(layer, Conv2d) for layer in children.values()):
+        yield {"features": "samples", "classifier": "output"}
+    for (name, layer), following in pairwise(children.items()):
+        if isinstance(layer, Linear):
+            yield {name: "input", following[0]: "samples"}
             return
 
 
