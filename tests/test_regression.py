@@ -210,14 +210,14 @@ def test_classes_written_as_floats_are_classes_where_a_loss_wants_them(shape):
         ([-1, 0], ""),
         ([0, 2e6], ""),
         ([[0, 1.5], [1, 0]], ""),
-        ([[0, 1], [1, 0]], r" \(of one-hot targets: y.argmax\(-1\)\), or --loss logistic for several answers in 0..1"),
-        ([[0, 1], [1, 1]], r" \(of one-hot targets: y.argmax\(-1\)\), or --loss logistic for several answers in 0..1"),
+        ([[0, 1], [1, 0]], r" \(of one-hot targets: y.argmax\(-1\)\), or loss logistic for several answers in 0..1"),
+        ([[0, 1], [1, 1]], r" \(of one-hot targets: y.argmax\(-1\)\), or loss logistic for several answers in 0..1"),
     ],
 )
 def test_floats_that_are_no_classes(values, more):
     x, y = np.zeros((2, 4)), np.array(values, float)
     found = Dataset.from_arrays("own", x, y, x, y)
-    said = f"not class numbers; valid is --loss mse for values to predict, or class numbers{more}$"
+    said = f"not class numbers; valid is loss mse for values to predict, or class numbers{more}$"
     with pytest.raises(InputError, match=said):
         losses.fitted("cross-entropy", found)
     for other in ("mse", "logistic") if more else ("mse",):  # what the line names is taken

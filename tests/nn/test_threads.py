@@ -18,7 +18,7 @@ from parallel_dl.autograd import (
 )
 from parallel_dl.autograd.meeting import awaited
 
-TIMEOUT = 30
+TIMEOUT = 300
 
 
 def in_threads(*functions):

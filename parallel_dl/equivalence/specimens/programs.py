@@ -42,6 +42,7 @@ def _changing(trainer: Trainer) -> Iterator[None]:
     several backward passes, of which none is announced as not the last.
     """
     trainer.gradients.accumulate = nullcontext  # type: ignore
+    trainer.stage.accumulate = nullcontext
     first = trainer.state_dict()
     yield
     _train(trainer, "fc1", True)
