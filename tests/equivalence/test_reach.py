@@ -11,6 +11,7 @@ from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
 from parallel_dl.datasets import Loader
+from parallel_dl.engine import Engine
 from parallel_dl.equivalence import record, synthetic_experiment, verify
 from parallel_dl.equivalence.checks import counted, movements
 from parallel_dl.equivalence.checks.counted import wrong_count
@@ -195,7 +196,7 @@ def constant(before):
         ("norms", REPLICAS, wrongly(Bucket, "start", not_sent)),
         ("inception", COLUMNS, wrongly(ModelParallel, "load_state_dict", first_half)),
         ("inception", PIPE, wrongly(PipelineParallel, "load_state_dict", first_half)),
-        ("inception", REPLICAS, wrongly(Trainer, "_scores", of_training)),
+        ("inception", REPLICAS, wrongly(Engine, "outputs", of_training)),
         ("inception", PIPE, wrongly(Trainer, "_evaluation", accuracy_of_a_share)),
         ("inception", COLUMNS, wrongly(ModelParallel, "sha256", constant)),
         ("inception", COLUMNS, wrongly(ModelParallel, "gather_state", reversed_rows)),
