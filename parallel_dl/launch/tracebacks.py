@@ -12,7 +12,7 @@ from typing import Any
 
 _LAUNCH = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_LAUNCH)
-_COMMAND_LINE = [os.path.join(_PACKAGE, "__main__.py"), os.path.join(_PACKAGE, "cli", "main.py")]
+_COMMAND_LINE = [os.path.join(_PACKAGE, *path) for path in (("__main__.py",), ("cli", "main.py"), ("cli", "flags.py"))]
 _STANDARD = os.path.dirname(os.path.abspath(traceback.__file__))
 _RUNPY = ("runpy.py", "<frozen runpy>")
 _TYPER = re.compile(r"-packages/(typer|click)/")

@@ -37,12 +37,16 @@ ROOT = HERE.parent.parent
 INSTRUMENTS = ("adjoint", "exact", "values", "stress")
 # package -> its files that say what ranks send, sum and cut
 FILES = {
-    "mpi": ("buffers", "collectives", "communicator", "mesh", "window"),
+    "mesh": ("moves", "placement", "reshard", "shape"),
+    "mpi": ("buffers", "collectives", "copies", "mesh", "messages", "reductions", "shards", "window"),
     "data_parallel": ("batch_norm", "buckets", "exchange", "gradients", "replicas"),
-    "model_parallel": ("axis", "convolution", "linear", "losses", "network", "normalization", "pieces", "towers"),
-    "pipeline_parallel": ("network", "runner"),
-    "hybrid": ("exchange", "halves", "one_weird_trick", "parts"),
-    "splits": ("default", "moves", "placement", "plan", "rules", "tiles", "ways"),
+    "model_parallel": ("axis", "carry_out", "linear", "network"),
+    "pipeline_parallel": ("messages", "network", "runner"),
+    "hybrid": ("exchange", "halves", "one_weird_trick"),
+    "splits": (
+        *("branches", "convolution", "default", "elementwise", "linear", "loss", "normalization", "plan", "pooling"),
+        *("rule", "samples", "tiles", "walk"),
+    ),
 }
 # file, or package -> the tests that are asked
 TESTS = {
@@ -55,7 +59,8 @@ TESTS = {
         *("model_parallel/test_direct_layers.py", "model_parallel/test_splits_equal_serial.py"),
         *("model_parallel/test_splits_bitwise.py", "test_evaluation.py"),
     ),
-    "model_parallel/losses.py": ("model_parallel/test_split_losses.py",),
+    "splits/loss.py": ("model_parallel/test_split_losses.py",),
+    "mesh": ("mesh", "splits", "model_parallel/test_reshard.py", "model_parallel/test_splits_equal_serial.py"),
     "model_parallel/network.py": (
         *("test_evaluation.py", "model_parallel/test_split_losses.py", "model_parallel/test_whole_weights.py"),
         *("model_parallel/test_refusals.py", "model_parallel/test_ledger_of_splits.py"),
