@@ -35,8 +35,9 @@ from operators import Mutant, mutants_of
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 INSTRUMENTS = ("adjoint", "exact", "values", "stress")
-# package -> its files that say what ranks send, sum and cut
+# package, "" for the outermost -> its files that say what ranks send, sum and cut
 FILES = {
+    "": ("whole",),
     "mesh": ("moves", "placement", "reshard", "shape"),
     "mpi": ("buffers", "collectives", "copies", "mesh", "messages", "reductions", "shards", "window"),
     "data_parallel": ("batch_norm", "buckets", "exchange", "gradients", "replicas"),
@@ -59,6 +60,7 @@ TESTS = {
         *("model_parallel/test_direct_layers.py", "model_parallel/test_splits_equal_serial.py"),
         *("model_parallel/test_splits_bitwise.py", "test_evaluation.py"),
     ),
+    "whole.py": ("model_parallel/test_whole_weights.py", "test_evaluation.py", "pipeline_parallel"),
     "splits/loss.py": ("model_parallel/test_split_losses.py",),
     "mesh": ("mesh", "splits", "model_parallel/test_reshard.py", "model_parallel/test_splits_equal_serial.py"),
     "model_parallel/network.py": (
@@ -118,7 +120,7 @@ def every_mutant() -> tuple[Mutant, ...]:
     found: list[Mutant] = []
     for package, names in FILES.items():
         for name in names:
-            path = f"{package}/{name}.py"
+            path = f"{package}/{name}.py".removeprefix("/")
             found += mutants_of((ROOT / "parallel_dl" / path).read_text(), path)
     return tuple(found)
 
@@ -131,7 +133,7 @@ def sample(seed: int, count: int) -> list[Mutant]:
     rng = random.Random(seed)
     by_kind: dict[str, dict[str, list[Mutant]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for mutant in every_mutant():
-        by_kind[mutant.kind][mutant.file.partition("/")[0]].append(mutant)
+        by_kind[mutant.kind][mutant.file.rpartition("/")[0]].append(mutant)
     queues = []
     for kind in sorted(by_kind):
         packages = [by_kind[kind][package] for package in sorted(by_kind[kind])]
