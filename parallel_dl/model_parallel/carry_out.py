@@ -48,12 +48,20 @@ def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = 
 
 
 def _by_rule(local: Local, layer: nn.Module, x: Any, position: Position, by: str) -> Any:
+    if not by:
+        return local(layer, x, position)
+    if layer.__dict__.get("_within_local"):
+        raise InputError(f"{by}: its local maths calls the layer, which calls it again; valid is layer.forward(x)")
+    layer.__dict__["_within_local"] = True
     try:
         return local(layer, x, position)
-    except Exception as error:
-        if by:
-            error.add_note(f"in the local maths of {by}")
+    except InputError:
         raise
+    except Exception as error:
+        error.add_note(f"in the local maths of {by}")
+        raise
+    finally:
+        layer.__dict__["_within_local"] = False
 
 
 def _require_said(step: Step, rank: int, y: Any) -> Any:

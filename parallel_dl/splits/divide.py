@@ -142,6 +142,12 @@ class _Asked:
         for name, _ in self.site.layer.named_parameters():
             state = division.weights.get(name)
             if (state is None or state.is_whole) and (division.finish is None or name not in division.finish.names):
+                if output.has(Partial):
+                    raise self._error(
+                        f"output is Partial, and weight {name} whole on every rank: what it adds would count once "
+                        f"per rank; valid is a local that leaves it out, and finish=Finish(add, ({name!r},), 1), which "
+                        "adds it after the sum, or a Shard of it"
+                    )
                 raise self._error(
                     f"weight {name} is whole on every rank, but each does its own part, so its gradient is a summand; "
                     f"valid is site.weights(Replicated(), {name!r}), or a Shard"
