@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from parallel_dl.errors import InputError, cut, named, unknown_name
+from parallel_dl.errors import InputError, cut, named, shown, unknown_name
 from parallel_dl.files import MOST_TEXT, one_line, require_regular
 
 _OWN = re.compile(r"(.*\.py):(.*)", re.DOTALL)
@@ -32,6 +32,8 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
     if name in registry:
         return registry[name]
     found = _OWN.fullmatch(name)
+    if found is None and (name.endswith(".py") or os.sep in name):
+        raise InputError(f"unknown {what} {shown(name)}: one of your own is FILE.py:NAME, with its name in the file")
     if found is None:
         raise unknown_name(what, name, registry)
     own = f"{what} {cut(name)}"
@@ -41,7 +43,7 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
         raise InputError(f"{own}: {error.marked}") from None
     try:
         module = _module(found[1])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failure(own, found[1], error) from error
     if found[2] not in vars(module):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -66,7 +68,7 @@ def call(
     own = f"{what} {cut(name)}"
     try:
         value = function(*arguments, **named_arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failure(own, found[1], error) from error
     if not isinstance(value, returns):
         where = _line_of(function)
@@ -94,7 +96,7 @@ def _module(file: str) -> ModuleType:
     return _loaded[path]
 
 
-def failure(own: str, file: str, error: Exception) -> InputError:
+def failure(own: str, file: str, error: Exception | SystemExit) -> InputError:
     """What to say of an exception in the user's file: its last line there."""
     path = os.path.abspath(file)
     if isinstance(error, SyntaxError) and error.filename is not None:
@@ -104,8 +106,8 @@ def failure(own: str, file: str, error: Exception) -> InputError:
         inside = [(frame.filename, frame.lineno) for frame in frames if frame.filename == path]
         where = inside[-1] if inside else (path, None)
         said = error.marked if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
-    shown = named(file if where[0] == path else where[0])
-    at = shown if where[1] is None else f"{shown}, line {where[1]}"
+    there = named(file if where[0] == path else where[0])
+    at = there if where[1] is None else f"{there}, line {where[1]}"
     return InputError(f"{own}: {at}: {said}")
 
 

@@ -107,6 +107,7 @@ BROKEN = {
     "circle.py": "def f(pp, m):\n    return [[(s, k, j) for k in 'BF' for j in range(m)] for s in range(pp)]\n",
     "half.py": "def f(pp, m):\n    return [[(0, 'F', 0)]]\n",
     "halves.py": "def f(pp, m):\n    return [[0, 0]]\n",
+    "quits.py": "def f(*arguments):\n    raise SystemExit(3)\n",
     "many.py": "def f(outputs, targets, total):\n    return outputs\n",
 }
 
@@ -129,6 +130,7 @@ NETWORK = [
     ("number.py:f", "is of type int; valid is a function or a class"),
     ("wrong.py:f", "line 1: returns a value of type str; valid is Module"),
     ("layers.py:f", "layers.py, line 5: "),
+    ("quits.py:f", "quits.py, line 2: SystemExit: 3"),
 ]
 
 
@@ -139,6 +141,13 @@ def test_a_network_that_is_wrong(broken, said, command, name, line):
     told = said(command, name, *flags)
     assert told.startswith(f"network {name}: ")
     assert line in told
+
+
+def test_a_file_without_a_name_in_it(broken, said):
+    assert (
+        said("train", "number.py")
+        == "unknown network 'number.py': one of your own is FILE.py:NAME, with its name in the file"
+    )
 
 
 OTHERS = [
