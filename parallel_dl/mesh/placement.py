@@ -18,6 +18,7 @@ Array axes are those of the whole array; of activations axis 0 is the samples.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -56,7 +57,11 @@ class Shard:
 
     def slices(self, length: int, ranks: int) -> tuple[slice, ...]:
         """What each rank has of an axis of this length."""
-        return slices(self.sizes_of(length, ranks))
+        return slices(even(length, ranks)) if self.sizes is None else self._slices
+
+    @functools.cached_property
+    def _slices(self) -> tuple[slice, ...]:  # asked for once per rank: of a thousand ranks each time a thousand slices
+        return slices(self.sizes or ())
 
     def sizes_of(self, length: int, ranks: int) -> tuple[int, ...]:
         """How long each rank's slice of an axis of this length is."""

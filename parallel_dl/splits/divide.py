@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from parallel_dl.errors import InputError, named, one_of, shown
+from parallel_dl.errors import InputError, named, number_of, one_of, shown
 from parallel_dl.from_file import failure
 from parallel_dl.mesh import Invariant, Partial, Placement, Replicated, Shape, Shard, State, Windows, even
 from parallel_dl.splits.rule import Division, Finish, Rule, Site, rule_of
@@ -78,7 +78,7 @@ class _Asked:
             made = f"; valid is a placement, site.on({placement})" if isinstance(placement, State) else ""
             raise self._error(f"{what} is {shown(placement)}{made or '; valid is a placement, like site.on(Shard(1))'}")
         if placement.mesh.ranks != self.site.ranks:
-            raise self._error(f"{what} is placed on {placement.mesh.ranks} ranks; valid is {self.site.ranks}")
+            raise self._error(f"{what} is placed on {number_of(placement.mesh.ranks, 'rank')}; valid is {self.site.ranks}")
         states = []
         for axis, state in zip(placement.mesh, placement.states):
             if not isinstance(state, kinds):
