@@ -108,21 +108,24 @@ def _is_truncation(error: BaseException) -> bool:
     return mpi is not None and isinstance(error, mpi.Exception) and error.Get_error_class() == mpi.ERR_TRUNCATE
 
 
+# where the calls to other ranks are, and what they pass through on their way
+_CALLS = ("communicator", "copies", "group", "messages", "pending", "reductions", "shards", "window")
+_COMMUNICATION = tuple(os.path.join(_PACKAGE, "mpi", f"{name}.py") for name in _CALLS)
+_ON_THE_WAY = tuple(os.path.join(_PACKAGE, "mpi", *path) for path in (("calls.py",), ("observers", "checked.py")))
+
+
 def _call_of(frames: TracebackType | None) -> str:
     """The communicator's method that was called, with its arguments, or else mpi4py's."""
     name = ""
     while frames is not None:
         code = frames.tb_frame.f_code
-        if os.path.abspath(code.co_filename) == os.path.join(_PACKAGE, "mpi", "communicator.py"):
+        if os.path.abspath(code.co_filename) in _COMMUNICATION:
             names = code.co_varnames[: code.co_argcount]
             return f"{code.co_name}({', '.join(_argument(n, frames.tb_frame.f_locals) for n in names if n != 'self')})"
         if code.co_filename.endswith(".pyx"):
             name = code.co_name.rpartition(".")[2]
         frames = frames.tb_next
     return name
-
-
-_COMMUNICATION = tuple(os.path.join(_PACKAGE, "mpi", name) for name in ("communicator.py", "checked.py", "window.py"))
 
 
 def call_of_thread(thread: int) -> str:
@@ -133,18 +136,32 @@ def call_of_thread(thread: int) -> str:
         frames.append(frame)
         frame = frame.f_back
     files = [os.path.abspath(frame.f_code.co_filename) for frame in frames]
-    first = next((place for place, file in enumerate(files) if file in _COMMUNICATION), None)
+    on_the_way = [file in _COMMUNICATION or file in _ON_THE_WAY or _is_wrapper(file) for file in files]
+    first = next((place for place, passed in enumerate(on_the_way) if passed), None)
     if first is None:
         place = next((place for place, file in enumerate(files) if not _is_library(file)), 0)
         return f"is in {frames[place].f_code.co_name} ({_where(frames[place])})" if frames else "has ended"
-    last = next(place for place in range(first, len(files)) if files[place] not in _COMMUNICATION)
-    call = frames[last - 1]
-    code, values = call.f_code, call.f_locals
-    names = code.co_varnames[: code.co_argcount]
-    given = ", ".join(_argument(name, values) for name in names if name != "self")
-    name, source = getattr(values.get("self"), "name", None), getattr(values.get("self"), "_source", None)
+    last = next((place for place in range(first, len(files)) if not on_the_way[place]), len(files) - 1)
+    within = [frame for frame, file in zip(frames[first:last], files[first:last]) if file in _COMMUNICATION]
+    observed = [frame.f_locals["call"] for frame in frames[first:last] if frame.f_code.co_name == "_observed"]
+    if within:
+        code, values = within[-1].f_code, within[-1].f_locals
+        called, names = code.co_name, code.co_varnames[: code.co_argcount]
+        comm = values.get("self")
+    elif observed:  # the ranks are being compared
+        called, values, comm = observed[-1].name, observed[-1].arguments, observed[-1].comm
+        names = tuple(values)
+    else:
+        called, values, names, comm = frames[last - 1].f_code.co_name, {}, (), None
+    given = ", ".join(_argument(name, values) for name in names if name not in ("self", "comm"))
+    name, source = getattr(comm, "name", None), getattr(comm, "_source", None)
     on = f" on {name!r}" if isinstance(name, str) else f" for rank {source}" if isinstance(source, int) else ""
-    return f"waits in {code.co_name}({given}){on}, called from {_where(frames[last])}"
+    return f"waits in {called}({given}){on}, called from {_where(frames[last])}"
+
+
+def _is_wrapper(file: str) -> bool:
+    """Whether it is what `mpi.calls` writes around a declared function."""
+    return os.path.basename(file).startswith("<call of ")
 
 
 def _where(frame: Any) -> str:

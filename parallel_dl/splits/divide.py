@@ -78,7 +78,9 @@ class _Asked:
             made = f"; valid is a placement, site.on({placement})" if isinstance(placement, State) else ""
             raise self._error(f"{what} is {shown(placement)}{made or '; valid is a placement, like site.on(Shard(1))'}")
         if placement.mesh.ranks != self.site.ranks:
-            raise self._error(f"{what} is placed on {number_of(placement.mesh.ranks, 'rank')}; valid is {self.site.ranks}")
+            raise self._error(
+                f"{what} is placed on {number_of(placement.mesh.ranks, 'rank')}; valid is {self.site.ranks}"
+            )
         states = []
         for axis, state in zip(placement.mesh, placement.states):
             if not isinstance(state, kinds):
