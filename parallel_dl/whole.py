@@ -114,8 +114,9 @@ class DividedNetwork:
         return dict(sorted(found.items()))
 
     def state_dict(self) -> Arrays:
-        """Name -> whole values of every parameter and buffer, on every rank."""
-        return self.gather(self.own_state())
+        """Name -> whole values of every parameter and buffer, in the order of the network, on every rank."""
+        found = self.gather(self.own_state())
+        return {name: found[name] for name in self.shapes}
 
     def gather_state(self) -> Arrays | None:
         """As `state_dict`, but only the first rank gets it; the others get None."""

@@ -163,10 +163,7 @@ def test_a_hang_is_named(tmp_path, ours):
         status, _, err = call(*flags, command=command)
     assert status == 1
     assert "parallel-dl: mlp, mp 2, 1 microbatch: took more than 5 s: rank " in err
-    assert (
-        "rank 0 waits in all_gather(array=float64 (64,), axis=0, sizes=(64, 64)) on 'model', called from collectives.py:"
-        in err
-    )
+    assert "rank 0 waits in all_gather(array=float64 (64,), axis=0, sizes=(64, 64)) on 'model', called from " in err
     assert "rank 1 waits in reduce_scatter(array=float64 (64,), axis=0, sizes=[32, 32]) on 'model'" in err
 
 
