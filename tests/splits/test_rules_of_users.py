@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from parallel_dl import nn, splits
-from parallel_dl.autograd import Tensor, ops
+from parallel_dl.autograd import Tensor, abandon, ops
 from parallel_dl.errors import InputError
 from parallel_dl.mesh import MeshShape
 from parallel_dl.model_parallel import parallelize
@@ -148,7 +148,9 @@ def test_what_a_rule_says_wrong_is_one_line(function, line):
     with pytest.raises(InputError, match=line) as refused:
         plan_of(function)
     text = str(refused.value)
-    assert re.match(rf"layer own: rule {re.escape(function.__name__)}( \(|: ).*test_own_rules.py, line \d+", text), text
+    assert re.match(
+        rf"layer own: rule {re.escape(function.__name__)}( \(|: ).*test_rules_of_users.py, line \d+", text
+    ), text
     assert "\n" not in text
 
 
@@ -170,6 +172,7 @@ def test_a_part_of_another_shape_than_its_placement(comm):
     said = r"layer own: rule said .*: rank \d has an output of shape \(4, 6\); .* it is \(samples, 3\)"
     with pytest.raises(InputError, match=said):
         model(np.zeros((4, 5), np.float32))
+    abandon()
 
 
 @pytest.mark.ranks(2)
@@ -181,4 +184,5 @@ def test_an_error_in_the_local_maths_names_the_rule(comm):
     parallelize(model, comm, (5,), {"own": "output"})
     with pytest.raises(TypeError, match="combine takes an array, inside a primitive, not a Tensor") as failed:
         model(np.zeros((4, 5), np.float32))
+    abandon()
     assert failed.value.__notes__[0].startswith("in the local maths of layer own: rule said (")
