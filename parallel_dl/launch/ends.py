@@ -119,8 +119,7 @@ def ended_by_mpirun(job: Job, rank: int, said: Callable[[], bytes]) -> End:
         return end
     if (said_of := end_in(text)) is not None:
         return _as_said(job, said_of)
-    # Open MPI gives 128 + the signal, MPICH the signal itself
-    number = (code or 0) - 128 if (code or 0) > 128 else (code or 0) if job.is_hydra else 0
+    number = _signal_of(code or 0, text, job.is_hydra)
     told = [-end.code for end in job.exits.values() if end.told and end.code < 0]
     if number in _DEADLY and rank not in job.exits and number not in told:
         return End(f"rank {rank} was killed by {signal_name(number)}", 128 + number, _of_rank(rank, job.crash(rank)))
@@ -129,6 +128,16 @@ def ended_by_mpirun(job: Job, rank: int, said: Callable[[], bytes]) -> End:
     known = f" with status {code}" if code else ""
     before = f"rank {rank} had completed (MPI_Abort or a crash)" if job.pids else "any rank had started"
     return End(f"mpirun ended{known} before {before}", code or 1)
+
+
+def _signal_of(code: int, said: bytes, is_hydra: bool) -> int:
+    """The signal in mpirun's status: Open MPI gives 128 + its number, MPICH the number, and writes what it is.
+
+    A bare number is no signal: MPICH's status after an error in MPI is the error's class, of which 6 is MPI_ERR_RANK.
+    """
+    if code > 128:
+        return code - 128
+    return code if is_hydra and b"(signal %d)" % code in said else 0
 
 
 def ended_after_completion(job: Job, said: Callable[[], bytes]) -> End:

@@ -82,6 +82,11 @@ class Filter:
         return b"" if self._held.lstrip().startswith(tuple(_BEGINNINGS)) else self._held
 
 
+def pages_in(data: bytes) -> bytes:
+    """The pages alone."""
+    return b"".join(_PAGES.findall(data))
+
+
 def end_in(data: bytes) -> Said | None:
     """What a page says, if there is one."""
     if found := _KILLED.search(data):

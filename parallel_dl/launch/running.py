@@ -23,6 +23,7 @@ from parallel_dl.launch.ends import (
 )
 from parallel_dl.launch.environment import check_launcher, find_mpirun
 from parallel_dl.launch.job import Job
+from parallel_dl.launch.pages import pages_in
 from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_closed, say
 
 _START_SECONDS = 60.0  # within which the first rank must have connected, and then each further one
@@ -84,7 +85,7 @@ class _Run:
             passages = [Passage(job.mpirun.stdout, self.stdout), Passage(job.mpirun.stderr, self.stderr)]
             for passage in passages:
                 passage.start()
-            self.job, self.errors = job, passages[1]
+            self.job, self.passages, self.errors = job, passages, passages[1]
             end = self._watch(job)
         for passage in passages:
             passage.drain(_LEFT_OPEN_SECONDS, self.stopped)
@@ -113,10 +114,11 @@ class _Run:
         say(line)
 
     def _said(self) -> bytes:
-        """The last of what mpirun and the ranks have written to stderr; after its end, all of it."""
+        """The last of what mpirun and the ranks have written to stderr, and MPICH's pages, which go to stdout."""
         if self.job.mpirun.poll() is not None:
-            self.errors.join(_LEFT_OPEN_SECONDS)
-        return self.errors.tail
+            for passage in self.passages:
+                passage.join(_LEFT_OPEN_SECONDS)
+        return self.errors.tail + pages_in(self.passages[0].tail)
 
     def _watch(self, job: Job) -> int | End:
         """Follows the ranks until all have completed, one has failed, or a signal has come."""
