@@ -1,6 +1,6 @@
 """Gradient all-reduce for replicated networks.
 
-To read in this order: replicas, exchange, buckets, batch_norm, gradients.
+To read in this order: replicas, exchange, buckets, batch_norm, changes, gradients.
 """
 
 from parallel_dl.data_parallel.batch_norm import synchronize_batch_norm

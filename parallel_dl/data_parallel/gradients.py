@@ -15,11 +15,9 @@ All give the same bits on every rank.
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from operator import is_
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,31 +29,31 @@ from parallel_dl.data_parallel.batch_norm import (
     synchronize_batch_norm,
 )
 from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
+from parallel_dl.data_parallel.changes import News, Watch
 from parallel_dl.data_parallel.exchange import Exchange, lengths
 from parallel_dl.data_parallel.replicas import agreed_trainable, require_equal_replicas
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
-from parallel_dl.nn import Module, Newcomers, Parameter, networks_of, ordered
+from parallel_dl.nn import Newcomers, Parameter, networks_of, ordered
 
 METHODS = ("auto", "window", "mpi", "tree")
 
 
-@dataclasses.dataclass(slots=True)
-class _News:
-    """What one rank has to tell the others before gradients are given back; true if there is anything."""
+class _Accumulation:
+    """Keeps the buckets of all-reduces from leaving: `GradientAllReduce.accumulate`. Entered once per microbatch."""
 
-    wrong: str = ""
-    misuse: bool = False
-    """whether it is the program that is wrong (RuntimeError), not what it was given (InputError)"""
-    opened: Sequence[int] = ()
-    """indices of parameters that are not summed yet but should be"""
-    replaced: Sequence[int] = ()
-    """indices of parameters whose arrays are not those of the last sum"""
-    late: bool = False
-    """whether a bucket left before its gradients were final"""
+    def __init__(self, sums: Sequence[GradientAllReduce]) -> None:
+        self._sums = sums
 
-    def __bool__(self) -> bool:
-        return bool(self.wrong or self.opened or self.replaced or self.late)
+    def __enter__(self) -> None:
+        for sum_ in self._sums:
+            sum_._accumulating = True
+
+    def __exit__(self, *exception: object) -> None:
+        for sum_ in self._sums:
+            sum_._accumulating = False
+            for bucket in sum_._buckets:
+                bucket.completed = 0
 
 
 class GradientAllReduce:
@@ -101,6 +99,7 @@ class GradientAllReduce:
         self.networks = networks_of(given)
         self._of_partial = self._sums_of_partial(given, partial_comm, method, overlap, bucket_bytes)
         self._set_up([p for p in given if not p.is_partial], comm, method, overlap, bucket_bytes)
+        self._accumulation = _Accumulation([self] if self._of_partial is None else [self, self._of_partial])
 
     @classmethod
     def _sums_of_partial(
@@ -130,12 +129,9 @@ class GradientAllReduce:
     ) -> None:
         self.comm = comm = comm.in_tree() if method == "tree" else comm
         self.parameters = parameters
-        self._data = [parameter.data for parameter in self.parameters]
         trainable = agreed_trainable(self.parameters, (method, overlap, bucket_bytes), comm)
         buffers = [buffer for network in self.networks for buffer in network.buffers()]
-        require_equal_replicas(self._data, buffers, comm)
-        self._rewritten = [(network, network._rewritten) for network in self.networks]
-        self._newcomers = Newcomers(self.parameters, self._is_given_to_another)
+        require_equal_replicas([parameter.data for parameter in parameters], buffers, comm)
         self.overlap = False
         self._exchange = comm.labelled("gradients", "backward")
         self.method = method
@@ -143,6 +139,8 @@ class GradientAllReduce:
         self._exchanges: list[Exchange] = []
         self._place(method, overlap, trainable)
         self._synchronize_batch_norm()
+        newcomers = Newcomers(parameters, self._is_given_to_another)
+        self._watch = Watch(parameters, self.networks, newcomers, self._local)
         self._accumulating = False
         self._unhook: list[Callable[[], None]] = []
         self._buckets: list[Bucket] = []
@@ -166,7 +164,6 @@ class GradientAllReduce:
         return any(parameter is one for other in others for one in other.parameters)
 
     def _synchronize_batch_norm(self) -> None:
-        self._registrations = Module.registrations
         self._local = [layer for network in self.networks for layer in batch_norm_layers(network, "local").values()]
         self._statistics: Communicator | None = None
         if any(batch_norm_layers(network, "global") for network in self.networks) and self.comm.size > 1:
@@ -227,7 +224,7 @@ class GradientAllReduce:
             self._of_partial.all_reduce()
         if self.comm.size == 1:
             return
-        own = self._news()
+        own = self._watch.news(self._exchanges)
         for exchange in self._exchanges:
             exchange.gather()
         own.late = any(bucket.was_changed() for bucket in self._buckets)
@@ -240,109 +237,20 @@ class GradientAllReduce:
                 exchange.all_reduce(self._exchange)
         if self._any_has_news(own):
             self._agree(own)
-            self._note()
+            self._watch.note()
         for exchange in self._exchanges:
             exchange.give()
         average_running_statistics(self._local, self.comm)
 
-    def _news(self) -> _News:
-        """What has changed here since the last sum; notes where an optimizer has laid out the weights."""
-        for parameter in self._newcomers.found():
-            return _News(
-                f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
-                "unfrozen, after this one was made; make one for it too, or freeze it"
-            )
-        unmoved = all(map(is_, [parameter.data for parameter in self.parameters], self._data))
-        in_place = all(exchange.gradients.are_in_place for exchange in self._exchanges)
-        wrong = self._batch_norm_that_came_later()
-        if not wrong and not (unmoved and in_place):
-            wrong = self._other_types()
-        if wrong:
-            return _News(wrong)
-        replaced: list[int] = []
-        if any(network._rewritten != count for network, count in self._rewritten):
-            replaced = list(range(len(self.parameters)))
-        elif not unmoved:
-            for place, (parameter, before) in enumerate(zip(self.parameters, self._data)):
-                if parameter.data is before:
-                    continue
-                if parameter.flat is not None and parameter.flat.holds(parameter, since=before):
-                    self._data[place] = parameter.data
-                else:
-                    replaced.append(place)
-        if not in_place and self._contains_a_sum():
-            return _News(
-                "gradients were changed or all-reduced since the last zero_grad(): call zero_grad() before "
-                "backward, and all_reduce() once, after the last backward of an update",
-                misuse=True,
-            )
-        return _News(opened=self._opened(), replaced=replaced)
-
-    def _note(self) -> None:
-        """Remembers the weights as they are, now that they are known to be equal on all ranks."""
-        self._data = [parameter.data for parameter in self.parameters]
-        self._rewritten = [(network, network._rewritten) for network, _ in self._rewritten]
-
-    def _other_types(self) -> str:
-        for parameter, before in zip(self.parameters, self._data):
-            data, grad = parameter.data, parameter.grad
-            if data is not before and (data.dtype != before.dtype or data.shape != parameter.shape):
-                now, then = f"{data.dtype} {data.shape}", f"{before.dtype} {before.shape}"
-                return f"{parameter.name} is {now} now, but was {then} in this GradientAllReduce: make a new one"
-            if grad is not None and grad is not parameter.grad_buffer and grad.shape != parameter.shape:
-                return f"the gradient of {parameter.name} has shape {grad.shape}, expected {parameter.shape}"
-        return ""
-
-    def _batch_norm_that_came_later(self) -> str:
-        """What is wrong with a batch norm layer that has come into the networks, if there is one."""
-        if self._registrations == Module.registrations or not self.networks:
-            return ""
-        for network in self._newcomers.networks:
-            local = batch_norm_layers(network, "local")
-            alone = {name: layer for name, layer in batch_norm_layers(network, "global").items() if layer.total is None}
-            alone |= {name: layer for name, layer in local.items() if not any(layer is one for one in self._local)}
-            for name in alone:
-                return (
-                    f"{name} is a batch norm layer that came into the network after this GradientAllReduce was made, "
-                    "which knows nothing of its statistics: make a new one"
-                )
-        self._registrations = Module.registrations
-        return ""
-
-    def _contains_a_sum(self) -> bool:
-        for exchange in self._exchanges:
-            for parameter in exchange.parameters:
-                grad, buffer = parameter.grad, parameter.grad_buffer
-                if grad is None or grad is buffer or (buffer is None and grad.flags.writeable):
-                    continue
-                if self._is_in_a_network(parameter):
-                    return True
-                parameter.grad = None  # of a layer that was replaced: the network's zero_grad does not reach it
-        return False
-
-    def _is_in_a_network(self, parameter: Parameter) -> bool:
-        return any(parameter is one for network in self._newcomers.networks for one in network.parameters())
-
-    def _opened(self) -> list[int]:
-        """Indices of the parameters that are not summed yet but should be."""
-        if sum(len(exchange.parameters) for exchange in self._exchanges) == len(self.parameters):
-            return []
-        summed = {id(p) for exchange in self._exchanges for p in exchange.parameters}
-        return [
-            place
-            for place, parameter in enumerate(self.parameters)
-            if id(parameter) not in summed and (parameter.requires_grad or parameter.grad is not None)
-        ]
-
-    def _any_has_news(self, own: _News) -> bool:
+    def _any_has_news(self, own: News) -> bool:
         """Whether any rank has something to agree on; the sums of the gradients, if there are any, tell."""
         if self._exchanges:
             return self._exchanges[0].has_news
         return bool(self.parameters) and bool(self._exchange.all_reduce(np.array(bool(own)), "or"))
 
-    def _agree(self, own: _News) -> None:
+    def _agree(self, own: News) -> None:
         """All ranks together, after the sums: raises what is wrong on any, and sums what is not yet summed."""
-        told: list[_News] = self.comm.all_gather_object(own)
+        told: list[News] = self.comm.all_gather_object(own)
         for rank, news in enumerate(told):
             if news.wrong:
                 self._refuse_the_next()
@@ -402,20 +310,12 @@ class GradientAllReduce:
 
         return hook
 
-    @contextmanager
-    def accumulate(self) -> Iterator[None]:
+    def accumulate(self) -> AbstractContextManager[None]:
         """For each backward but the last of an update that has several: nothing is exchanged inside.
 
         Without it the sum is the same, but what was exchanged in an earlier backward is exchanged again.
         """
-        self._accumulating = True
-        try:
-            with nullcontext() if self._of_partial is None else self._of_partial.accumulate():
-                yield
-        finally:
-            self._accumulating = False
-            for bucket in self._buckets:
-                bucket.completed = 0
+        return self._accumulation
 
     def free(self) -> None:
         """Frees the shared memory; gradients are private again, batch norm is serial. A second call does nothing."""

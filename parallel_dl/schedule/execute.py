@@ -57,7 +57,10 @@ def execute(program: Program, stages: Any) -> None:
 
     PlanError before the first action for an unknown kind, or for one that the object has no method for.
     """
-    methods = {kind: _method(stages, kind, program) for kind in {action.kind for action in program}}
+    methods: dict[str, Callable[..., None]] = {}
+    for action in program:
+        if action.kind not in methods:
+            methods[action.kind] = _method(stages, action)
     stages.expect([action for action in program if action.kind in RECEIVES])
     for stage, kind, microbatch, sub_batch, unit in program:
         if sub_batch == unit == ALL:
@@ -68,11 +71,10 @@ def execute(program: Program, stages: Any) -> None:
     stages.finish()
 
 
-def _method(stages: Any, kind: str, program: Program) -> Callable[..., None]:
-    action = next(action for action in program if action.kind == kind)
-    if kind not in METHODS:
-        raise PlanError(f"{action}: unknown kind {kind!r}; valid are {', '.join(METHODS)}")
-    method: Callable[..., None] | None = getattr(stages, METHODS[kind], None)
+def _method(stages: Any, action: Action) -> Callable[..., None]:
+    if action.kind not in METHODS:
+        raise PlanError(f"{action}: unknown kind {action.kind!r}; valid are {', '.join(METHODS)}")
+    method: Callable[..., None] | None = getattr(stages, METHODS[action.kind], None)
     if method is None:
-        raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[kind]}")
+        raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[action.kind]}")
     return method

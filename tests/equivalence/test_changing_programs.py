@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from parallel_dl.data_parallel.buckets import Bucket
-from parallel_dl.data_parallel.gradients import GradientAllReduce
+from parallel_dl.data_parallel.changes import Watch
 from parallel_dl.equivalence import layouts_of, record, synthetic_experiment, verify
 from parallel_dl.equivalence.mutants import replaced
 from parallel_dl.equivalence.specimens.networks import SPECIMENS, network_named
@@ -84,7 +84,7 @@ def of_one_rank(before):
 @pytest.mark.parametrize(
     ("layout", "steps", "owner", "name", "change"),
     [
-        (REPLICAS, 2, GradientAllReduce, "_opened", never),  # later the loading of weights would notice it
+        (REPLICAS, 2, Watch, "_opened", never),  # later the loading of weights would notice it
         (REPLICAS, 2, Bucket, "was_changed", unchanged),
         (SPLIT, 4, ModelParallel, "load_state_dict", of_one_rank),
         (PIPE, 4, PipelineParallel, "load_state_dict", of_one_rank),
