@@ -16,7 +16,7 @@ import numpy as np
 from parallel_dl.cost.stages import cut_stages
 from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
+from parallel_dl.hybrid import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator, Mesh
@@ -55,7 +55,7 @@ class Engine:
     pipeline: PipelineParallel | None = None
     """the stages of a pipeline"""
     hybrid: OneWeirdTrick | None = None
-    """the halves of a hybrid"""
+    """the network of a hybrid, cut at its Flatten"""
     stage: Any
     """the object that carries out the actions of this rank's program"""
     divided: DividedNetwork

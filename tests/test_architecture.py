@@ -56,7 +56,7 @@ OURS = {
     "whole": {"mpi", "nn", "mesh", *BASE},
     "model_parallel": {"mpi", "nn", "autograd", "mesh", "splits", "whole", *BASE},
     "hybrid": {
-        *{"mpi", "nn", "autograd", "optim", "cost", "mesh", "splits", "schedule", "datasets", "model_parallel"},
+        *{"mpi", "nn", "autograd", "optim", "mesh", "splits", "schedule", "datasets", "model_parallel"},
         *BASE,
     },
     "refusals": {"schedule", *BASE},

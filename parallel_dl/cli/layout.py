@@ -116,16 +116,16 @@ def refuse_beside(hybrid: str, others: Mapping[str, int | None]) -> None:
 
 
 def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) -> None:
-    """Refuses (InputError) splits, stages or halves that this network cannot have.
+    """Refuses (InputError) splits, stages or a hybrid that this network cannot have.
 
     It is for samples (*input_shape). No MPI is needed.
     """
     if layout.splits_layers:
         plan_for(network, input_shape, layout.mp, layout.split)
     if layout.hybrid:
-        from parallel_dl.hybrid import halves_of
+        from parallel_dl.splits.cut_at_flatten import cut_at_flatten
 
-        halves_of(network, input_shape).plan(layout.dp, layout.split, True)
+        cut_at_flatten(network, input_shape).plan(layout.dp, layout.split, True)
     if layout.is_pipelined:
         name, microbatches = layout.schedule_name, layout.microbatches
         stages_for(network, input_shape, name, layout.pp, microbatches, layout.chunks, layout.stages)

@@ -106,11 +106,11 @@ def placements(network: Module, shape: Sequence[int], layout: Layout) -> Iterato
     samples = "samples" if layout.dp > 1 else "all"
     after: Plan | None = None
     if layout.hybrid is not None:
-        from parallel_dl.hybrid import halves_of
+        from parallel_dl.splits.cut_at_flatten import cut_at_flatten
 
-        halves = halves_of(network, shape)
-        after = halves.plan(layout.dp, layout.split)
-        stage_of = dict.fromkeys(halves.classifier._modules, 1)
+        of_hybrid = cut_at_flatten(network, shape)
+        after = of_hybrid.plan(layout.dp, layout.split)
+        stage_of = dict.fromkeys(of_hybrid.classifier._modules, 1)
     elif layout.splits_layers:
         after = plan_of_splits(network, shape, layout.mp, layout.split)
     if after is not None:

@@ -77,7 +77,7 @@ def summary(
     if grid is not None:
         told.append((tables.messages(grid), tables.NOTES_OF_MESSAGES))
     if hybrid.hybrid:
-        from parallel_dl.hybrid.traffic import traffic
+        from parallel_dl.cost.hybrid import traffic
 
         sent = traffic(model, shape, hybrid.ranks or 1, batch_size, ways)
         found["hybrid"] = of_hybrid.as_object(sent)

@@ -11,7 +11,7 @@ from parallel_dl.layout import HYBRIDS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from parallel_dl.hybrid.traffic import Traffic
+    from parallel_dl.cost.hybrid import Traffic
 
 
 def as_object(found: Traffic) -> dict[str, Any]:

@@ -8,9 +8,11 @@ To read in this order:
     pipeline.py  what each rank of a pipeline has of them (`parallel_dl.schedule`), and whether it fits its cache
     shares.py    the same for each rank of a plan (`parallel_dl.splits`), and what it sends
     grid.py      the same for each rank of a pipeline whose layers are split
+    hybrid.py    what a rank of "One weird trick" sends
 """
 
 from parallel_dl.cost.grid import Grid, GridRank, grid_of
+from parallel_dl.cost.hybrid import Traffic, traffic
 from parallel_dl.cost.layers import operations
 from parallel_dl.cost.network import LayerCost, NetworkCost, cost_of
 from parallel_dl.cost.pipeline import PipelineCost, RankCost, loaded, pipeline_cost
@@ -28,6 +30,7 @@ __all__ = [
     "RankCost",
     "Share",
     "Stages",
+    "Traffic",
     "cost_of",
     "cut_stages",
     "grid_of",
@@ -36,4 +39,5 @@ __all__ = [
     "operations",
     "pipeline_cost",
     "shares_of",
+    "traffic",
 ]

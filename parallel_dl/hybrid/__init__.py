@@ -1,18 +1,13 @@
 """Hybrids: several kinds of parallelism over the same ranks; here "One weird trick" (Krizhevsky 2014).
 
-Convolutions are data parallel, fully connected layers model parallel, and activations are exchanged between the two;
-who does what when is a program (`parallel_dl.schedule.one_weird_trick`). Nothing that is imported here needs MPI. To
-read in this order:
+Convolutions are data parallel, fully connected layers model parallel, and activations are exchanged between the two.
+Where a network is cut is in `parallel_dl.splits.cut_at_flatten`, who does what when is a program,
+`parallel_dl.schedule.one_weird_trick`, and what a rank sends is in `parallel_dl.cost.hybrid`. To read in this order:
 
-    halves.py            where a network is cut
-    timeline.py          its program on a virtual clock: how much of the communication is hidden behind computing
-    traffic.py           bytes per iteration: pure data parallelism against the hybrid
-    exchange.py          posted exchanges of sub-batches; MPI from here on
-    one_weird_trick.py   a network on the ranks
+    exchange.py          posted exchanges of sub-batches
+    one_weird_trick.py   what a rank does for each action of its program
 """
 
-from parallel_dl.hybrid.halves import Halves, halves_of
-from parallel_dl.hybrid.timeline import timeline
-from parallel_dl.hybrid.traffic import Traffic, traffic
+from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
 
-__all__ = ["Halves", "Traffic", "halves_of", "timeline", "traffic"]
+__all__ = ["OneWeirdTrick"]

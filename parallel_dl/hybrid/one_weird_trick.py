@@ -1,4 +1,4 @@
-"""A network in two halves on the same ranks: convolutions data parallel, fully connected layers model parallel.
+"""A network cut at its Flatten, on the same ranks: convolutions data parallel, fully connected layers model parallel.
 
 (Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997.)
 """
@@ -16,22 +16,22 @@ from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError, number_of
 from parallel_dl.hybrid.exchange import Exchange, Gathering, Reduction
-from parallel_dl.hybrid.halves import halves_of
 from parallel_dl.mesh import Replicated
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator
 from parallel_dl.nn.parameter import Parameter
 from parallel_dl.optim import Optimizer
 from parallel_dl.schedule import ALL, StageObject, SubBatch, execute, one_weird_trick, require_scheme, sub_batches
+from parallel_dl.splits.cut_at_flatten import cut_at_flatten
 
 
 class OneWeirdTrick(StageObject):
     """Turns `network`, a serial one for samples (*input_shape), in place, into what this rank of `comm` has of it.
 
     That is all of the layers before the first Flatten, and its pieces of those after it, which are divided as by
-    `model_parallel.parallelize`. `scheme` is one of `schedule.SCHEMES`. Raises InputError for a network without one of
-    the halves or with batch norm in the second (`halves.halves_of`), for splits that cannot be, and for ranks that do
-    not start alike. All methods are collective.
+    `model_parallel.parallelize`. `scheme` is one of `schedule.SCHEMES`. Raises InputError for a network that
+    `cut_at_flatten` refuses, for splits that cannot be, and for ranks that do not start alike. All methods are
+    collective.
 
     `parallel` knows the whole network: it gathers whole weights, and sets them. The gradients of `feature_parameters`
     are summands, to be summed over `comm` (`data_parallel.GradientAllReduce`); those of `classifier_parameters` are
@@ -48,9 +48,9 @@ class OneWeirdTrick(StageObject):
         loss: Callable[..., Any] = nn.cross_entropy,
     ) -> None:
         require_scheme(scheme)
-        halves = halves_of(network, input_shape)
+        cut = cut_at_flatten(network, input_shape)
         self.network, self.scheme = network, scheme
-        self.features, self.classifier, self.values = halves.features, halves.classifier, halves.values
+        self.features, self.classifier, self.values = cut.features, cut.classifier, cut.values
         model = comm.split(0, comm.rank, name="model", axis="model")  # the same ranks
         assert model is not None
         self.comm = model

@@ -10,6 +10,7 @@ Nothing is sent here, and MPI is not needed. To read in this order:
     default.py        the splits of a network for which none are given
     divide.py         a layer's rule asked, and what a user's own rule says checked
     step.py, walk.py, plan.py   a whole network, layer by layer
+    cut_at_flatten.py the part of a hybrid's network that is split
 """
 
 from parallel_dl.mesh import Invariant, Message, Partial, Placement, Replicated, Shard, Windows, even, slices

@@ -6,7 +6,7 @@ from test_one_weird_trick_equals_serial import CLASSES, SHAPE, experiment, norma
 
 from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid.one_weird_trick import OneWeirdTrick
+from parallel_dl.hybrid import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
 from parallel_dl.partition import share

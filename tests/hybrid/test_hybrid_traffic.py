@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from parallel_dl import networks, nn, optim
+from parallel_dl.cost import traffic
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid import traffic
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Communicator, Ledger, Mesh
 from parallel_dl.trainer import Trainer
@@ -93,7 +93,7 @@ def norm(*after):
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), *after)
 
 
-def in_both_halves():
+def on_both_sides():
     shared = nn.Linear(8, 8)
     return nn.Sequential(nn.Sequential(shared, nn.Conv2d(1, 1, (8, 1))), nn.Flatten(), shared, nn.Linear(8, 3))
 
@@ -111,7 +111,7 @@ def in_both_halves():
             nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(72, 3)),
             "the first Flatten is inside 1",
         ),
-        (in_both_halves(), "0.0.weight and 2.weight are one weight, before the first Flatten and after it"),
+        (on_both_sides(), "0.0.weight and 2.weight are one weight, before the first Flatten and after it"),
     ],
 )
 def test_refused_networks(network, words):

@@ -46,7 +46,7 @@ def normalised():
 
 
 def nested():
-    """Halves that are each a Sequential of their own."""
+    """Cut between two layers that are each a Sequential of their own."""
     return nn.Sequential(
         features=nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()),
         classifier=nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(48, 9), nn.Tanh(), nn.Linear(9, CLASSES)),
@@ -99,7 +99,7 @@ def test_microbatches(comm, allreduce):
 
 
 @pytest.mark.ranks(2)
-def test_one_dropout_in_both_halves(comm):
+def test_one_dropout_on_both_sides(comm):
     check(comm, experiment(one_dropout, steps=2))
 
 

@@ -43,10 +43,10 @@ FILES = {
     "data_parallel": ("batch_norm", "buckets", "exchange", "gradients", "replicas"),
     "model_parallel": ("axis", "carry_out", "linear", "network"),
     "pipeline_parallel": ("messages", "network", "runner"),
-    "hybrid": ("exchange", "halves", "one_weird_trick"),
+    "hybrid": ("exchange", "one_weird_trick"),
     "splits": (
-        *("branches", "convolution", "default", "elementwise", "linear", "loss", "normalization", "plan", "pooling"),
-        *("rule", "samples", "tiles", "walk"),
+        *("branches", "convolution", "cut_at_flatten", "default", "elementwise", "linear", "loss", "normalization"),
+        *("plan", "pooling", "rule", "samples", "tiles", "walk"),
     ),
 }
 # file, or package -> the tests that are asked

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from parallel_dl import nn, splits
+from parallel_dl.cost.hybrid import traffic
 from parallel_dl.cost.shares import loss_messages
 from parallel_dl.equivalence.runs.record import Experiment, batches, start
 from parallel_dl.errors import number_of
-from parallel_dl.hybrid import traffic
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import LedgerRow, Mesh
 from parallel_dl.trainer import Trainer

@@ -10,13 +10,13 @@ from parallel_dl.cost.stages import cut_stages
 from parallel_dl.equivalence.runs.replayed import program_of
 from parallel_dl.equivalence.specimens.networks import SPECIMENS
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid import halves_of
 from parallel_dl.layout import Layout
 from parallel_dl.nn import Branches, Conv2d, Linear, Module
 from parallel_dl.partition import LEAVES
 from parallel_dl.reproducible import cut_into_leaves
 from parallel_dl.schedule import SCHEDULES, SCHEMES, PlanError, make
 from parallel_dl.splits import plan
+from parallel_dl.splits.cut_at_flatten import cut_at_flatten
 
 MICROBATCHES = 4  # cut a batch unevenly, and are a multiple of 1, 2 and 4 stages
 IMAGE_WAYS = ("rows", "columns", "filters", "channels", "rows-columns")
@@ -105,7 +105,7 @@ def is_possible(layout: Layout, network: Module, input_shape: Sequence[int]) -> 
         if layout.splits_layers:
             plan(network, input_shape, layout.mp, layout.split)
         if layout.hybrid:
-            halves_of(network, input_shape).plan(layout.dp)
+            cut_at_flatten(network, input_shape).plan(layout.dp)
         if layout.is_pipelined:
             stages = make(layout.schedule_name, layout.pp, layout.microbatches, layout.chunks).stages
             cut_stages(network, input_shape, stages)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from parallel_dl import nn, partition, splits
 from parallel_dl.cost.shares import loss_messages
 from parallel_dl.errors import InputError
-from parallel_dl.hybrid.halves import halves_of
 from parallel_dl.mesh import Replicated
 from parallel_dl.nn.flat import laid_out
 from parallel_dl.schedule import received
+from parallel_dl.splits.cut_at_flatten import cut_at_flatten
 
 _LABEL = 8  # bytes of a target
 
@@ -65,28 +65,28 @@ def traffic(
     """The traffic of `rank`, by default of the first, whose share of the batch is the largest.
 
     Values have `itemsize` bytes; the loss is a cross-entropy of labels. What batch norm exchanges in front of the
-    Flatten, which is the same in both, is in neither. Raises InputError as `halves_of` and `splits.plan`, and for
+    Flatten, which is the same in both, is in neither. Raises InputError as `cut_at_flatten` and `splits.plan`, and for
     numbers below 1.
     """
     for name, number in (("ranks", ranks), ("batch-size", batch_size)):
         if number < 1:
             raise InputError("must be at least 1", name, number)
-    halves = halves_of(network, input_shape)
-    plan = halves.plan(ranks, splits_by_name)
+    cut = cut_at_flatten(network, input_shape)
+    plan = cut.plan(ranks, splits_by_name)
     shares = partition.shares(batch_size, ranks)
-    others = received(shares, rank, halves.values) if plan.input.has(Replicated) else 0
+    others = received(shares, rank, cut.values) if plan.input.has(Replicated) else 0
     sent = [message for _, message in splits.messages(plan, rank, batch_size)]
     alone = ranks == 1
     return Traffic(
         ranks=ranks,
         batch_size=batch_size,
         data_parallel=0 if alone else _all_reduce(network.parameters(), itemsize),
-        activations=(ranks - 1) * shares[rank] * halves.values * itemsize,
+        activations=(ranks - 1) * shares[rank] * cut.values * itemsize,
         activation_gradients=others * itemsize,
         targets=(batch_size - shares[rank]) * _LABEL,
         fully_connected=_bytes(sent, 1, itemsize),
         loss=_bytes(loss_messages(plan), batch_size, itemsize),
-        convolution_gradients=0 if alone else _all_reduce(halves.features.parameters(), itemsize),
+        convolution_gradients=0 if alone else _all_reduce(cut.features.parameters(), itemsize),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two halves of a network: what is data parallel, and what is model parallel; from shapes alone."""
+"""A network cut at its first Flatten, for hybrids: data parallel before it, split from it on; from shapes alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parallel_dl import nn, splits
+from parallel_dl import nn
 from parallel_dl.errors import InputError
 from parallel_dl.nn.shapes import computes_as
+from parallel_dl.splits.plan import Plan, plan
 
 
 @dataclass(frozen=True)
-class Halves:
+class CutAtFlatten:
     """The layers before the first Flatten, and those from it on, of a Sequential; names are those of its children."""
 
     features: nn.Sequential
@@ -21,18 +22,16 @@ class Halves:
     values: int
     """in one sample's activations after the features: 9,216 in AlexNet"""
 
-    def plan(
-        self, ranks: int, splits_by_name: Mapping[str, str] | None = None, split_output: bool = True
-    ) -> splits.Plan:
+    def plan(self, ranks: int, splits: Mapping[str, str] | None = None, split_output: bool = True) -> Plan:
         """Who does what of the classifier, on so many ranks; InputError as `splits.plan`."""
-        return splits.plan(self.classifier, (self.values,), ranks, splits_by_name, split_output, partial_input=True)
+        return plan(self.classifier, (self.values,), ranks, splits, split_output, partial_input=True)
 
 
-def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
+def cut_at_flatten(network: nn.Module, input_shape: Sequence[int]) -> CutAtFlatten:
     """Cuts a network for samples (*input_shape) in front of its first Flatten. Its layers keep their whole names.
 
     InputError unless it is a Sequential with a convolution before and a fully connected layer after the Flatten; for
-    batch norm after it, whose statistics would be those of a part of the batch; and for a weight in both halves.
+    batch norm after it, whose statistics would be those of a part of the batch; and for a weight on both sides.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"`hybrid` owt: takes a Sequential, not a {type(network).__name__}")
@@ -56,9 +55,9 @@ def halves_of(network: nn.Module, input_shape: Sequence[int]) -> Halves:
     features = nn.Sequential(**{name: layers[name] for name in before})
     classifier = nn.Sequential(**{name: layers[name] for name in after})
     _require_own_weights(features, classifier)
-    for half in (features, classifier):
-        half.is_part_of(network)
-    return Halves(features, classifier, math.prod(nn.output_shape(features, input_shape)))
+    for part in (features, classifier):
+        part.is_part_of(network)
+    return CutAtFlatten(features, classifier, math.prod(nn.output_shape(features, input_shape)))
 
 
 def _require_own_weights(features: nn.Module, classifier: nn.Module) -> None:
