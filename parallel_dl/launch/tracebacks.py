@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from parallel_dl.errors import bounded
+
 _LAUNCH = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_LAUNCH)
 _COMMAND_LINE = [os.path.join(_PACKAGE, *path) for path in (("__main__.py",), ("cli", "main.py"), ("cli", "flags.py"))]
@@ -93,14 +95,20 @@ def text_of(error: BaseException) -> str:
 
 
 def summary_of(error: BaseException) -> str:
-    """What a rank did, for one line: the error, and where in the user's program it was raised."""
+    """What a rank did, for one line: the error, where in the user's program it was raised, and notes that it has."""
     if _is_truncation(error):
         call = f" in {call}" if (call := _call_of(error.__traceback__)) else ""
         return f"received more than it asked for{call}{_place(error)}: {CALLS_DIFFER}"
-    lines = traceback.format_exception_only(error)
-    head = next((line for line in lines[-1].strip().splitlines() if line.strip()), type(error).__name__)
-    head = head.removesuffix(", error stack:").rstrip(": ")  # MPICH's
-    return f"raised {head}{_place(error)}"
+    written = traceback.TracebackException(type(error), error, None)
+    written.__notes__ = None  # they would come after the error, in its place
+    head = next((line for line in [*written.format_exception_only()][-1].splitlines() if line.strip()), "").strip()
+    head = head.removesuffix(", error stack:").rstrip(": ") or type(error).__name__  # MPICH's
+    causes = [error]  # what was raised from another error is where that one was
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    place = next(filter(None, map(_place, causes)), "")
+    notes = [note for one in causes for note in getattr(one, "__notes__", ()) if isinstance(note, str)]
+    return ", ".join([f"raised {head}{place}", *(bounded(note) for note in notes if "\n" not in note.strip())])
 
 
 def _is_truncation(error: BaseException) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits import Position, Step, is_along_samples
 from parallel_dl.splits.normalization import summed_batch_norm
-from parallel_dl.splits.rule import Local
+from parallel_dl.splits.rule import Finish, Local
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -44,7 +46,9 @@ def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = 
         layer.register_forward_hook(lambda module, arguments, y: _require_said(step, axis.comm.rank, y))
     finish = division.finish
     if step.depart or finish is not None:
-        layer.register_forward_hook(lambda module, arguments, y: _ended(finish, module, moved(step.depart, y, module)))
+        layer.register_forward_hook(
+            lambda module, arguments, y: _ended(finish, module, moved(step.depart, y, module), division.by)
+        )
 
 
 def _by_rule(local: Local, layer: nn.Module, x: Any, position: Position, by: str) -> Any:
@@ -54,14 +58,23 @@ def _by_rule(local: Local, layer: nn.Module, x: Any, position: Position, by: str
         raise InputError(f"{by}: its local maths calls the layer, which calls it again; valid is layer.forward(x)")
     layer.__dict__["_within_local"] = True
     try:
-        return local(layer, x, position)
-    except InputError:
-        raise
-    except Exception as error:
-        error.add_note(f"in the local maths of {by}")
-        raise
+        with _told_of(by, "local maths"):
+            return local(layer, x, position)
     finally:
         layer.__dict__["_within_local"] = False
+
+
+@contextmanager
+def _told_of(by: str, what: str) -> Iterator[None]:
+    """What is raised inside, in the user's own maths, names the layer and the rule."""
+    try:
+        yield
+    except InputError as error:
+        raise error if not by or by in str(error) else InputError(f"in the {what} of {by}: {error.marked}") from error
+    except Exception as error:
+        if by:
+            error.add_note(f"in the {what} of {by}")
+        raise
 
 
 def _require_said(step: Step, rank: int, y: Any) -> Any:
@@ -78,8 +91,11 @@ def _require_said(step: Step, rank: int, y: Any) -> Any:
     return y
 
 
-def _ended(finish: Any, layer: nn.Module, y: Any) -> Any:
-    return y if finish is None else finish.apply(layer, y)
+def _ended(finish: Finish | None, layer: nn.Module, y: Any, by: str) -> Any:
+    if finish is None:
+        return y
+    with _told_of(by, "finish"):
+        return finish.apply(layer, y)
 
 
 def _position(step: Step, axis: ModelAxis, name: str) -> Position:

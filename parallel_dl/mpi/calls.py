@@ -16,9 +16,10 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
+from parallel_dl.errors import one_of, shown
 from parallel_dl.mpi.facts import Fact, Parameters, nothing
 from parallel_dl.mpi.pending import Pending
 from parallel_dl.mpi.transport import Passed
@@ -105,10 +106,27 @@ class _Declared:
         self.name = name or function.__name__
         self._kind, self._hint, self._facts = kind, hint, facts
         plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        parameters = inspect.signature(function).parameters.values()
-        if any(parameter.kind is not plain for parameter in parameters):
+        parameters = inspect.signature(function).parameters
+        if any(parameter.kind is not plain for parameter in parameters.values()):
             raise TypeError(f"{self.name}: the parameters of a call have a name each, and may be given by position")
-        self._comm, *self._names = (parameter.name for parameter in parameters)
+        if not parameters:
+            raise TypeError(f"{self.name}: the first parameter of a call is the communicator, and it has none")
+        self._comm, *self._names = parameters
+        self._require_facts(parameters)
+
+    def _require_facts(self, parameters: Mapping[str, inspect.Parameter]) -> None:
+        """TypeError unless it is known of each argument what the ranks compare of it."""
+        for name, fact in self._facts.items():
+            if name not in self._names:
+                raise TypeError(f"{self.name}: is declared with {name!r}, which is no argument; {one_of(self._names)}")
+            if not callable(fact):
+                raise TypeError(f"{self.name}: {name}={shown(fact)} is no fact; valid are functions as in mpi.facts")
+        for name in self._names:
+            if parameters[name].annotation is inspect.Parameter.empty and name not in self._facts:
+                raise TypeError(
+                    f"{self.name}: argument {name} has no annotation, by which the ranks compare it; valid are an "
+                    f"annotation, like Array or int, and own=({name!r},) for what each rank has for itself"
+                )
 
     @functools.cached_property
     def _parameters(self) -> Parameters:
@@ -185,11 +203,15 @@ def collective(
 def collective(function: Any = None, /, *, name: str | None = None, own: tuple[str, ...] = (), **facts: Fact) -> Any:
     """Declares that all ranks call a function together: `function`, whose first argument is the communicator.
 
-    In checked mode they compare its `name` (by default the function's) and its arguments, by their annotations: words
-    and numbers, dtype and shape of arrays, lengths and slices. `own` names arguments that each rank has for itself;
-    `facts`, under an argument's name, what else is to be compared (`parallel_dl.mpi.facts`). TypeError for an argument
-    that by its annotation cannot be meant.
+    In checked mode they compare its `name` (by default the function's) and its arguments, by their annotations: of
+    `str`, `int`, `float` and `bool` the value, of `Array` dtype and shape, of `Sequence[int]`, `tuple[int, ...]` and
+    `Sequence[slice]` the items; each also with `| None`. Arguments with any other annotation, such as Any, are not
+    compared, nor are those that `own` names, which each rank has for itself. `facts`, under an argument's name, say
+    what else is to be compared (`parallel_dl.mpi.facts`). TypeError for an argument without an annotation that is in
+    neither, for an unknown name in these, and when called for an argument that by its annotation cannot be meant.
     """
+    if isinstance(own, str):
+        raise TypeError(f"collective: own is {own!r}; valid is a tuple of names, ({own!r},)")
     if function is None:
         return functools.partial(_declared, kind=COLLECTIVE, name=name, facts=dict.fromkeys(own, nothing) | facts)
     return _declared(function, COLLECTIVE)

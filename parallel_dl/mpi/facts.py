@@ -120,6 +120,12 @@ _KINDS: dict[Any, _Kind] = {
         lambda value: isinstance(value, (int, np.integer)),
         "a whole number",
     ),
+    float: _Kind(
+        1,
+        lambda name, value: [f"{name.replace('_', ' ')} {value}"],
+        lambda value: isinstance(value, (int, float, np.integer, np.floating)),
+        "a number",
+    ),
     bool: _Kind(1, lambda name, value: [name if value else f"not {name}"], lambda value: True, ""),
     Sequence[int]: _Kind(1, _list, lambda value: np.ndim(value) == 1, "a list of lengths by rank"),
     tuple[int, ...]: _Kind(1, _list, lambda value: not isinstance(value, _WORDS), "a tuple of lengths"),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Self
 
+from parallel_dl.errors import shown
 from parallel_dl.mpi import abort
 from parallel_dl.mpi.calls import Caller, Observer, collective
 from parallel_dl.mpi.observers.checked import Checked
@@ -29,6 +30,18 @@ def _has(observer: Observer, *names: str) -> bool:
     return any(getattr(type(observer), name) is not getattr(Observer, name) for name in names)
 
 
+def _require_observers(observers: Any, ledger: Any) -> None:
+    """TypeError for what cannot see calls."""
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"Communicator: observers is {shown(observers)}; valid is a list of observers")
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            made = f"; did you mean {observer.__name__}()?" if isinstance(observer, type) else ""
+            raise TypeError(f"Communicator: observer {shown(observer)} is no parallel_dl.mpi.Observer{made}")
+    if not isinstance(ledger, Ledger | None):
+        raise TypeError(f"Communicator: ledger is {shown(ledger)}; valid is a Ledger() of parallel_dl.mpi")
+
+
 class Group(Caller):
     """The ranks of one communicator of mpi4py, or of another transport; see `Communicator`."""
 
@@ -49,6 +62,7 @@ class Group(Caller):
         axis: str | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
+        _require_observers(observers, ledger)
         like = mpi if isinstance(mpi, Group) else None
         mpi = mpi if like is None else like.mpi
         self.rank = mpi.rank

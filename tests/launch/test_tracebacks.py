@@ -77,6 +77,29 @@ Current thread 0x1 (most recent call first):
     assert [line.rpartition(" ")[2] for line in tracebacks.of_crash(text)[1:]] == ["inner", "train"]
 
 
+def test_the_line_of_a_rank_has_the_error_its_place_and_its_notes(tmp_path):
+    """Also where the error was raised from another one, which alone has passed through the user's file."""
+    (tmp_path / "mine.py").write_text("def fail():\n    raise ZeroDivisionError('planted')\n")
+    space = {}
+    exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), space)
+    ours = {"fail": space["fail"]}
+    path = tracebacks._COMMAND_LINE[1]
+    exec(
+        compile("def call():\n try: fail()\n except Exception as e: raise RuntimeError('cell') from e", path, "exec"),
+        ours,
+    )
+    with pytest.raises(RuntimeError) as caught:
+        ours["call"]()
+    error = caught.value
+    error.__traceback__ = error.__traceback__.tb_next  # without this file
+    error.__cause__.__traceback__ = error.__cause__.__traceback__.tb_next
+    error.__cause__.add_note("in the local maths of layer own: rule by_output")
+    error.__cause__.add_note("several\nlines")
+    said = "raised RuntimeError: cell (mine.py:2), in the local maths of layer own: rule by_output"
+    assert tracebacks.summary_of(error) == said
+    assert tracebacks.summary_of(KeyError()) == "raised KeyError"
+
+
 def test_on_two_ranks(tmp_path, environment, python):
     broken = "class Broken:\n    def find_spec(self, name, path=None, target=None):\n        if name == {!r}: 1 / 0\n"
     code = "import sys\n" + broken.format("parallel_dl.trainer") + "sys.meta_path.insert(0, Broken())\n"

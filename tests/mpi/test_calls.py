@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from parallel_dl.mpi import (
     collective,
     collectives,
 )
+from parallel_dl.mpi.facts import type_only
 
 
 @collective
@@ -71,6 +73,50 @@ def test_what_a_call_cannot_have():
             """Nothing."""
 
 
+def a_collective(comm, array: np.ndarray, op: str, rest=None):
+    """Of which `rest` has no annotation."""
+
+
+DECLARED = {
+    "own": (
+        {"own": ("rest", "arry")},
+        "a_collective: is declared with 'arry', which is no argument; valid are array, op, rest",
+    ),
+    "a fact": (
+        {"own": ("rest",), "opp": type_only},
+        "a_collective: is declared with 'opp', which is no argument; valid",
+    ),
+    "the communicator": ({"own": ("comm",)}, "a_collective: is declared with 'comm', which is no argument"),
+    "no fact": ({"rest": "type"}, "a_collective: rest='type' is no fact; valid are functions as in mpi.facts"),
+    "no annotation": (
+        {"op": type_only},
+        "a_collective: argument rest has no annotation, by which the ranks compare it;",
+    ),
+    "one word": ({"own": "rest"}, "collective: own is 'rest'; valid is a tuple of names, ('rest',)"),
+}
+
+
+@pytest.mark.parametrize(("declared", "said"), DECLARED.values(), ids=DECLARED)
+def test_what_is_declared_of_a_call_fits_its_arguments(declared, said):
+    with pytest.raises(TypeError, match=re.escape(said)) as refused:
+        collective(**declared)(a_collective)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.ranks(2)
+def test_a_number_is_compared_and_what_is_own_or_any_is_not(comm):
+    @collective(own=("rest",))
+    def scaled(comm: Communicator, by: float, rest, loose: Any) -> None:
+        """Nothing."""
+
+    ranks = Communicator(comm.mpi, checked=True)
+    scaled(ranks, 0.5, ranks.rank, ranks.rank)
+    with pytest.raises(CollectiveMismatch, match=r"calls? scaled #2 \(by 0.5\) but rank 1 calls scaled #2 \(by 1.5\)"):
+        scaled(ranks, 0.5 + ranks.rank, 0, 0)
+    with pytest.raises(TypeError, match="by must be a number, not 'x'"):
+        scaled(ranks, "x", 0, 0)
+
+
 def test_to_a_traceback_a_call_is_no_file_of_the_users():
     """A mismatch is shown at the line that called."""
     for call in (Communicator.all_reduce, Communicator.send, sum_below):
@@ -78,6 +124,22 @@ def test_to_a_traceback_a_call_is_no_file_of_the_users():
 
 
 # -- observers -------------------------------------------------------------------------------------------------------
+WATCHING = {
+    "a word": ({"observers": ["x"]}, "Communicator: observer 'x' is no parallel_dl.mpi.Observer"),
+    "a class": ({"observers": [Timeline]}, "is no parallel_dl.mpi.Observer; did you mean Timeline()?"),
+    "one": ({"observers": Timeline()}, "; valid is a list of observers"),
+    "no ledger": ({"ledger": True}, "Communicator: ledger is True; valid is a Ledger() of parallel_dl.mpi"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), WATCHING.values(), ids=WATCHING)
+@pytest.mark.ranks(1, 2)
+def test_what_cannot_watch_is_refused_at_once(comm, given, said):
+    with pytest.raises(TypeError, match=re.escape(said)) as refused:
+        Communicator(comm.mpi, **given)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.ranks(2)
 def test_the_recorder_tells_where_a_rank_is(watched):
     ranks, recorder, _ = watched
