@@ -1,4 +1,4 @@
-"""The examples of tests for layers of one's own: the right ones pass, and the broken ones say what the page shows."""
+"""The examples of tests for layers of your own: the right ones pass, and the broken ones say what the page shows."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def outcome():
     return done.stdout
 
 
-@pytest.mark.parametrize("section", ["A layer of one's own", "An optimizer of one's own", "A collective of one's own"])
+@pytest.mark.parametrize("section", ["A layer of your own", "An optimizer of your own", "A collective of your own"])
 def test_the_page_shows_parts_of_the_example(section):
     example = (EXAMPLES / "test_own_layer.py").read_text()
     assert blocks(section)

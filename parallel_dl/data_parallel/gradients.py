@@ -96,7 +96,7 @@ class GradientAllReduce:
         partial_comm: Communicator | None = None,
     ) -> None:
         if method not in METHODS:
-            raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
+            raise InputError(f"all-reduce method {method!r}: expected one of {', '.join(METHODS)}")
         given = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
         self.networks = networks_of(given)
         self._of_partial = self._sums_of_partial(given, partial_comm, method, overlap, bucket_bytes)
@@ -185,7 +185,7 @@ class GradientAllReduce:
             if self.comm.is_one_node:
                 windows = self._windows(by_dtype)
             elif method == "window":
-                raise InputError("all-reduce method 'window': the ranks are on several nodes; valid is mpi")
+                raise InputError("all-reduce method 'window': the ranks are on several nodes; use mpi")
         self.method = "window" if windows else "tree" if method == "tree" else "mpi"
         self.overlap = self.method == "mpi" and (not self.comm.is_one_node if overlap is None else overlap)
         self._exchanges = [
@@ -249,7 +249,7 @@ class GradientAllReduce:
         """What has changed here since the last sum; notes where an optimizer has laid out the weights."""
         for parameter in self._newcomers.found():
             return _News(
-                f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
+                f"{parameter.name} has a gradient but is in no GradientAllReduce: it was added to the network, or "
                 "unfrozen, after this one was made; make one for it too, or freeze it"
             )
         unmoved = all(map(is_, [parameter.data for parameter in self.parameters], self._data))
@@ -303,8 +303,8 @@ class GradientAllReduce:
             alone |= {name: layer for name, layer in local.items() if not any(layer is one for one in self._local)}
             for name in alone:
                 return (
-                    f"{name} is a batch norm layer that came into the network after this GradientAllReduce was made, "
-                    "which knows nothing of its statistics: make a new one"
+                    f"{name} is a batch norm layer that was added after this GradientAllReduce was made, "
+                    "which does not synchronise its statistics: make a new one"
                 )
         self._registrations = Module.registrations
         return ""

@@ -71,7 +71,7 @@ def execute(program: Program, stages: Any) -> None:
 def _method(stages: Any, kind: str, program: Program) -> Callable[..., None]:
     action = next(action for action in program if action.kind == kind)
     if kind not in METHODS:
-        raise PlanError(f"{action}: unknown kind {kind!r}; valid are {', '.join(METHODS)}")
+        raise PlanError(f"{action}: unknown kind {kind!r}; expected one of {', '.join(METHODS)}")
     method: Callable[..., None] | None = getattr(stages, METHODS[kind], None)
     if method is None:
         raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[kind]}")

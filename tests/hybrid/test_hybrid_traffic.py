@@ -111,7 +111,7 @@ def in_both_halves():
             nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(72, 3)),
             "the first Flatten is inside 1",
         ),
-        (in_both_halves(), "0.0.weight and 2.weight are one weight, before the first Flatten and after it"),
+        (in_both_halves(), "0.0.weight and 2.weight are one weight, used before and after the first Flatten"),
     ],
 )
 def test_refused_networks(network, words):
