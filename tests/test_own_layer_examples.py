@@ -38,7 +38,7 @@ def test_the_page_shows_parts_of_the_example(section):
 
 
 def test_the_page_shows_process_groups_that_are_tested():
-    (block,) = blocks("Process groups beside MPI")
+    (block,) = blocks("Process groups alongside MPI")
     imports, shown = block.split("\n\n\n", 1)
     assert imports == "import pytest\nimport torch"
     assert shown in (ROOT / "tests" / "testing" / "test_gloo.py").read_text()
@@ -51,7 +51,7 @@ def test_the_examples_pass(outcome):
     assert ("test_differences", "PASSED") in results  # and the broken one of this name fails: below
 
 
-def test_attention_of_ones_own_is_the_serial_run(outcome):
+def test_own_attention_equals_the_serial_run(outcome):
     assert re.findall(r"::test_attention\[(.*)-ranks=2\] (\w+)", outcome) == [
         ("replicas", "PASSED"),
         ("stages", "PASSED"),
@@ -61,5 +61,5 @@ def test_attention_of_ones_own_is_the_serial_run(outcome):
 
 def test_the_broken_example_says_what_the_page_shows(outcome):
     said = [line[1:].strip() for line in outcome.splitlines() if line.startswith("E  ")]
-    (shown,) = blocks("What they say", "text")
+    (shown,) = blocks("What a failure looks like", "text")
     assert said == [line.strip() for line in shown.splitlines() if line]
