@@ -35,7 +35,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
     InputError for anything else in it, and if the file cannot be written; the old file then stays.
     """
     if not isinstance(state, Mapping):
-        raise InputError(f"{path}: a {type(state).__name__} cannot be saved; valid is a dict, as state_dict() gives")
+        raise InputError(f"{path}: a {type(state).__name__} cannot be saved; expected a dict, as state_dict() gives")
     tensors: dict[str, np.ndarray] = {}
     structure = _taken_apart(state, (), tensors)
     try:
@@ -66,19 +66,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         except MemoryError:
             raise
         except (KeyError, TypeError, AttributeError) as error:  # a type of numbers that NumPy does not have
-            raise InputError(
-                f"{named(path)}: has values of a type that NumPy does not know, {one_line(error)}"
-            ) from None
+            raise InputError(f"{named(path)}: has values of a type unknown to NumPy, {one_line(error)}") from None
         except Exception as error:  # safetensors has errors of its own
-            raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
+            raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); expected {_EXPECTED}") from None
     if _STRUCTURE not in metadata:
         return tensors
     try:
         whole = _put_together(json.loads(metadata[_STRUCTURE]), tensors)
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-        raise InputError(f"{named(path)}: its structure is damaged ({one_line(error)}); valid is {_EXPECTED}") from None
+        raise InputError(f"{named(path)}: its structure is damaged ({one_line(error)}); expected {_EXPECTED}") from None
     if not isinstance(whole, dict):
-        raise InputError(f"{named(path)}: its structure is damaged; valid is {_EXPECTED}")
+        raise InputError(f"{named(path)}: its structure is damaged; expected {_EXPECTED}")
     return whole
 
 
@@ -108,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
         file = safe_open(path, framework="numpy")
         return {name: Stored(name, file) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
     except Exception as error:  # safetensors has errors of its own
-        raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); valid is {_EXPECTED}") from None
+        raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); expected {_EXPECTED}") from None
 
 
 def require_fits(path: str | os.PathLike[str], network: Module) -> None:
@@ -119,7 +117,7 @@ def require_fits(path: str | os.PathLike[str], network: Module) -> None:
     needed |= {name: buffer.shape for name, buffer in network.named_buffers()}
     for name in [*needed, *(other for other in stored if other not in needed)]:
         if name not in stored:
-            raise InputError(f"{named(path)}: has no {name} {needed[name]}; it is not of this network")
+            raise InputError(f"{named(path)}: has no {name} {needed[name]}; it was not saved from this network")
         if name not in needed:
             raise InputError(f"{named(path)}: has {shown(name)}, which this network does not have")
         if stored[name] != needed[name]:
@@ -127,14 +125,14 @@ def require_fits(path: str | os.PathLike[str], network: Module) -> None:
                 f"{named(path)}: {name} has shape {shown(stored[name])}, this network needs {needed[name]}"
             )
         if weights[name].kind not in _DTYPES:
-            raise InputError(f"{named(path)}: {name} is {weights[name].kind}; valid are {', '.join(_DTYPES)}")
+            raise InputError(f"{named(path)}: {name} is {weights[name].kind}; expected one of {', '.join(_DTYPES)}")
 
 
 # -- any nesting, as arrays by name and the rest as JSON -----------------------------------------------------------
 def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> Any:
     """The value as JSON: a list whose first item is its kind. Its arrays are added to `tensors`."""
     if len(place) > _DEEPEST:
-        raise InputError(f"{shown('.'.join(place))}: is nested too deeply; valid is at most {_DEEPEST} deep")
+        raise InputError(f"{shown('.'.join(place))}: is nested too deeply; the limit is {_DEEPEST} levels")
     if isinstance(value, (np.ndarray, np.generic)):
         return ["array" if isinstance(value, np.ndarray) else "scalar", _entered(value, place, tensors)]
     if value is None or type(value) in (bool, str):
@@ -146,13 +144,13 @@ def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarr
     if isinstance(value, Mapping):
         for key in value:
             if type(key) is not str:
-                raise InputError(f"{_said(place)} has the key {shown(key)}; valid are strings")
+                raise InputError(f"{_said(place)} has the key {shown(key)}; expected a string")
         return ["dict", [[key, _taken_apart(item, (*place, key), tensors)] for key, item in value.items()]]
     if type(value) in (list, tuple):
         items = [_taken_apart(item, (*place, str(number)), tensors) for number, item in enumerate(value)]
         return [type(value).__name__, items]
     raise InputError(
-        f"{_said(place)} is of type {type(value).__name__}; valid are arrays, numbers, strings, "
+        f"{_said(place)} is of type {type(value).__name__}; expected arrays, numbers, strings, "
         "None, and dictionaries, lists and tuples of them"
     )
 
@@ -160,7 +158,7 @@ def _taken_apart(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarr
 def _entered(value: Any, place: tuple[str, ...], tensors: dict[str, np.ndarray]) -> str:
     """Adds the array to `tensors`; returns its name there."""
     if value.dtype.char not in _STORED:
-        raise InputError(f"{_said(place)} is of type {value.dtype}; valid are numbers of 8 to 64 bits")
+        raise InputError(f"{_said(place)} is of type {value.dtype}; expected numbers of 8 to 64 bits")
     name = ".".join(place).encode(errors="replace").decode()
     if name in tensors or name == _RESERVED:  # {"a": {"b": x}, "a.b": y}
         name = f"{name}#{len(tensors)}"

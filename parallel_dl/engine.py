@@ -238,7 +238,7 @@ class HybridEngine(Engine):
         if partial and self.layout.variable_batch:
             raise InputError(
                 "variable batch with fully connected layers along the samples: their gradients are summed once per "
-                "update; valid are output and input"
+                "update; split them by output or input"
             )
         summed = [*self.hybrid.feature_parameters, *partial]
         gradients = GradientAllReduce(summed, self.mesh.data, **options, partial_comm=self.mesh.data)

@@ -23,9 +23,9 @@ _BEGINS_WITH_FIELD = re.compile(r"(?:unknown )?`(\w+)`")
 class InputError(ValueError):
     """Bad input. The command line prints its one line on stderr and ends with exit status 2, without a traceback.
 
-    With a `field` the line is "field value: said", without one it is what is said. A field that is named inside the
-    line is in backquotes there: InputError("does not go with `hybrid` owt", "mp", 2) is "mp 2: does not go with hybrid
-    owt", which the command line prints as "--mp 2: does not go with --hybrid owt".
+    With a `field` the line is "field value: said", without one it is `said` alone. A field named inside the line is in
+    backquotes there: InputError("must be 1 with `hybrid` owt", "mp", 2) is "mp 2: must be 1 with hybrid owt", which the
+    command line prints as "--mp 2: must be 1 with --hybrid owt".
     """
 
     def __init__(self, said: str, field: str | None = None, value: Any = None) -> None:
@@ -54,19 +54,18 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {what} {shown(name)}: {hint}{one_of(valid)}")
 
 
-def one_of(valid: Iterable[Any], here: str = "") -> str:
-    """What would be valid: "valid is a", or "valid are a, b"; with `here`, "valid here are a, b"."""
+def one_of(valid: Iterable[Any]) -> str:
+    """What would be valid: "expected a", or "expected one of a, b"."""
     names = [str(one) for one in valid]
     if not names:
         return "none is valid"
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    verb = "is" if len(names) == 1 else "are"
-    return f"valid{here and f' {here}'} {verb} {', '.join(names[:_MOST_NAMES])}{more}"
+    return f"expected {'one of ' if len(names) > 1 else ''}{', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def up_to(most: int) -> str:
-    """What would be valid of a count: "valid is 1", or "valid are 1 to 8"."""
-    return "valid is 1" if most == 1 else f"valid are 1 to {most}"
+    """What would be valid of a count: "expected 1", or "expected 1 to 8"."""
+    return f"expected {1 if most == 1 else f'1 to {most}'}"
 
 
 def number_of(number: int, word: str) -> str:

@@ -33,7 +33,7 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
         return registry[name]
     found = _OWN.fullmatch(name)
     if found is None and (name.endswith(".py") or os.sep in name):
-        raise InputError(f"unknown {what} {shown(name)}: one of your own is FILE.py:NAME, with its name in the file")
+        raise InputError(f"unknown {what} {shown(name)}: to use your own, give FILE.py:NAME, with its name in the file")
     if found is None:
         raise unknown_name(what, name, registry)
     own = f"{what} {cut(name)}"
@@ -50,7 +50,7 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
         raise InputError(f"{own}: {unknown_name('name', found[2], names).marked}")
     value = vars(module)[found[2]]
     if not callable(value):
-        raise InputError(f"{own}: is of type {type(value).__name__}; valid is a function or a class")
+        raise InputError(f"{own}: is of type {type(value).__name__}; expected a function or a class")
     return value
 
 
@@ -72,7 +72,7 @@ def call(
         raise failure(own, found[1], error) from error
     if not isinstance(value, returns):
         where = _line_of(function)
-        raise InputError(f"{own}: {where}returns a value of type {type(value).__name__}; valid is {returns.__name__}")
+        raise InputError(f"{own}: {where}returns a value of type {type(value).__name__}; expected {returns.__name__}")
     return value
 
 

@@ -47,7 +47,7 @@ class Layout:
     names only these: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. With `reproducible` the
     results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp` then divide
     `partition.LEAVES`, and a pipeline is not "pipedream". Raises InputError if they do not, for numbers below 1, and
-    for a hybrid with anything that it does not go with.
+    for a hybrid with anything it cannot be combined with.
     """
 
     dp: int = 1
@@ -78,7 +78,7 @@ class Layout:
         """The layout in a TOML file, whose keys are the names of the fields; `microbatches` is `pp` unless given.
 
         InputError, in one line that names the file and the key, for what `read_keys` refuses, for numbers below 1, for
-        stages or chunks without a pipeline, and for a hybrid with anything that it does not go with.
+        stages or chunks without a pipeline, and for a hybrid with anything it cannot be combined with.
         """
         keys = read_keys(path)
         try:
@@ -87,13 +87,11 @@ class Layout:
             raise InputError(f"{named(path)}: {error}") from None
         for key in ("stages", "chunks"):
             if key in keys and not layout.is_pipelined:
-                raise InputError(
-                    f"{named(path)}: {key}: belongs to a pipeline; valid with pp above 1, or with a schedule"
-                )
+                raise InputError(f"{named(path)}: {key}: needs a pipeline: pp above 1, or a schedule")
         return layout
 
     def require_training(self, *, clip_norm: float | None = None, **settings: Any) -> None:
-        """Raises InputError for a norm that is not above 0, and for what does not go with this layout.
+        """Raises InputError for a norm that is not above 0, and for settings this layout cannot be combined with.
 
         `settings` are the `optimizer` (a name) and `allreduce` of a run; see `refusals.REFUSALS`.
         """
@@ -102,7 +100,7 @@ class Layout:
         refuse({**vars(self), "clip_norm": clip_norm, **settings})
 
     def require_clip_norm(self, clip_norm: float | None) -> None:
-        """Raises InputError for a norm that is not above 0, or without a norm of all gradients."""
+        """Raises InputError for a norm that is not above 0, or without a global gradient norm."""
         self.require_training(clip_norm=clip_norm)
 
     @property
@@ -154,7 +152,7 @@ class Layout:
         if in_all % per_batch:
             raise InputError(
                 f"{self.schedule_name} makes {per_batch} updates per batch, one per microbatch; "
-                f"valid are multiples of {per_batch}",
+                f"expected a multiple of {per_batch}",
                 "steps",
                 in_all,
             )

@@ -35,7 +35,7 @@ def _hybrid(field: str, value: Any) -> Refusal:
     return Refusal(
         field,
         "`hybrid`",
-        "does not go with `hybrid` {hybrid}; valid is 1",
+        "must be 1 with `hybrid` {hybrid}",
         lambda s: s["hybrid"] and s[field] != 1,
         {"hybrid": "owt", field: value},
     )
@@ -46,7 +46,7 @@ def _pipeline(field: str, value: Any) -> Refusal:
     return Refusal(
         field,
         "`hybrid`",
-        "belongs to a pipeline, not to `hybrid` {hybrid}",
+        "needs a pipeline, and `hybrid` {hybrid} has none",
         lambda s: s["hybrid"] and s[field] is not None,
         {"hybrid": "owt", field: value},
     )
@@ -57,7 +57,7 @@ def _divides(field: str) -> Refusal:
     return Refusal(
         field,
         "`reproducible`",
-        f"with `reproducible` valid are {_DIVISORS}",
+        f"must be one of {_DIVISORS} with `reproducible`",
         lambda s: s["reproducible"] and LEAVES % s[field],
         {"reproducible": True, field: 3},
     )
@@ -67,14 +67,14 @@ REFUSALS = (
     Refusal(
         "variable_batch",
         "no `hybrid`",
-        "belongs to `hybrid`; valid is `hybrid` owt",
+        "needs `hybrid` owt",
         lambda s: not s["hybrid"] and s["variable_batch"],
         {"variable_batch": True},
     ),
     Refusal(
         "scheme",
         "no `hybrid`",
-        "belongs to `hybrid`; valid is `hybrid` owt",
+        "needs `hybrid` owt",
         lambda s: not s["hybrid"] and s["scheme"] != "a",
         {"scheme": "b"},
     ),
@@ -86,21 +86,21 @@ REFUSALS = (
     Refusal(
         "microbatches",
         "`variable_batch`",
-        "does not go with `variable_batch`; valid is 1",
+        "must be 1 with `variable_batch`",
         lambda s: s["variable_batch"] and s["microbatches"] != 1,
         {"hybrid": "owt", "scheme": "b", "variable_batch": True, "microbatches": 2},
     ),
     Refusal(
         "variable_batch",
         "`scheme` a",
-        "scheme a has one part, the whole batch; valid are `scheme` b and c",
+        "needs `scheme` b or c; scheme a has a single sub-batch, the whole batch",
         lambda s: s["variable_batch"] and s["scheme"] == "a",
         {"hybrid": "owt", "variable_batch": True},
     ),
     Refusal(
         "hybrid",
         "`reproducible`",
-        "does not go with `reproducible`; valid are `dp`, `mp` and `pp`",
+        "cannot be combined with `reproducible`; use `dp`, `mp` and `pp`",
         lambda s: s["hybrid"] and s["reproducible"],
         {"hybrid": "owt", "reproducible": True},
     ),
@@ -109,30 +109,29 @@ REFUSALS = (
     Refusal(
         "schedule",
         "`reproducible`",
-        "`reproducible` needs one update per batch; valid is 1f1b",
+        "`reproducible` needs one update per batch; use 1f1b",
         lambda s: s["reproducible"] and _asynchronous(s),
         {"reproducible": True, "pp": 2, "schedule": "pipedream"},
     ),
     Refusal(
         "clip_norm",
         "an asynchronous `schedule`",
-        "{schedule} updates each stage by itself, so there is no norm of all gradients; "
-        "valid are the synchronous schedules",
+        "{schedule} updates each stage by itself, so there is no global gradient norm; use a synchronous schedule",
         lambda s: s.get("clip_norm") is not None and _asynchronous(s),
         {"clip_norm": 1.0, "pp": 2, "schedule": "pipedream"},
     ),
     Refusal(
         "clip_norm",
         "`variable_batch`",
-        "with `variable_batch` layers are updated after each part, so there is no norm of all gradients; "
-        "valid without it",
+        "with `variable_batch` layers are updated after each sub-batch, so there is no global gradient norm; "
+        "use only one of the two",
         lambda s: s.get("clip_norm") is not None and s["variable_batch"],
         {"clip_norm": 1.0, "hybrid": "owt", "scheme": "b", "variable_batch": True},
     ),
     Refusal(
         "allreduce",
         "`reproducible`",
-        "`reproducible` sums in a tree of its own; leave one out",
+        "`reproducible` sums in its own fixed tree; use only one of the two",
         lambda s: s.get("allreduce", "auto") != "auto" and s["reproducible"],
         {"allreduce": "mpi", "reproducible": True},
     ),

@@ -55,7 +55,7 @@ def summation_of(
     if input_shape is None:
         raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
     if allreduce not in ("auto", "tree"):
-        raise InputError(f"all-reduce method {allreduce!r}: a reproducible layout sums in a tree; valid is auto")
+        raise InputError(f"all-reduce method {allreduce!r}: a reproducible layout sums in its own tree; use auto")
     one_blas_thread(always=True)
     cut_into_leaves(network, input_shape)
     return InLeaves(network, layout.dp)
@@ -254,14 +254,14 @@ class Trainer:
         except InputError as caught:  # a stage may have none of the parameters that are chosen
             error = f"make_optimizer: {caught}"
         if not error and not isinstance(optimizer, Optimizer):
-            error = f"make_optimizer returned a {type(optimizer).__name__}: valid is an optim.Optimizer"
+            error = f"make_optimizer returned a {type(optimizer).__name__}: expected an optim.Optimizer"
             optimizer = None
         known = {id(parameter) for parameter in parameters}
         for parameter in [] if optimizer is None else optimizer.parameters:
             if id(parameter) not in known and not error:
                 error = (
                     f"make_optimizer: {parameter.name} {parameter.shape} is not one of the parameters it was given, "
-                    "which are this rank's of the network that is trained: choose among them"
+                    "this rank's parameters of the trained network: choose among those"
                 )
         for rank, of_rank in enumerate(self.mesh.world.all_gather_object(error)):
             if of_rank:

@@ -108,9 +108,9 @@ def test_an_optimizer_goes_on_bit_by_bit(tmp_path, make):
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"a": {"b": object()}}, "'a.b' is of type object; valid are"),
+        ({"a": {"b": object()}}, "'a.b' is of type object; expected"),
         ({"a": [1, {2}]}, "'a.1' is of type set"),
-        ({"a": {1: 2}}, "'a' has the key 1; valid are strings"),
+        ({"a": {1: 2}}, "'a' has the key 1; expected a string"),
         ({1: np.ones(2)}, "the state has the key 1"),
         ({"a": np.array(["x"])}, "'a' is of type <U1"),
         ({"a": np.array([None])}, "'a' is of type object"),
@@ -161,7 +161,7 @@ def test_no_flag_is_blamed_in_a_program_of_ones_own(tmp_path):
             with pytest.raises(InputError) as caught:
                 call(tmp_path / name)
             assert str(caught.value).startswith(f"{tmp_path / name}: ")
-    with pytest.raises(InputError, match="is a folder; valid is a safetensors file"):
+    with pytest.raises(InputError, match="is a folder; expected a safetensors file"):
         checkpoint.load(tmp_path)
     checkpoint.save(tmp_path / "other", {"0.weight": np.ones((3, 3))})
     with pytest.raises(InputError) as caught:
@@ -205,6 +205,6 @@ def test_weights_by_name_are_readable_by_everyone(tmp_path):
 
 @pytest.mark.parametrize("state", [[1, 2], (1, 2), np.ones(3), 5, None, "x"])
 def test_what_is_no_dictionary_is_refused(tmp_path, state):
-    with pytest.raises(InputError, match="cannot be saved; valid is a dict, as state_dict"):
+    with pytest.raises(InputError, match="cannot be saved; expected a dict, as state_dict"):
         checkpoint.save(tmp_path / "w", state)
     assert not list(tmp_path.iterdir())

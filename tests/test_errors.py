@@ -51,8 +51,8 @@ def test_shown_of_short_values():
     "line",
     [
         f"--loss {'x' * 5000}: unknown",
-        f"unknown --loss {'x' * 5000!r}: valid are mse",
-        f"unknown --loss {'x y ' * 500!r}: valid are mse",
+        f"unknown --loss {'x' * 5000!r}: expected one of mse",
+        f"unknown --loss {'x y ' * 500!r}: expected one of mse",
         f"{'/tmp/' + 'x' * 5000}: no such file",
         f"{'x/' * 3000}: no such file",
         f"--output={'x' * 300}, {'x' * 300}: twice",
@@ -98,8 +98,8 @@ def test_many_valid_names_are_not_all_listed():
 @pytest.mark.parametrize(
     ("valid", "said"),
     [
-        (["owt"], "unknown --hybrid 'x': valid is owt"),
-        (["b", "a"], "unknown --hybrid 'x': valid are a, b"),
+        (["owt"], "unknown --hybrid 'x': expected owt"),
+        (["b", "a"], "unknown --hybrid 'x': expected one of a, b"),
         ([], "unknown --hybrid 'x': none is valid"),
     ],
 )
@@ -112,8 +112,8 @@ def test_counts_and_choices():
     words = ("microbatch", "class", "axis", "layer", "box")
     assert [number_of(2, word) for word in words] == ["2 microbatches", "2 classes", "2 axes", "2 layers", "2 boxes"]
     assert [number_of(1, word) for word in words[:3]] == ["1 microbatch", "1 class", "1 axis"]
-    assert (up_to(1), up_to(8)) == ("valid is 1", "valid are 1 to 8")
-    assert (one_of(["a"], "here"), one_of([2, 4])) == ("valid here is a", "valid are 2, 4")
+    assert (up_to(1), up_to(8)) == ("expected 1", "expected 1 to 8")
+    assert (one_of(["a"]), one_of([2, 4])) == ("expected a", "expected one of 2, 4")
 
 
 def test_an_empty_path_can_be_seen():
@@ -128,10 +128,10 @@ def test_bounded_is_bounded_and_says_the_same_twice(text):
 
 
 def test_fields_are_called_as_they_were_given():
-    error = InputError("does not go with `hybrid` owt; valid are `variable_batch` and `dp`", "mp", 2)
-    assert str(error) == "mp 2: does not go with hybrid owt; valid are variable_batch and dp"
+    error = InputError("cannot be combined with `hybrid` owt; use `variable_batch` or `dp`", "mp", 2)
+    assert str(error) == "mp 2: cannot be combined with hybrid owt; use variable_batch or dp"
     assert error.spoken(lambda field: f"<{field}>") == (
-        "<mp> 2: does not go with <hybrid> owt; valid are <variable_batch> and <dp>"
+        "<mp> 2: cannot be combined with <hybrid> owt; use <variable_batch> or <dp>"
     )
     assert [flag_of(field) for field in ("mp", "variable_batch", "stages")] == ["--mp", "--variable-batch", "--stage"]
     assert error.field == "mp"

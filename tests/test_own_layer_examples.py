@@ -1,4 +1,4 @@
-"""The examples of tests for layers of one's own: the right ones pass, and the broken ones say what the page shows."""
+"""The examples of tests for layers of your own: the right ones pass, and the broken ones say what the page shows."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def outcome():
     return done.stdout
 
 
-@pytest.mark.parametrize("section", ["A layer of one's own", "An optimizer of one's own", "A collective of one's own"])
+@pytest.mark.parametrize("section", ["A layer of your own", "An optimizer of your own", "A collective of your own"])
 def test_the_page_shows_parts_of_the_example(section):
     example = (EXAMPLES / "test_own_layer.py").read_text()
     assert blocks(section)
@@ -38,7 +38,7 @@ def test_the_page_shows_parts_of_the_example(section):
 
 
 def test_the_page_shows_process_groups_that_are_tested():
-    (block,) = blocks("Process groups beside MPI")
+    (block,) = blocks("Process groups alongside MPI")
     imports, shown = block.split("\n\n\n", 1)
     assert imports == "import pytest\nimport torch"
     assert shown in (ROOT / "tests" / "testing" / "test_gloo.py").read_text()
@@ -51,7 +51,7 @@ def test_the_examples_pass(outcome):
     assert ("test_differences", "PASSED") in results  # and the broken one of this name fails: below
 
 
-def test_attention_of_ones_own_is_the_serial_run(outcome):
+def test_own_attention_equals_the_serial_run(outcome):
     assert re.findall(r"::test_attention\[(.*)-ranks=2\] (\w+)", outcome) == [
         ("replicas", "PASSED"),
         ("stages", "PASSED"),
@@ -61,5 +61,5 @@ def test_attention_of_ones_own_is_the_serial_run(outcome):
 
 def test_the_broken_example_says_what_the_page_shows(outcome):
     said = [line[1:].strip() for line in outcome.splitlines() if line.startswith("E  ")]
-    (shown,) = blocks("What they say", "text")
+    (shown,) = blocks("What a failure looks like", "text")
     assert said == [line.strip() for line in shown.splitlines() if line]

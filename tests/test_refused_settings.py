@@ -1,4 +1,4 @@
-"""The table of what does not go together: each row refuses its example, nothing else does, and the page prints it."""
+"""The table of settings that cannot be combined: each row refuses its example only, and the docs print the table."""
 
 import dataclasses
 import re
@@ -44,7 +44,7 @@ def test_without_the_setting_it_is_not_refused(row):
 
 def test_the_page_prints_the_table():
     page = (ROOT / "docs" / "command-line.md").read_text()
-    section = re.search(r"^## What does not go together\n(.*?)^##", page, re.DOTALL | re.MULTILINE)[1]
+    section = re.search(r"^## Settings that cannot be combined\n(.*?)^##", page, re.DOTALL | re.MULTILINE)[1]
 
     def in_flags(text):
         return re.sub(r"`(\w+)`", lambda field: f"`{flag_of(field[1])}`", text)

@@ -20,7 +20,7 @@ def data(tests=7, shape=(3,), samples=23):
 
 
 def absolute(predictions, targets, total=None):
-    """A loss of one's own: the sum of absolute differences."""
+    """A loss of your own: the sum of absolute differences."""
     return autograd.ops.divide(autograd.ops.sum(autograd.ops.absolute(predictions - targets)), total or len(targets))
 
 
@@ -217,7 +217,7 @@ def test_classes_written_as_floats_are_classes_where_a_loss_wants_them(shape):
 def test_floats_that_are_no_classes(values, more):
     x, y = np.zeros((2, 4)), np.array(values, float)
     found = Dataset.from_arrays("own", x, y, x, y)
-    said = f"not class numbers; valid is loss mse for values to predict, or class numbers{more}$"
+    said = f"not class numbers; use loss mse to predict values, or give class numbers{more}$"
     with pytest.raises(InputError, match=said):
         losses.fitted("cross-entropy", found)
     for other in ("mse", "logistic") if more else ("mse",):  # what the line names is taken

@@ -1,4 +1,4 @@
-"""Two mistakes, and what the tests say to them: run it as `pytest broken_layer.py`. Both tests fail."""
+"""Two mistakes, and how tests report them: run it as `pytest broken_layer.py`. Both tests fail."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from parallel_dl.layout import Layout
 
 
 class Centre(nn.Module):
-    """Subtracts the mean of the samples, which is not the same for a share as for the batch."""
+    """Subtracts the mean of the samples, which differs between a share and the whole batch."""
 
     def forward(self, x):
         return x - x.mean(axis=0, keepdims=True)
@@ -28,7 +28,7 @@ def test_centre(comm):
 
 @primitive(collective=True)
 def differences(x, *, comm):
-    """As in test_own_layer.py, but backward shifts the same way as forward."""
+    """As in test_own_layer.py, but backward shifts in the same direction as forward."""
     return x - comm.shift(x, 1), (lambda g: g - comm.shift(g, 1),)
 
 

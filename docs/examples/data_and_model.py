@@ -12,7 +12,7 @@ model_ranks = 2 if comm.size % 2 == 0 else 1
 mesh = Mesh(comm, data=comm.size // model_ranks, model=model_ranks)
 digits = datasets.load("digits")
 
-# in this order: parallelize replaces the weights, the others hold on to them
+# in this order: parallelize replaces the weights, and the others keep references to them
 network = networks.MLP(digits.input_shape, digits.classes).initialize(seed=7, fill=False)
 parallel = parallelize(network, mesh.model, digits.input_shape)  # the ranks of one replica: same samples
 gradients = GradientAllReduce(network.parameters(), mesh.data)  # the replicas: same weights

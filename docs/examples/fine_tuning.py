@@ -13,7 +13,7 @@ digits = datasets.load("digits")
 body = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh())
 head = nn.Linear(64, digits.classes)
 model = nn.Sequential(body=body, head=head).initialize(seed=7)
-average = copy.deepcopy(model)  # a network of its own: no optimizer updates it, no all-reduce sums its gradients
+average = copy.deepcopy(model)  # an independent network: no optimizer updates it, no all-reduce sums its gradients
 
 for parameter in body.parameters():
     parameter.requires_grad = False
@@ -38,7 +38,7 @@ for epoch in range(4):
     if comm.rank == 0:
         print(f"epoch {epoch}  loss {mean:.6f}")
 
-# another optimizer of the same parameters, in the same order, goes on from the state in a file
+# another optimizer of the same parameters, in the same order, continues from the state in a file
 with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "adam.safetensors")
     checkpoint.save(path, optimizer.state_dict())

@@ -1,4 +1,4 @@
-"""A training loop of one's own: run it as `python hello.py` or as `mpirun -n 2 python hello.py`."""
+"""Your own training loop: run it as `python hello.py` or as `mpirun -n 2 python hello.py`."""
 
 from parallel_dl import datasets, nn, optim
 from parallel_dl.data_parallel import GradientAllReduce

@@ -1,4 +1,4 @@
-"""An attention block of one's own, equal to the serial run on two ranks: run it as `pytest test_attention.py`."""
+"""Your own attention block, equal to the serial run on two ranks: run it as `pytest test_attention.py`."""
 
 import pytest
 

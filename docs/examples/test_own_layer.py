@@ -1,4 +1,4 @@
-"""A layer, an optimizer and a collective of one's own on several ranks: `pytest test_own_layer.py` runs the tests."""
+"""A layer, an optimizer and a collective of your own on several ranks: `pytest test_own_layer.py` runs the tests."""
 
 import numpy as np
 import pytest

@@ -101,7 +101,7 @@ def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), s
     oldest, nodes = -1 if since is None else since.number, awaited()
     meeting = {number: node for number, node in nodes.items() if oldest < number < root.number} if nodes else {}
     if not root.requires_grad and not meeting:
-        raise RuntimeError("backward from a tensor that depends on nothing that requires a gradient")
+        raise RuntimeError("backward of a tensor that depends on nothing that requires a gradient")
     if root.edges is None:
         root = result(gradient, ((root, _unchanged),))
     nodes = {**meeting, root.number: root} if meeting else {root.number: root}

@@ -134,7 +134,7 @@ class Tensor:
         Returns the function that removes the hook.
         """
         if not self.is_leaf:
-            raise ValueError("a completion hook belongs to a leaf: other tensors keep no gradient")
+            raise ValueError("completion hooks work only on leaves: other tensors keep no gradient")
         if self.hooks is None:
             self.hooks = []
         self.hooks.append(hook)

@@ -26,9 +26,9 @@ _ENOUGH = 8  # digits
 _ENDING_SECONDS = 20.0
 BUG = "gradient all-reduce dropped"
 NEXT = {
-    "verify lenet5_small --ranks 2": "every layout of two ranks against the serial run",
-    "verify --mutants": "all known bugs, planted one by one",
-    "schedule 1f1b --pp 4 --microbatches 8": "a pipeline drawn: who computes what when",
+    "verify lenet5_small --ranks 2": "compare every layout of two ranks with the serial run",
+    "verify --mutants": "plant all known bugs, one by one",
+    "schedule 1f1b --pp 4 --microbatches 8": "draw a pipeline schedule",
 }
 
 
@@ -85,7 +85,7 @@ def _print_verdict(one: dict[str, Any], many: dict[str, Any], digits: float) -> 
 
 def _print_bug(bug: dict[str, Any]) -> None:
     where, _, cause = bug["diagnosis"].partition("; likely ")
-    print(f"\nNow a bug is planted, on two ranks of a small network: {bug['name']}.")
+    print(f"\nNow planting a bug in a small network on two ranks: {bug['name']}.")
     print(f"  caught: {where}" if bug["caught"] else "  NOT CAUGHT")
     print(f"  named:  {cause}" if bug["named"] else "  NOT NAMED")
 
@@ -108,9 +108,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed for initialization and sample order.")] = 0,
     as_json: AsJson = False,
 ) -> int:
-    """Train a small network on one rank and on two data-parallel ranks, and compare every loss.
+    """Train a small network on one rank and data parallel on several, and compare every loss.
 
-    Then plant a bug, and show how it is caught and named. Exit status 1 if the runs differ or the bug is missed.
+    Then plant a bug and show how it is caught and named. Exit status 1 if the runs differ or the bug is missed.
     """
     require_count("epochs", epochs)
     require_count("ranks", ranks, most=MOST_RANKS)
@@ -118,7 +118,7 @@ def demo(
         raise InputError("demo: starts its ranks itself; call it outside mpirun")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which also ends the command that is running
     if not as_json:
-        print(f"One network, trained alone and on {ranks} data-parallel ranks (about five seconds):", flush=True)
+        print(f"Training one network on 1 rank and on {ranks} data-parallel ranks (about five seconds):", flush=True)
     one, many = (
         _result_of("train", "mlp", "--dtype", "float64", "--dp", str(dp), "--epochs", str(epochs), "--seed", str(seed))
         for dp in (1, ranks)

@@ -20,14 +20,14 @@ _MOST_ROWS = 50
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A safetensors file; or shards, as A0,A1,... or their folder.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A safetensors file, or its shards: A0,A1,... or a folder.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with, in the same form.")],
     bound: Annotated[
         float | None, typer.Option(help="Largest error that counts as equal. [default: by type; 1e-10 in float64]")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Require all values to be equal.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Require exactly equal values.")] = False,
     placement: Annotated[
-        str | None, typer.Option(metavar="FILE", help="How to put shards together: a TOML or JSON file.")
+        str | None, typer.Option(metavar="FILE", help="TOML or JSON file that says how to join shards.")
     ] = None,
     as_json: AsJson = False,
 ) -> int:

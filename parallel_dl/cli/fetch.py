@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def fetch(
     dataset: Annotated[str, typer.Argument(help="fashion-mnist.")],
     into: Annotated[str | None, typer.Option(help="Folder to put the files in. [default: the user's cache]")] = None,
-    source: Annotated[str | None, typer.Option("--from", help="URL of a mirror. [default: the official one]")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Mirror URL. [default: the official server]")] = None,
 ) -> None:
-    """Download a data set, resuming a partial download.
+    """Download a data set, or resume a partial download.
 
-    Files are checked by SHA-256 before they are put into place.
+    Files are verified by SHA-256 before they are moved into place.
     """
     from parallel_dl.datasets import fashion_mnist, places
     from parallel_dl.datasets.download import DownloadError
@@ -33,7 +33,7 @@ def fetch(
     files = fashion_mnist.FILES
     folder = str(places.cache(dataset)) if into is None else into
     if not folder:
-        raise InputError("--into '': valid is a folder")
+        raise InputError("--into '': expected a folder")
     address = fashion_mnist.URL if source is None else source
     screen = console(stderr=True)
 
@@ -45,8 +45,8 @@ def fetch(
             new = fetch_files(files, address, folder, report=report, waiting=waiting)
     except DownloadError as error:
         raise InputError(
-            f"{error}; try again, or give another address by --from, or install Debian's package dataset-{dataset}, "
-            "or name a folder that has the files by --data-dir"
+            f"{error}; try again, use a mirror (--from), install Debian's package dataset-{dataset}, "
+            "or pass a folder with the files as --data-dir"
         ) from error
     print(f"{dataset} is in {folder}: {number_of(len(new), 'file')} fetched, {len(files) - len(new)} already there")
 

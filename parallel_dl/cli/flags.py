@@ -26,7 +26,7 @@ class SplitFlags:
     """How many ranks share one copy of the network, and what each does of a layer."""
 
     mp: Annotated[
-        int | None, typer.Option("--mp", "--tp", help="Ranks that share the work of each layer. [default: 1]")
+        int | None, typer.Option("--mp", "--tp", help="Model-parallel ranks, which split each layer. [default: 1]")
     ] = None
     split: Annotated[
         list[str] | None,
@@ -42,7 +42,7 @@ class PipelineFlags:
     """Which layers are on which rank, and in which order the ranks compute."""
 
     pp: Annotated[
-        int | None, typer.Option("--pp", help="Ranks in the pipeline, each with some of the layers. [default: 1]")
+        int | None, typer.Option("--pp", help="Pipeline ranks, each with some of the layers. [default: 1]")
     ] = None
     schedule: Annotated[
         str | None, typer.Option(help="Pipeline schedule: {schedules}, or FILE.py:NAME. [default: 1f1b]")
@@ -81,7 +81,7 @@ class ReplicaFlags:
         str | None, typer.Option("--layout", metavar="FILE", help="Read the layout from this TOML file.")
     ] = None
     dp: Annotated[
-        int | None, typer.Option(help="Data-parallel replicas. [default: 1, or what mpirun's ranks allow]")
+        int | None, typer.Option(help="Data-parallel replicas. [default: 1; inside mpirun, what its ranks allow]")
     ] = None
 
 
@@ -94,12 +94,10 @@ class LayoutFlags(HybridFlags, PipelineFlags, SplitFlags, ReplicaFlags):
     )
     variable_batch: Annotated[
         bool,
-        typer.Option(
-            "--variable-batch", help="With --hybrid, update the fully connected layers after each part of a batch."
-        ),
+        typer.Option("--variable-batch", help="With --hybrid, update the fully connected layers after each sub-batch."),
     ] = False
     reproducible: Annotated[
-        bool, typer.Option("--reproducible", help="Give the same bits for every --dp, --mp and --pp; slower.")
+        bool, typer.Option("--reproducible", help="Compute the same bits for any --dp, --mp and --pp; slower.")
     ] = False
 
 
@@ -114,9 +112,7 @@ class TrainingFlags:
     steps: Annotated[int | None, typer.Option(help="Number of updates; overrides --epochs.")] = None
     loss: Annotated[str, typer.Option(help="{losses}, or FILE.py:NAME.")] = "cross-entropy"
     optimizer: Annotated[str, typer.Option(help="{optimizers}, or FILE.py:NAME.")] = "sgd"
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate. [default: the network's for sgd, otherwise {rates}]")
-    ] = None
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: for sgd the network's, {rates}]")] = None
     momentum: Annotated[float | None, typer.Option(help="Momentum ({momentum}). [default: 0.9]")] = None
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Use Nesterov momentum ({nesterov}).")] = False
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay ({weight_decay}). [default: {decays}]")] = (
@@ -127,18 +123,16 @@ class TrainingFlags:
     ] = None
     lr_policy: Annotated[
         str | None,
-        typer.Option(help="constant, step (a tenth after each third) or cosine. [default: the network's]"),
+        typer.Option(help="constant, step (divide by 10 after each third) or cosine. [default: the network's]"),
     ] = None
     warmup: Annotated[int, typer.Option(help="Number of linear warm-up updates.")] = 0
     seed: Seed = 0
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
-    allreduce: Annotated[str, typer.Option(help="How gradients are summed: auto, window (shared memory) or mpi.")] = (
-        "auto"
-    )
+    allreduce: Annotated[str, typer.Option(help="How to sum gradients: auto, window (shared memory) or mpi.")] = "auto"
     checked: Annotated[
-        bool, typer.Option("--checked", help="Before each collective, check that all ranks call the same one.")
+        bool, typer.Option("--checked", help="Check before each collective that all ranks call the same one.")
     ] = False
-    ledger: Annotated[bool, typer.Option("--ledger", help="Count messages and bytes, and print them.")] = False
+    ledger: Annotated[bool, typer.Option("--ledger", help="Count and print messages and bytes.")] = False
     input_rate: Annotated[
         float | None, typer.Option(help="Simulated arrival rate in samples per second. [default: unlimited]")
     ] = None
@@ -153,9 +147,7 @@ class VerifyLayoutFlags(LayoutFlags):
     microbatches: Annotated[
         int | None, typer.Option(help="Microbatches per batch. [default: --pp; 4 with --ranks]")
     ] = None
-    ranks: Annotated[int | None, typer.Option(help="Verify every layout, and every schedule, of this many ranks.")] = (
-        None
-    )
+    ranks: Annotated[int | None, typer.Option(help="Verify every layout and schedule on this many ranks.")] = None
 
 
 @dataclass
@@ -163,13 +155,13 @@ class VerifyFlags:
     """What is compared, on which data, and which bugs are planted."""
 
     everything: Annotated[
-        bool, typer.Option("--all", help="Verify every kind of layout of all small networks on 1 to 8 ranks.")
+        bool, typer.Option("--all", help="Verify all small networks under every kind of layout on 1 to 8 ranks.")
     ] = False
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Plant known bugs; report whether each is caught and named.")
     ] = False
     mutant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Plant only this bug, by a name that --mutants shows.")
+        str | None, typer.Option(metavar="NAME", help="Plant only this bug; --mutants lists the names.")
     ] = None
     exact: Annotated[bool, typer.Option("--exact", help="Use whole numbers and compare bit by bit.")] = False
     steps: Annotated[int | None, typer.Option(help="Updates to compare. [default: 5; 1 with --exact]")] = None
@@ -185,11 +177,9 @@ class VerifyFlags:
     ] = None
     seed: Annotated[int, typer.Option(help="Seed for weights, samples, dropout, and delays under --stress.")] = 0
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64"
-    stress: Annotated[
-        bool, typer.Option("--stress", help="Delay ranks around their calls and poison buffers, to find races.")
-    ] = False
+    stress: Annotated[bool, typer.Option("--stress", help="Delay ranks and poison buffers to expose races.")] = False
     time_limit: Annotated[
-        float, typer.Option(help="Seconds per layout; after that each rank says where it waits, and all end.")
+        float, typer.Option(help="Seconds per layout; then report where each rank waits, and stop.")
     ] = TIME_LIMIT
     dataset: Annotated[str | None, typer.Option(help="A data set, as for train. [default: random samples]")] = None
     data_dir: Annotated[str | None, typer.Option(help="Folder with the data set's files.")] = None
@@ -203,13 +193,13 @@ class TimingFlags:
     """What a simulated action and a message take."""
 
     forward: Annotated[
-        str, typer.Option(metavar=_PerStage, help="Time of a forward pass; one number, or one per stage.")
+        str, typer.Option(metavar=_PerStage, help="Time of a forward pass: one number, or one per stage.")
     ] = "1"
-    backward_input: Annotated[str, typer.Option(metavar=_PerStage, help="Time of the gradient of a stage's input.")] = (
-        "1"
-    )
+    backward_input: Annotated[
+        str, typer.Option(metavar=_PerStage, help="Time to compute the gradient of a stage's input.")
+    ] = "1"
     backward_weight: Annotated[
-        str, typer.Option(metavar=_PerStage, help="Time of the gradient of a stage's weights.")
+        str, typer.Option(metavar=_PerStage, help="Time to compute the gradient of a stage's weights.")
     ] = "1"
     latency: Annotated[float, typer.Option(help="Time per message.")] = 0.0
     message_bytes: Annotated[float, typer.Option("--bytes", help="Bytes per message.")] = 0.0
@@ -217,10 +207,10 @@ class TimingFlags:
         float | None, typer.Option(help="Bandwidth in bytes per unit of time. [default: unlimited]")
     ] = None
     eager_limit: Annotated[
-        float | None, typer.Option(help="Bytes above which a message takes three latencies. [default: none]")
+        float | None, typer.Option(help="Message size in bytes above which it takes three latencies. [default: none]")
     ] = None
     input_rate: Annotated[
-        float | None, typer.Option(help="Microbatches that arrive per unit of time. [default: all at the start]")
+        float | None, typer.Option(help="Arrival rate in microbatches per unit of time. [default: all at the start]")
     ] = None
 
 

@@ -24,4 +24,4 @@ def require_only(context: typer.Context, taken: Container[str], whole: str) -> N
         if name not in taken and is_given(context, name):
             is_option = parameter.param_type_name == "option"
             flag = parameter.opts[0] if is_option else f"{name.upper()} {shown(context.params[name])}"
-            raise InputError(f"{flag}: does not go with {whole}")
+            raise InputError(f"{flag}: cannot be combined with {whole}")

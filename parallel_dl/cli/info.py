@@ -53,7 +53,7 @@ def facts() -> dict[str, Any]:
 
 
 def info(as_json: AsJson = False) -> None:
-    """Show which MPI and BLAS are used, and how many threads and cores there are."""
+    """Show the MPI, BLAS, threads and cores in use."""
     found = facts()
     if as_json:
         print(json.dumps(found))

@@ -40,7 +40,7 @@ def layout_of(flags: LayoutFlags) -> Layout:
     def equal() -> Layout:
         for rank, other in enumerate(layouts):
             if other != layouts[0]:
-                raise InputError(f"--layout {named(file)}: rank {rank} finds another layout there than rank 0")
+                raise InputError(f"--layout {named(file)}: rank {rank} reads a different layout than rank 0")
         return layout
 
     return agreed(world(), equal)
@@ -56,7 +56,7 @@ def _from(flags: LayoutFlags) -> Layout:
     in_file = {} if file is None else _as_flags(file, "hybrid" in given)
     for name in given:
         if name in in_file:
-            raise InputError(f"{flag_of(name)}: is also in {named(file or '')}, as {_key(name)}; give it only once")
+            raise InputError(f"{flag_of(name)}: is also set in {named(file or '')}, as {_key(name)}; set it only once")
     with in_words_of(file):
         return _layout(LayoutFlags(**{**in_file, **given}))
 
@@ -75,7 +75,7 @@ def _layout(flags: LayoutFlags) -> Layout:
     if stages == 1 and flags.schedule is None:
         for field, value in (("stages", flags.stage and flags.stage[0]), ("chunks", flags.chunks)):
             if value is not None:
-                said = "belongs to a pipeline: `pp` N, or `schedule` NAME on one rank"
+                said = "needs a pipeline: `pp` N, or `schedule` NAME on one rank"
                 raise InputError(said, field, cut(str(value)))
     return Layout(
         dp=replicas,
@@ -101,7 +101,7 @@ def require_hybrid(
         for field, value in (("ranks", ranks), ("scheme", scheme), ("variable_batch", variable_batch or None)):
             if value is not None:
                 given = None if value is True else cut(str(value))
-                raise InputError(f"belongs to `hybrid`; valid is `hybrid` {HYBRIDS[0]}", field, given)
+                raise InputError(f"needs `hybrid` {HYBRIDS[0]}", field, given)
         return
     if hybrid not in HYBRIDS:
         raise unknown_name("`hybrid`", hybrid, HYBRIDS)
@@ -112,7 +112,9 @@ def refuse_beside(hybrid: str, others: Mapping[str, int | None]) -> None:
     """Refuses other numbers of ranks than that of --ranks, with --hybrid."""
     for field, number in others.items():
         if number is not None:
-            raise InputError(f"does not go with `hybrid` {hybrid}, whose ranks are those of --ranks", field, number)
+            raise InputError(
+                f"cannot be combined with `hybrid` {hybrid}; use --ranks for the number of ranks", field, number
+            )
 
 
 def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) -> None:

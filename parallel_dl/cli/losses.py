@@ -35,7 +35,7 @@ def require_scalar(loss: str, data: Dataset) -> None:
     value = from_file.call("`loss`", loss, function_of(loss), outputs, targets, len(targets), returns=Tensor)
     if value.size != 1:
         raise InputError(
-            f"returns shape {value.shape}; valid is one number, summed over the samples", "loss", cut(loss)
+            f"returns shape {value.shape}; expected one number, summed over the samples", "loss", cut(loss)
         )
 
 
@@ -45,7 +45,9 @@ def require_classes(loss: str | None) -> None:
         function_of(loss)
     if loss == "mse":
         raise InputError(
-            "takes no class numbers, which random samples have; valid is a `dataset` of floats", "loss", loss
+            "takes no class numbers, but the targets of random samples are; use a `dataset` with float targets",
+            "loss",
+            loss,
         )
 
 
@@ -61,18 +63,16 @@ def fitted(loss: str, data: Dataset) -> Dataset:
     what = f"`loss` {loss}: the targets of {data.name} are"
     if data.classes is not None:
         if loss == "mse":
-            raise InputError(
-                f"{what} class numbers; valid are `loss` cross-entropy and logistic, or targets that are floats"
-            )
+            raise InputError(f"{what} class numbers; use `loss` cross-entropy or logistic, or float targets")
         return data
     floats = f"floats of shape {data.y_train.shape[1:]}, not class numbers"
     if loss == "cross-entropy":
-        valid = "valid is `loss` mse for values to predict, or class numbers"
+        valid = "use `loss` mse to predict values, or give class numbers"
         if data.y_train.ndim > 1 and _are_answers(data):
             valid += " (of one-hot targets: y.argmax(-1)), or `loss` logistic for several answers in 0..1"
         raise InputError(f"{what} {floats}; {valid}")
     if loss == "logistic" and not _are_answers(data):
-        raise InputError(f"{what} {floats}, and not all in 0..1; valid is `loss` mse")
+        raise InputError(f"{what} {floats}, and not all in 0..1; use `loss` mse")
     return data
 
 

@@ -160,7 +160,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     except MemoryError:
         if inside_mpirun():  # other ranks wait for this one: it has to fail
             raise
-        return 2, "not enough memory; with a smaller --batch-size or more ranks each rank needs less"
+        return 2, "not enough memory; use a smaller --batch-size or more ranks"
     except Exception as error:
         if not hasattr(error, "format_message"):
             tracebacks.shorten(error)

@@ -19,7 +19,7 @@ def network_and_shape(name: str, dataset: str | None, data_dir: str | None) -> t
     shipped = networks.architecture(name)
     shape, classes = shipped.input_shape, shipped.classes
     if dataset is None and data_dir is not None and shape is not None:
-        raise InputError(f"--data-dir {named(data_dir)}: belongs to --dataset, which is not given")
+        raise InputError(f"--data-dir {named(data_dir)}: needs --dataset")
     if dataset is None and shape is not None and classes is not None:
         return networks.create(name), shape, classes
     data = datasets.load(dataset or "digits", data_dir)

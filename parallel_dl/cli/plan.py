@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _MOST_PROGRAMS = 64  # that are printed
 _NOTES = (
-    "Placements: what each rank has. all: all of it; samples: a share of the batch; features, rows, columns and",
-    "axis (of the weight): slices of these sizes, by rank of the model axis.",
+    "Placements: what each rank has. all: the whole array; samples: a share of the batch; features, rows, columns and",
+    "axis (of the weight): a slice of the size given, by rank of the model axis.",
 )
 _COLUMNS = ("layer", "stage", "split", "input", "weights", "output")
 
@@ -45,9 +45,9 @@ def plan(
     batch_size: Annotated[int, typer.Option(help="Samples in the global batch.")] = BATCH_SIZE,
     as_json: AsJson = False,
 ) -> None:
-    """Show what each rank does in one step of training, and which part of each layer it has.
+    """Show what each rank does in one training step, and which shard of each layer it has.
 
-    The layout is that of `train`. The programs are proved before they are printed. No rank is started.
+    It takes the layout flags of `train`. The programs are checked before they are printed. No rank is started.
     """
     from parallel_dl.schedule import check
 

@@ -25,18 +25,18 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(help="Arguments for the program.")] = None,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="Number of ranks.")] = 2,
     full_traceback: Annotated[
-        bool, typer.Option("--full-traceback", help="Also show the frames that started the program in tracebacks.")
+        bool, typer.Option("--full-traceback", help="Show the launcher's own frames in tracebacks, too.")
     ] = False,
 ) -> int:
     """Run a Python program on N ranks.
 
-    If one fails, it is named and all end.
+    If a rank fails, it is named and all ranks end.
     """
     require_count("ranks", ranks, most=MOST_RANKS)
     with of_flag("program"):
         require_regular(program, "a Python file", MOST_TEXT)
     if launch.inside_mpirun():
-        raise InputError("run: starts the ranks itself; call it outside mpirun, or mpirun python PROGRAM without it")
+        raise InputError("run: starts the ranks itself; call it outside mpirun, or use mpirun python PROGRAM instead")
     _hint(program, arguments or [], context.obj)
     environment = {FULL_TRACEBACK: "1"} if full_traceback else None
     with of_ranks(f"-n {ranks}", ranks):
@@ -51,6 +51,7 @@ def _hint(program: str, arguments: Sequence[str], line: Sequence[str]) -> None:
     valued = arguments[at] in ("-n", "--ranks") and at + 1 < len(arguments)
     flag = bounded(" ".join(arguments[at : at + 2] if valued else [arguments[at]]))
     print(
-        f"parallel-dl: {flag} is passed to {named(program)}; if it is for run: parallel-dl run {flag} {named(program)}",
+        f"parallel-dl: {flag} is passed to {named(program)}; "
+        f"if it is meant for run, type: parallel-dl run {flag} {named(program)}",
         file=sys.stderr,
     )

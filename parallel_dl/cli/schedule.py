@@ -41,20 +41,22 @@ def schedule(
     name: Annotated[str | None, typer.Argument(help="{schedules}, or FILE.py:NAME; not with --check.")] = None,
     pp: Annotated[int | None, typer.Option(help="Number of ranks.")] = None,
     microbatches: Annotated[int | None, typer.Option(help="Number of microbatches.")] = None,
-    chunks: Annotated[int | None, typer.Option(help="Stages per rank, for interleaved. [default: 2]")] = None,
+    chunks: Annotated[
+        int | None, typer.Option(help="Stages per rank, for the interleaved schedule. [default: 2]")
+    ] = None,
     check: Annotated[
         str | None, typer.Option(metavar="FILE", help="Check the plan in this file (text, or PyTorch's CSV).")
     ] = None,
     timing: TimingFlags,
-    blocking: Annotated[bool, typer.Option("--blocking", help="Let sends wait for their receive.")] = False,
+    blocking: Annotated[bool, typer.Option("--blocking", help="Make sends wait for their receive.")] = False,
     nonblocking: Annotated[
-        bool, typer.Option("--nonblocking", help="Never let sends wait, not even those written in the file.")
+        bool, typer.Option("--nonblocking", help="Never make sends wait, not even those written in the file.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a pipeline schedule with its idle time and memory, or check a plan in a file.
+    """Draw a pipeline schedule with its idle time and memory, or check a plan file.
 
-    Times are in any unit; by default forward and each half of backward take 1. No rank is started.
+    Times are in any unit; by default a forward pass and each half of a backward pass take 1. No rank is started.
     """
     from parallel_dl.schedule import PlanError
     from parallel_dl.schedule import check as check_plan
@@ -75,7 +77,7 @@ def schedule(
         elif check is None or report.ok:
             _print(plan, report, simulation, wire, draw=check is None)
     if check is not None and not report.ok:
-        hint = "" if report.buffered else "; if they never wait: --nonblocking"
+        hint = "" if report.buffered else "; if sends never wait, pass --nonblocking"
         raise InputError(f"{plan.name}: {report.line}{hint}")
 
 
@@ -91,7 +93,7 @@ def _simulated(plan: Plan, timing: TimingFlags, has_bytes: bool) -> tuple[Simula
     for name, text in texts.items():
         count = text.count(",") + 1
         if count not in (1, plan.stages):
-            said = f"has {count} times; valid are one, or {plan.stages}, one for each stage"
+            said = f"has {count} times; expected one, or {plan.stages}, one per stage"
             raise InputError(said, name, cut(text))
     wire = Wire(timing.latency, 0.0 if speed is None else 1 / speed, timing.message_bytes, timing.eager_limit)
     _require_bytes(has_bytes, timing)
@@ -148,7 +150,7 @@ def _plan(
             raise InputError(f"{given[0]}: not with --check, where the plan is in the file")
         return with_messages(read(file), blocking)
     if name is None:
-        raise InputError(f"NAME is missing: valid are {', '.join(SCHEDULES)}; or --check FILE")
+        raise InputError(f"NAME is missing: expected one of {', '.join(SCHEDULES)}, or --check FILE")
     made = make(name, 1 if pp is None else pp, 1 if microbatches is None else microbatches, chunks)
     for flag in ("--pp", "--microbatches"):
         if numbers[flag] is None:
@@ -160,18 +162,18 @@ def _require_bytes(given: bool, timing: TimingFlags) -> None:
     """Refuses a flag about the size of messages that does nothing without another one."""
     rate, limit = timing.bytes_per_second, timing.eager_limit
     if given and rate is None and limit is None:
-        said = "belongs to `bytes_per_second` or `eager_limit`, and neither is given"
+        said = "needs `bytes_per_second` or `eager_limit`"
         raise InputError(said, "bytes", f"{timing.message_bytes:g}")
     for field, value in (("bytes_per_second", rate), ("eager_limit", limit)):
         if value is not None and not given:
-            raise InputError("belongs to `bytes`, which is not given", field, f"{value:g}")
+            raise InputError("needs `bytes`", field, f"{value:g}")
 
 
 def _times(field: str, text: str) -> float | list[float]:
     try:
         times = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError("valid is a number, or one for each stage, like 1,2,1", field, cut(text)) from None
+        raise InputError("expected a number, or one per stage, like 1,2,1", field, cut(text)) from None
     for time in times:
         if not 0 <= time <= 1e100:
             raise InputError("must be finite and at least 0", field, cut(text))
@@ -185,7 +187,7 @@ def _print(plan: Plan, report: Report, simulation: Simulation | None, wire: Wire
         actions = sum(map(len, plan.programs))
         counts = {"rank": plan.ranks, "stage": plan.stages, "microbatch": plan.microbatches, "action": actions}
         what = ", ".join(number_of(count, word) for word, count in counts.items())
-        screen.print(f"{plan.name}: right ({what})", soft_wrap=True, markup=False)
+        screen.print(f"{plan.name}: correct ({what})", soft_wrap=True, markup=False)
     if simulation is not None:
         if draw:
             _draw(plan, simulation)
@@ -227,7 +229,7 @@ def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
 
     screen = console()
     table = Table(box=box.SIMPLE)
-    for header in ("rank", "busy", "idle", "idle of the step", "peak live"):
+    for header in ("rank", "busy", "idle", "idle share", "peak live"):
         table.add_column(header, justify="right", no_wrap=True)
     facts = zip(simulation.busy, simulation.idle, simulation.idle_shares, simulation.peak_live)
     for rank, (busy, idle, share, live) in list(enumerate(facts))[:_MOST_ROWS]:
@@ -240,7 +242,7 @@ def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
         f"idle             {_percent(simulation.idle_fraction)} of the step, "
         f"{_percent(simulation.bubble_overhead)} of the work",
         f"concurrency      {_number(simulation.concurrency)} of {number_of(plan.ranks, 'rank')} at work on average",
-        f"overlap          {_percent(simulation.overlap)} of the step: a forward, and a backward of another microbatch",
+        f"overlap          {_percent(simulation.overlap)} of the step: a forward beside another microbatch's backward",
         f"latency          {_number(simulation.latency)} for one microbatch forward through all stages",
         f"throughput       {_rate(simulation.throughput)}, over the whole step",
         f"critical path    {' '.join(shown)} ({number_of(len(path), 'action')})",
@@ -248,8 +250,9 @@ def _figures(plan: Plan, simulation: Simulation, wire: Wire) -> None:
         "",
         "Simulated: each rank does one action at a time; a message takes "
         f"{_number(wire.seconds)}{' (three latencies: above the eager limit)' if wire.is_rendezvous else ''},",
-        "any number of them at once, without time of the ranks" + (" unless a send blocks." if plan.blocking else "."),
-        "Peak live: most activations of a stage that wait for their backward.",
+        "any number of them at once, taking no time on the ranks"
+        + (" unless a send blocks." if plan.blocking else "."),
+        "Peak live: most activations of a stage that still await their backward.",
     ]
     screen.print(*lines, sep="\n", soft_wrap=True, markup=False)
 
@@ -258,7 +261,7 @@ def _of_stream(simulation: Simulation) -> list[str]:
     if simulation.input_rate is None:
         return []
     first = (
-        f"input rate       {_number(simulation.input_rate)}: microbatch j comes at j / rate, and waits before stage 0"
+        f"input rate       {_number(simulation.input_rate)}: microbatch j arrives at j / rate and queues before stage 0"
     )
     if simulation.steady_throughput is None or simulation.queue_growth is None:
         return [first, "steady state     none: too few microbatches, or more than half of them alive at a time"]

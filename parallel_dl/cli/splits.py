@@ -21,7 +21,7 @@ def parse_splits(split: Sequence[str] | None) -> dict[str, str] | None:
     for text in split or ():
         layer, *how = (part.strip() for part in text.split("="))
         if len(how) != 1 or not layer or not how[0]:
-            raise InputError(f"`split` {cut(text)}: valid is LAYER=HOW, like fc1=output")
+            raise InputError(f"`split` {cut(text)}: expected LAYER=HOW, like fc1=output")
         if layer in found:
             raise InputError(
                 f"`split` {cut(text)}: {cut(layer)} is given twice, as {cut(layer)}={cut(found[layer])} before"
@@ -35,7 +35,7 @@ def require_mp(mp: int | None, split: Sequence[str] | None) -> int:
     ranks = 1 if mp is None else mp
     require_count("mp", ranks, most=MOST_RANKS)
     if split and ranks == 1:
-        raise InputError(f"`split` {cut(split[0])}: belongs to `mp` N with N above 1")
+        raise InputError(f"`split` {cut(split[0])}: needs `mp` 2 or more")
     return ranks
 
 

@@ -40,16 +40,17 @@ def summary(
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with the data set's files.")] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Samples for which work and depth are counted, and data or model is chosen.")
+        int, typer.Option(help="Samples per batch, for work, depth and the choice of data or model parallelism.")
     ] = 1,
     cache_bytes: of_pipeline.CacheBytes = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a network's layers and what each costs.
 
-    Shapes, parameters, multiply-adds, work, depth, and whether splitting a layer pays. With --mp N it also shows how N
-    ranks would divide them: parameters, work and messages of each; with --pp N how a pipeline would: layers, weights
-    and memory of each; with both what each rank of each stage has; with --hybrid what it sends. No rank is started.
+    It shows shapes, parameters, multiply-adds, work, depth, and whether splitting a layer pays. With --mp N, it also
+    shows how N ranks divide the layers: parameters, work and messages of each; with --pp N, how a pipeline does:
+    layers, weights and memory of each rank; with both, what each rank of each stage has; with --hybrid, what is sent.
+    No rank is started.
     """
     from parallel_dl import cost
 

@@ -37,8 +37,8 @@ def table(network: str, found: Traffic) -> Table:
     made = new_table(title, ("what is sent", "data parallel", "hybrid"), left=("what is sent",))
     for what, ours, theirs in (
         ("gradients, all-reduced", found.data_parallel, found.convolution_gradients),
-        ("activations, to all others", 0, found.activations),
-        ("their gradients, to the owners", 0, found.activation_gradients),
+        ("activations, to all other ranks", 0, found.activations),
+        ("their gradients, back to the owners", 0, found.activation_gradients),
         ("targets", 0, found.targets),
         ("fully connected layers", 0, found.fully_connected),
         ("loss", 0, found.loss),
@@ -51,7 +51,7 @@ def table(network: str, found: Traffic) -> Table:
 def notes(samples: str) -> list[str]:
     """What the table says, in lines."""
     return [
-        f"Bytes that rank 0 passes to MPI in one iteration with {samples}, float32: of an all-reduce the array,",
-        "of sends what is sent. In the hybrid the gradients are those of the layers before the Flatten.",
+        f"Bytes that rank 0 passes to MPI in one iteration with {samples}, in float32: the array of each all-reduce,",
+        "the data of each send. In the hybrid, the gradients are those of the layers before the Flatten.",
         "All three schemes send the same.",
     ]

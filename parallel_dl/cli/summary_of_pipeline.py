@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CacheBytes = Annotated[
     int | None,
-    typer.Option(help="Cache bytes per rank; report whether its weights fit. [default: not reported]"),
+    typer.Option(help="Cache size per rank in bytes; report whether its weights fit. [default: not reported]"),
 ]
 
 _NAMED = 3  # layers of a stage that are all named; of more the first and the last
@@ -41,7 +41,7 @@ def require_pp(flags: PipelineFlags, cache_bytes: int | None) -> None:
     }
     for field, value in of_pipeline.items():
         if value is not None and flags.pp is None:
-            raise InputError("belongs to `pp` N", field, cut(str(value)))
+            raise InputError("needs `pp` N", field, cut(str(value)))
     for field, number, least in (
         ("pp", flags.pp, 1),
         ("microbatches", flags.microbatches, 1),
@@ -176,16 +176,16 @@ def _named(layers: Sequence[str]) -> str:
 def notes(pipeline: PipelineCost, samples: int) -> list[str]:
     """What the numbers are."""
     lines = [
-        f"Of each rank, in a step with {number_of(samples, 'sample')}: weights and biases in float32, multiply-adds of",
-        "the forward pass. Idle: share of the step, simulated: each half of a backward takes as long as the forward,",
-        "messages no time. Peak live: most forwards of a stage whose backward is still to come. Activation bytes: the",
-        "most in outputs of the rank's layers for all that is alive at a time, in float32.",
+        f"Per rank, in a step with {number_of(samples, 'sample')}: weights and biases in float32, multiply-adds of",
+        "the forward pass. Idle: simulated share of the step, if each half of a backward takes as long as the forward",
+        "and messages take no time. Peak live: most forwards of a stage that still await their backward. Activation",
+        "bytes: the most that the outputs of the rank's layers take at a time, in float32.",
     ]
     if pipeline.cache_bytes is None:
         return lines
     cache = number_of(pipeline.cache_bytes, "byte")
     return [
         *lines,
-        f"Loaded: weight bytes from memory, forward. Once if all of the rank's fit into {cache},",
-        "else once per microbatch. Serial: one rank with all weights does the same microbatches.",
+        f"Loaded: weight bytes read from memory in forward passes: once if the rank's weights fit into {cache},",
+        "otherwise once per microbatch. Serial: one rank with all weights runs the same microbatches.",
     ]

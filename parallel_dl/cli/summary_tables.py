@@ -98,7 +98,7 @@ def _of_ranks(numbers: Sequence[int], form: Callable[[int], str]) -> str:
 
 
 NOTES_OF_RANKS = [
-    "Of all: more than 100% together where ranks have or do the same. Imbalance: the largest / the mean of the ranks."
+    "Of all: adds up to over 100% where ranks have or compute the same. Imbalance: largest / mean over the ranks."
 ]
 
 
@@ -106,10 +106,11 @@ def notes_of_shares(ranks: int, samples: int) -> list[str]:
     """What the columns of `shares` are."""
     several = "the least and the most of the ranks" if ranks > _SIDE_BY_SIDE else "rank 0, rank 1 and so on"
     return [
-        f"Of each rank, in a step with {number_of(samples, 'sample')}: parameters it has, work W of its part of the",
-        f"forward pass, messages it sends, values in them. One number is the same on all ranks, several are {several}.",
-        "Split: how a layer is divided, or follows: each rank does its part of what it gets; every rank: each does all",
-        "of it; rank 0: that one alone has the branch.",
+        f"Per rank, in a step with {number_of(samples, 'sample')}: its parameters, the work W of its share of the",
+        "forward pass, the messages it sends and their values. One number holds for all ranks;",
+        f"several are {several}.",
+        "Split: how a layer is divided; follows: each rank computes its slice of the incoming activation; every rank:",
+        "each computes the whole layer; rank 0: only this rank has the branch.",
     ]
 
 
@@ -156,8 +157,8 @@ def ranks(facts: NetworkCost, totals: Sequence[Share]) -> Table:
 
 
 NOTES_OF_MESSAGES = [
-    "To the ranks of its stage: activations and gradients of split layers, and sums of weights' gradients. To other",
-    "stages: what it has where a stage ends, and the gradient of that.",
+    "To its stage: activations and gradients of split layers, and sums of weight gradients. To other stages: its share",
+    "of the activations at stage boundaries, and of their gradients.",
 ]
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context, network: NetworkName, layout: LayoutFlags, training: TrainingFlags, as_json: AsJson = False
 ) -> int:
-    """Train a network, on one rank or many.
+    """Train a network on one or more ranks.
 
-    It takes --dp x --mp x --pp ranks, which are started by mpirun unless this runs inside one.
+    It uses --dp x --mp x --pp ranks and starts them with mpirun, unless it already runs inside one.
     """
     job = Job(network, layout_of(layout), training, layout.layout_file)
     if launch.inside_mpirun():
@@ -74,7 +74,7 @@ def _require_ranks(layout: Layout, started: int) -> None:
     if layout.ranks == started:
         return
     if layout.hybrid:
-        raise InputError(f"mpirun started {started}; valid here is `ranks` {started}", "ranks", layout.dp)
+        raise InputError(f"mpirun started {started}; use `ranks` {started}", "ranks", layout.dp)
     mp, pp = layout.mp, layout.pp
     divisors = " or ".join(str(n) for n in range(1, started + 1) if started % n == 0)
     valid = f"`{'pp' if pp > 1 else 'mp'}` {divisors}"
@@ -83,4 +83,4 @@ def _require_ranks(layout: Layout, started: int) -> None:
     elif mp > 1 and pp > 1:
         valid = f"`dp`, `mp` and `pp` whose product is {started}"
     needs = f"{flags_of_ranks(layout)}: needs {number_of(layout.ranks, 'rank')}"
-    raise InputError(f"{needs}, but mpirun started {started}; valid here is {valid}")
+    raise InputError(f"{needs}, but mpirun started {started}; use {valid}")

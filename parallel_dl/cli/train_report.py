@@ -12,10 +12,10 @@ from parallel_dl.errors import number_of
 if TYPE_CHECKING:
     from parallel_dl.trainer import Result
 
-_ROUNDING = "In float32 the losses of another layout differ from these by rounding: compare with --dtype float64."
+_ROUNDING = "In float32, rounding makes losses differ between layouts; compare layouts with --dtype float64."
 _LEDGER = (
-    "What the updates passed to MPI. Sends one by one; for MPI's own collectives the payload:",
-    "all_reduce the array, all_gather what the others have, reduce_scatter what they get.",
+    "What the updates passed to MPI: each send, and the payload of each MPI collective (all_reduce: the array;",
+    "all_gather: what the other ranks have; reduce_scatter: what they get).",
 )
 
 
@@ -38,7 +38,7 @@ def _of_layout(facts: dict[str, Any], method: str) -> Iterator[tuple[str, str]]:
     kinds = {"dp": "data parallel", "mp": "model parallel", "pp": "pipeline", "microbatches": "microbatches"}
     yield "ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})"
     if "hybrid" in layout:
-        updated = ", fully connected layers updated after each part" if layout["hybrid"]["variable_batch"] else ""
+        updated = ", fully connected layers updated after each sub-batch" if layout["hybrid"]["variable_batch"] else ""
         yield "hybrid", f"one weird trick, scheme {layout['hybrid']['scheme']}{updated}"
     if layout["schedule"]:
         yield "schedule", layout["schedule"]
@@ -54,11 +54,11 @@ def _of_time(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "samples per second", f"{facts['samples_per_second']:,.0f}"
     if "stream" in facts:
         stream = facts["stream"]
-        yield "samples came in", f"{stream['rate']:,.6g} per second, {stream['seconds_waited']:.2f} s waited for"
+        yield "input rate", f"{stream['rate']:,.6g} samples per second, {stream['seconds_waited']:.2f} s spent waiting"
         if stream["throughput"] is not None:
             taken, growth = stream["throughput"], stream["queue_growth"]
             grew = f"the queue grew by {growth:,.0f}" if growth >= 0.5 else "the queue did not grow"
-            yield "steady state", f"{taken:,.0f} taken per second, {grew}"
+            yield "steady state", f"{taken:,.0f} processed per second, {grew}"
         yield "queue at the end", number_of(stream["queue"], "sample")
 
 

@@ -217,7 +217,7 @@ class Job:
         samples, asked = len(dataset.x_train), self.flags.batch_size
         if asked in (BATCH_SIZE, samples) or asked < samples:
             return None
-        return f"--batch-size {asked}: one batch has all {number_of(samples, 'training sample')}"
+        return f"--batch-size {asked}: a batch holds all {number_of(samples, 'training sample')}"
 
     def _facts(self, dataset: Dataset, result: Result, trainer: Trainer) -> dict[str, Any]:
         """One object, everything in it finite or null."""

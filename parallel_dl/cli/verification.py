@@ -82,7 +82,7 @@ class Job:
             said = f"must be above 0 and at most {MOST_SECONDS:g} seconds"
             raise InputError(said, "time_limit", f"{flags.time_limit:g}")
         if flags.stress and self.ranks == [1]:
-            raise InputError("one rank waits for nobody; valid are layouts of several ranks", "stress")
+            raise InputError("one rank waits for nobody; use a layout of several ranks", "stress")
         require_count("batch_size", self.batch_size, most=MOST_SAMPLES)
         require_count("steps", flags.steps, most=MOST_STEPS)
         most = max(self.batch_size, self.layout.pp if self.layout else 1)
@@ -93,7 +93,7 @@ class Job:
                 require_count("ranks", ranks, most=MOST_RANKS)
             elif ranks > MOST_RANKS:
                 needs = f"{flags_of_ranks(self.layout)}: needs {number_of(ranks, 'rank')}"
-                raise InputError(f"{needs}; valid are at most {MOST_RANKS}")
+                raise InputError(f"{needs}; at most {MOST_RANKS} are allowed")
 
     def _check_network(self, name: str) -> None:
         from parallel_dl.equivalence.runs.replayed import program_of
@@ -105,10 +105,12 @@ class Job:
             return
         program = program_of(what.build(), self.layout)
         if self.flags.exact and program is not None:
-            raise InputError(f"takes one update with the whole batch; this layout is compared with {program}", "exact")
+            raise InputError(
+                f"compares one update with the whole batch, but this layout is compared with {program}", "exact"
+            )
         require_fits(what.build(), what.x.shape[1:], self.layout)
         if self.layout.ranks == 1 and not self.layout.is_pipelined and not self.layout.reproducible:
-            raise InputError("the layout is one rank, the serial run itself; valid is one of several, or --ranks N")
+            raise InputError("a layout of one rank is the serial run itself; use several ranks, or --ranks N")
 
     def _can_have(self, experiment: Experiment, layout: Layout) -> bool:
         """Whether a layout of --ranks or --all has the norms that were asked for."""
@@ -125,7 +127,7 @@ class Job:
 
         mutant, stress = self.flags.mutant, self.flags.stress
         if mutant is not None and not stress and any(race.name == mutant for race in RACES):
-            raise InputError("is certain to be caught only with `stress`", "mutant", repr(mutant))
+            raise InputError("is reliably caught only with `stress`", "mutant", repr(mutant))
         return mutants_of(mutant, (*MUTANTS, *RACES) if stress else MUTANTS)
 
     # -- what is computed ------------------------------------------------------------------------------------------

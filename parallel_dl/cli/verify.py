@@ -54,8 +54,8 @@ def verify(
 ) -> int:
     """Verify that a parallel layout computes what the serial program computes.
 
-    Losses, gradients, optimizer state and weights are compared after every update. Exit status 1 if they differ, with
-    the first tensor that does.
+    It compares losses, gradients, optimizer state and weights after every update. If they differ, it names the first
+    tensor that does and exits with status 1.
     """
     _require_together(context, network, what)
     job = _job(context, network, layout, what)
@@ -80,15 +80,17 @@ def _require_together(context: typer.Context, network: str | None, what: VerifyF
         require_only(context, _TAKEN_BY_ALL, "--all")
     elif planted is not None:
         if not what.stress and is_given(context, "seed"):
-            raise InputError(f"--seed: does not go with {planted} without --stress, whose delays it chooses")
+            raise InputError(f"--seed: cannot be combined with {planted} unless --stress is given: it seeds the delays")
         require_only(context, {*_TAKEN_BY_MUTANTS, "mutants" if what.mutants else "mutant"}, planted)
     elif network is None:
-        raise InputError("NETWORK is missing; or --all, or --mutants")
+        raise InputError("NETWORK is missing: give one, or --all or --mutants")
     if what.data_dir is not None and what.dataset is None:
-        raise InputError(f"--data-dir {named(what.data_dir)}: belongs to --dataset, which is not given")
+        raise InputError(f"--data-dir {named(what.data_dir)}: needs --dataset")
     for name in _REPLACED_BY_EXACT if what.exact else ():
         if (value := getattr(what, name)) is not None:
-            raise InputError("does not go with `exact`, one step of SGD on whole numbers", name, cut(str(value)))
+            raise InputError(
+                "cannot be combined with `exact`, which makes one step of SGD on whole numbers", name, cut(str(value))
+            )
 
 
 def _planted(what: VerifyFlags) -> str | None:
@@ -101,7 +103,7 @@ def _job(context: typer.Context, network: str | None, flags: VerifyLayoutFlags, 
     layout: Layout | None = None
     if not what.everything and not planted:
         if flags.ranks is not None and flags.hybrid is None:
-            require_only(context, _TAKEN_BY_RANKS, "--ranks, which takes every layout; valid is one of the two")
+            require_only(context, _TAKEN_BY_RANKS, "--ranks, which verifies every layout; use only one of the two")
         else:
             layout = layout_of(flags)
     ranks = [2] if planted else [layout.ranks if layout else int(flags.ranks or 0)]

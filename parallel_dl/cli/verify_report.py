@@ -39,10 +39,10 @@ def report(found: Sequence[dict[str, Any]], as_json: bool, stress: int | None = 
         if mutants:
             _print_mutants(mutants, facts)
         elif facts["noise_floor"] is not None:
-            line = f"noise floor {facts['noise_floor']:.1e}: a serial run with its sums in another order"
+            line = f"noise floor {facts['noise_floor']:.1e}: the error of a serial run that sums in another order"
             console().print(line, soft_wrap=True)
         if stress is not None:
-            console().print(f"under stress, with seed {stress}: ranks late around every call, buffers poisoned")
+            console().print(f"under stress, with seed {stress}: ranks delayed around every call, buffers poisoned")
     return 0 if equal and caught else 1
 
 
@@ -96,10 +96,10 @@ def _print_cells(cells: list[dict[str, Any]]) -> None:
     bounds = [cell["worst"]["bound"] for cell in cells]
     against = "bit by bit" if not bounds[0] else f"within {min(bounds):.0e} of the magnitudes that were added"
     if max(bounds) > min(bounds):
-        against += ", or within ten times the noise of rounding"
+        against += ", or within ten times the rounding noise"
     count = sum(cell["equal"] for cell in cells)
     if any(cell["worst"]["error"] and is_asynchronous(cell["layout"]["schedule"] or "naive") for cell in cells):
-        screen.print("pipedream: an update after each microbatch; its steps count these updates", soft_wrap=True)
+        screen.print("pipedream updates after each microbatch; its steps count these updates", soft_wrap=True)
     screen.print(f"{count} of {len(cells)} equal to the serial run, {against}", soft_wrap=True)
 
 
@@ -117,6 +117,6 @@ def _print_mutants(mutants: list[dict[str, Any]], facts: dict[str, Any]) -> None
         lines.append(
             f"noise floor in float64 {facts['smallest_mutant'] / facts['distance']:.1e}, smallest error of a bug "
             f"{facts['smallest_mutant']:.1e}: "
-            f"a factor of {facts['distance']:.0e} between them"
+            f"{facts['distance']:.0e} times as large"
         )
     screen.print(*lines, sep="\n", soft_wrap=True)

@@ -21,7 +21,7 @@ def pair(name: str, value: Any, lowest: int) -> Pair:
             return vertical, horizontal
     except (TypeError, ValueError):
         pass
-    raise InputError(f"{name} {value!r}: valid is a whole number from {lowest} on, or two: (vertical, horizontal)")
+    raise InputError(f"{name} {value!r}: expected a whole number, at least {lowest}, or two: (vertical, horizontal)")
 
 
 def _whole(value: Any) -> int:
@@ -137,7 +137,7 @@ def require_window_padding(kernel: Pair, padding: tuple[Pair, Pair]) -> None:
     """Raises InputError when a pooling window could lie in the padding alone: at most half of it may."""
     for length, sides in zip(kernel, padding):
         if 2 * max(sides) > length:
-            raise InputError(f"padding {max(sides)} with a window of {length}: valid is at most {length // 2}")
+            raise InputError(f"padding {max(sides)} with a window of {length}: must be at most {length // 2}")
 
 
 def axes(size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> tuple[Axis, Axis]:

@@ -28,7 +28,7 @@ def operations(passed: nn.LayerShape) -> nn.Operations:
         if isinstance(said, bool) or not isinstance(said, int) or said < 0:
             raise InputError(
                 f"{type(layer).__name__}.operations({passed.input}) gives {said!r}; "
-                "valid is a whole number, at least 0, or an nn.Operations"
+                "expected a whole number, at least 0, or an nn.Operations"
             )
     else:
         said = layer.parameter_count() or math.prod(passed.input)

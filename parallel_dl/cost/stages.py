@@ -96,7 +96,7 @@ def _by_hand(names: Sequence[str], stages: int, starts: Sequence[str]) -> tuple[
     cuts = [0]
     for name in starts:
         if name not in names[cuts[-1] + 1 :]:
-            raise InputError(one_of(names[cuts[-1] + 1 :], "here"), "stages", cut(name))
+            raise InputError(one_of(names[cuts[-1] + 1 :]), "stages", cut(name))
         cuts.append(names.index(name))
     return (*cuts, len(names))
 

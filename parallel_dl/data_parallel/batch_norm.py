@@ -31,8 +31,8 @@ class SumOverRanks:
         """The sum of all ranks' arrays; RuntimeError once the communicator is gone."""
         if self.comm is None:
             raise RuntimeError(
-                "backward of a batch norm whose communicator was freed: run it before free(), "
-                "and a forward without backward under no_grad()"
+                "backward of a batch norm whose communicator was freed: run backward before free(), "
+                "and use no_grad() for a forward without backward"
             )
         return self._labelled.all_reduce(sums)
 

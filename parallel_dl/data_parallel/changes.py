@@ -55,7 +55,7 @@ class Watch:
         """What has changed here since the last sum; notes where an optimizer has laid out the weights."""
         for parameter in self.newcomers.found():
             return News(
-                f"{parameter.name} has a gradient but is in no GradientAllReduce: it came into the network, or was "
+                f"{parameter.name} has a gradient but is in no GradientAllReduce: it was added to the network, or "
                 "unfrozen, after this one was made; make one for it too, or freeze it"
             )
         unmoved = all(map(is_, [parameter.data for parameter in self.parameters], self._data))
@@ -104,8 +104,8 @@ class Watch:
             alone |= {name: layer for name, layer in local.items() if not any(layer is one for one in self.local)}
             for name in alone:
                 return (
-                    f"{name} is a batch norm layer that came into the network after this GradientAllReduce was made, "
-                    "which knows nothing of its statistics: make a new one"
+                    f"{name} is a batch norm layer that was added after this GradientAllReduce was made, "
+                    "which does not synchronise its statistics: make a new one"
                 )
         self._registrations = Module.registrations
         return ""

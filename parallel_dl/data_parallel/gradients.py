@@ -94,7 +94,7 @@ class GradientAllReduce:
         partial_comm: Communicator | None = None,
     ) -> None:
         if method not in METHODS:
-            raise InputError(f"all-reduce method {method!r}: valid are {', '.join(METHODS)}")
+            raise InputError(f"all-reduce method {method!r}: expected one of {', '.join(METHODS)}")
         given = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
         self.networks = networks_of(given)
         self._of_partial = self._sums_of_partial(given, partial_comm, method, overlap, bucket_bytes)
@@ -182,7 +182,7 @@ class GradientAllReduce:
             if self.comm.is_one_node:
                 windows = self._windows(by_dtype)
             elif method == "window":
-                raise InputError("all-reduce method 'window': the ranks are on several nodes; valid is mpi")
+                raise InputError("all-reduce method 'window': the ranks are on several nodes; use mpi")
         self.method = "window" if windows else "tree" if method == "tree" else "mpi"
         self.overlap = self.method == "mpi" and (not self.comm.is_one_node if overlap is None else overlap)
         self._exchanges = [

@@ -26,7 +26,7 @@ def agreed_trainable(parameters: Sequence[Parameter], settings: tuple[Any, ...],
                 raise InputError(f"GradientAllReduce: {name} is {own!r} on rank 0 and {other!r} on rank {rank}")
         if other_shapes != told[0][1]:
             raise InputError(
-                f"GradientAllReduce: the parameters of rank {rank} have other shapes or types than those of rank 0"
+                f"GradientAllReduce: the parameters of rank {rank} differ in shape or type from those of rank 0"
             )
     return [parameter for parameter, *flags in zip(parameters, *(flags for *_, flags in told)) if any(flags)]
 

@@ -35,8 +35,8 @@ def load(data_dir: str | os.PathLike[str] | None, dtype: np.dtype) -> Dataset:
     folder = places.given_folder(data_dir, below, files, expected)
     if folder is None:
         raise InputError(
-            f"dataset {NAME!r} needs a folder: name the one that has data_batch_1.bin to test_batch.bin by `data_dir` "
-            f"or by the variable {places.VARIABLE}; the files are in {URL}"
+            f"dataset {NAME!r} needs a folder with data_batch_1.bin to test_batch.bin: set `data_dir` or the variable "
+            f"{places.VARIABLE}; download the files from {URL}"
         )
     training = [read_records(folder / name) for name in TRAIN]
     x_train, y_train = (np.concatenate(parts) for parts in zip(*training))
@@ -52,13 +52,13 @@ def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
     count, rest = divmod(len(content), RECORD)
     if rest or not count:
         found = f"{number_of(len(content), 'byte')}, {rest:,} more than {number_of(count, 'whole record')}"
-        raise InputError(f"{path}: {found}; valid is {expected}")
+        raise InputError(f"{path}: {found}; expected {expected}")
     records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
     labels = records[:, 0]
     wrong = np.flatnonzero(labels >= CLASSES)
     if len(wrong):
         raise InputError(
             f"{path}: {len(wrong)} of {number_of(count, 'label')} cannot be a class of {NAME}, the first is "
-            f"{labels[wrong[0]]} in record {wrong[0]}; valid are 0 to {CLASSES - 1}"
+            f"{labels[wrong[0]]} in record {wrong[0]}; expected 0 to {CLASSES - 1}"
         )
     return records[:, 1:].reshape(count, *SHAPE), labels

@@ -104,17 +104,17 @@ class Dataset:
         for images, own, x_where, y_where in zip(x, y, called[::2], called[1::2]):
             if len(images) != len(own):
                 given_for = f"{number_of(len(own), what)} for the {number_of(len(images), 'sample')} of {x_where}"
-                raise InputError(f"{y_where}: {given_for}; valid is one per sample")
+                raise InputError(f"{y_where}: {given_for}; expected one per sample")
         if x[0].shape[1:] != x[1].shape[1:]:
             raise InputError(
                 f"{called[2]}: samples of shape {x[1].shape[1:]}, but {called[0]} has {x[0].shape[1:]}; "
-                "valid is one shape for training and test"
+                "expected the same shape for training and test"
             )
         if floats:
             if y[0].shape[1:] != y[1].shape[1:]:
                 raise InputError(
                     f"{called[3]}: targets of shape {y[1].shape[1:]}, but {called[1]} has {y[0].shape[1:]}; "
-                    "valid is one shape for training and test"
+                    "expected the same shape for training and test"
                 )
             return cls(name, x[0], y[0], x[1], y[1], classes=None)
         found = 1 + int(max(y[0].max(), y[1].max()))
@@ -134,7 +134,7 @@ def checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 def _require_real(array: np.ndarray, where: str) -> None:
     if array.dtype.kind not in "fiub":
-        raise InputError(f"{where}: element type {array.dtype}; valid are real floats and integers")
+        raise InputError(f"{where}: element type {array.dtype}; expected real floats or integers")
 
 
 def _require_one_scale(train: np.ndarray, test: np.ndarray, train_where: str, test_where: str, scale: float) -> None:
@@ -143,12 +143,12 @@ def _require_one_scale(train: np.ndarray, test: np.ndarray, train_where: str, te
         if one.dtype == np.uint8 and other.dtype != np.uint8 and not _is_scaled(other, scale):
             raise InputError(
                 f"{test_where}: {test.dtype}, but {train_where} is {train.dtype}: of the two only uint8 would be "
-                f"divided by {scale:g}; valid is one type for training and test, or values that were divided by it"
+                f"divided by {scale:g}; expected the same type for training and test, or values already divided by it"
             )
         if _are_fractions(one) and _are_whole(other):
             raise InputError(
                 f"{test_where}: up to {test.max():g}, but {train_where} up to {train.max():g}: one of the two has "
-                "fractions in 0..1, the other whole numbers; valid is one scale for training and test"
+                "fractions in 0..1, the other whole numbers; expected the same scale for training and test"
             )
 
 
@@ -176,12 +176,11 @@ def _samples(array: np.ndarray, where: str, dtype: np.dtype, scale: float) -> np
     _require_real(array, where)
     if array.ndim not in (2, 3, 4):
         raise InputError(
-            f"{where}: shape {array.shape}; valid are (n, features), (n, height, width) and "
-            "(n, channels, height, width)"
+            f"{where}: shape {array.shape}; expected (n, features), (n, height, width) or (n, channels, height, width)"
         )
     if array.size == 0:
         what = "no samples" if len(array) == 0 else "samples without values"
-        raise InputError(f"{where}: {what} (shape {array.shape}); valid is at least one in every dimension")
+        raise InputError(f"{where}: {what} (shape {array.shape}); expected at least one in every dimension")
     require_memory(f"{where}: shape {array.shape} as {dtype.name}", array.size * dtype.itemsize)
     if array.dtype == np.uint8:
         x = np.divide(array, scale, dtype=dtype, order="C")
@@ -200,7 +199,7 @@ def _finite(array: np.ndarray, where: str, dtype: np.dtype) -> np.ndarray:
         count = np.count_nonzero(bad)
         raise InputError(
             f"{where}: {count} of {number_of(bad.size, 'value')} {'is' if count == 1 else 'are'} not finite "
-            f"as {dtype.name}, the first is {array[first]} at {[int(i) for i in first]}; valid are finite numbers"
+            f"as {dtype.name}, the first is {array[first]} at {[int(i) for i in first]}; expected finite numbers"
         )
     return x
 
@@ -208,13 +207,13 @@ def _finite(array: np.ndarray, where: str, dtype: np.dtype) -> np.ndarray:
 def _targets(array: np.ndarray, where: str, dtype: np.dtype) -> np.ndarray:
     """Raw float targets (n, ...) as `dtype`."""
     if array.ndim == 0:
-        raise InputError(f"{where}: targets of shape {array.shape}; valid is (n, ...), one target per sample")
+        raise InputError(f"{where}: targets of shape {array.shape}; expected (n, ...), one target per sample")
     if array.size == 0:
         what = "no targets" if len(array) == 0 else "targets without values"
-        raise InputError(f"{where}: {what} (shape {array.shape}); valid is at least one in every dimension")
+        raise InputError(f"{where}: {what} (shape {array.shape}); expected at least one in every dimension")
     values = array.size // len(array)
     if values > MOST_CLASSES:
-        raise InputError(f"{where}: targets of shape {array.shape[1:]}; valid are at most {MOST_CLASSES:,} values each")
+        raise InputError(f"{where}: targets of shape {array.shape[1:]}; expected at most {MOST_CLASSES:,} values each")
     return _finite(array, where, dtype)
 
 
@@ -223,17 +222,17 @@ def _labels(array: np.ndarray, where: str, classes: int) -> np.ndarray:
     _require_real(array, where)
     if array.ndim != 1:
         raise InputError(
-            f"{where}: labels of shape {array.shape}; valid is (n,), one class number per sample, or floats (n, ...); "
+            f"{where}: labels of shape {array.shape}; expected (n,), one class number per sample, or floats (n, ...); "
             "one-hot labels become class numbers by y.argmax(-1)"
         )
     if len(array) == 0:
-        raise InputError(f"{where}: no labels; valid is at least one")
+        raise InputError(f"{where}: no labels; expected at least one")
     values = array.astype(np.float64) if array.dtype.kind == "f" else array  # float16 cannot hold MOST_CLASSES
     bad = np.flatnonzero(~((values >= 0) & (values < classes) & (values == np.floor(values))))
     if len(bad):
         hint = ", or floats in both parts: a regression" if array.dtype.kind == "f" else ""
         raise InputError(
             f"{where}: {len(bad)} of {number_of(len(array), 'label')} cannot be a class number, "
-            f"the first is {array[bad[0]]} at [{bad[0]}]; valid are whole numbers from 0 to {classes - 1}{hint}"
+            f"the first is {array[bad[0]]} at [{bad[0]}]; expected whole numbers from 0 to {classes - 1}{hint}"
         )
     return array.astype(np.int64)

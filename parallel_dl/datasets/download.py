@@ -52,7 +52,7 @@ def download(url: str, file: BinaryIO, size: int, report: Callable[[int], None],
                     raise ConnectionError("the connection was closed")
             except (OSError, http.client.HTTPException) as error:
                 raise DownloadError(
-                    f"{url}: broke off after {have} of {size} bytes ({one_line(error)}); these are kept"
+                    f"{url}: broke off after {have} of {size} bytes ({one_line(error)}); they are kept"
                 ) from error
             file.write(chunk)
             file.flush()
@@ -88,5 +88,5 @@ def _first_byte(response: Any, url: str, size: int) -> int | None:
         return None
     if total not in (None, "*", str(size)):
         response.close()
-        raise DownloadError(f"{url}: has {total} bytes, but the file that is looked for has {size}")
+        raise DownloadError(f"{url}: has {total} bytes, expected {size}")
     return first

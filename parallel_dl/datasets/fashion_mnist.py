@@ -37,8 +37,8 @@ def find(data_dir: str | os.PathLike[str] | None) -> Path:
         if mnist.is_complete(known):
             return known
     raise InputError(
-        f"dataset {NAME!r} is not on this machine: name the folder that has it by `data_dir` or by the variable "
-        f"{places.VARIABLE}, or install Debian's package dataset-{NAME}, or run 'parallel-dl fetch {NAME}'"
+        f"dataset {NAME!r} is not on this machine: run 'parallel-dl fetch {NAME}', install Debian's package "
+        f"dataset-{NAME}, or set `data_dir` or the variable {places.VARIABLE} to its folder"
     )
 
 
@@ -48,7 +48,6 @@ def load(data_dir: str | os.PathLike[str] | None, dtype: np.dtype) -> Dataset:
     for path, images in zip(paths[::2], arrays[::2]):
         if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
             raise InputError(
-                f"{path}: images of shape {images.shape[1:]} and type {images.dtype}; "
-                f"valid for {NAME} is {SHAPE} and uint8"
+                f"{path}: images of shape {images.shape[1:]} and type {images.dtype}; expected {SHAPE} and uint8"
             )
     return Dataset.from_arrays(NAME, *arrays, dtype=dtype, classes=CLASSES, called=[str(path) for path in paths])

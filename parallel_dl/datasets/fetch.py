@@ -58,9 +58,7 @@ def fetch(
         raise
     except (OSError, ValueError) as error:
         where = os.fsdecode(getattr(error, "filename", None) or folder)
-        raise InputError(
-            f"{where}: cannot be written ({one_line(error)}); valid is a folder that may be written"
-        ) from error
+        raise InputError(f"{where}: cannot be written ({one_line(error)}); expected a writable folder") from error
     return new
 
 

@@ -46,7 +46,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         try:
             return _read_array(gzip.GzipFile(fileobj=file) if compressed else file, path, length, compressed)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: broken gzip ({one_line(error)}); valid is a whole gzipped IDX file") from error
+            raise InputError(f"{path}: broken gzip ({one_line(error)}); expected a whole gzipped IDX file") from error
 
 
 def _read_array(
@@ -60,9 +60,9 @@ def _read_array(
         raise InputError(f"{path}: truncated: expected at least 4 bytes of header, found {len(magic)}")
     code, dimensions = magic[2:]
     if code not in TYPES:
-        raise InputError(f"{path}: unknown IDX element type 0x{code:02X}; valid are {VALID_TYPES}")
+        raise InputError(f"{path}: unknown IDX element type 0x{code:02X}; expected one of {VALID_TYPES}")
     if dimensions > MOST_DIMENSIONS:
-        raise InputError(f"{path}: {dimensions} dimensions; valid are 0 to {MOST_DIMENSIONS}")
+        raise InputError(f"{path}: {dimensions} dimensions; expected 0 to {MOST_DIMENSIONS}")
     sizes = _read(stream, 4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise InputError(

@@ -104,7 +104,9 @@ class Loader:
         if leaves is not None and _whole("leaves", leaves, 1) % self.ranks:
             raise InputError(f"leaves {leaves}: must be a multiple of the {self.ranks} ranks")
         if drop_last and self.batch_size > len(self.x):
-            raise InputError(f"batch_size {self.batch_size} with drop_last: {up_to(len(self.x))}, the samples")
+            raise InputError(
+                f"batch_size {self.batch_size} with drop_last: {up_to(len(self.x))}, the number of samples"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,6 +155,8 @@ def _whole(name: str, value: int, lowest: int, end: int | None = None) -> int:
     except TypeError:
         number = lowest - 1
     if number < lowest or (end is not None and number >= end):
-        span = one_of([lowest]) if end == lowest + 1 else f"valid are {lowest} to {None if end is None else end - 1}"
-        raise InputError(f"{name} {value!r}: {span if end is not None else f'valid are whole numbers from {lowest}'}")
+        span = one_of([lowest]) if end == lowest + 1 else f"expected {lowest} to {None if end is None else end - 1}"
+        raise InputError(
+            f"{name} {value!r}: {span if end is not None else f'expected a whole number, at least {lowest}'}"
+        )
     return number

@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> tuple[list[Path], list[np.ndarray]]:
         missing += [] if found else spellings(*stem)[:1]
     if missing:
         raise InputError(
-            f"{folder}: has no {', '.join(missing)}; valid is a folder of MNIST's four IDX files, "
+            f"{folder}: has no {', '.join(missing)}; expected a folder of MNIST's four IDX files, "
             f"also as {spellings(*STEMS[0])[1]}, also with .gz"
         )
     return paths, [read_idx(path) for path in paths]

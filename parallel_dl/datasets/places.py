@@ -38,8 +38,8 @@ def given_folder(
     try:
         os.listdir(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{said}: cannot be listed ({one_line(error)}); valid is {expected}") from error
-    raise InputError(f"{said}: has none of the files; valid is {expected}")
+        raise InputError(f"{said}: cannot be listed ({one_line(error)}); expected {expected}") from error
+    raise InputError(f"{said}: has none of the files; expected {expected}")
 
 
 def names_in(folder: Path) -> set[str]:

@@ -63,7 +63,7 @@ def load(
     if data_dir is not None:
         raise InputError(
             f"dataset {shown(name)} takes no `data_dir`, but {shown(os.fspath(data_dir))} was given; "
-            f"valid with one are {', '.join(NAMES[1:])}"
+            f"only {', '.join(NAMES[1:])} take one"
         )
     if name == "digits":
         images, labels, train, test = _read_npz(DIGITS, ("images", "labels", "train", "test"))
@@ -93,7 +93,7 @@ def _load_npz(name: str, path: Path, dtype: np.dtype) -> Dataset:
         if len(inside) != 1:
             raise InputError(
                 f"{path}: holds {len(inside)} .npz files{one_line(': ' + ', '.join(inside)) if inside else ''}; "
-                "valid is a folder with exactly one, or the file itself"
+                "expected a folder with exactly one, or the file itself"
             )
         path = path / inside[0]
     return Dataset.from_arrays(
@@ -110,13 +110,13 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
             archive = NpzFile(file, allow_pickle=False)
         except Exception as error:
             raise InputError(
-                f"{path}: is not a zip archive, or a damaged one ({one_line(error)}); valid is {expected}"
+                f"{path}: is not a zip archive, or a damaged one ({one_line(error)}); expected {expected}"
             ) from error
         missing = [key for key in keys if key not in archive]
         if missing:
             raise InputError(
                 f"{path}: has no array {', '.join(missing)}, only {one_line(', '.join(archive) or 'nothing')}; "
-                f"valid is {expected}"
+                f"expected {expected}"
             )
         assert archive.zip is not None
         members = [one for one in archive.zip.infolist() if one.filename.removesuffix(".npy") in keys]
@@ -126,9 +126,9 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
                 array = archive[key]
             except Exception as error:
                 raise InputError(
-                    f"{path}: array {key!r} cannot be read ({one_line(error)}); valid is {expected}, of plain numbers"
+                    f"{path}: array {key!r} cannot be read ({one_line(error)}); expected {expected}, of plain numbers"
                 ) from error
             if not isinstance(array, np.ndarray):  # a member that is no .npy comes back as bytes
-                raise InputError(f"{path}: {key!r} is not an array; valid is {expected}")
+                raise InputError(f"{path}: {key!r} is not an array; expected {expected}")
             arrays.append(array)
         return arrays

@@ -50,9 +50,9 @@ def assert_adjoint(
     """
     __tracebackhide__ = True
     if x not in KINDS or y not in KINDS:
-        raise ValueError(f"x={x!r}, y={y!r}: valid are {', '.join(KINDS)}")
+        raise ValueError(f"x={x!r}, y={y!r}: expected one of {', '.join(KINDS)}")
     if dtype not in BOUNDS:
-        raise ValueError(f"dtype {dtype!r}: valid are {', '.join(BOUNDS)}")
+        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(BOUNDS)}")
     test = _Test(forward, tuple(shape), comm, x, y, root, dtype, seed)
     faults = test.faults(BOUNDS[dtype] if bound is None else bound)
     if faults:

@@ -86,7 +86,7 @@ def assert_equivalent(
     experiment = Experiment(build, x, y, make_optimizer, len(x), steps, seed, dtype, loss, clip_norm=clip_norm)
     program = program_of(experiment.build(), layout)
     if exact and program is not None:
-        raise InputError(f"exact: takes one update with the whole batch; this layout is compared with {program}")
+        raise InputError(f"exact: compares one update with the whole batch, but this layout is compared with {program}")
     mesh = Mesh(comm, data=layout.dp, pipe=layout.pp, model=layout.mp)
     place = {"pipe": mesh.pipe.rank, "data": mesh.data.rank, "model": mesh.model.rank}
     misplaced = causes.of_mesh(comm.all_gather_object(place), layout)
@@ -147,13 +147,13 @@ def assert_equivalent(
 def _require(network: Any, batch: Any, steps: int, dtype: str, bound: float | None) -> None:
     """Refuses arguments of another kind, in one line."""
     if not callable(network):
-        raise TypeError(f"network is {type(network).__name__}: valid are a Module, or a function that makes one")
+        raise TypeError(f"network is {type(network).__name__}: expected a Module, or a function that makes one")
     if not isinstance(batch, (int, np.integer)) and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise TypeError(f"batch is {type(batch).__name__}: valid are a pair (x, y), or a number of samples")
+        raise TypeError(f"batch is {type(batch).__name__}: expected a pair (x, y), or a number of samples")
     if steps < 1:
         raise ValueError(f"steps={steps}: must be at least 1")
     if dtype not in BOUNDS:
-        raise ValueError(f"dtype={dtype!r}: valid are {', '.join(BOUNDS)}")
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(BOUNDS)}")
     if bound is not None and not 0 < bound < 1:
         raise ValueError(f"bound={bound}: must be above 0 and below 1, relative to the magnitudes that are added")
 

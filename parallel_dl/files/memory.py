@@ -32,7 +32,7 @@ def require_memory(what: str, needed: int) -> None:
     """Raises InputError, which begins with `what`, if more than half of the memory is needed."""
     most = bytes_of_memory() // 2
     if needed > most:
-        raise InputError(f"{what}: would take {_short(needed)} of memory; valid here is at most {_short(most)}")
+        raise InputError(f"{what}: would take {_short(needed)} of memory; the limit here is {_short(most)}")
 
 
 def _short(size: int) -> str:

@@ -25,7 +25,7 @@ def listed(folder: str | os.PathLike[str], expected: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{named(folder)}: cannot be listed ({one_line(error)}); valid is {expected}") from error
+        raise InputError(f"{named(folder)}: cannot be listed ({one_line(error)}); expected {expected}") from error
 
 
 def require_regular(path: str | os.PathLike[str], expected: str, most: int | None = None) -> None:
@@ -50,11 +50,11 @@ def opened(path: str | os.PathLike[str], expected: str, most: int | None = None)
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{named(path)}: no such file; valid is {expected}") from None
+        raise InputError(f"{named(path)}: no such file; expected {expected}") from None
     except OSError as error:
-        raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); valid is {expected}") from error
+        raise InputError(f"{named(path)}: cannot be read ({one_line(error)}); expected {expected}") from error
     except MemoryError:
-        raise InputError(f"{named(path)}: does not fit into memory; valid is {expected}") from None
+        raise InputError(f"{named(path)}: does not fit into memory; expected {expected}") from None
 
 
 def _status(path: str | os.PathLike[str]) -> os.stat_result:
@@ -68,12 +68,12 @@ def _require_readable(
     status: os.stat_result, path: str | os.PathLike[str], expected: str, most: int | None = None
 ) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{named(path)}: is a folder; valid is {expected}")
+        raise InputError(f"{named(path)}: is a folder; expected {expected}")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{named(path)}: is not a regular file; valid is {expected}")
+        raise InputError(f"{named(path)}: is not a regular file; expected {expected}")
     most = bytes_of_memory() // 4 if most is None else most
     if status.st_size > most:
-        raise InputError(f"{named(path)}: has {status.st_size:,} bytes; valid is {expected}, of at most {most:,}")
+        raise InputError(f"{named(path)}: has {status.st_size:,} bytes; expected {expected}, of at most {most:,}")
 
 
 def read_text(path: str | os.PathLike[str], expected: str, most: int = MOST_TEXT) -> str:
@@ -81,8 +81,8 @@ def read_text(path: str | os.PathLike[str], expected: str, most: int = MOST_TEXT
     with opened(path, expected, most) as file:
         content = file.read(most + 1)  # also of a file that grows, or does not say its size
     if len(content) > most:
-        raise InputError(f"{named(path)}: has more than {most:,} bytes; valid is {expected}")
+        raise InputError(f"{named(path)}: has more than {most:,} bytes; expected {expected}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{named(path)}: is not UTF-8 text (byte {error.start}); valid is {expected}") from None
+        raise InputError(f"{named(path)}: is not UTF-8 text (byte {error.start}); expected {expected}") from None

@@ -25,11 +25,13 @@ def read_table(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
     try:
         table = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except RecursionError:
-        raise InputError(f"{named(path)}: is nested too deeply; valid is {expected}, at most {DEEPEST} deep") from None
+        raise InputError(
+            f"{named(path)}: is nested too deeply; expected {expected}, at most {DEEPEST} levels deep"
+        ) from None
     except ValueError as error:  # bad syntax; or an integer of more digits than Python reads
         raise InputError(f"{named(path)}: is not {kind}: {one_line(error)}") from None
     if not isinstance(table, dict):
-        raise InputError(f"{named(path)}: holds {as_written(table)}; valid is {expected}")
+        raise InputError(f"{named(path)}: holds {as_written(table)}; expected {expected}")
     _require_plain(path, table)
     return table
 
@@ -54,8 +56,8 @@ def _require_plain(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
         for name, value in inside:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 where = "" if name is None else f"{shown(name)} = "
-                raise InputError(f"{named(path)}: {where}{shown(value)}: valid are whole numbers of 64 bits")
+                raise InputError(f"{named(path)}: {where}{shown(value)}: expected 64-bit integers")
         level = [value for _, value in inside if isinstance(value, (dict, list))]
         if not level:
             return
-    raise InputError(f"{named(path)}: is nested too deeply; valid is at most {DEEPEST} deep")
+    raise InputError(f"{named(path)}: is nested too deeply; at most {DEEPEST} levels are allowed")

@@ -72,7 +72,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
         if place.is_dir():
             raise InputError(f"{named(path)}: is a folder; give the name of a file in it")
         if place.exists() and not place.is_file():
-            raise InputError(f"{named(path)}: is a device or the like; give the name of a file")
+            raise InputError(f"{named(path)}: is not a regular file; give the name of a file")
         if not place.parent.is_dir():
             raise InputError(f"{named(path)}: there is no folder {named(place.parent)}")
         return place

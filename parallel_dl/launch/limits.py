@@ -38,11 +38,11 @@ def require_room(ranks: int) -> None:
     """Refuses (InputError) more ranks than this machine can hold."""
     if ranks > MOST_RANKS:
         raise InputError(
-            f"{ranks} ranks: valid are at most {MOST_RANKS} on one machine; for more, use mpirun on several"
+            f"{ranks} ranks: at most {MOST_RANKS} are allowed on one machine; for more, use mpirun on several"
         )
     if ranks > _MOST_RANKS_PER_CORE * cores():
         raise InputError(
-            f"{ranks} ranks on {cores()} cores: valid are at most {_MOST_RANKS_PER_CORE} per core, "
+            f"{ranks} ranks on {cores()} cores: at most {_MOST_RANKS_PER_CORE} are allowed per core, "
             f"{_MOST_RANKS_PER_CORE * cores()} here"
         )
     _require_open_files(ranks)  # mpirun's

@@ -46,7 +46,7 @@ def say(line: str) -> None:
 def lost_output(error: OSError) -> str:
     """The line that says why stdout has taken no more."""
     why = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
-    return f"stdout: {why}; what it did not take is above, on stderr"
+    return f"stdout: {why}; the output it did not take is above, on stderr"
 
 
 def _discard(stream: Any) -> None:

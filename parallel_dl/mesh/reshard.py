@@ -56,7 +56,7 @@ def _steps(here: State, there: State, whole: Shape, ranks: int) -> Iterator[tupl
     elif isinstance(here, Replicated) and isinstance(there, Invariant | Partial):
         raise NotOffered(f"from {here} to {there}: each rank uses it in its own way")
     elif isinstance(here, Invariant | Shard | Replicated) and isinstance(there, Partial):
-        raise NotOffered(f"from {here} to {there}: whose summand it is, nobody can tell")
+        raise NotOffered(f"from {here} to {there}: there is no telling whose summand it is")
     elif isinstance(here, Partial) and isinstance(there, Replicated):
         yield here, Invariant()
         yield Invariant(), there

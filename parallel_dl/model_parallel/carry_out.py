@@ -55,7 +55,7 @@ def _by_rule(local: Local, layer: nn.Module, x: Any, position: Position, by: str
     if not by:
         return local(layer, x, position)
     if layer.__dict__.get("_within_local"):
-        raise InputError(f"{by}: its local maths calls the layer, which calls it again; valid is layer.forward(x)")
+        raise InputError(f"{by}: its local maths calls the layer, which calls it again; use layer.forward(x)")
     layer.__dict__["_within_local"] = True
     try:
         with _told_of(by, "local maths"):
@@ -81,7 +81,7 @@ def _require_said(step: Step, rank: int, y: Any) -> Any:
     """y, what a user's own rule has made; InputError unless it has the shape of the placement that the rule named."""
     shape = getattr(y, "shape", None)
     if shape is None:
-        raise InputError(f"{step.division.by}: gives a value of type {type(y).__name__}; valid is a Tensor")
+        raise InputError(f"{step.division.by}: gives a value of type {type(y).__name__}; expected a Tensor")
     said = step.division.output.shape(rank, (max(1, *shape[:1]), *step.output))[1:]
     if tuple(shape[1:]) != said:
         raise InputError(
@@ -107,7 +107,7 @@ def _position(step: Step, axis: ModelAxis, name: str) -> Position:
         if labelled.is_freed:
             raise RuntimeError(
                 f"{name} combines values over a communicator that was freed: run backward before free(), "
-                "and a forward without backward under no_grad()"
+                "and use no_grad() for a forward without backward"
             )
         return labelled.all_reduce(array, op)
 

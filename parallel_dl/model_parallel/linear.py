@@ -1,4 +1,4 @@
-"""Sharded matmul for direct use, in a module of one's own: what the rules of `splits.linear` make of a Linear."""
+"""Sharded matmul for direct use, in a module of your own: what the rules of `splits.linear` make of a Linear."""
 
 from __future__ import annotations
 

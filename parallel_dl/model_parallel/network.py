@@ -66,7 +66,7 @@ class ModelParallel(DividedNetwork):
         if not takes_slices(loss):
             raise InputError(
                 f"the scores are split by class, which {getattr(loss, '__name__', loss)} cannot take: "
-                "name it where the network is divided, parallelize(..., loss=...), and they are made whole"
+                "pass it to parallelize(..., loss=...), and they are gathered"
             )
         return split_loss(loss, self._classes, self.comm.labelled("loss"))
 
@@ -213,7 +213,9 @@ def _require_same_start(network: nn.Module, plan: splits.Plan, comm: Communicato
     for rank, of_rank in enumerate(others, start=1):
         for what, value in first.items():
             if of_rank[what] != value:
-                raise InputError(f"ranks that share a network start alike, but {what}: rank {rank} is not as rank 0")
+                raise InputError(
+                    f"ranks that share a network must start alike, but {what}: rank {rank} differs from rank 0"
+                )
 
 
 def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:

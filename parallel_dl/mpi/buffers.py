@@ -175,7 +175,7 @@ class Reduction(NamedTuple):
 def reduction_for(op: str, dtype: np.dtype) -> Reduction:
     """How MPI reduces arrays of that type; ValueError or TypeError if it does not."""
     if op not in OPERATIONS:
-        raise ValueError(f"op {op!r}: valid are {', '.join(OPERATIONS)}")
+        raise ValueError(f"op {op!r}: expected one of {', '.join(OPERATIONS)}")
     compute = np.dtype(np.float32) if dtype == _HALF else dtype
     if compute.kind == "f" and op in ("max", "min"):
         return _nan_propagating(op, compute)

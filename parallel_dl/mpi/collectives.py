@@ -66,8 +66,8 @@ def movement(function: Callable | None = None, *, collective: bool = False, root
         def together(g: Array) -> Array:
             if comm.is_freed:
                 raise RuntimeError(
-                    f"backward of a {name} whose communicator was freed: run it before free(), "
-                    "and a forward without backward under no_grad()"
+                    f"backward of a {name} whose communicator was freed: run backward before free(), "
+                    "and use no_grad() for a forward without backward"
                 )
             return pullback(np.asarray(g, value.dtype))
 

@@ -162,7 +162,7 @@ class Group(Caller):
         still one communicator: messages of one are received by the other, they are checked together and freed together.
         """
         if direction not in (None, "forward", "backward"):
-            raise ValueError(f"direction {direction!r}: valid are forward, backward")
+            raise ValueError(f"direction {direction!r}: expected forward or backward")
         if not self._listeners or self.size == 1:
             return self
         same = self._shared.labelled

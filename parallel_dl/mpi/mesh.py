@@ -36,7 +36,7 @@ class Mesh:
         if self.shape.ranks != self.world.size:
             raise InputError(
                 f"mesh {self.shape}: needs {number_of(self.shape.ranks, 'rank')}, the communicator has "
-                f"{self.world.size}; valid are sizes whose product is {self.world.size}"
+                f"{self.world.size}; expected sizes whose product is {self.world.size}"
             )
         self.coordinates = self.shape.coordinates(self.world.rank)
         self._made: dict[tuple[str, ...], Communicator] = {}
@@ -45,7 +45,7 @@ class Mesh:
 
     def __getitem__(self, axis: str) -> Communicator:
         if axis not in self._along:
-            raise KeyError(f"mesh axis {axis!r}: valid are {', '.join(self.shape)}")
+            raise KeyError(f"mesh axis {axis!r}: expected one of {', '.join(self.shape)}")
         return self._along[axis]
 
     def over(self, *axes: str) -> Communicator:

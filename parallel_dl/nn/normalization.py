@@ -103,7 +103,7 @@ class BatchNorm(_Normalization):
         if momentum is None or not 0 <= momentum <= 1:
             raise InputError(f"{kind}(momentum={momentum}): must be in 0..1")
         if statistics not in STATISTICS:
-            raise InputError(f"{kind}(statistics={statistics!r}): valid are {', '.join(STATISTICS)}")
+            raise InputError(f"{kind}(statistics={statistics!r}): expected one of {', '.join(STATISTICS)}")
         self.features, self.eps, self.momentum, self.statistics = features, eps, momentum, statistics
         self.weight = Parameter((features,), constant(1.0)) if affine else None
         self.bias = Parameter((features,), constant(0.0)) if affine else None

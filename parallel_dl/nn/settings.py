@@ -33,5 +33,5 @@ def checked_dtype(dtype: Any) -> np.dtype:
     """The NumPy type; ValueError for others than float32 and float64."""
     dtype = np.dtype(dtype)
     if dtype not in _TYPES:
-        raise ValueError(f"dtype {dtype}: valid are float32 and float64")
+        raise ValueError(f"dtype {dtype}: expected float32 or float64")
     return dtype

@@ -63,8 +63,8 @@ def layer_shapes(
         after = _measured_shape(layer, shape, name)
     else:
         raise InputError(
-            f"{_where(name)}what a {type(layer).__name__} computes is not known here; valid are the layers of "
-            "parallel_dl.nn, and layers that define output_shape(input_shape)"
+            f"{_where(name)}what a {type(layer).__name__} computes is not known here; expected a layer of "
+            "parallel_dl.nn, or one that defines output_shape(input_shape)"
         )
     yield LayerShape(name, layer, shape, after)
 
@@ -101,7 +101,7 @@ def _said_shape(layer: Any, shape: Shape, name: str) -> Shape:
     said = layer.output_shape(shape)
     if not isinstance(said, (tuple, list)) or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in said):
         raise InputError(
-            f"{_where(name)}{type(layer).__name__}.output_shape({shape}) gives {said!r}; valid is a tuple of lengths"
+            f"{_where(name)}{type(layer).__name__}.output_shape({shape}) gives {said!r}; expected a tuple of lengths"
         )
     return tuple(map(int, said))
 

@@ -84,7 +84,7 @@ class Optimizer:
             raise TypeError("a group of parameters is a dict with the key 'params'")
         unknown = sorted(set(group) - {"params", *self.defaults})
         if unknown:
-            raise InputError(f"unknown option {unknown[0]!r}: valid are params, {', '.join(self.defaults)}")
+            raise InputError(f"unknown option {unknown[0]!r}: expected one of params, {', '.join(self.defaults)}")
         parameters = ordered(group["params"], "the optimizer")
         seen = {id(parameter) for parameter in self.parameters}
         for parameter in parameters:
@@ -200,7 +200,7 @@ class Optimizer:
                 )
         for parameter in self._newcomers.found():
             raise InputError(
-                f"{parameter.name} has a gradient but is in no optimizer: it came into the network, or was unfrozen, "
+                f"{parameter.name} has a gradient but is in no optimizer: it was added to the network, or unfrozen, "
                 "after this optimizer was made; give it to add_param_group or to another optimizer, or freeze it"
             )
         if self.param_groups != self._checked:
@@ -218,7 +218,7 @@ class Optimizer:
         """After options were changed: are they possible, and is there the state that they need?"""
         for group in self.param_groups:
             if group.keys() != {"params", *self.defaults}:
-                raise InputError(f"a group has {', '.join(group)}: valid are params, {', '.join(self.defaults)}")
+                raise InputError(f"a group has {', '.join(group)}: expected only params, {', '.join(self.defaults)}")
             self.require_options(group)
         if [p for group in self.param_groups for p in group["params"]] != self.parameters:
             raise InputError("the params of a group were changed: give further parameters to add_param_group")
@@ -237,7 +237,9 @@ class Optimizer:
             data = parameter.data
             if not isinstance(data, np.ndarray) or data.dtype.kind != "f" or data.shape != parameter.shape:
                 found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
-                raise InputError(f"{parameter.name} has data that is {found}: valid are floats {parameter.shape}")
+                raise InputError(
+                    f"{parameter.name} has data that is {found}: expected floats of shape {parameter.shape}"
+                )
         changed = [p for part in self._parts for p in part.parameters if p.data.dtype != part.dtype]
         if changed and any(n for part in self._parts for n in part.updates()):
             raise InputError(
@@ -298,7 +300,7 @@ class Optimizer:
         if missing:
             raise InputError(f"optimizer state: {missing[0]!r} is missing")
         if saved["rule"] != self.rule:
-            raise InputError(f"optimizer state of {saved['rule']!r}: valid here is that of {self.rule!r}")
+            raise InputError(f"optimizer state of {saved['rule']!r}: expected that of {self.rule!r}")
         for part in self._parts:
             part.require_state(self.state_of(part.group))
         own = self._state_views()
@@ -309,7 +311,7 @@ class Optimizer:
         for count in (saved["updates"], *saved["updates_of"]):
             if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
                 raise InputError(
-                    f"optimizer state: the number of updates is {count!r}; valid is a whole number, at least 0"
+                    f"optimizer state: the number of updates is {count!r}; expected a whole number, at least 0"
                 )
         for parameter, state, given in zip(self.parameters, own, saved["state"]):
             if set(given) != set(state):

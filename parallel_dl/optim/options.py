@@ -54,7 +54,7 @@ class Option:
             return self
         first, *others = (group[self.name] for group in optimizer.param_groups)
         if any(other != first for other in others):
-            raise ValueError(f"groups have a {self.name} of their own: param_groups[i][{self.name!r}] has it")
+            raise ValueError(f"each group has its own {self.name}: use param_groups[i][{self.name!r}]")
         return first
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:

@@ -103,7 +103,7 @@ class Action(NamedTuple):
         kind = _PYTORCH.get(found["kind"], found["kind"]) if found else ""
         if found is None or kind not in KINDS or (None in found.group("stage", "microbatch") and kind not in OF_STEP):
             raise PlanError(
-                f"{text.strip()[:40]!r} is not an action: valid is stage, kind and microbatch, like 2F0; "
+                f"{text.strip()[:40]!r} is not an action: expected stage, kind and microbatch, like 2F0; "
                 f"kinds are {', '.join(KINDS)}"
             )
         stage, *others = (

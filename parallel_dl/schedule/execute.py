@@ -73,7 +73,7 @@ def execute(program: Program, stages: Any) -> None:
 
 def _method(stages: Any, action: Action) -> Callable[..., None]:
     if action.kind not in METHODS:
-        raise PlanError(f"{action}: unknown kind {action.kind!r}; valid are {', '.join(METHODS)}")
+        raise PlanError(f"{action}: unknown kind {action.kind!r}; expected one of {', '.join(METHODS)}")
     method: Callable[..., None] | None = getattr(stages, METHODS[action.kind], None)
     if method is None:
         raise PlanError(f"{action}: {type(stages).__name__} has no {METHODS[action.kind]}")

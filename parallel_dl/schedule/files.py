@@ -30,7 +30,7 @@ def parse(text: str, name: str = "plan") -> Plan:
         try:
             rows = list(csv.reader(lines, skipinitialspace=True))
         except csv.Error as error:
-            raise PlanError(f"{name}: no CSV that can be read: {error}") from None
+            raise PlanError(f"{name}: cannot be read as CSV: {error}") from None
     else:
         rows = [line.split() for line in lines]
     if not rows:

@@ -135,11 +135,13 @@ def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | Non
         of_chunks = " and ".join(
             one for one, made in SCHEDULES.items() if "chunks" in inspect.signature(made).parameters
         )
-        raise PlanError(f"`chunks` {chunks}: belongs to {of_chunks}; {name} has one stage per rank")
+        raise PlanError(f"`chunks` {chunks}: applies only to {of_chunks}; {name} has one stage per rank")
     per_rank = 1 if taken is None else taken.default if chunks is None else chunks
     if pp * per_rank * microbatches > MOST_FORWARDS:
         what = f"`pp` {pp}" if pp >= microbatches else f"`microbatches` {microbatches}"
-        raise PlanError(f"{what}: valid are at most {MOST_FORWARDS:,} forward passes in all, stages times microbatches")
+        raise PlanError(
+            f"{what}: at most {MOST_FORWARDS:,} forward passes are allowed in all, stages times microbatches"
+        )
     numbers = (pp, microbatches) if taken is None else (pp, microbatches, per_rank)
     programs = from_file.call("`schedule`", name, function, *numbers, returns=list)
     return plan_of(name, programs) if function in _OURS else _checked(name, programs, pp, microbatches)
@@ -172,12 +174,12 @@ def _checked(name: str, programs: Programs, pp: int, microbatches: int) -> Plan:
         plan = plan_of(name, [[Action.parse(str(Action(*action))) for action in program] for program in programs])
     except (TypeError, ValueError):
         raise PlanError(
-            f"{own} returned {shown(programs)}: valid is a list for each rank of (stage, kind, microbatch), "
+            f"{own} returned {shown(programs)}: expected a list for each rank of (stage, kind, microbatch), "
             'like (0, "F", 0)'
         ) from None
     if (plan.ranks, plan.microbatches) != (pp, microbatches):
         has = f"{number_of(plan.ranks, 'rank')} and {number_of(plan.microbatches, 'microbatch')}"
-        raise PlanError(f"{own} returned programs for {has}; valid are {pp} and {microbatches}")
+        raise PlanError(f"{own} returned programs for {has}; expected {pp} and {microbatches}")
     report = check(with_messages(plan))
     if report.line is not None:
         raise PlanError(f"{own}: {report.line}")

@@ -40,17 +40,17 @@ def cut_at_flatten(network: nn.Module, input_shape: Sequence[int]) -> CutAtFlatt
     at = next((at for at, name in enumerate(names) if _has(layers[name], nn.Flatten)), len(names))
     before, after = names[:at], names[at:]
     if not any(_has(layers[name], nn.Conv2d) for name in before):
-        raise InputError("`hybrid` owt: no convolution is before the first Flatten; valid are `dp` and `mp`")
+        raise InputError("`hybrid` owt: no convolution is before the first Flatten; use `dp` or `mp`")
     if not any(_has(layers[name], nn.Linear) for name in after):
-        raise InputError("`hybrid` owt: no fully connected layer is after a Flatten; valid is `dp`")
+        raise InputError("`hybrid` owt: no fully connected layer is after a Flatten; use `dp`")
     if not _begins_with_flatten(layers[after[0]]):
         raise InputError(f"`hybrid` owt: the first Flatten is inside {after[0]}, after other layers; put it first")
     for name in after:
         for inner, module in layers[name].named_modules(name):
             if isinstance(module, nn.BatchNorm):
                 raise InputError(
-                    f"`hybrid` owt: layer {inner} normalises over the batch, of which layers after the Flatten get "
-                    "parts; valid is batch norm before it, or layer norm"
+                    f"`hybrid` owt: layer {inner} normalises over the batch, but layers after the Flatten get "
+                    "sub-batches; use batch norm before the Flatten, or layer norm"
                 )
     features = nn.Sequential(**{name: layers[name] for name in before})
     classifier = nn.Sequential(**{name: layers[name] for name in after})
@@ -65,8 +65,8 @@ def _require_own_weights(features: nn.Module, classifier: nn.Module) -> None:
     for name, parameter in classifier.named_parameters():
         if id(parameter) in before:
             raise InputError(
-                f"`hybrid` owt: {before[id(parameter)]} and {name} are one weight, before the first Flatten and after "
-                "it; valid are `dp` and `mp`"
+                f"`hybrid` owt: {before[id(parameter)]} and {name} are one weight, used before and after the first "
+                "Flatten; use `dp` or `mp`"
             )
 
 

@@ -51,7 +51,7 @@ class _Asked:
         except Exception as error:
             raise failure(self.called, self.file, error) from error
         if not isinstance(said, Division):
-            raise self._error(f"returns a value of type {type(said).__name__}; valid is a Division")
+            raise self._error(f"returns a value of type {type(said).__name__}; expected a Division")
         x, y = (1, *self.site.x), (1, *self.site.y)
         division = dataclasses.replace(
             said,
@@ -63,7 +63,7 @@ class _Asked:
             by=self.by,
         )
         if division.output.has(Replicated) and not self.site.before.has(Replicated):
-            raise self._error("output is Replicated; valid are Invariant, Shard and Partial")
+            raise self._error("output is Replicated; expected Invariant, Shard or Partial")
         self._require_summed(division)
         self._require_local(division)
         return division
@@ -75,17 +75,17 @@ class _Asked:
     def _placed(self, what: str, placement: Any, whole: Shape, kinds: tuple[type[State], ...]) -> Placement:
         """The placement with all sizes, of an array of shape `whole`."""
         if not isinstance(placement, Placement):
-            made = f"; valid is a placement, site.on({placement})" if isinstance(placement, State) else ""
-            raise self._error(f"{what} is {shown(placement)}{made or '; valid is a placement, like site.on(Shard(1))'}")
+            made = f"; expected a placement, site.on({placement})" if isinstance(placement, State) else ""
+            raise self._error(f"{what} is {shown(placement)}{made or '; expected a placement, like site.on(Shard(1))'}")
         if placement.mesh.ranks != self.site.ranks:
             raise self._error(
-                f"{what} is placed on {number_of(placement.mesh.ranks, 'rank')}; valid is {self.site.ranks}"
+                f"{what} is placed on {number_of(placement.mesh.ranks, 'rank')}; expected {self.site.ranks}"
             )
         states = []
         for axis, state in zip(placement.mesh, placement.states):
             if not isinstance(state, kinds):
                 valid = ", ".join(kind.__name__ for kind in kinds)
-                raise self._error(f"{what} is {type(state).__name__}; valid are {valid}")
+                raise self._error(f"{what} is {type(state).__name__}; expected one of {valid}")
             states.append(self._with_sizes(what, state, whole, placement.mesh[axis]))
         return dataclasses.replace(placement, states=tuple(states))
 
@@ -99,14 +99,14 @@ class _Asked:
         length = whole[state.axis]
         if isinstance(state, Windows):
             if len(state.wanted) != ranks or any(one.start < 0 or one.stop > length for one in state.wanted):
-                raise self._error(f"{what} is {state}; valid are {ranks} slices of {length}")
+                raise self._error(f"{what} is {state}; expected {ranks} slices of {length}")
             return state
         if state.axis == 0 and not is_weight:  # the samples, whose number is known when a batch is there
             return Shard(0)
         sizes = even(length, ranks) if state.sizes is None else tuple(state.sizes)
         if len(sizes) != ranks or sum(sizes) != length or min(sizes) < 0:
             raise self._error(
-                f"{what} is cut along axis {state.axis} into {sizes}; valid are {ranks} sizes that add up to {length}"
+                f"{what} is cut along axis {state.axis} into {sizes}; expected {ranks} sizes that add up to {length}"
             )
         return Shard(state.axis, sizes)
 
@@ -133,12 +133,12 @@ class _Asked:
         of_its_own = f"weight {cut[0]} is cut" if cut else "each rank does its own part"
         if comes.is_whole:
             raise self._error(
-                f"{of_its_own}, so the gradient of x is a summand on each rank; valid is input=site.on(Replicated()), "
+                f"{of_its_own}, so the gradient of x is a summand on each rank; use input=site.on(Replicated()), "
                 "or a Shard of x"
             )
         if output.is_whole and not division.messages:
             raise self._error(
-                f"output is Invariant, but {of_its_own}; valid is a Shard, or Partial for summands, or messages that "
+                f"output is Invariant, but {of_its_own}; use a Shard, or Partial for summands, or messages that "
                 "say what the local maths combines"
             )
         for name, _ in self.site.layer.named_parameters():
@@ -147,12 +147,12 @@ class _Asked:
                 if output.has(Partial):
                     raise self._error(
                         f"output is Partial, and weight {name} whole on every rank: what it adds would count once "
-                        f"per rank; valid is a local that leaves it out, and finish=Finish(add, ({name!r},), 1), which "
+                        f"per rank; use a local that leaves it out, and finish=Finish(add, ({name!r},), 1), which "
                         "adds it after the sum, or a Shard of it"
                     )
                 raise self._error(
                     f"weight {name} is whole on every rank, but each does its own part, so its gradient is a summand; "
-                    f"valid is site.weights(Replicated(), {name!r}), or a Shard"
+                    f"use site.weights(Replicated(), {name!r}), or a Shard"
                 )
 
     def _require_local(self, division: Division) -> None:

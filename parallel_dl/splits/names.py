@@ -60,13 +60,13 @@ def _own_way(name: str, text: str, layers: Mapping[str, nn.Module], ranks: int) 
         before = [other for other in earlier if len(ways_of(layers[other])) > 1]
         near = f", or {before[-1]}={nearest(text, ways_of(layers[before[-1]]))} before it" if before else ""
         raise InputError(
-            f"`split` {name}={cut(text)}: {_a(kind)} follows its input's placement; valid is {name}=samples{near}"
+            f"`split` {name}={cut(text)}: {_a(kind)} follows its input's placement; use {name}=samples{near}"
         )
     if way is None or not can(layer, way):
         kind = f"{kind} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) and layer.groups > 1 else kind
         raise InputError(
             f"`split` {name}={cut(text)}: {_a(kind)} cannot be split that way; "
-            f"nearest is {name}={nearest(text, valid)}, {one_of(valid)}"
+            f"did you mean {name}={nearest(text, valid)}? {one_of(valid)}"
         )
     _require_grid(name, way, ranks)
     return way
@@ -81,7 +81,7 @@ def _require_grid(name: str, way: Way, ranks: int) -> None:
         near = f"{ranks}x1"
         raise InputError(
             f"`split` {name}={way}: {way.grid[0]} x {way.grid[1]} tiles do not fit {number_of(ranks, 'rank')}; "
-            f"valid are rows, columns, rows-columns and products like {near}"
+            f"use rows, columns, rows-columns or a product like {near}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Rules: what a way of splitting does with a kind of layer, and how a rule is registered for a layer of one's own.
+"""Rules: what a way of splitting does with a kind of layer, and how a rule is registered for a layer of your own.
 
 A rule is a function from a `Site`, a layer in its place in the network, to a `Division`: which placement the layer
 wants its input in, how its weights are placed, what each rank computes, and in which placement that leaves the output.
@@ -202,9 +202,9 @@ def rule(
     and for a way that cannot be written in `--split LAYER=WAY`.
     """
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise InputError(f"rule({shown(kind)}): valid is the class of a layer, derived from nn.Module")
+        raise InputError(f"rule({shown(kind)}): expected the class of a layer, derived from nn.Module")
     if way is not None and not _NAME.fullmatch(str(way)):
-        raise InputError(f"rule({kind.__name__}, {shown(way)}): valid is one word, like output")
+        raise InputError(f"rule({kind.__name__}, {shown(way)}): expected one word, like output")
     way = ALIASES.get(way, way) if way else None
 
     def register(function: Rule) -> Rule:

@@ -107,7 +107,7 @@ class Walk:
         if way is not None and isinstance(layer, nn.Linear) and len(site.x) > 1 and way.ending == "split":
             raise InputError(
                 f"`split` {name}={way}: its input {site.x} has several axes, and slices of the last are not left "
-                f"split; valid is {name}={way.name}"
+                f"split; use {name}={way.name}"
             )
         inside = way is not None and isinstance(layer, nn.Linear) and len(site.x) > 1 and way.name == "output"
         return self._add(site, name, division, constant, whole=inside)
@@ -154,7 +154,7 @@ class Walk:
         if left is not None and left.way is not None:
             raise InputError(
                 f"`split` {left.name}={left.way}: leaves its output split, but the loss needs it whole; "
-                f"valid is {left.name}={left.way.name}"
+                f"use {left.name}={left.way.name}"
             )
 
     def _take_left_split(self, name: str, path: Path) -> None:
@@ -171,7 +171,7 @@ class Walk:
         needs, does = ("it whole", "gathers") if whole else ("other slices of it", "moves")
         raise InputError(
             f"`split` {left.name}={left.way}: leaves its output split, but {name} needs {needs}; "
-            f"valid are {left.name}={left.way.name}, which {does} it{instead}"
+            f"use {left.name}={left.way.name}, which {does} it{instead}"
         )
 
     # -- branches --------------------------------------------------------------------------------------------------
@@ -208,15 +208,15 @@ class Walk:
             for inner in nn.layer_shapes(branch, site.x, _below(name, child)):
                 if inner.name in self.ways:
                     raise InputError(
-                        f"`split` {inner.name}={self.ways[inner.name]}: it is in a branch that one rank has, "
-                        f"since {name}={way}; valid is one of the two"
+                        f"`split` {inner.name}={self.ways[inner.name]}: it is in a branch that a single rank runs, "
+                        f"because of {name}={way}; use one of the two"
                     )
                 own, whole = on_one(inner.layer, owner, site), site.invariant
                 self.steps.append(
                     Step(inner.name, inner.layer, None, inner.input, inner.output, whole, (), own, whole, owner=owner)
                 )
         if module.join == "sum" and way.ending is not None:
-            raise InputError(f"`split` {name}={way}: a sum of branches is whole; valid is {name}={way.name}")
+            raise InputError(f"`split` {name}={way}: a sum of branches is whole; use {name}={way.name}")
         return self._add(site, name, division, constant)
 
 

@@ -114,8 +114,8 @@ def test_a_large_image_is_pooled_in_blocks():
     [
         ({"kernel": 6}, "a kernel of 6 x 6 is larger than the padded image of 5 x 4"),
         ({"kernel": 3, "padding": 2}, "padding 2 with a window of 3"),
-        ({"kernel": 0}, "kernel 0: valid is a whole number from 1 on"),
-        ({"kernel": 2, "stride": 0}, "stride 0: valid is a whole number from 1 on"),
+        ({"kernel": 0}, "kernel 0: expected a whole number, at least 1"),
+        ({"kernel": 2, "stride": 0}, "stride 0: expected a whole number, at least 1"),
     ],
 )
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])

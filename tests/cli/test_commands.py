@@ -123,7 +123,7 @@ def test_inside_a_users_own_mpirun():
     assert json.loads(out)["layout"]["dp"] == 3
     status, out, err = call("train", "mlp", "--dp", 2, "--json", command=mpirun(3))
     assert (status, out.strip().startswith("{")) == (2, False)
-    assert err.count("parallel-dl: --dp 2: needs 2 ranks, but mpirun started 3; valid here is --dp 3") == 1
+    assert err.count("parallel-dl: --dp 2: needs 2 ranks, but mpirun started 3; use --dp 3") == 1
 
 
 def test_what_is_not_finite_is_null():
@@ -239,20 +239,20 @@ BAD = [
     (["train", "mlp", "--weight-decay", "-1"], "--weight-decay -1.0: must be a finite number, at least 0"),
     (["train", "mlp", "--warmup", "-1"], "--warmup -1: must be at least 0"),
     (["train", "mlp", "--seed", "-1"], "--seed -1"),
-    (["train", "mlp", "--dtype", "int8"], "unknown --dtype 'int8': valid are float32, float64"),
+    (["train", "mlp", "--dtype", "int8"], "unknown --dtype 'int8': expected one of float32, float64"),
     (["train", "mlp", "--optimizer", "sdg"], "did you mean 'sgd'?"),
     (
         ["train", "mlp", "--optimizer", "adam", "--momentum", "0.9"],
         "--momentum 0.9: is not an option of --optimizer adam; it is one of sgd, lars",
     ),
-    (["train", "mlp", "--allreduce", "ring"], "valid are auto, mpi, window"),
+    (["train", "mlp", "--allreduce", "ring"], "expected one of auto, mpi, window"),
     (["train", "mlp", "--lr-policy", "cosin"], "did you mean 'cosine'?"),
     (["train", "mlp", "--bogus"], "--bogus"),
     (["train", "mlp", "--dataset", "digit"], "did you mean 'digits'?"),
     (["train", "mlp", "--output", "/no/such/folder/w"], "there is no folder /no/such/folder"),
     (["train", "mlp", "--output", "/proc/w"], "--output /proc/w: cannot write"),
     (["train", "mlp", "--output", "/tmp"], "is a folder"),
-    (["run", "nothing.py"], "program nothing.py: no such file; valid is a Python file"),
+    (["run", "nothing.py"], "program nothing.py: no such file; expected a Python file"),
     (["run", "-n", "0", "nothing.py"], "--ranks 0: must be at least 1"),
     (["demo", "--epochs", "0"], "--epochs 0: must be at least 1"),
 ]
@@ -276,7 +276,7 @@ def test_bad_input_as_a_command():
     assert call("train", "mpl", "--dp", 3) == (
         2,
         "",
-        f"parallel-dl: unknown network 'mpl': did you mean 'mlp'? valid are {valid}\n",
+        f"parallel-dl: unknown network 'mpl': did you mean 'mlp'? expected one of {valid}\n",
     )
 
 

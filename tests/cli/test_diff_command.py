@@ -164,7 +164,7 @@ def test_a_placement_of_no_tensor(tmp_path, capsys):
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     flags = ("--placement", str(tmp_path / "place.json"))
     assert main(["diff", f"{a},{a}", b, *flags]) == 2
-    said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? valid is fc1.bias\n"
+    said = "parallel-dl: --placement: unknown tensor 'fc9.bias': did you mean 'fc1.bias'? expected fc1.bias\n"
     assert capsys.readouterr().err == said
     assert main(["diff", a, b, *flags]) == 2  # would be ignored
     assert "place.json: each side is one file; valid only where a side has several" in capsys.readouterr().err
@@ -246,9 +246,9 @@ def test_bad_input(shards, diff, write, tmp_path):
     assert "damaged.safetensors: " in refused(whole, damaged)
     for text, said in (
         ("{", "Expecting property name"),
-        ("[1]", "valid is a placement, name to axis"),
-        ('{"norm": "mean"}', "norm = 'mean'; valid are an axis, 'sum' and 'replicated'"),
-        ('{"norm": true}', "norm = true; valid are"),
+        ("[1]", "expected a placement, name to axis"),
+        ('{"norm": "mean"}', "norm = 'mean'; expected an axis, 'sum' or 'replicated'"),
+        ('{"norm": true}', "norm = true; expected an axis"),
         (json.dumps({**PLACEMENT, "fc1.weight": 2}), "fc1.weight = 2 does not fit the shapes (4, 4), (2, 4): "),
         (json.dumps({**PLACEMENT, "fc10.weight": "sum"}), "fc10.weight = 'sum' does not fit the shapes"),
     ):

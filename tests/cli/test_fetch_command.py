@@ -84,7 +84,7 @@ def test_fetch_says_what_is_where(server, monkeypatch, capfd, tmp_path, into):
 
 
 def test_wrong_names_and_folders(server, capfd, tmp_path):
-    assert "unknown data set to fetch 'nothing': valid is fashion-mnist" in refused(capfd, "fetch", "nothing")
+    assert "unknown data set to fetch 'nothing': expected fashion-mnist" in refused(capfd, "fetch", "nothing")
     assert "did you mean 'fashion-mnist'?" in refused(capfd, "fetch", "fashion_mnist")
     assert "Missing argument" in refused(capfd, "fetch")
     assert "--from 'ftp://a': valid begins with" in refused(capfd, "fetch", "fashion-mnist", "--from", "ftp://a")

@@ -134,7 +134,7 @@ def folder_of(images):
     ("shape", "said"),
     [
         ((1, 4, 4), "trailing bytes: expected"),  # beyond what the header says
-        ((1, 5000, 8000), "would take 40.0 MB of memory; valid here is at most 32.0 MB"),  # what it says
+        ((1, 5000, 8000), "would take 40.0 MB of memory; the limit here is 32.0 MB"),  # what it says
         ((4, 60_000, 60_000), "would take"),
     ],
 )
@@ -156,7 +156,7 @@ def test_bombs_of_zip(here, capfd, little_memory):
             with archive.open(f"{part}.npy", "w") as file:
                 np.lib.format.write_array(file, np.zeros((9_000_000,), np.uint8))
     line = line_of(capfd, ("train", "mlp", "--dataset", "./a.npz"))
-    assert "a.npz: would take 36.0 MB of memory; valid here is at most 32.0 MB" in line
+    assert "a.npz: would take 36.0 MB of memory; the limit here is 32.0 MB" in line
 
 
 def test_samples_that_do_not_fit_as_floats(here, capfd, little_memory):
@@ -181,7 +181,7 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
     ("name", "text", "arguments", "said"),
     [
         ("a.toml", f"dp = {DEEP}", LAYOUT, "layout file a.toml: is nested too deeply"),
-        ("a.toml", "dp = 0x" + "f" * 3600, LAYOUT, "64 bits"),
+        ("a.toml", "dp = 0x" + "f" * 3600, LAYOUT, "64-bit integers"),
         ("a.toml", "pp = 999999999999999999", LAYOUT, "forward passes"),
         ("a.toml", "mp = 999999999999999999", LAYOUT, "a.toml: mp 999999999999999999: must be at most 1024"),
         ("a.toml", "microbatches = 99999999999", LAYOUT, "a.toml: microbatches 99999999999: a batch"),
@@ -190,9 +190,9 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
         ("a.toml", f'split = {{"{LONG}" = 1}}', LAYOUT, "must be a string"),
         ("a.toml", f"w = {DEEP}", PLACEMENT, "nested too deeply"),
         ("a.json", f'{{"w": {DEEP}}}', PLACEMENT, "nested too deeply"),
-        ("a.toml", "w = 99999999999999999999", PLACEMENT, "64 bits"),
+        ("a.toml", "w = 99999999999999999999", PLACEMENT, "64-bit integers"),
         ("a.json", '{"a": 65}', PLACEMENT, "at most 64 axes"),
-        ("a.json", f'{{"a": "{LONG}"}}', PLACEMENT, "valid are"),
+        ("a.json", f'{{"a": "{LONG}"}}', PLACEMENT, "expected an axis"),
         ("a.txt", "x y " * 9999, ("schedule", "--check"), "is not an action"),
         ("a.txt", "0F" + "9" * 5000, ("schedule", "--check"), "is not an action"),
     ],

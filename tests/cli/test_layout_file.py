@@ -71,16 +71,16 @@ def test_inside_a_users_own_mpirun(written):
     written("dp = 2\nmp = 2\n")
     status, out, err = call("train", "mlp", "--json", "--layout", "layout.toml", command=mpirun(2))
     assert (status, out.strip().startswith("{")) == (2, False)
-    said = "parallel-dl: layout.toml: dp 2 mp 2: needs 4 ranks, but mpirun started 2; valid here is dp 1"
+    said = "parallel-dl: layout.toml: dp 2 mp 2: needs 4 ranks, but mpirun started 2; use dp 1"
     assert err.count(said) == 1
 
 
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 finds another layout there than rank 0"),
+        (("dp = 2", "mp = 2"), "--layout layout.toml: rank 1 reads a different layout than rank 0"),
         pytest.param(
-            ("dp = 2", None), "layout file layout.toml: no such file; valid is a layout in TOML", marks=pytest.mark.grid
+            ("dp = 2", None), "layout file layout.toml: no such file; expected a layout in TOML", marks=pytest.mark.grid
         ),
     ],
 )
@@ -111,7 +111,10 @@ def refused(capfd, monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("microbatch = 2", "layout.toml: unknown key 'microbatch': did you mean 'microbatches'? valid are chunks, dp,"),
+        (
+            "microbatch = 2",
+            "layout.toml: unknown key 'microbatch': did you mean 'microbatches'? expected one of chunks, dp,",
+        ),
         ('dp = "2"', "layout.toml: dp '2': must be a whole number"),
         ("mp = true", "layout.toml: mp true: must be a whole number"),
         ("pp = 2.0", "layout.toml: pp 2.0: must be a whole number"),
@@ -127,16 +130,16 @@ def refused(capfd, monkeypatch, *arguments):
         ("dp = 0", "layout.toml: dp 0: must be at least 1"),
         ("dp = 2\nmp = 1025", "layout.toml: mp 1025: must be at most 1024"),
         ("pp = 2\npp = 3", "layout file layout.toml: is not TOML: Cannot overwrite a value"),
-        ("stages = ['fc2']", "layout.toml: stages fc2: belongs to a pipeline"),
-        ("chunks = 2", "layout.toml: chunks 2: belongs to a pipeline"),
+        ("stages = ['fc2']", "layout.toml: stages fc2: needs a pipeline"),
+        ("chunks = 2", "layout.toml: chunks 2: needs a pipeline"),
         ("pp = 12", "layout.toml: pp 12: the network has 3 layers with weights"),
-        ("pp = 2\nstages = ['fc9']", "layout.toml: stages fc9: valid here are"),
+        ("pp = 2\nstages = ['fc9']", "layout.toml: stages fc9: expected one of"),
         ("pp = 2\nschedule = '1f2b'", "layout.toml: unknown schedule '1f2b': did you mean '1f1b'?"),
-        ("[split]\nfc1 = 'output'", "layout.toml: split fc1=output: belongs to --mp N with N above 1"),
+        ("[split]\nfc1 = 'output'", "layout.toml: split fc1=output: needs --mp 2 or more"),
         ("mp = 2\n[split]\nfc9 = 'output'", "layout.toml: split fc9=output: there is no layer fc9"),
         ("hybrid = 'owl'", "layout.toml: unknown hybrid 'owl': did you mean 'owt'?"),
-        ("hybrid = 'owt'\nmp = 2", "layout.toml: mp 2: does not go with hybrid owt"),
-        ("scheme = 'b'", "layout.toml: scheme b: belongs to --hybrid"),
+        ("hybrid = 'owt'\nmp = 2", "layout.toml: mp 2: cannot be combined with hybrid owt"),
+        ("scheme = 'b'", "layout.toml: scheme b: needs --hybrid"),
     ],
 )
 def test_what_cannot_be(capfd, monkeypatch, written, text, said):
@@ -146,12 +149,12 @@ def test_what_cannot_be(capfd, monkeypatch, written, text, said):
 @pytest.mark.parametrize(
     ("text", "flags", "said"),
     [
-        ("dp = 2", ("--dp", "2"), "--dp: is also in layout.toml, as dp; give it only once"),
-        ("pp = 2\nstages = ['fc2']", ("--stage", "fc3"), "--stage: is also in layout.toml, as stages; give it"),
-        ("mp = 2\n[split]\nfc1 = 'output'", ("--split", "fc2=input"), "--split: is also in layout.toml, as split;"),
-        ("dp = 2\nhybrid = 'owt'", ("--ranks", "3"), "--ranks: is also in layout.toml, as dp;"),
+        ("dp = 2", ("--dp", "2"), "--dp: is also set in layout.toml, as dp; set it only once"),
+        ("pp = 2\nstages = ['fc2']", ("--stage", "fc3"), "--stage: is also set in layout.toml, as stages; set it"),
+        ("mp = 2\n[split]\nfc1 = 'output'", ("--split", "fc2=input"), "--split: is also set in layout.toml, as split;"),
+        ("dp = 2\nhybrid = 'owt'", ("--ranks", "3"), "--ranks: is also set in layout.toml, as dp;"),
         ("dp = 2", ("--mp", "0"), "--mp 0: must be at least 1"),
-        ("dp = 2", ("--split", "fc1=output"), "--split fc1=output: belongs to --mp N"),
+        ("dp = 2", ("--split", "fc1=output"), "--split fc1=output: needs --mp 2 or more"),
         ("dp = 2", ("--dtype", "float16"), "unknown --dtype 'float16'"),
     ],
 )
@@ -171,15 +174,15 @@ def test_files_that_cannot_be_read(capfd, monkeypatch, tmp_path):
         ("bytes.toml", "is not UTF-8 text (byte 0)"),
     ):
         line = refused(capfd, monkeypatch, "--layout", name)
-        assert line == f"layout file {name}: {said}; valid is a layout in TOML"
+        assert line == f"layout file {name}: {said}; expected a layout in TOML"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("dp = 0", "layout.toml: dp 0: must be at least 1"),
-        ("stages = ['a']", "layout.toml: stages: belongs to a pipeline; valid with pp above 1, or with a schedule"),
-        ("hybrid = 'owt'\npp = 2", "layout.toml: pp 2: does not go with hybrid owt"),
+        ("stages = ['a']", "layout.toml: stages: needs a pipeline: pp above 1, or a schedule"),
+        ("hybrid = 'owt'\npp = 2", "layout.toml: pp 2: must be 1 with hybrid owt"),
     ],
 )
 def test_in_python(written, text, said):

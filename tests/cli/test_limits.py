@@ -23,11 +23,11 @@ REFUSED = [
     (*TRAIN, "--dp", NINES, "..."),
     (*TRAIN, "--mp", NINES, "must be at most 1024"),
     (*TRAIN, "--pp", NINES, "at most 100,000 forward passes"),
-    (*TRAIN, "--pp", "2", "--chunks", NINES, "belongs to interleaved"),
-    (*TRAIN, "--microbatches", "100000000", "a batch has 64 samples; valid are 1 to 64"),
-    (*TRAIN, "--microbatches", "65", "a batch has 64 samples; valid are 1 to 64"),
-    (*TRAIN, "--microbatches", "2000", "--batch-size", "3000", "a batch has 1,437 samples; valid are 1 to 1437"),
-    (*TRAIN, "--pp", "2", "--microbatches", "100000000", "valid are 1 to 64"),
+    (*TRAIN, "--pp", "2", "--chunks", NINES, "applies only to interleaved"),
+    (*TRAIN, "--microbatches", "100000000", "a batch has 64 samples; expected 1 to 64"),
+    (*TRAIN, "--microbatches", "65", "a batch has 64 samples; expected 1 to 64"),
+    (*TRAIN, "--microbatches", "2000", "--batch-size", "3000", "a batch has 1,437 samples; expected 1 to 1437"),
+    (*TRAIN, "--pp", "2", "--microbatches", "100000000", "expected 1 to 64"),
     (*TRAIN, "--hybrid", "owt", "--ranks", NINES, "must be at most 1024"),
     (*TRAIN, "--epochs", "1e3", "--epochs '1e3': must be a whole number"),
     (*TRAIN, "--epochs=1e3", "--epochs '1e3': must be a whole number"),
@@ -114,7 +114,7 @@ def test_a_summary_of_many_ranks_is_quick(capfd):
 def test_what_is_odd_is_said():
     status, out, err = call("train", "mlp", "--batch-size", 5000, "--steps", 1, "--json")
     assert (status, json.loads(out)["batch_size"]) == (0, 5000)
-    assert err == "parallel-dl: --batch-size 5000: one batch has all 1,437 training samples\n"
+    assert err == "parallel-dl: --batch-size 5000: a batch holds all 1,437 training samples\n"
 
 
 @pytest.fixture
@@ -130,10 +130,10 @@ def regression(tmp_path):
     ("arguments", "said"),
     [
         (("--dataset", "{}/r.npz"), "--loss cross-entropy: the targets of "),
-        (("--dataset", "{}/r.npz"), "floats of shape (2,), not class numbers; valid is --loss mse for values to "),
-        (("--dataset", "{}/r.npz", "--loss", "logistic"), "and not all in 0..1; valid is --loss mse"),
-        (("--loss", "mse"), "--loss mse: the targets of digits are class numbers; valid are --loss cross-entropy"),
-        (("--loss", "mes"), "unknown --loss 'mes': did you mean 'mse'? valid are cross-entropy, logistic, mse"),
+        (("--dataset", "{}/r.npz"), "floats of shape (2,), not class numbers; use --loss mse to predict values, "),
+        (("--dataset", "{}/r.npz", "--loss", "logistic"), "and not all in 0..1; use --loss mse"),
+        (("--loss", "mse"), "--loss mse: the targets of digits are class numbers; use --loss cross-entropy"),
+        (("--loss", "mes"), "unknown --loss 'mes': did you mean 'mse'? expected one of cross-entropy, logistic, mse"),
     ],
 )  # fmt: skip
 def test_a_loss_and_targets_that_do_not_fit(regression, capfd, arguments, said):

@@ -104,7 +104,9 @@ def test_weights_from_any_split_to_any_other(tmp_path, refused):
     (tmp_path / "broken").write_text("no weights")
     assert "--weights" in refused("mlp", "--weights", tmp_path / "broken")
     save_file({name: array.astype(bool) for name, array in checkpoint.load(file).items()}, tmp_path / "bool")
-    assert "conv1.weight is BOOL; valid are F16, F32, F64" in refused("alexnet_small", "--weights", tmp_path / "bool")
+    assert "conv1.weight is BOOL; expected one of F16, F32, F64" in refused(
+        "alexnet_small", "--weights", tmp_path / "bool"
+    )
 
 
 def test_output_is_a_file_or_a_link_to_one(tmp_path, refused):
@@ -138,7 +140,7 @@ def test_inside_a_users_own_mpirun():
     assert (layout["dp"], layout["mp"]) == (2, 2)
     status, out, err = call("train", "mlp", "--mp", 2, "--json", command=mpirun(3))
     assert (status, out.strip()) == (2, "")
-    line = "parallel-dl: --mp 2: needs 2 ranks, but mpirun started 3; valid here is --mp 1 or 3"
+    line = "parallel-dl: --mp 2: needs 2 ranks, but mpirun started 3; use --mp 1 or 3"
     assert err.count(line) == 1
 
 

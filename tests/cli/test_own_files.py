@@ -120,15 +120,15 @@ def broken(tmp_path, monkeypatch):
 
 
 NETWORK = [
-    ("no.py:f", "no.py: no such file; valid is a Python file"),
-    (".py:f", ".py: no such file; valid is a Python file"),
+    ("no.py:f", "no.py: no such file; expected a Python file"),
+    (".py:f", ".py: no such file; expected a Python file"),
     ("syntax.py:f", "syntax.py, line 1: SyntaxError: invalid syntax"),
     ("fails.py:f", "fails.py, line 2: ZeroDivisionError: division by zero"),
-    ("inside.py:fg", "unknown name 'fg': did you mean 'f'? valid is f"),
-    ("inside.py:", "unknown name '': valid is f"),
+    ("inside.py:fg", "unknown name 'fg': did you mean 'f'? expected f"),
+    ("inside.py:", "unknown name '': expected f"),
     ("inside.py:f", "inside.py, line 2: NameError: name 'undefined' is not defined"),
-    ("number.py:f", "is of type int; valid is a function or a class"),
-    ("wrong.py:f", "line 1: returns a value of type str; valid is Module"),
+    ("number.py:f", "is of type int; expected a function or a class"),
+    ("wrong.py:f", "line 1: returns a value of type str; expected Module"),
     ("layers.py:f", "layers.py, line 5: "),
     ("quits.py:f", "quits.py, line 2: SystemExit: 3"),
 ]
@@ -146,7 +146,7 @@ def test_a_network_that_is_wrong(broken, said, command, name, line):
 def test_a_file_without_a_name_in_it(broken, said):
     assert (
         said("train", "number.py")
-        == "unknown network 'number.py': one of your own is FILE.py:NAME, with its name in the file"
+        == "unknown network 'number.py': to use your own, give FILE.py:NAME, with its name in the file"
     )
 
 
@@ -154,21 +154,21 @@ OTHERS = [
     (("--schedule", "circle.py:f", "--pp", 2), "--schedule circle.py:f: "),
     (
         ("--schedule", "half.py:f", "--pp", 2),
-        "--schedule half.py:f returned programs for 1 rank and 1 microbatch; valid are 2 and 2",
+        "--schedule half.py:f returned programs for 1 rank and 1 microbatch; expected 2 and 2",
     ),
     (
         ("--schedule", "halves.py:f", "--pp", 2),
-        "--schedule halves.py:f returned [[0, 0]]: valid is a list for each rank of (stage, kind, ",
+        "--schedule halves.py:f returned [[0, 0]]: expected a list for each rank of (stage, kind, ",
     ),
     (
         ("--schedule", "wrong.py:f", "--pp", 2),
-        "--schedule wrong.py:f: line 1: returns a value of type str; valid is list",
+        "--schedule wrong.py:f: line 1: returns a value of type str; expected list",
     ),
-    (("--optimizer", "wrong.py:f"), "--optimizer wrong.py:f: line 1: returns a value of type str; valid is Optimizer"),
+    (("--optimizer", "wrong.py:f"), "--optimizer wrong.py:f: line 1: returns a value of type str; expected Optimizer"),
     (("--optimizer", "inside.py:f"), "--optimizer inside.py:f: inside.py, line 2: NameError: "),
-    (("--loss", "wrong.py:f"), "--loss wrong.py:f: line 1: returns a value of type str; valid is Tensor"),
-    (("--loss", "many.py:f"), "--loss many.py:f: returns shape (2, 10); valid is one number, summed over the samples"),
-    (("--dataset", "wrong.py:f"), "dataset wrong.py:f: line 1: returns a value of type str; valid is Dataset"),
+    (("--loss", "wrong.py:f"), "--loss wrong.py:f: line 1: returns a value of type str; expected Tensor"),
+    (("--loss", "many.py:f"), "--loss many.py:f: returns shape (2, 10); expected one number, summed over the samples"),
+    (("--dataset", "wrong.py:f"), "dataset wrong.py:f: line 1: returns a value of type str; expected Dataset"),
     (("--dataset", "inside.py:f"), "dataset inside.py:f: inside.py, line 2: NameError"),
 ]
 
@@ -188,7 +188,7 @@ def test_a_flag_that_the_rule_does_not_take(here, said):
 
 def test_a_layout_file_names_a_schedule(here, said):
     (here / "layout.toml").write_text('pp = 2\nschedule = "my_schedule.py:nine"\n')
-    line = "unknown name 'nine': did you mean 'mine'? valid is mine"
+    line = "unknown name 'nine': did you mean 'mine'? expected mine"
     assert said("train", "mlp", "--layout", "layout.toml") == f"layout.toml: schedule my_schedule.py:nine: {line}"
     assert Layout(pp=2, schedule="my_schedule.py:mine").schedule_name == "my_schedule.py:mine"
 

@@ -156,7 +156,7 @@ def test_many_ranks_are_cut(capfd):
 def test_a_right_file(capfd, plan_file):
     path = plan_file(write(make("1f1b", 2, 3)))
     out, _ = schedule(capfd, "--check", path)
-    assert out.startswith(f"{path}: right (2 ranks, 2 stages, 3 microbatches, 24 actions)\n")
+    assert out.startswith(f"{path}: correct (2 ranks, 2 stages, 3 microbatches, 24 actions)\n")
     assert out.endswith("No deadlock with sends that do not block.\n")
     found = as_json(capfd, "--check", path)
     assert list(found) == KEYS
@@ -167,7 +167,7 @@ def test_a_right_file(capfd, plan_file):
 def test_pytorchs_csv(capfd):
     path = ROOT / "tests" / "schedule" / "golden" / "pytorch-interleaved-4x8-messages.csv"
     out, _ = schedule(capfd, "--check", path)
-    assert "right (4 ranks, 8 stages, 8 microbatches" in out
+    assert "correct (4 ranks, 8 stages, 8 microbatches" in out
     assert out.endswith("No deadlock with buffered or rendezvous sends.\n")
 
 
@@ -227,30 +227,30 @@ BAD = [
     (of("gpipe", 2, 0), "--microbatches 0: must be at least 1"),
     (of("gpipe", 2, "two"), "--microbatches"),
     (of("interleaved", 4, 6), "--microbatches 6: interleaved takes multiples of --pp, here 4, 8, 12 and so on"),
-    (of("gpipe", 2, 2, "--chunks", 2), "--chunks 2: belongs to interleaved"),
+    (of("gpipe", 2, 2, "--chunks", 2), "--chunks 2: applies only to interleaved"),
     (of("interleaved", 2, 2, "--chunks", 0), "--chunks 0: must be at least 1"),
     (["gpipe", "--microbatches", 2], "--pp is missing"),
     (["gpipe", "--pp", 2], "--microbatches is missing"),
-    (["--pp", 2, "--microbatches", 2], "NAME is missing: valid are naive, gpipe, 1f1b"),
+    (["--pp", 2, "--microbatches", 2], "NAME is missing: expected one of naive, gpipe, 1f1b"),
     ([], "NAME is missing"),
     (of("gpipe", 2, 2, "--check", "file"), "NAME gpipe: not with --check"),
     (["--check", "file", "--pp", 2], "--pp 2: not with --check"),
     (["--check", "/no/such/file"], "/no/such/file: no such file"),
     (["--check", "/tmp"], "/tmp: is a folder"),
     (of("gpipe", 2, 2, "--blocking", "--nonblocking"), "only one of them"),
-    (of("gpipe", 2, 2, "--forward", "fast"), "--forward fast: valid is a number, or one for each stage"),
+    (of("gpipe", 2, 2, "--forward", "fast"), "--forward fast: expected a number, or one per stage"),
     (of("gpipe", 2, 2, "--forward=-1"), "--forward -1: must be finite and at least 0"),
     (of("gpipe", 2, 2, "--backward-input", "1,nan"), "--backward-input 1,nan: must be finite"),
     (
         of("gpipe", 3, 2, "--backward-weight", "1,1"),
-        "--backward-weight 1,1: has 2 times; valid are one, or 3, one for each stage",
+        "--backward-weight 1,1: has 2 times; expected one, or 3, one per stage",
     ),
     (of("gpipe", 2, 2, "--latency", -1), "--latency -1.0: must be a finite number, at least 0"),
     (of("gpipe", 2, 2, "--bytes", "inf"), "--bytes inf: must be a finite number, at least 0"),
     (of("gpipe", 2, 2, "--bytes-per-second", 0), "--bytes-per-second 0.0: must be a finite number above 0"),
-    (of("gpipe", 2, 2, "--bytes", 0), "--bytes 0: belongs to --bytes-per-second or --eager-limit"),
-    (of("gpipe", 2, 2, "--bytes-per-second", 2), "--bytes-per-second 2: belongs to --bytes, which is not given"),
-    (of("gpipe", 2, 2, "--eager-limit", 3), "--eager-limit 3: belongs to --bytes, which is not given"),
+    (of("gpipe", 2, 2, "--bytes", 0), "--bytes 0: needs --bytes-per-second or --eager-limit"),
+    (of("gpipe", 2, 2, "--bytes-per-second", 2), "--bytes-per-second 2: needs --bytes"),
+    (of("gpipe", 2, 2, "--eager-limit", 3), "--eager-limit 3: needs --bytes"),
     (of("gpipe", 2, 2, "--eager-limit", "nan"), "--eager-limit nan: must be a finite number"),
     (of("gpipe", 2, 2, "--input-rate", 0), "--input-rate 0.0: must be a finite number above 0"),
     (of("gpipe", 9999, 9999), "at most 100,000 forward passes"),

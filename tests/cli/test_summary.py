@@ -286,7 +286,7 @@ def test_the_table_of_ranks(capfd):
         "rank parameters of all W of all messages forward backward",
         "1 30,482,612 50.0% 363 M 50.0% 10 30,339 30,336 \n",
         "imbalance 1.00 1.00 1.00 1.00 1.00 \n",
-        "Of each rank, in a step with 1 sample: ",
+        "Per rank, in a step with 1 sample: ",
     ):
         assert words in said
     assert said.index("total 60,965,224") < said.index("divided among")
@@ -366,7 +366,7 @@ BAD = [
     (["mlp", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     (["mlp", "--batch-size", "some"], "--batch-size"),
     (["mlp", "--dataset", "digit"], "did you mean 'digits'?"),
-    (["lenet5", "--data-dir", "/tmp"], "--data-dir /tmp: belongs to --dataset, which is not given"),
+    (["lenet5", "--data-dir", "/tmp"], "--data-dir /tmp: needs --dataset"),
     (
         ["lenet5", "--dataset", "digits"],
         "--dataset digits: network lenet5: takes 1 x 28 x 28, not 1 x 8 x 8; try lenet5_s",
@@ -378,10 +378,10 @@ BAD = [
     (["mlp", "--mp", "0"], "parallel-dl: --mp 0: must be at least 1"),
     (["mlp", "--tp", "-1"], "parallel-dl: --mp -1: must be at least 1"),
     (["mlp", "--mp", "two"], "--mp"),
-    (["mlp", "--split", "fc1=output"], "parallel-dl: --split fc1=output: belongs to --mp N with N above 1"),
-    (["mlp", "--split", "fc1=output", "--mp", "1"], "--split fc1=output: belongs to --mp N with N above 1"),
+    (["mlp", "--split", "fc1=output"], "parallel-dl: --split fc1=output: needs --mp 2 or more"),
+    (["mlp", "--split", "fc1=output", "--mp", "1"], "--split fc1=output: needs --mp 2 or more"),
     *(
-        (["mlp", "--mp", "2", "--split", split], f"--split {split}: valid is LAYER=HOW, like fc1=output")
+        (["mlp", "--mp", "2", "--split", split], f"--split {split}: expected LAYER=HOW, like fc1=output")
         for split in ("fc1", "fc1=", "=output", "fc1=output=whole")
     ),
     (
@@ -390,16 +390,19 @@ BAD = [
     ),
     (
         ["mlp", "--mp", "2", "--split", "relu1=output"],
-        "--split relu1=output: a ReLU follows its input's placement; valid",
+        "--split relu1=output: a ReLU follows its input's placement; use",
     ),
     (
         ["mlp", "--mp", "2", "--split", "fc1=rows"],
-        "--split fc1=rows: a Linear cannot be split that way; nearest is fc1",
+        "--split fc1=rows: a Linear cannot be split that way; did you mean fc1",
     ),
-    (["mlp", "--mp", "2", "--split", "nosuch=rows"], "--split nosuch=rows: there is no layer nosuch; valid are fc1, f"),
+    (
+        ["mlp", "--mp", "2", "--split", "nosuch=rows"],
+        "--split nosuch=rows: there is no layer nosuch; expected one of fc1, f",
+    ),
     (
         ["lenet5", "--mp", "2", "--split", "conv1=2x2"],
-        "--split conv1=2x2: 2 x 2 tiles do not fit 2 ranks; valid are rows, columns, rows-columns and products",
+        "--split conv1=2x2: 2 x 2 tiles do not fit 2 ranks; use rows, columns, rows-columns or a product",
     ),
     (
         ["mlp", "--mp", "2", "--split", "fc1=output:split", "--split", "fc2=output"],

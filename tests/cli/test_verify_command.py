@@ -233,30 +233,30 @@ def test_a_rank_alone_goes_on_after_an_error(monkeypatch, capsys):
         (("mlp", "--dp", "2", "--time-limit", "nan"), "--time-limit nan: must be above 0"),
         (("mlp", "--microbatches", "2", "--schedule", "gpipe", "--stress"), "--stress: one rank waits for nobody"),
         (("mlp", "--ranks", "1", "--stress"), "--stress: one rank waits for nobody"),
-        (("--mutant", "race: halo rows not waited for"), "is certain to be caught only with --stress"),
+        (("--mutant", "race: halo rows not waited for"), "is reliably caught only with --stress"),
         (("--mutant", "race: halo row not waited for", "--stress"), "did you mean 'race: halo rows not waited for'?"),
-        ((), "NETWORK is missing; or --all, or --mutants"),
+        ((), "NETWORK is missing: give one, or --all or --mutants"),
         (("mpl",), "unknown network 'mpl'"),
-        (("mlp", "--all"), "NETWORK 'mlp': does not go with --all"),
-        (("mlp", "--all", "--reproducible"), "NETWORK 'mlp': does not go with --all"),
-        (("--all", "--reproducible"), "--reproducible: does not go with --all"),
-        (("mlp", "--ranks", "2", "--reproducible"), "--reproducible: does not go with --ranks"),
-        (("mlp", "--ranks", "2", "--dp", "0"), "--dp: does not go with --ranks"),
-        (("mlp", "--dp", "2", "--data-dir", "x"), "--data-dir x: belongs to --dataset, which is not given"),
-        (("mlp", "--dp", "2", "--exact", "--data-dir", "x"), "--data-dir x: belongs to --dataset, which is not given"),
-        (("--mutants", "--mutant", "sign of an adjoint"), "--mutant: does not go with --mutants"),
+        (("mlp", "--all"), "NETWORK 'mlp': cannot be combined with --all"),
+        (("mlp", "--all", "--reproducible"), "NETWORK 'mlp': cannot be combined with --all"),
+        (("--all", "--reproducible"), "--reproducible: cannot be combined with --all"),
+        (("mlp", "--ranks", "2", "--reproducible"), "--reproducible: cannot be combined with --ranks"),
+        (("mlp", "--ranks", "2", "--dp", "0"), "--dp: cannot be combined with --ranks"),
+        (("mlp", "--dp", "2", "--data-dir", "x"), "--data-dir x: needs --dataset"),
+        (("mlp", "--dp", "2", "--exact", "--data-dir", "x"), "--data-dir x: needs --dataset"),
+        (("--mutants", "--mutant", "sign of an adjoint"), "--mutant: cannot be combined with --mutants"),
         (("mlp", "--stress", "5"), "unexpected argument '5': --stress takes no value"),
         (("mlp", "mlp_deep", "--stress"), "unexpected argument 'mlp_deep'"),
         (
             ("mlp_deep", "--pp", "2", "--schedule", "pipedream", "--clip-norm", "1"),
             "--clip-norm 1.0: pipedream",
         ),
-        (("--mutants", "--all"), "--mutants: does not go with --all"),
-        (("--mutant", "sign of an adjoint", "--all"), "--mutant: does not go with --all"),
-        (("mlp", "--mutant", "sign of an adjoint"), "NETWORK 'mlp': does not go with --mutant"),
+        (("--mutants", "--all"), "--mutants: cannot be combined with --all"),
+        (("--mutant", "sign of an adjoint", "--all"), "--mutant: cannot be combined with --all"),
+        (("mlp", "--mutant", "sign of an adjoint"), "NETWORK 'mlp': cannot be combined with --mutant"),
         (("--mutant", "sign of the adjoint"), "did you mean 'sign of an adjoint'?"),
         (("--mutant", ""), "unknown --mutant ''"),
-        (("mlp", "--ranks", "4", "--dp", "2"), "--dp: does not go with --ranks"),
+        (("mlp", "--ranks", "4", "--dp", "2"), "--dp: cannot be combined with --ranks"),
         (("mlp", "--ranks", "0"), "--ranks 0: must be at least 1"),
         (("mlp", "--dp", "0"), "--dp 0: must be at least 1"),
         (("mlp", "--steps", "0"), "--steps 0: must be at least 1"),
@@ -272,16 +272,16 @@ def test_a_rank_alone_goes_on_after_an_error(monkeypatch, capsys):
         (("mlp", "--ranks", "2", "--variable-batch"), "--variable-batch"),
         (
             ("residual", "--hybrid", "owt", "--ranks", "2", "--scheme", "b", "--variable-batch"),
-            "is not compared for networks with batch norm",
+            "cannot be compared for networks with batch norm",
         ),
-        (("mlp", "--pp", "9"), "--pp 9: the network has 3 layers with weights; valid are 1 to 3"),
+        (("mlp", "--pp", "9"), "--pp 9: the network has 3 layers with weights; expected 1 to 3"),
         (("mlp", "--mp", "2", "--split", "fc9=output"), "--split fc9=output"),
         (("mlp", "--hybrid", "owt", "--ranks", "2"), "no convolution"),
-        (("mlp", "--scheme", "b"), "belongs to --hybrid"),
-        (("mlp",), "the layout is one rank, the serial run itself"),
-        (("mlp", "--dp", "2", "--exact", "--steps", "3"), "--steps 3: does not go with --exact"),
-        (("mlp", "--dp", "2", "--exact", "--optimizer", "adam"), "--optimizer adam: does not go with --exact"),
-        (("mlp", "--dp", "2", "--exact", "--clip-norm", "1"), "--clip-norm 1.0: does not go with --exact"),
+        (("mlp", "--scheme", "b"), "needs --hybrid"),
+        (("mlp",), "a layout of one rank is the serial run itself"),
+        (("mlp", "--dp", "2", "--exact", "--steps", "3"), "--steps 3: cannot be combined with --exact"),
+        (("mlp", "--dp", "2", "--exact", "--optimizer", "adam"), "--optimizer adam: cannot be combined with --exact"),
+        (("mlp", "--dp", "2", "--exact", "--clip-norm", "1"), "--clip-norm 1.0: cannot be combined with --exact"),
     ],
 )
 def test_bad_input(capsys, flags, words):
@@ -309,7 +309,7 @@ def test_what_planted_bugs_do_not_use_is_refused(capsys, planted, flags):
     assert main(["verify", *planted, *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"parallel-dl: {flags[0]}: does not go with {planted[0]}")
+    assert err.startswith(f"parallel-dl: {flags[0]}: cannot be combined with {planted[0]}")
     assert err.count("\n") == 1
 
 

@@ -27,20 +27,21 @@ def said(capfd):
 
 
 STAGES = [
-    (("--pp", 2, "--stage", "fc7"), "--stage fc7: valid here are fc1, relu1, fc2, relu2, fc3"),
-    (("--pp", 20), "--pp 20: the network has 3 layers with weights; valid are 1 to 3"),
+    (("--pp", 2, "--stage", "fc7"), "--stage fc7: expected one of fc1, relu1, fc2, relu2, fc3"),
+    (("--pp", 20), "--pp 20: the network has 3 layers with weights; expected 1 to 3"),
     (("--pp", 3, "--stage", "fc2"), "--stage fc2: for 3 stages name 2 layers"),
-    (("--pp", 3, "--stage", "fc2", "--stage", "fc9"), "--stage fc9: valid here are relu2, fc3"),
+    (("--pp", 3, "--stage", "fc2", "--stage", "fc9"), "--stage fc9: expected one of relu2, fc3"),
     (("--pp", 3, "--stage", "fc3", "--stage", "fc2"), "--stage fc2: none is valid"),
     (("--pp", 2, "--stage", "fc1"), "--stage fc1: the stage before it has no weights; put it with a neighbour"),
     (
         ("--pp", 2, "--schedule", "interleaved", "--chunks", 9),
-        "--pp 2 --chunks 9: 18 stages: the network has 3 layers with weights; valid are 1 to 3",
+        "--pp 2 --chunks 9: 18 stages: the network has 3 layers with weights; expected 1 to 3",
     ),
-    (("--pp", 10**6), "--pp 1000000: valid are at most 100,000 forward passes in all, stages times microbatches"),
+    (("--pp", 10**6), "--pp 1000000: at most 100,000 forward passes are allowed in all, stages times microbatches"),
     (
         ("--pp", 2, "--schedule", "gpip"),
-        "unknown --schedule 'gpip': did you mean 'gpipe'? valid are naive, gpipe, 1f1b, interleaved, zb-h1, pipedream",
+        "unknown --schedule 'gpip': did you mean 'gpipe'? "
+        "expected one of naive, gpipe, 1f1b, interleaved, zb-h1, pipedream",
     ),
     (
         ("--pp", 2, "--schedule", "interleaved", "--microbatches", 3),
@@ -58,24 +59,27 @@ def test_stages_are_refused_in_the_same_words(said, command, flags, line):
 def test_a_layout_file_is_spoken_of(said, tmp_path):
     path = tmp_path / "layout.toml"
     for text, line in (
-        ("pp = 20", "pp 20: the network has 3 layers with weights; valid are 1 to 3"),
-        ('pp = 2\nstages = ["fc7"]', "stages fc7: valid here are fc1, relu1, fc2, relu2, fc3"),
+        ("pp = 20", "pp 20: the network has 3 layers with weights; expected 1 to 3"),
+        (
+            'pp = 2\nstages = ["fc7"]',
+            "stages fc7: expected one of fc1, relu1, fc2, relu2, fc3",
+        ),
         ("dp = true", "dp true: must be a whole number"),
         ("schedule = false", "schedule false: must be a string"),
         ("stages = [true]", "stages, a list with true: must be a string"),
         ("reproducible = [true, 1]", "reproducible [true, 1]: must be true or false"),
         ("pp = 1979-05-27", "pp 1979-05-27: must be a whole number"),
-        ('hybrid = "towt"', "unknown hybrid 'towt': did you mean 'owt'? valid is owt"),
+        ('hybrid = "towt"', "unknown hybrid 'towt': did you mean 'owt'? expected owt"),
     ):
         path.write_text(text)
         assert said("train", "mlp", "--layout", path) == f"{path}: {line}"
 
 
 RANKS = [
-    (("train", "mlp", "--dp", 10**6), "--dp 1000000: valid are at most 1024 on one machine; for more, use mpirun"),
-    (("train", "mlp", "--dp", 600, "--mp", 2), "--dp 600 --mp 2: 1200 ranks: valid are at most 1024 on one machine; "),
+    (("train", "mlp", "--dp", 10**6), "--dp 1000000: at most 1024 are allowed on one machine; for more, use mpirun"),
+    (("train", "mlp", "--dp", 600, "--mp", 2), "--dp 600 --mp 2: 1200 ranks: at most 1024 are allowed on one machine"),
     (("train", "alexnet_small", "--hybrid", "owt", "--ranks", 1000), "--ranks 1000: on "),
-    (("verify", "mlp", "--dp", 2000), "--dp 2000: needs 2,000 ranks; valid are at most 1024"),
+    (("verify", "mlp", "--dp", 2000), "--dp 2000: needs 2,000 ranks; at most 1024 are allowed"),
     (("verify", "mlp", "--ranks", 1000), "--ranks 1000: on "),
     (("run", "-n", 1000, __file__), "-n 1000: on "),
 ]  # fmt: skip
@@ -92,13 +96,13 @@ def test_too_many_ranks_name_the_flag(said, monkeypatch, arguments, line):
     ("arguments", "line"),
     [
         (("train", "mlp", "--output", ""), "--output '': is empty; give the name of a file"),
-        (("train", "mlp", "--weights", ""), "--weights '': no such file; valid is a safetensors file"),
-        (("train", "mlp", "--layout", ""), "layout file '': no such file; valid is a layout in TOML"),
+        (("train", "mlp", "--weights", ""), "--weights '': no such file; expected a safetensors file"),
+        (("train", "mlp", "--layout", ""), "layout file '': no such file; expected a layout in TOML"),
         (("train", "mlp", "--data-dir", ""), "--data-dir '': is empty; give the name of a folder"),
         (("train", "mlp", "--dataset", "npz", "--data-dir", ""), "--data-dir '': is empty; give the name of a folder"),
         (("diff", "", "b"), "'': is empty; give a safetensors file, or a folder of them"),
-        (("run", ""), "program '': no such file; valid is a Python file"),
-        (("schedule", "--check", ""), "'': no such file; valid is a plan in text or CSV"),
+        (("run", ""), "program '': no such file; expected a Python file"),
+        (("schedule", "--check", ""), "'': no such file; expected a plan in text or CSV"),
     ],
 )
 def test_an_empty_name_can_be_seen(said, tmp_path, monkeypatch, arguments, line):
@@ -118,7 +122,7 @@ def program(tmp_path, monkeypatch):
 def test_a_flag_after_the_program_is_told_where_it_goes(program, capfd, flag):
     assert main(["run", program, "a", *flag, "b"]) == 0
     text = " ".join(flag)
-    hint = f"{text} is passed to exc.py; if it is for run: parallel-dl run {text} exc.py"
+    hint = f"{text} is passed to exc.py; if it is meant for run, type: parallel-dl run {text} exc.py"
     assert capfd.readouterr() == ("", f"parallel-dl: {hint}\n")
 
 

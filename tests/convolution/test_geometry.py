@@ -34,7 +34,12 @@ def test_taps_against_a_search(length, kernel, stride, before, after, dilation, 
         ((2, 3, 4, 9), (8, 3, 3, 3), {"dilation": 3}, "a kernel of 7 x 7 (dilated by 3 x 3) is larger"),
         ((2, 3, 1, 9), (8, 3, 5, 5), {"padding": 1}, "images from 3 x 3 on would fit"),
         ((2, 1, 4, 4), (8, 3, 3, 3), {}, "needs 3 channels, got 1"),
-        ((2, 6, 4, 4), (8, 6, 3, 3), {"groups": 4}, "groups 4: must divide 6 input and 8 output channels; valid are 1"),
+        (
+            (2, 6, 4, 4),
+            (8, 6, 3, 3),
+            {"groups": 4},
+            "groups 4: must divide 6 input and 8 output channels; expected one of 1",
+        ),
         ((2, 6, 4), (8, 6, 3, 3), {}, "four axes (samples, channels, height, width), not 3"),
     ],
 )

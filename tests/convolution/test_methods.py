@@ -188,12 +188,15 @@ def test_choice_does_not_depend_on_the_number_of_samples():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"stride": 2}, "method 'winograd' cannot do stride 2 x 2 (it needs 1 x 1); valid are direct, im2col, fft"),
+        (
+            {"stride": 2},
+            "method 'winograd' cannot do stride 2 x 2 (it needs 1 x 1); expected one of direct, im2col, fft",
+        ),
         ({"dilation": (1, 2)}, "method 'winograd' cannot do dilation 1 x 2 (it needs 1 x 1)"),
         ({"method": "winogard"}, "unknown convolution method 'winogard': did you mean 'winograd'?"),
-        ({"groups": 3}, "groups 3: must divide 4 input and 6 output channels; valid are 1, 2"),
-        ({"padding": -1}, "padding -1: valid is a whole number from 0 on"),
-        ({"stride": (1, 0)}, "stride (1, 0): valid is a whole number from 1 on"),
+        ({"groups": 3}, "groups 3: must divide 4 input and 6 output channels; expected one of 1, 2"),
+        ({"padding": -1}, "padding -1: expected a whole number, at least 0"),
+        ({"stride": (1, 0)}, "stride (1, 0): expected a whole number, at least 1"),
     ],
 )
 def test_refusals(sizes, message):

@@ -85,7 +85,7 @@ def test_what_cannot_be_measured_names_what_to_define():
         cut_stages(nn.Sequential(own=Images()), (4,), 1)
     with pytest.raises(InputError, match=r"^layer own: Mixing makes \(2, 4\) of one sample \(1, 4\), not \(1, \.\.\."):
         cut_stages(nn.Sequential(own=Mixing()), (4,), 1)
-    with pytest.raises(InputError, match=r"and layers that define output_shape\(input_shape\)$"):
+    with pytest.raises(InputError, match=r"or one that defines output_shape\(input_shape\)$"):
         nn.output_shape(nn.Sequential(own=Mixing()), (4,))
 
 
@@ -95,7 +95,7 @@ def test_a_shape_that_is_none(said):
         def output_shape(self, input_shape):
             return said
 
-    with pytest.raises(InputError, match=r"Wrong\.output_shape\(\(4,\)\) gives .*; valid is a tuple of lengths"):
+    with pytest.raises(InputError, match=r"Wrong\.output_shape\(\(4,\)\) gives .*; expected a tuple of lengths"):
         nn.output_shape(Wrong(), (4,))
 
 
@@ -105,7 +105,7 @@ def test_a_number_of_operations_that_is_none(said):
         def operations(self, input_shape):
             return said
 
-    with pytest.raises(InputError, match=r"Wrong\.operations\(\(3,\)\) gives .*; valid is a whole number, at least"):
+    with pytest.raises(InputError, match=r"Wrong\.operations\(\(3,\)\) gives .*; expected a whole number, at least"):
         cost_of(nn.Sequential(Wrong(3)), (3,))
 
 

@@ -53,7 +53,7 @@ def test_by_hand():
     for starts, message in (
         (["fc2"], "for 3 stages name 2 layers"),
         (["fc4", "fc2"], "stages fc2: none is valid"),
-        (["fc9", "fc2"], "stages fc9: valid here are fc1"),
+        (["fc9", "fc2"], "stages fc9: expected one of fc1"),
         (["fc1", "relu3"], "stages fc1: the stage before it has no weights"),
     ):
         with pytest.raises(InputError, match=message):

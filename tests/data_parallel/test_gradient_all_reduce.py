@@ -201,7 +201,7 @@ def test_falls_back_to_mpi_when_shared_memory_is_short(comm, monkeypatch):
 
 @pytest.mark.ranks(1)
 def test_unknown_method(comm):
-    with pytest.raises(InputError, match="all-reduce method 'ring': valid are auto, window, mpi"):
+    with pytest.raises(InputError, match="all-reduce method 'ring': expected one of auto, window, mpi"):
         GradientAllReduce(network().parameters(), comm, "ring")
 
 

@@ -405,7 +405,7 @@ def test_ranks_that_ask_for_different_things(comm, options, message):
 @pytest.mark.ranks(2)
 def test_ranks_that_give_different_parameters(comm):
     model = network()
-    with pytest.raises(InputError, match="the parameters of rank 1 have other shapes or types than those of rank 0"):
+    with pytest.raises(InputError, match="the parameters of rank 1 differ in shape or type from those of rank 0"):
         GradientAllReduce(model.parameters()[:: 1 - 2 * comm.rank], comm)
 
 
@@ -493,7 +493,7 @@ def test_a_batch_norm_that_came_later_is_refused(comm, statistics):
     model[1] = nn.BatchNorm1d(5, affine=False, statistics=statistics)
     model.initialize(1)
     backward(model, comm=comm)
-    with pytest.raises(InputError, match=r"^1 is a batch norm layer that came into the network after"):
+    with pytest.raises(InputError, match=r"^1 is a batch norm layer that was added after"):
         gradients.all_reduce()
     gradients.free()
 

@@ -152,16 +152,16 @@ def test_several_microbatches_have_no_single_share(name):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"batch_size": 0}, "batch_size 0: valid are whole numbers from 1"),
+        ({"batch_size": 0}, "batch_size 0: expected a whole number, at least 1"),
         ({"batch_size": -3}, "batch_size -3"),
         ({"batch_size": 2.5}, "batch_size 2.5"),
         ({"ranks": 0}, "ranks 0"),
-        ({"rank": -1, "ranks": 2}, "rank -1: valid are 0 to 1"),
-        ({"rank": 2, "ranks": 2}, "rank 2: valid are 0 to 1"),
+        ({"rank": -1, "ranks": 2}, "rank -1: expected 0 to 1"),
+        ({"rank": 2, "ranks": 2}, "rank 2: expected 0 to 1"),
         ({"microbatches": 0}, "microbatches 0"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**64}, "seed 18446744073709551616"),
-        ({"drop_last": True, "batch_size": 6}, "batch_size 6 with drop_last: valid are 1 to 5"),
+        ({"drop_last": True, "batch_size": 6}, "batch_size 6 with drop_last: expected 1 to 5"),
         ({"y": np.zeros(4)}, r"x of shape \(5, 2, 3\) and y of shape \(4,\)"),
         ({"y": np.float64(1)}, r"y of shape \(\)"),
         ({"x": np.zeros((0, 2)), "y": np.zeros(0)}, "at least one sample"),
@@ -176,5 +176,5 @@ def test_bad_arguments(arguments, words):
 
 @pytest.mark.parametrize("arguments", [(-1,), (0.5,), (2**64,), (0, -1), (0, 4)])
 def test_bad_epoch_is_said_at_once(arguments):
-    with pytest.raises(InputError, match="valid are"):
+    with pytest.raises(InputError, match="expected"):
         Loader(*samples(5), 2).epoch(*arguments)

@@ -420,7 +420,7 @@ def test_unknown_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "flaot32", None, np.complex64])
 def test_unknown_dtype(dtype):
-    expect_error("unknown dtype", "valid are float32, float64", name_or_path="digits", dtype=dtype)
+    expect_error("unknown dtype", "expected one of float32, float64", name_or_path="digits", dtype=dtype)
 
 
 def test_a_name_goes_before_a_folder_of_that_name(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_twice(comm):
 
 @pytest.mark.ranks(1)
 def test_arguments(comm):
-    with pytest.raises(ValueError, match="x='rotted', y='varying': valid are varying, replicated, rooted"):
+    with pytest.raises(ValueError, match="x='rotted', y='varying': expected one of varying, replicated, rooted"):
         assert_adjoint(lambda x: x, (3,), comm, x="rotted")
-    with pytest.raises(ValueError, match="dtype 'int32': valid are float32, float64"):
+    with pytest.raises(ValueError, match="dtype 'int32': expected one of float32, float64"):
         assert_adjoint(lambda x: x, (3,), comm, dtype="int32")

@@ -70,7 +70,7 @@ def test_bit_by_bit(comm, build, shape):
     ("layers", "words"),
     [
         ([nn.Linear(4, 3), nn.Tanh()], r"exact: layer 1 \(Tanh\) rounds"),
-        ([nn.Linear(4, 3), nn.Dropout(0.3)], "1 divides by 0.7; valid are powers of two"),
+        ([nn.Linear(4, 3), nn.Dropout(0.3)], "1 divides by 0.7; expected a power of two"),
         ([nn.Linear(4, 3), nn.LayerNorm(3)], r"\(LayerNorm\) rounds"),
     ],
 )
@@ -80,7 +80,7 @@ def test_what_rounds_is_refused(layers, words):
 
 
 def test_batches_that_round_are_refused():
-    with pytest.raises(InputError, match="batch_size 12: exact divides by it; valid are powers of two"):
+    with pytest.raises(InputError, match="batch_size 12: exact divides by it; expected a power of two"):
         exact_experiment(small, (1, 8, 8), 12)
     with pytest.raises(InputError, match=r"not stay below 2\^53|too many gradients are zero"):
         exact_experiment(lambda: networks.MLP((8,), 4, hidden=(8,) * 60), (8,))

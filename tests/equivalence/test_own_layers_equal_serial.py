@@ -143,7 +143,7 @@ def test_what_is_different_is_named_on_every_rank(comm):
 
 @pytest.mark.ranks(2)
 def test_what_cannot_be(comm):
-    with pytest.raises(InputError, match="valid are sizes whose product is 2"):
+    with pytest.raises(InputError, match="expected sizes whose product is 2"):
         assert_equivalent(network, Layout(dp=3), drawn(), comm=comm)
     with pytest.raises(ValueError, match="batch=4 needs input_shape"):
         assert_equivalent(network, Layout(dp=2), 4, comm=comm)
@@ -215,16 +215,16 @@ def test_a_comparison_that_fails_on_one_rank(comm, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"network": "mlp"}, "network is str: valid are a Module"),
-        ({"batch": np.zeros((4, 6))}, "batch is ndarray: valid are a pair"),
+        ({"network": "mlp"}, "network is str: expected a Module"),
+        ({"batch": np.zeros((4, 6))}, "batch is ndarray: expected a pair"),
         ({"steps": 0}, "steps=0: must be at least 1"),
-        ({"dtype": "flaot64"}, "dtype='flaot64': valid are float64, float32"),
+        ({"dtype": "flaot64"}, "dtype='flaot64': expected one of float64, float32"),
         ({"bound": np.inf}, "bound=inf: must be above 0"),
         ({"bound": -1}, "bound=-1: must be above 0"),
         ({"bound": np.nan}, "bound=nan: must be above 0"),
         (
             {"make_optimizer": lambda parameters: None},
-            "make_optimizer returned a NoneType: valid is an optim.Optimizer",
+            "make_optimizer returned a NoneType: expected an optim.Optimizer",
         ),
     ],
 )

@@ -307,7 +307,7 @@ WRONG = {
     "samples shuffled by rank": lambda rank: {"batch": shuffled_by_rank(rank)},
     "other labels": lambda rank: {"batch": other_labels(rank)},
     "a lost update": lambda rank: {"make_optimizer": loses_updates(rank)},
-    "a rule of one's own": lambda rank: {"make_optimizer": lambda p: Sign(p, wrong=True)},
+    "a rule of your own": lambda rank: {"make_optimizer": lambda p: Sign(p, wrong=True)},
     "a penalty in another stage": lambda rank: {**penalised(False), "layout": CUT_STAGES},
     "a penalty in every call": lambda rank: {"network": reached_globally, "loss": penalised_by_calls},
     "a penalty in every call, in microbatches": lambda rank: {
@@ -321,7 +321,7 @@ WRONG = {
     },
 }
 QUICK_RIGHT = [
-    "a rule of one's own",
+    "a rule of your own",
     "noise by sample, in stages",
     "a penalty on all weights",
     "a penalty on a global network",
@@ -427,10 +427,10 @@ def images():
 
 
 RIGHT = {
-    "a rule of one's own": lambda rank: {"make_optimizer": Sign},
-    "a rule of one's own, in stages": lambda rank: {"make_optimizer": Sign, "layout": CUT_STAGES},
-    "a rule of one's own, float32": lambda rank: {"make_optimizer": Sign, "dtype": "float32"},
-    "a rule of one's own, clipped": lambda rank: {"make_optimizer": Sign, "clip_norm": 0.1},
+    "a rule of your own": lambda rank: {"make_optimizer": Sign},
+    "a rule of your own, in stages": lambda rank: {"make_optimizer": Sign, "layout": CUT_STAGES},
+    "a rule of your own, float32": lambda rank: {"make_optimizer": Sign, "dtype": "float32"},
+    "a rule of your own, clipped": lambda rank: {"make_optimizer": Sign, "clip_norm": 0.1},
     "a count of passes": lambda rank: {"network": among(counts_its_passes, passes=0), "layout": CUT_STAGES},
     "noise by sample": lambda rank: {"network": among(noise_by_sample)},
     "noise by sample, in stages": lambda rank: {"network": among(noise_by_sample), "layout": CUT_STAGES},
@@ -482,17 +482,17 @@ RIGHT = {
         "layout": Layout(pp=2, microbatches=2, schedule="pipedream"),
         "make_optimizer": lambda p: optim.SGD(p, optim.rates.step(0.1, every=3), momentum=0.9),
     },
-    "weight stashing, a rule of one's own": lambda rank: {
+    "weight stashing, a rule of your own": lambda rank: {
         "layout": Layout(pp=2, microbatches=2, schedule="pipedream"),
         "make_optimizer": Sign,
     },
-    "variable batch, a rule of one's own": lambda rank: {
+    "variable batch, a rule of your own": lambda rank: {
         "network": images,
         "batch": (X.reshape(13, 1, 2, 2), Y),
         "layout": Layout(dp=2, hybrid="owt", scheme="c", variable_batch=True),
         "make_optimizer": Sign,
     },
-    "local batch norm, a rule of one's own": lambda rank: {
+    "local batch norm, a rule of your own": lambda rank: {
         "network": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, statistics="local"), nn.Linear(5, 3)),
         "make_optimizer": Sign,
     },

@@ -41,9 +41,9 @@ def not_regular(tmp_path):
 @pytest.mark.parametrize("read", [require_regular, read_text, read_table])
 def test_what_is_no_file(not_regular, tmp_path, read):
     for path in not_regular:
-        assert refused(read, path, "a thing") == f"{path}: is not a regular file; valid is a thing"
-    assert refused(read, tmp_path, "a thing") == f"{tmp_path}: is a folder; valid is a thing"
-    assert refused(read, tmp_path / "no", "a thing") == f"{tmp_path / 'no'}: no such file; valid is a thing"
+        assert refused(read, path, "a thing") == f"{path}: is not a regular file; expected a thing"
+    assert refused(read, tmp_path, "a thing") == f"{tmp_path}: is a folder; expected a thing"
+    assert refused(read, tmp_path / "no", "a thing") == f"{tmp_path / 'no'}: no such file; expected a thing"
     assert "cannot be read (embedded null byte)" in refused(read, "a\0b", "a thing")
     assert "name too long" in refused(read, "x" * 5000, "a thing")
     (tmp_path / "circle").symlink_to("circle")
@@ -60,7 +60,7 @@ def sparse(path, size):
 def test_what_is_too_large(tmp_path, read):
     path = sparse(tmp_path / "sparse", 20_000_000_000)
     line = refused(read, path, "a thing")
-    assert line.startswith(f"{path}: has 20,000,000,000 bytes; valid is a thing, of at most ")
+    assert line.startswith(f"{path}: has 20,000,000,000 bytes; expected a thing, of at most ")
 
 
 def test_a_file_without_a_size_that_goes_on():
@@ -81,21 +81,21 @@ def test_text(tmp_path):
         ("a.toml", "dp = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("a.toml", "dp = " + "{a=" * 3000 + "1" + "}" * 3000, "nested too deeply"),
         ("a.toml", ".".join("a" * 3000) + " = 1", "nested too deeply"),
-        ("a.toml", "dp = " + "[" * 40 + "]" * 40, "at most 32 deep"),
-        ("a.toml", "[" + ".".join("a" * 50) + "]\nb = 1", "at most 32 deep"),
+        ("a.toml", "dp = " + "[" * 40 + "]" * 40, "at most 32 levels"),
+        ("a.toml", "[" + ".".join("a" * 50) + "]\nb = 1", "at most 32 levels"),
         ("a.toml", "dp = 0x" + "f" * 3600, "'dp' = 0xfff"),
         ("a.toml", "dp = " + "9" * 5000, "is not TOML"),
-        ("a.toml", f"dp = {2**63}", "'dp' = 9223372036854775808: valid are whole numbers of 64 bits"),
-        ("a.toml", f"a = [1, {-(2**63) - 1}]", "valid are whole numbers of 64 bits"),
+        ("a.toml", f"dp = {2**63}", "'dp' = 9223372036854775808: expected 64-bit integers"),
+        ("a.toml", f"a = [1, {-(2**63) - 1}]", "expected 64-bit integers"),
         ("a.toml", "a = ", "is not TOML"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.json", '{"a":' * 100_000, "nested too deeply"),
-        ("a.json", '{"a": ' + "[" * 40 + "]" * 40 + "}", "at most 32 deep"),
+        ("a.json", '{"a": ' + "[" * 40 + "]" * 40 + "}", "at most 32 levels"),
         ("a.json", '{"w": ' + "9" * 5000 + "}", "is not JSON"),
-        ("a.json", '{"w": 99999999999999999999}', "valid are whole numbers of 64 bits"),
-        ("a.json", "[1]", "holds [1]; valid is a thing"),
-        ("a.json", "true", "holds true; valid is a thing"),
-        ("a.json", "[null, false]", "holds [null, false]; valid is a thing"),
+        ("a.json", '{"w": 99999999999999999999}', "expected 64-bit integers"),
+        ("a.json", "[1]", "holds [1]; expected a thing"),
+        ("a.json", "true", "holds true; expected a thing"),
+        ("a.json", "[null, false]", "holds [null, false]; expected a thing"),
         ("a.json", '"' + "x" * 500 + '"', "..."),
         ("a.json", "{", "is not JSON"),
     ],

@@ -137,7 +137,7 @@ def test_kills_at_any_time_leave_a_whole_file(tmp_path, environment):
     [
         ("no/a", "there is no folder"),
         (".", "is a folder"),
-        ("/dev/null", "is a device or the like"),
+        ("/dev/null", "is not a regular file"),
         ("/proc/a", "/proc"),
         ("a\0b", "null byte"),
         ("x" * 300, "name too long"),

@@ -94,7 +94,7 @@ def test_a_share_of_another_size_is_refused(comm):
 @pytest.mark.parametrize("fill", [True, False])
 def test_ranks_that_start_from_other_seeds_are_refused(comm, fill):
     network = small().initialize(comm.rank, "float64", fill=fill)
-    with pytest.raises(InputError, match="start alike, but seed: rank 1 is not as rank 0"):
+    with pytest.raises(InputError, match="start alike, but seed: rank 1 differs from rank 0"):
         OneWeirdTrick(network, comm, SHAPE)
 
 
@@ -133,18 +133,18 @@ def test_whole_weights(comm):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"scheme": "b"}, "scheme b: belongs to hybrid"),
-        ({"variable_batch": True}, "variable_batch: belongs to hybrid"),
+        ({"scheme": "b"}, "scheme b: needs hybrid"),
+        ({"variable_batch": True}, "variable_batch: needs hybrid"),
         ({"hybrid": "otw"}, "did you mean 'owt'?"),
         ({"hybrid": "owt", "scheme": "d"}, "unknown scheme 'd'"),
-        ({"hybrid": "owt", "mp": 2}, "mp 2: does not go with hybrid owt"),
-        ({"hybrid": "owt", "pp": 2}, "pp 2: does not go with hybrid owt"),
+        ({"hybrid": "owt", "mp": 2}, "mp 2: must be 1 with hybrid owt"),
+        ({"hybrid": "owt", "pp": 2}, "pp 2: must be 1 with hybrid owt"),
         (
             {"hybrid": "owt", "microbatches": 2, "scheme": "b", "variable_batch": True},
-            "microbatches 2: does not go with variable_batch",
+            "microbatches 2: must be 1 with variable_batch",
         ),
-        ({"hybrid": "owt", "chunks": 2}, "chunks 2: belongs to a pipeline"),
-        ({"hybrid": "owt", "stages": ["fc1"]}, "stages: belongs to a pipeline"),
+        ({"hybrid": "owt", "chunks": 2}, "chunks 2: needs a pipeline"),
+        ({"hybrid": "owt", "stages": ["fc1"]}, "stages: needs a pipeline"),
     ],
 )
 def test_refused_layouts(fields, words):

@@ -111,7 +111,7 @@ def on_both_sides():
             nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Linear(72, 3)),
             "the first Flatten is inside 1",
         ),
-        (on_both_sides(), "0.0.weight and 2.weight are one weight, before the first Flatten and after it"),
+        (on_both_sides(), "0.0.weight and 2.weight are one weight, used before and after the first Flatten"),
     ],
 )
 def test_refused_networks(network, words):

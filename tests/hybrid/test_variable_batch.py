@@ -138,5 +138,5 @@ def test_it_is_another_computation(comm):
 
 
 def test_scheme_a_has_one_part():
-    with pytest.raises(InputError, match="valid are scheme b and c"):
+    with pytest.raises(InputError, match="needs scheme b or c"):
         Layout(dp=2, hybrid="owt", scheme="a", variable_batch=True)

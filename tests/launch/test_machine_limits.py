@@ -65,7 +65,7 @@ def test_a_soft_limit_of_open_files_is_raised(limited):
 @pytest.mark.parametrize(("ranks", "cores", "valid"), [(129, 2, 128), (65, 1, 64), (1000, 8, 512)])
 def test_more_ranks_than_cores_can_start_are_refused(monkeypatch, ranks, cores, valid):
     monkeypatch.setattr(limits, "cores", lambda: cores)
-    with pytest.raises(InputError, match=f"{ranks} ranks on {cores} cores: valid are .* {valid} here"):
+    with pytest.raises(InputError, match=f"{ranks} ranks on {cores} cores: at most .* {valid} here"):
         limits.require_room(ranks)
 
 

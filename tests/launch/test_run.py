@@ -257,5 +257,5 @@ def test_the_users_settings_win(tmp_path):
 
 @pytest.mark.parametrize("ranks", [1025, 10**20])
 def test_more_ranks_than_a_machine_holds_are_refused(ranks):
-    with pytest.raises(InputError, match=f"{ranks} ranks: valid are at most 1024 on one machine"):
+    with pytest.raises(InputError, match=f"{ranks} ranks: at most 1024 are allowed on one machine"):
         launch.run(ranks, ["-m", "parallel_dl"])

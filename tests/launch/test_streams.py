@@ -18,7 +18,7 @@ from parallel_dl.launch.streams import Outlet, Printed
 COMMAND = ["-m", "parallel_dl"]
 ONE = [*COMMAND, "train", "mlp", "--steps", "2", "--json"]
 TWO = [*ONE, "--dp", "2"]
-SAID = "parallel-dl: stdout: {}; what it did not take is above, on stderr"
+SAID = "parallel-dl: stdout: {}; the output it did not take is above, on stderr"
 FULL, CLOSED = "No space left on device", "it is closed"
 
 

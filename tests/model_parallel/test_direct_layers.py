@@ -1,4 +1,4 @@
-"""Sharded matmul in a module of one's own: the layers alone, against nn.Linear."""
+"""Sharded matmul in a module of your own: the layers alone, against nn.Linear."""
 
 import numpy as np
 import pytest

@@ -45,13 +45,13 @@ def test_a_network_is_divided_once(comm):
 
 @pytest.mark.ranks(3)
 def test_ranks_start_alike(comm):
-    with pytest.raises(InputError, match="but seed: rank 2 is not as rank 0"):
+    with pytest.raises(InputError, match="but seed: rank 2 differs from rank 0"):
         parallelize(mlp().initialize(int(comm.rank == 2), fill=False), comm, (6,))
     network = mlp().initialize(0)
     network.fc2.weight.data[0, 0] += comm.rank == 1
-    with pytest.raises(InputError, match="but weights: rank 1 is not as rank 0"):
+    with pytest.raises(InputError, match="but weights: rank 1 differs from rank 0"):
         parallelize(network, comm, (6,))
-    with pytest.raises(InputError, match="but splits: rank 1 is not as rank 0"):
+    with pytest.raises(InputError, match="but splits: rank 1 differs from rank 0"):
         parallelize(mlp(), comm, (6,), {"fc1": "output" if comm.rank != 1 else "input"})
 
 

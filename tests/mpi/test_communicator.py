@@ -149,7 +149,7 @@ def test_half_precision_is_summed_in_single(comm):
 def test_what_cannot_be_summed(comm):
     with pytest.raises(TypeError, match="'sum' is not defined for bool"):
         comm.all_reduce(np.ones(2, bool))
-    with pytest.raises(ValueError, match="valid are sum"):
+    with pytest.raises(ValueError, match="expected one of sum"):
         comm.all_reduce(np.ones(2), "average")
     with pytest.raises(TypeError, match="Python objects"):
         comm.all_gather(np.array([None]))

@@ -115,7 +115,7 @@ def test_an_empty_batch():
 
 
 def test_what_is_refused_at_construction():
-    with pytest.raises(InputError, match=r"^unknown join of branches 'sun': did you mean 'sum'\? valid are conc"):
+    with pytest.raises(InputError, match=r"^unknown join of branches 'sun': did you mean 'sum'\? expected one of conc"):
         nn.Branches(nn.ReLU(), join="sun")
     with pytest.raises(InputError, match=r"^unknown join of branches '1'"):
         nn.Branches(nn.ReLU(), join=1)

@@ -131,15 +131,15 @@ def test_an_input_that_does_not_fit_names_the_layer(shape, message):
     [
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "Conv2d(3, 4, 3, ...): groups 2: must divide 3 input and 4 output"),
         (lambda: nn.Conv2d(-1, 4, 3), "Conv2d(-1, 4, ...): channels must be whole numbers from 0 on"),
-        (lambda: nn.Conv2d(3, 4, 0), "kernel_size 0: valid is a whole number from 1 on"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size 0: expected a whole number, at least 1"),
         (lambda: nn.Conv2d(3, 4, 3, stride=2, method="winograd"), "cannot do stride 2 x 2 (it needs 1 x 1)"),
         (lambda: nn.Conv2d(3, 4, 5, method="winograd4x4"), "cannot do kernel 5 x 5 (it needs 3 x 3)"),
         (lambda: nn.Conv2d(3.5, 4, 3), "Conv2d(3.5, 4, ...): channels must be whole numbers from 0 on"),
         (lambda: nn.Conv2d(3, 4, 3, method=None), "unknown convolution method 'None'"),
-        (lambda: nn.Conv2d(3, 4, True), "kernel_size True: valid is a whole number from 1 on"),
+        (lambda: nn.Conv2d(3, 4, True), "kernel_size True: expected a whole number, at least 1"),
         (lambda: nn.Conv2d(3, 4, 3, method="magic"), "unknown convolution method 'magic'"),
-        (lambda: nn.MaxPool2d(2, padding=2), "padding 2 with a window of 2: valid is at most 1"),
-        (lambda: nn.AvgPool2d((2, 0)), "kernel_size (2, 0): valid is a whole number from 1 on"),
+        (lambda: nn.MaxPool2d(2, padding=2), "padding 2 with a window of 2: must be at most 1"),
+        (lambda: nn.AvgPool2d((2, 0)), "kernel_size (2, 0): expected a whole number, at least 1"),
     ],
 )
 def test_arguments_that_do_not_fit(make, message):

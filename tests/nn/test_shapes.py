@@ -111,7 +111,7 @@ def test_only_what_is_computed_as_the_layers_say():
     assert [passed.name for passed in nn.layer_shapes(nested, (3,))] == ["first.0", "first.1.0", "second"]
     with pytest.raises(
         InputError,
-        match=r"^layer a: what a Doubled computes is not known here; valid are the layers of",
+        match=r"^layer a: what a Doubled computes is not known here; expected a layer of",
     ):
         nn.output_shape(nn.Sequential(a=Doubled(nn.Linear(3, 3))), (3,))
     with pytest.raises(InputError, match=r"^what a Module computes is not known here"):

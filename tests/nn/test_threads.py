@@ -177,5 +177,5 @@ def test_a_new_thread_begins_with_the_ordinary_settings():
     theirs = in_threads(other)[0]
     assert theirs[0] == np.float64
     assert ours == values() == in_threads(values)[0]
-    with pytest.raises(ValueError, match="float16: valid are float32 and float64"):
+    with pytest.raises(ValueError, match="float16: expected float32 or float64"):
         nn.set_default_dtype("float16")

@@ -29,14 +29,14 @@ def broken(change):
     [
         (lambda: made(outputs=1).state_dict(), r"0\.weight: momentum is float64 \(1, 3\), expected float64 \(4, 3\)"),
         (lambda: made(dtype="float32").state_dict(), r"momentum is float32 \(4, 3\), expected float64 \(4, 3\)"),
-        (lambda: made(optim.Adam).state_dict(), "optimizer state of 'adam': valid here is that of 'sgd'"),
-        (lambda: made(optim.LARS).state_dict(), "optimizer state of 'lars': valid here is that of 'sgd'"),
+        (lambda: made(optim.Adam).state_dict(), "optimizer state of 'adam': expected that of 'sgd'"),
+        (lambda: made(optim.LARS).state_dict(), "optimizer state of 'lars': expected that of 'sgd'"),
         (lambda: made(momentum=0.0).state_dict(), r"0\.weight: has nothing, expected momentum"),
         (lambda: broken(lambda s: s["state"].pop()), "optimizer state of 1 parameter for 2 parameters"),
         (lambda: broken(lambda s: s.pop("updates")), "'updates' is missing"),
         (
             lambda: broken(lambda s: s.update(updates=-1)),
-            "number of updates is -1; valid is a whole number, at least 0",
+            "number of updates is -1; expected a whole number, at least 0",
         ),
         (lambda: broken(lambda s: s.update(updates_of=[1, True])), "number of updates is True"),
         (
@@ -57,7 +57,7 @@ def test_other_state_is_refused_whole(state, message):
 
 
 def test_adam_and_adamw_are_two_rules():
-    with pytest.raises(InputError, match="state of 'adamw': valid here is that of 'adam'"):
+    with pytest.raises(InputError, match="state of 'adamw': expected that of 'adam'"):
         made(optim.Adam).load_state_dict(made(optim.AdamW).state_dict())
 
 

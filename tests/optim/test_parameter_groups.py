@@ -89,9 +89,7 @@ def test_every_option_may_differ_and_change():
         [{"params": model[0].parameters(), "momentum": 0.5}, {"params": model[2].parameters()}], lr=0.1
     )
     assert [sorted(state) for state in optimizer.state_dict()["state"]] == [["momentum"]] * 2 + [[]] * 2
-    with pytest.raises(
-        ValueError, match=r"groups have a momentum of their own: param_groups\[i\]\['momentum'\] has it"
-    ):
+    with pytest.raises(ValueError, match=r"each group has its own momentum: use param_groups\[i\]\['momentum'\]"):
         print(optimizer.momentum)
     optimizer.param_groups[1]["momentum"] = 0.5
     assert optimizer.momentum == 0.5
@@ -147,7 +145,7 @@ def test_a_group_can_be_added():
         (
             lambda m: [{"params": m.parameters(), "rate": 1}],
             InputError,
-            "unknown option 'rate': valid are params, lr, mom",
+            "unknown option 'rate': expected one of params, lr, mom",
         ),
         (lambda m: [*m.parameters(), m[0].weight], InputError, r"the optimizer got 0\.weight twice"),
         (lambda m: [{"params": m.parameters()}, {"params": [m[2].bias]}], InputError, r"got 2\.bias twice"),
@@ -249,7 +247,7 @@ def test_data_that_cannot_be_is_refused(data):
     optimizer = optim.SGD(model.parameters(), 0.1)
     backward(model)
     model[0].weight.data = data
-    with pytest.raises(InputError, match=r"0\.weight has data that is .*: valid are floats \(5, 4\)"):
+    with pytest.raises(InputError, match=r"0\.weight has data that is .*: expected floats of shape \(5, 4\)"):
         optimizer.step()
 
 
@@ -332,7 +330,7 @@ def test_weights_that_nobody_would_update_are_refused(change, of_all):
     backward(model)
     before = model.state_dict()
     with pytest.raises(
-        InputError, match=r"has a gradient but is in no optimizer: it came into the network, or was unfro"
+        InputError, match=r"has a gradient but is in no optimizer: it was added to the network, or unfro"
     ):
         optimizer.step()
     assert changed(model, before) == set()

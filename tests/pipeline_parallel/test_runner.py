@@ -287,7 +287,7 @@ def test_refusals(comm):
         PipelineParallel(deep(), comm, (6,), "1f2b")
     with pytest.raises(InputError, match="cannot be cut into stages"):
         PipelineParallel(nn.Linear(6, 4), comm, (6,))
-    with pytest.raises(InputError, match="2 stages: the network has 1 layer with weights; valid is 1"):
+    with pytest.raises(InputError, match="2 stages: the network has 1 layer with weights; expected 1"):
         PipelineParallel(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), comm, (6,))
     tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied[1].weight = tied[0].weight
@@ -308,9 +308,9 @@ def test_refusals(comm):
         PipelineParallel(nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), norm), comm, (6,))
     trainer = trainer_of(comm, "pipedream", 4)
     digits = datasets.load("digits")
-    with pytest.raises(InputError, match="valid are multiples of 4"):
+    with pytest.raises(InputError, match="expected a multiple of 4"):
         trainer.fit(digits, 64, steps=5)
-    with pytest.raises(InputError, match="a batch has 3 samples; valid are 1 to 3"):
+    with pytest.raises(InputError, match="a batch has 3 samples; expected 1 to 3"):
         trainer.fit(digits, 3, steps=4)
     with pytest.raises(RuntimeError, match="call step"):
         trainer.compute_gradients(None)

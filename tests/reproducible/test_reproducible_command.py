@@ -56,10 +56,13 @@ def test_twenty_steps_of_each_network(environment, network, dtype):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["mlp", "--dp", "3"], "--dp 3: with --reproducible valid are 1, 2, 4, 8"),
-        (["mlp", "--mp", "16"], "--mp 16: with --reproducible valid are 1, 2, 4, 8"),
-        (["mlp", "--allreduce", "mpi"], "--allreduce mpi: --reproducible sums in a tree of its own; leave one out"),
-        (["lenet5_small", "--hybrid", "owt"], "--hybrid owt: does not go with --reproducible"),
+        (["mlp", "--dp", "3"], "--dp 3: must be one of 1, 2, 4, 8 with --reproducible"),
+        (["mlp", "--mp", "16"], "--mp 16: must be one of 1, 2, 4, 8 with --reproducible"),
+        (
+            ["mlp", "--allreduce", "mpi"],
+            "--allreduce mpi: --reproducible sums in its own fixed tree; use only one of the two",
+        ),
+        (["lenet5_small", "--hybrid", "owt"], "--hybrid owt: cannot be combined with --reproducible"),
         (["mlp", "--pp", "2", "--schedule", "pipedream"], "--schedule pipedream: --reproducible needs one update per"),
         (
             ["lenet5_small", "--mp", "2", "--split", "features=rows"],

@@ -76,21 +76,21 @@ def test_pytorchs_names(theirs, ours):
     "text", ["", "F", "2F", "F0", "2f0", "2X0", "-1F0", "2F0 2F1", "2F1.5", "2_F0", "9" * 5000 + "F0"]
 )
 def test_what_is_no_action(text):
-    with pytest.raises(PlanError, match="is not an action: valid is stage, kind and microbatch, like 2F0"):
+    with pytest.raises(PlanError, match="is not an action: expected stage, kind and microbatch, like 2F0"):
         Action.parse(text)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("gpip", 2, 2), "unknown schedule 'gpip': did you mean 'gpipe'[?] valid are naive, gpipe, 1f1b"),
+        (("gpip", 2, 2), "unknown schedule 'gpip': did you mean 'gpipe'[?] expected one of naive, gpipe, 1f1b"),
         (("1F1B", 2, 2), "did you mean '1f1b'"),
-        (("xyzzy", 2, 2), "^unknown schedule 'xyzzy': valid are"),
+        (("xyzzy", 2, 2), "^unknown schedule 'xyzzy': expected one of"),
         (("gpipe", 0, 2), "^pp 0: must be at least 1"),
         (("gpipe", 2, 0), "^microbatches 0: must be at least 1"),
         (("interleaved", 2, 2, 0), "^chunks 0: must be at least 1"),
         (("interleaved", 4, 6), "^microbatches 6: interleaved takes multiples of pp, here 4, 8, 12 and so on"),
-        (("1f1b", 2, 2, 1), "^chunks 1: belongs to interleaved; 1f1b has one stage per rank"),
+        (("1f1b", 2, 2, 1), "^chunks 1: applies only to interleaved; 1f1b has one stage per rank"),
         (("1f1b", 1000, 1000), "at most 100,000 forward passes"),
     ],
 )
@@ -107,7 +107,7 @@ def test_what_is_refused(arguments, said):
         ("0F0 0X0", "rank 0: '0X0' is not an action"),
         ("0F0\n0B0 hello", "rank 1: 'hello' is not an action"),
         ("0F0,0B0\n1F0,?\n", "rank 1: '[?]' is not an action"),
-        ('0F0,"0B0\n' + "x" * 200_000, "no CSV that can be read"),
+        ('0F0,"0B0\n' + "x" * 200_000, "cannot be read as CSV"),
     ],
 )
 def test_files_that_cannot_be_read(text, said, tmp_path):

@@ -197,7 +197,7 @@ def test_a_function_is_a_schedule():
     assert check(plan_of_step(reversed_gpipe, 3, 4, replicas=2)).ok
     assert make(of_two_stages, 2, 4).stages == 4
     assert make(of_two_stages, 2, 4, 3).stages == 6
-    with pytest.raises(PlanError, match="chunks 2: belongs to interleaved; reversed_gpipe has one stage per rank"):
+    with pytest.raises(PlanError, match="chunks 2: applies only to interleaved; reversed_gpipe has one stage per rank"):
         make(reversed_gpipe, 3, 4, 2)
 
 
@@ -219,10 +219,10 @@ def test_a_schedule_is_known_by_its_name(monkeypatch):
 @pytest.mark.parametrize(
     ("programs", "said"),
     [
-        (None, "wrong returned None: valid is a list for each rank of"),
-        ([[("F", 0)]] * 2, "wrong returned .*: valid is a list for each rank of"),
+        (None, "wrong returned None: expected a list for each rank of"),
+        ([[("F", 0)]] * 2, "wrong returned .*: expected a list for each rank of"),
         ([[(0, "X", 0)]], "wrong returned"),
-        ([[(0, "F", 0), (0, "B", 0)]], "wrong returned programs for 1 rank and 1 microbatch; valid are 2 and 1"),
+        ([[(0, "F", 0), (0, "B", 0)]], "wrong returned programs for 1 rank and 1 microbatch; expected 2 and 1"),
         ([[(0, "F", 0), (0, "B", 0)], [(1, "B", 0), (1, "F", 0)]], "wrong: rank 1, action 0: 1B0 comes before 1F0"),
     ],
 )

@@ -124,86 +124,84 @@ def test_grids():
         (
             {"fc3": "output"},
             "split fc3=output: there is no layer fc3; did you mean fc2? "
-            "valid are conv1, pool, conv2, fc1, fc2, features, classifier",
+            "expected one of conv1, pool, conv2, fc1, fc2, features, classifier",
         ),
         (
             {"fc1": "filters"},
-            "split fc1=filters: a Linear cannot be split that way; nearest is fc1=output, "
-            "valid are output, input, samples",
+            "split fc1=filters: a Linear cannot be split that way; did you mean fc1=output? "
+            "expected one of output, input, samples",
         ),
         (
             {"fc1": "outputs"},
-            "split fc1=outputs: a Linear cannot be split that way; nearest is fc1=output, "
-            "valid are output, input, samples",
+            "split fc1=outputs: a Linear cannot be split that way; did you mean fc1=output? "
+            "expected one of output, input, samples",
         ),
         (
             {"fc1": "channels"},
-            "split fc1=channels: a Linear cannot be split that way; nearest is fc1=input, "
-            "valid are output, input, samples",
+            "split fc1=channels: a Linear cannot be split that way; did you mean fc1=input? "
+            "expected one of output, input, samples",
         ),
         (
             {"fc1": "input:whole"},
-            "split fc1=input:whole: a Linear cannot be split that way; nearest is fc1=input, "
-            "valid are output, input, samples",
+            "split fc1=input:whole: a Linear cannot be split that way; did you mean fc1=input? "
+            "expected one of output, input, samples",
         ),
         (
             {"fc1": "output:half"},
-            "split fc1=output:half: a Linear cannot be split that way; nearest is fc1=output, "
-            "valid are output, input, samples",
+            "split fc1=output:half: a Linear cannot be split that way; did you mean fc1=output? "
+            "expected one of output, input, samples",
         ),
         (
             {"conv1": "column"},
-            "split conv1=column: a Conv2d cannot be split that way; nearest is conv1=filters, "
-            "valid are filters, channels, rows, columns, rows-columns, samples",
+            "split conv1=column: a Conv2d cannot be split that way; did you mean conv1=filters? "
+            "expected one of filters, channels, rows, columns, rows-columns, samples",
         ),
         (
             {"conv1": "row"},
-            "split conv1=row: a Conv2d cannot be split that way; nearest is conv1=channels, "
-            "valid are filters, channels, rows, columns, rows-columns, samples",
+            "split conv1=row: a Conv2d cannot be split that way; did you mean conv1=channels? "
+            "expected one of filters, channels, rows, columns, rows-columns, samples",
         ),
         (
             {"conv2": "channels"},
-            "split conv2=channels: a Conv2d of 2 groups cannot be split that way; nearest is conv2=filters, "
-            "valid are filters, towers, rows, columns, rows-columns, samples",
+            "split conv2=channels: a Conv2d of 2 groups cannot be split that way; did you mean conv2=filters? "
+            "expected one of filters, towers, rows, columns, rows-columns, samples",
         ),
         (
             {"pool": "column"},
-            "split pool=column: a MaxPool2d cannot be split that way; nearest is pool=columns, "
-            "valid are rows, columns, rows-columns, samples",
+            "split pool=column: a MaxPool2d cannot be split that way; did you mean pool=columns? "
+            "expected one of rows, columns, rows-columns, samples",
         ),
         (
             {"relu2": "output"},
-            "split relu2=output: a ReLU follows its input's placement; valid is relu2=samples, or fc1=output before it",
+            "split relu2=output: a ReLU follows its input's placement; use relu2=samples, or fc1=output before it",
         ),
         (
             {"conv1": "2x2"},
-            "split conv1=2x2: 2 x 2 tiles do not fit 3 ranks; "
-            "valid are rows, columns, rows-columns and products like 3x1",
+            "split conv1=2x2: 2 x 2 tiles do not fit 3 ranks; use rows, columns, rows-columns or a product like 3x1",
         ),
         (
             {"features": "2x2"},
-            "split features=2x2: 2 x 2 tiles do not fit 3 ranks; "
-            "valid are rows, columns, rows-columns and products like 3x1",
+            "split features=2x2: 2 x 2 tiles do not fit 3 ranks; use rows, columns, rows-columns or a product like 3x1",
         ),
         (
             {"features": "output"},
             "split features=output: features has no layer that can be split that way; "
-            "valid are channels, columns, filters, rows, rows-columns, samples, towers",
+            "expected one of channels, columns, filters, rows, rows-columns, samples, towers",
         ),
         (
             {"classifier": "across"},
             "split classifier=across: classifier has no layer that can be split that way; "
-            "valid are input, output, samples",
+            "expected one of input, output, samples",
         ),
         (
             {"fc1": "output:split", "fc2": "output"},
             "split fc1=output:split: leaves its output split, but fc2 needs it whole; "
-            "valid are fc1=output, which gathers it, or fc2=input with it",
+            "use fc1=output, which gathers it, or fc2=input with it",
         ),
         (
             {"conv1": "filters:split", "conv2": "rows"},
             "split conv1=filters:split: leaves its output split, but conv2 needs other slices of it; "
-            "valid are conv1=filters, which moves it",
+            "use conv1=filters, which moves it",
         ),
         ({1: "output"}, "split 1=output: the name of a layer is a string, like '0' or 'fc1'"),
         ([("fc1", "output")], "are a dictionary of layers and ways"),
@@ -215,17 +213,15 @@ def test_refusals(given, message):
 
 def test_refusals_of_other_networks():
     relu = lambda: nn.Sequential(relu=nn.ReLU(), fc=nn.Linear(3, 3))  # noqa: E731
-    assert refusal(2, {"relu": "output"}, relu, (3,)).endswith(
-        "a ReLU follows its input's placement; valid is relu=samples"
-    )
+    assert refusal(2, {"relu": "output"}, relu, (3,)).endswith("a ReLU follows its input's placement; use relu=samples")
     inside = refusal(2, {"both": "towers", "both.a": "rows"}, branches)
     assert inside == (
-        "split both.a=rows: it is in a branch that one rank has, since both=towers; valid is one of the two"
+        "split both.a=rows: it is in a branch that a single rank runs, because of both=towers; use one of the two"
     )
     text = refusal(2, {"fc": "output:split"}, lambda: nn.Sequential(fc=nn.Linear(3, 3)), (5, 3))
     assert text == (
         "split fc=output:split: its input (5, 3) has several axes, and slices of the last are not left split; "
-        "valid is fc=output"
+        "use fc=output"
     )
     assert "there is no layer features" in refusal(2, {"features": "output"}, relu, (3,))
     assert refusal(2, None, lambda: nn.Linear(3, 3), (3,)) == "a Linear alone cannot be split: put it into a Sequential"
@@ -244,12 +240,12 @@ def test_a_module_of_ones_own_is_refused_by_name():
     for own in (Mine, lambda: Twice(3, 3)):
         text = refusal(2, {}, lambda own=own: nn.Sequential(first=nn.Linear(3, 3), own=own()), (3,))
         assert text.startswith("layer own: what a ")
-        assert "valid are the layers of parallel_dl.nn, and layers that define output_shape" in text
+        assert "expected a layer of parallel_dl.nn, or one that defines output_shape" in text
 
 
 def test_a_loss_that_needs_all_scores_refuses_an_output_left_split():
     text = refusal(2, {"fc2": "output:split"}, split_output=False)
-    assert text == ("split fc2=output:split: leaves its output split, but the loss needs it whole; valid is fc2=output")
+    assert text == ("split fc2=output:split: leaves its output split, but the loss needs it whole; use fc2=output")
     assert plan(images(), SHAPE, 2, {"fc2": "output"}, split_output=False).output == WHOLE
     assert plan(images(), SHAPE, 2, {"fc2": "output:split"}).output == sliced(2, 1)
 
@@ -452,7 +448,7 @@ def test_what_is_left_split_has_to_stay_so():
             plan(network, (6,), 2, given)
     with pytest.raises(InputError, match="but the loss needs it whole"):
         plan(nn.Sequential(linear(6, 3), relu()), (6,), 2, {"0": "output:split"}, split_output=False)
-    with pytest.raises(InputError, match="a sum of branches is whole; valid is 0=towers"):
+    with pytest.raises(InputError, match="a sum of branches is whole; use 0=towers"):
         plan(nn.Sequential(nn.Branches(linear(6, 6), identity())), (6,), 2, {"0": "towers:split"})
     assert plan(nn.Sequential(linear(6, 6), relu(), linear(6, 3)), (6,), 2, {"0": "output:split", "2": "input"}).ranks
 

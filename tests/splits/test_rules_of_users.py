@@ -53,7 +53,7 @@ def test_sizes_that_are_left_open_are_even():
 
 def test_its_way_is_offered_and_applied_to_a_group():
     model = network(by_output, "gates")
-    with pytest.raises(InputError, match="nearest is own=gates, valid are gates, samples"):
+    with pytest.raises(InputError, match="did you mean own=gates\\? expected one of gates, samples"):
         splits.plan(model, (5,), 2, {"own": "gate"})
     group = nn.Sequential(block=model, end=nn.Linear(3, 2))
     assert [str(step.way) for step in splits.plan(group, (5,), 2, {"block": "gates"}).steps][1] == "gates"
@@ -111,31 +111,31 @@ def without_weights(site):
 WRONG = {
     "raises": (raising, r"AttributeError: 'Own' object has no attribute 'nothing'"),
     "refuses": (refusing, r"line \d+: needs an even number of features"),
-    "returns nothing": (lambda site: None, "returns a value of type NoneType; valid is a Division"),
-    "a state": (lambda site: Division(Shard(1)), r"output is Shard\(axis=1, .*; valid is a placement, site.on\(Shard"),
+    "returns nothing": (lambda site: None, "returns a value of type NoneType; expected a Division"),
+    "a state": (lambda site: Division(Shard(1)), r"output is Shard\(axis=1, .*; expected a placement, site.on\(Shard"),
     "no placement": (
         lambda site: Division("all"),
-        r"output is 'all'; valid is a placement, like site.on\(Shard\(1\)\)",
+        r"output is 'all'; expected a placement, like site.on\(Shard\(1\)\)",
     ),
-    "other ranks": (lambda site: Division(Placement.on(MeshShape(model=5))), "output is placed on 5 ranks; valid is 2"),
+    "other ranks": (lambda site: Division(Placement.on(MeshShape(model=5))), "output is placed on 5 ranks; expected 2"),
     "sizes": (
         of(output=Shard(1, (3, 2))),
-        r"output is cut along axis 1 into \(3, 2\); valid are 2 sizes that",
+        r"output is cut along axis 1 into \(3, 2\); expected 2 sizes that",
     ),
     "sizes of the weight": (
         of(weight=Shard(1, (6,))),
-        r"weight weight is cut along axis 1 into \(6,\); valid are 2 sizes",
+        r"weight weight is cut along axis 1 into \(6,\); expected 2 sizes",
     ),
     "axis": (of(output=Shard(2)), r"output is cut along axis 2, but it has axis 0, the samples, and then \(6,\)"),
     "axis of the weight": (of(bias=Shard(1)), r"weight bias is cut along axis 1, but it has shape \(6,\)"),
-    "windows": (of(input=Windows(1, (slice(0, 9),))), "valid are 2 slices of 6"),
-    "a sum as input": (of(input=Partial()), "input is Partial; valid are Invariant, Replicated, Shard, Windows"),
-    "output not summed": (of(output=Replicated()), "output is Replicated; valid are Invariant, Shard and Partial"),
-    "name of a weight": (of_a_name, "no weight 'wieght'; did you mean weight[?] valid are weight, bias"),
+    "windows": (of(input=Windows(1, (slice(0, 9),))), "expected 2 slices of 6"),
+    "a sum as input": (of(input=Partial()), "input is Partial; expected one of Invariant, Replicated, Shard, Windows"),
+    "output not summed": (of(output=Replicated()), "output is Replicated; expected Invariant, Shard or Partial"),
+    "name of a weight": (of_a_name, "no weight 'wieght'; did you mean weight[?] expected one of weight, bias"),
     "gradient of x": (of(input=Invariant()), "weight weight is cut, so the gradient of x is a summand on each rank"),
     "output whole": (
         of(output=Invariant()),
-        "output is Invariant, but weight weight is cut; valid is a Shard",
+        "output is Invariant, but weight weight is cut; use a Shard",
     ),
     "gradient of a weight": (of(bias=Invariant()), "weight bias is whole on every rank, .* its gradient is a summand"),
     "no weights": (without_weights, "weight weight is whole on every rank"),

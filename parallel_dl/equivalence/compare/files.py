@@ -36,7 +36,7 @@ def read_placement(path: str) -> Placement:
     for name, how in placement.items():
         if isinstance(how, bool) or not (isinstance(how, int) or how in ("sum", "replicated")):
             raise InputError(
-                f"`placement` {named(path)}: {cut(name)} = {as_written(how)}; valid are an axis, 'sum' and 'replicated'"
+                f"`placement` {named(path)}: {cut(name)} = {as_written(how)}; expected an axis, 'sum' or 'replicated'"
             )
         if isinstance(how, int) and not -_MOST_AXES <= how < _MOST_AXES:
             raise InputError(f"`placement` {named(path)}: {cut(name)} = {how}: arrays have at most {_MOST_AXES} axes")

@@ -23,7 +23,7 @@ _STEP = {"float64": 1e-6, "float32": 1e-3}  # of the magnitudes
 _ROUNDING, _JUMP = 64, 10.0  # a step in units of epsilon, at which a smooth rule's rounding counts for less than a jump
 _SMALL_EPS = 1e-12  # of Adam: it divides a gradient by about its own size, and by this
 _NEEDS = (
-    "a rule of one's own is a subclass of optim.Optimizer, whose state is in the arrays that state_of names, and which "
+    "a rule of your own is a subclass of optim.Optimizer, whose state is in the arrays that state_of names, and which "
     "can be copied with copy.deepcopy"
 )
 

@@ -145,7 +145,7 @@ class _Sample:
         except Exception as error:
             raise NotBySamples(
                 f"samples that are passed one by one, by which rounding is measured, end with {type(error).__name__}: "
-                f"{error}; a layer of one's own treats each sample by itself"
+                f"{error}; a layer of your own treats each sample by itself"
             ) from error
 
     def gradients(self) -> tuple[float, Arrays]:

@@ -42,14 +42,16 @@ def program_of(network: nn.Module, layout: Layout) -> str | None:
     local = "local" in statistics and layout.dp > 1
     if layout.is_asynchronous:
         if local:
-            raise InputError(f"`schedule` {layout.schedule_name}: is not compared with local batch norm; valid is 1f1b")
+            raise InputError(f"`schedule` {layout.schedule_name}: cannot be compared with local batch norm; use 1f1b")
         return "weight stashing"
     if layout.variable_batch:
         if statistics:
-            raise InputError("`variable_batch`: is not compared for networks with batch norm; valid is one without")
+            raise InputError(
+                "`variable_batch`: cannot be compared for networks with batch norm; use a network without it"
+            )
         return "variable batch"
     if local and statistics != {"local"}:
-        raise InputError("batch norm with local and with global statistics: valid is one of the two in a network")
+        raise InputError("batch norm with both local and global statistics: use only one of the two in a network")
     return "local batch norm" if local else None
 
 

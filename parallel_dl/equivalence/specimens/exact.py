@@ -34,7 +34,7 @@ def exact_experiment(
     network in which no whole numbers stay below 2^53.
     """
     if not _is_power_of_two(batch_size):
-        raise InputError("`exact` divides by it; valid are powers of two", "batch_size", batch_size)
+        raise InputError("`exact` divides by it; expected a power of two", "batch_size", batch_size)
     network = build()
     _require_exact(network, input_shape)
     random = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def exact_experiment(
         if bound < LIMIT and _is_alive(what):
             return what
     if largest < LIMIT:
-        raise InputError("`exact`: too many gradients are zero with few weights; valid is another `seed`")
+        raise InputError("`exact`: too many gradients are zero with few weights; try another `seed`")
     raise InputError(f"`exact`: values of up to {largest:.1e} do not stay below 2^53: the network is too deep or wide")
 
 
@@ -66,10 +66,10 @@ def _require_exact(network: Module, input_shape: Sequence[int]) -> None:
         if divisor == 1 and not isinstance(passed.layer, (*_EXACT, nn.AvgPool2d, nn.GlobalAvgPool2d, nn.Dropout)):
             raise InputError(
                 f"`exact`: layer {passed.name} ({type(passed.layer).__name__}) rounds, so sums are not exact; "
-                "valid are networks of layers that do not, or verify without `exact`"
+                "use layers that do not round, or verify without `exact`"
             )
         if not _is_power_of_two(divisor):
-            raise InputError(f"`exact`: {passed.name} divides by {divisor:g}; valid are powers of two")
+            raise InputError(f"`exact`: {passed.name} divides by {divisor:g}; expected a power of two")
 
 
 def _divisor(passed: nn.LayerShape) -> float:
