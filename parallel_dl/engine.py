@@ -7,7 +7,7 @@ HybridEngine     "One weird trick": data parallel layers, then split ones, on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,12 +18,13 @@ from parallel_dl.data_parallel import GradientAllReduce, require_equal_replicas
 from parallel_dl.errors import InputError
 from parallel_dl.hybrid import OneWeirdTrick
 from parallel_dl.layout import Layout
-from parallel_dl.model_parallel import ModelParallel, parallelize
-from parallel_dl.mpi import Communicator, Mesh
+from parallel_dl.model_parallel import ModelParallel, parallelize, require_serial
+from parallel_dl.mpi import Communicator, Mesh, one_blas_thread
 from parallel_dl.nn import Module, Parameter
+from parallel_dl.optim import Optimizer
 from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel
-from parallel_dl.reproducible import Summation
+from parallel_dl.reproducible import InLeaves, Summation, cut_into_leaves
 from parallel_dl.schedule import Program, make
 from parallel_dl.stage import WholeNetwork
 from parallel_dl.whole import DividedNetwork
@@ -36,15 +37,41 @@ def engine_for(
     layout: Layout,
     mesh: Mesh,
     loss: Loss,
-    input_shape: Sequence[int] | None,
-    summation: Summation,
+    input_shape: Sequence[int] | None = None,
+    allreduce: str | Mapping[str, Any] = "auto",
 ) -> Engine:
-    """The engine of a layout; ValueError for one that needs the shape of a sample and has none.
+    """The engine of a layout, for this rank of `mesh`; all ranks together.
 
-    `loss` (outputs, targets, total) is that of whole outputs, `summation` how values are added up.
+    `loss` (outputs, targets, total) is that of whole outputs; `allreduce` is a method of
+    `data_parallel.GradientAllReduce`, or a dictionary of its options. InputError for a network that is split already,
+    and for a mesh of other sizes; ValueError for a layout that needs `input_shape`, that of one sample, and has none.
     """
+    require_serial(network)
+    sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
+    if mesh.shape != sizes:
+        needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise InputError(f"{mesh} is not of this layout, which needs {needed}")
+    summation = _summation_of(network, layout, input_shape, allreduce)
     kind = HybridEngine if layout.hybrid else PipelineEngine if layout.is_pipelined else WholeEngine
-    return kind(network, layout, mesh, loss, input_shape, summation)
+    engine = kind(network, layout, mesh, summation.loss(loss), input_shape, summation)
+    options = {"method": allreduce} if isinstance(allreduce, str) else dict(allreduce)
+    engine.gradients = engine.sum_of_gradients(options if summation.method is None else {"method": summation.method})
+    return engine
+
+
+def _summation_of(
+    network: Module, layout: Layout, input_shape: Sequence[int] | None, allreduce: str | Mapping[str, Any]
+) -> Summation:
+    """How values are added up under a layout: as they come, or in leaves, into which the network is then cut."""
+    if not layout.reproducible:
+        return Summation()
+    if input_shape is None:
+        raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
+    if allreduce not in ("auto", "tree"):
+        raise InputError(f"all-reduce method {allreduce!r}: a reproducible layout sums in its own tree; use auto")
+    one_blas_thread(always=True)
+    cut_into_leaves(network, input_shape)
+    return InLeaves(network, layout.dp)
 
 
 class Engine:
@@ -60,6 +87,8 @@ class Engine:
     """the object that carries out the actions of this rank's program"""
     divided: DividedNetwork
     """this rank's part, to and from whole weights"""
+    gradients: GradientAllReduce
+    """what sums the gradients over the ranks"""
     fails_alone = False
     """whether an error in a test of the network concerns this rank alone: no other one waits for it"""
 
@@ -113,6 +142,10 @@ class Engine:
     def sum_of_gradients(self, options: dict[str, Any]) -> GradientAllReduce:
         """What sums the gradients over the ranks; `options` are those of `GradientAllReduce`."""
         return GradientAllReduce(self.parameters, self.mesh.data, **options, partial_comm=self._over_partial())
+
+    def optimizer(self, make: Callable[[Sequence[Parameter]], Optimizer], updates: Callable[[], int]) -> Optimizer:
+        """The optimizer of this rank's parameters that an update of the whole batch steps; `updates()` counts these."""
+        return make(self.parameters)
 
     def _over_partial(self) -> Communicator | None:
         """The ranks over which partial gradients are summed; None if there are none."""
@@ -244,6 +277,13 @@ class HybridEngine(Engine):
         gradients = GradientAllReduce(summed, self.mesh.data, **options, partial_comm=self.mesh.data)
         self.hybrid.accumulate = gradients.accumulate
         return gradients
+
+    def optimizer(self, make: Callable[[Sequence[Parameter]], Optimizer], updates: Callable[[], int]) -> Optimizer:
+        if not self.layout.variable_batch:
+            return make(self.parameters)
+        of_parts = make(self.hybrid.classifier_parameters)
+        self.hybrid.update_after_sub_batches(of_parts, updates)
+        return make(self.hybrid.feature_parameters)
 
     @property
     def sharing(self) -> Communicator:

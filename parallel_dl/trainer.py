@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,16 +12,14 @@ import numpy as np
 
 from parallel_dl.datasets import Arrivals, Batch, Dataset, Loader, Share, Stream
 from parallel_dl.engine import engine_for
-from parallel_dl.errors import InputError
 from parallel_dl.evaluation import evaluate, own_outputs
+from parallel_dl.global_norms import GlobalNorms, made_on_all
 from parallel_dl.layout import Layout
 from parallel_dl.metrics import Evaluation
-from parallel_dl.model_parallel import require_serial
-from parallel_dl.mpi import Mesh, one_blas_thread
-from parallel_dl.nn import Module, Parameter, cross_entropy
-from parallel_dl.optim import Optimizer, gradient_squares
+from parallel_dl.mpi import Mesh
+from parallel_dl.nn import Module, cross_entropy
+from parallel_dl.optim import Optimizer
 from parallel_dl.partition import share
-from parallel_dl.reproducible import InLeaves, Summation, cut_into_leaves
 from parallel_dl.schedule import ALL, Program, execute
 
 
@@ -44,21 +41,6 @@ class Result:
     """with an input rate: what was measured of the samples that came in, on ranks with the network's first layers"""
     note: str | None = None
     """why there is no test loss"""
-
-
-def summation_of(
-    network: Module, layout: Layout, input_shape: Sequence[int] | None, allreduce: str | Mapping[str, Any]
-) -> Summation:
-    """How values are added up under a layout: as they come, or in leaves, into which the network is then cut."""
-    if not layout.reproducible:
-        return Summation()
-    if input_shape is None:
-        raise ValueError("a reproducible layout needs input_shape, the shape of one sample")
-    if allreduce not in ("auto", "tree"):
-        raise InputError(f"all-reduce method {allreduce!r}: a reproducible layout sums in its own tree; use auto")
-    one_blas_thread(always=True)
-    cut_into_leaves(network, input_shape)
-    return InLeaves(network, layout.dp)
 
 
 def as_batches(batch: Batch) -> list[Share]:
@@ -107,31 +89,19 @@ class Trainer:
         clip_norm: float | None = None,
     ) -> None:
         layout.require_clip_norm(clip_norm)
-        require_serial(network)
         self.network, self.layout, self.mesh, self.clip_norm = network, layout, mesh, clip_norm
-        sizes = {"pipe": layout.pp, "data": layout.dp, "model": layout.mp}
-        if mesh.shape != sizes:
-            needed = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-            raise InputError(f"{mesh} is not of this layout, which needs {needed}")
-        self.summation = summation_of(network, layout, input_shape, allreduce)
-        self.engine = engine = engine_for(network, layout, mesh, self.summation.loss(loss), input_shape, self.summation)
+        self.engine = engine = engine_for(network, layout, mesh, loss, input_shape, allreduce)
+        self.summation, self.stage, self.divided = engine.summation, engine.stage, engine.divided
         self.parallel, self.pipeline, self.hybrid = engine.parallel, engine.pipeline, engine.hybrid
-        self.stage, self.divided = engine.stage, engine.divided
         self.names, self.parameters = engine.names, engine.parameters  # this rank's
-        options = {"method": allreduce} if isinstance(allreduce, str) else dict(allreduce)
-        if self.summation.method is not None:
-            options = {"method": self.summation.method}
-        self.gradients = engine.sum_of_gradients(options)
+        self.gradients = engine.gradients
         self.is_asynchronous = layout.is_asynchronous
         """whether weights are updated between microbatches"""
         self.updates = 0
-        updated = self.parameters
-        if layout.variable_batch:
-            assert self.hybrid is not None
-            of_parts = self._made(make_optimizer, self.hybrid.classifier_parameters)
-            self.hybrid.update_after_sub_batches(of_parts, lambda: self.updates)
-            updated = self.hybrid.feature_parameters
-        self.optimizer = self._made(make_optimizer, updated)
+        self._norms = GlobalNorms(engine)
+        self.optimizer = engine.optimizer(
+            lambda parameters: made_on_all(make_optimizer, parameters, self._norms), lambda: self.updates
+        )
         self.arrivals: Arrivals | None = None
         self.stage.before_entry = self._take
         self.stage.sum_gradients = self.gradients.all_reduce
@@ -240,56 +210,7 @@ class Trainer:
 
         It is the same on every rank. Every value counts once, whichever ranks have it. All ranks call it together.
         """
-        parameters = self.optimizer.parameters
-        own = self._counted_once(gradient_squares(parameters, self.summation.squares_of), parameters)
-        # first over the pieces of a stage's weights, then over the stages
-        axes = self.engine.sharing, self.mesh.pipe
-        return math.sqrt(self.summation.sum_of_squares(own, parameters, [axis.labelled("norms") for axis in axes]))
-
-    def _made(self, make_optimizer: Callable[[Any], Optimizer], parameters: Sequence[Parameter]) -> Optimizer:
-        """An optimizer of these parameters, or some of them; see `_knowing_norms`."""
-        optimizer, error = None, ""
-        try:
-            optimizer = make_optimizer(parameters)
-        except InputError as caught:  # a stage may have none of the parameters that are chosen
-            error = f"make_optimizer: {caught}"
-        if not error and not isinstance(optimizer, Optimizer):
-            error = f"make_optimizer returned a {type(optimizer).__name__}: expected an optim.Optimizer"
-            optimizer = None
-        known = {id(parameter) for parameter in parameters}
-        for parameter in [] if optimizer is None else optimizer.parameters:
-            if id(parameter) not in known and not error:
-                error = (
-                    f"make_optimizer: {parameter.name} {parameter.shape} is not one of the parameters it was given, "
-                    "this rank's parameters of the trained network: choose among those"
-                )
-        for rank, of_rank in enumerate(self.mesh.world.all_gather_object(error)):
-            if of_rank:
-                raise InputError(f"rank {rank}: {of_rank}" if self.mesh.world.size > 1 else of_rank)
-        assert optimizer is not None
-        return self._knowing_norms(optimizer)
-
-    def _knowing_norms(self, optimizer: Optimizer) -> Optimizer:
-        """The optimizer, which can ask for sums of squares of whole weights. One all-reduce for all parameters."""
-
-        def whole_squares(squares: np.ndarray) -> np.ndarray:
-            own = self._counted_once(squares, optimizer.parameters)
-            whole = own if self.parallel is None else self.parallel.comm.labelled("norms").all_reduce(own)
-            return self.summation.whole_squares(whole)
-
-        optimizer.squares_of, optimizer.whole_squares = self.summation.squares_of, whole_squares
-        return optimizer
-
-    def _counted_once(self, squares: np.ndarray, parameters: Sequence[Parameter]) -> np.ndarray:
-        """Of what all ranks that share the layers have in full, zeros on all of them but the first.
-
-        Squares are (..., parameters), or in leaves (..., parameters, summands). In a hybrid these ranks are
-        those of the data axis, too: what was summed over them is the same on all.
-        """
-        if self.parallel is None or self.parallel.comm.rank == 0:
-            return squares
-        has_piece = np.array([parameter.piece is not None for parameter in parameters])
-        return np.where(has_piece if self.summation.leaves is None else has_piece[:, np.newaxis], squares, 0.0)
+        return self._norms.of_gradients(self.optimizer.parameters)
 
     def _update_between(self) -> None:
         """An update of this rank's stage by one microbatch."""

@@ -121,9 +121,3 @@ def _uncut(axis: Axis) -> Window:
 def is_tiled(placement: Placement) -> bool:
     """Whether the image is cut."""
     return placement.shard(ROWS) is not None or placement.shard(COLUMNS) is not None
-
-
-def index_of_tile(window: tuple[Window, Window]) -> str:
-    """For people: which part of the result it is."""
-    rows, columns = (f"{line.out.start} to {line.out.stop}" for line in window)
-    return f"rows {rows}, columns {columns} of the result"

@@ -9,9 +9,9 @@ from parallel_dl import networks, nn, optim
 from parallel_dl.equivalence import Experiment, compare, record
 from parallel_dl.equivalence.runs.record import batches, start
 from parallel_dl.errors import InputError
+from parallel_dl.global_norms import GlobalNorms
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
-from parallel_dl.trainer import Trainer
 
 
 def deep():
@@ -156,7 +156,7 @@ def test_the_norm_is_that_of_all_gradients(comm, build):
 @pytest.mark.parametrize(("make", "clip_norm"), [(sgd, 0.05), (lars, None)])
 def test_what_every_rank_counts_is_too_much(comm, monkeypatch, make, clip_norm):
     """A matrix that no rank has cut, counted by each of them: the runs differ. (In LARS's ratio by eps alone.)"""
-    monkeypatch.setattr(Trainer, "_counted_once", lambda self, squares, parameters: squares)
+    monkeypatch.setattr(GlobalNorms, "counted_once", lambda self, squares, parameters: squares)
     for comparison in comparisons(comm, make, clip_norm, only=tied):
         assert not comparison.equal
         assert comparison.worst.quantity != "replicas"
@@ -165,7 +165,7 @@ def test_what_every_rank_counts_is_too_much(comm, monkeypatch, make, clip_norm):
 
 @pytest.mark.ranks(2)
 def test_pieces_that_are_not_made_whole_are_too_little(comm, monkeypatch):
-    monkeypatch.setattr(Trainer, "_knowing_norms", lambda self, optimizer: optimizer)
+    monkeypatch.setattr(GlobalNorms, "give_to", lambda self, optimizer: None)
     for comparison in comparisons(comm, lars, only=tied):
         assert not comparison.equal
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from parallel_dl import checkpoint, nn, optim, trainer
+from parallel_dl import checkpoint, evaluation, nn, optim, trainer
 from parallel_dl.autograd import ops, primitive
 from parallel_dl.data_parallel import gradients
 from parallel_dl.data_parallel.buckets import Bucket
@@ -157,9 +157,9 @@ def of_training(before):
 
 
 def accuracy_of_a_share(before):
-    def wrong(trainer, tallies, samples):
-        found = before(trainer, tallies, samples)
-        return dataclasses.replace(found, accuracy=found.accuracy / trainer.mesh.world.size)
+    def wrong(engine, tallies, samples):
+        found = before(engine, tallies, samples)
+        return dataclasses.replace(found, accuracy=found.accuracy / engine.mesh.world.size)
 
     return wrong
 
@@ -197,7 +197,7 @@ def constant(before):
         ("inception", COLUMNS, wrongly(ModelParallel, "load_state_dict", first_half)),
         ("inception", PIPE, wrongly(PipelineParallel, "load_state_dict", first_half)),
         ("inception", REPLICAS, wrongly(Engine, "outputs", of_training)),
-        ("inception", PIPE, wrongly(Trainer, "_evaluation", accuracy_of_a_share)),
+        ("inception", PIPE, wrongly(evaluation, "_summed", accuracy_of_a_share)),
         ("inception", COLUMNS, wrongly(ModelParallel, "sha256", constant)),
         ("inception", COLUMNS, wrongly(ModelParallel, "gather_state", reversed_rows)),
         ("inception", PIPE, wrongly(PipelineParallel, "gather_state", reversed_rows)),

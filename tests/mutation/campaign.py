@@ -37,10 +37,10 @@ ROOT = HERE.parent.parent
 INSTRUMENTS = ("adjoint", "exact", "values", "stress")
 # package, "" for the outermost -> its files that say what ranks send, sum and cut
 FILES = {
-    "": ("whole",),
+    "": ("global_norms", "whole"),
     "mesh": ("moves", "placement", "reshard", "shape"),
     "mpi": ("buffers", "collectives", "copies", "mesh", "messages", "reductions", "shards", "window"),
-    "data_parallel": ("batch_norm", "buckets", "exchange", "gradients", "replicas"),
+    "data_parallel": ("batch_norm", "buckets", "changes", "exchange", "gradients", "replicas"),
     "model_parallel": ("axis", "carry_out", "linear", "network"),
     "pipeline_parallel": ("messages", "network", "runner"),
     "hybrid": ("exchange", "one_weird_trick"),
@@ -61,6 +61,7 @@ TESTS = {
         *("model_parallel/test_splits_bitwise.py", "test_evaluation.py"),
     ),
     "whole.py": ("model_parallel/test_whole_weights.py", "test_evaluation.py", "pipeline_parallel"),
+    "global_norms.py": ("equivalence/test_norms.py",),
     "splits/loss.py": ("model_parallel/test_split_losses.py",),
     "mesh": ("mesh", "splits", "model_parallel/test_reshard.py", "model_parallel/test_splits_equal_serial.py"),
     "model_parallel/network.py": (
