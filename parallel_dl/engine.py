@@ -26,7 +26,7 @@ from parallel_dl.partition import share
 from parallel_dl.pipeline_parallel import PipelineParallel
 from parallel_dl.reproducible import InLeaves, Summation, cut_into_leaves
 from parallel_dl.schedule import Program, make
-from parallel_dl.stage import WholeNetwork
+from parallel_dl.stage import NetworkStage, WholeNetwork
 from parallel_dl.whole import DividedNetwork
 
 Loss = Callable[..., Any]
@@ -83,7 +83,7 @@ class Engine:
     """the stages of a pipeline"""
     hybrid: OneWeirdTrick | None = None
     """the network of a hybrid, cut at its Flatten"""
-    stage: Any
+    stage: NetworkStage
     """the object that carries out the actions of this rank's program"""
     divided: DividedNetwork
     """this rank's part, to and from whole weights"""

@@ -177,9 +177,7 @@ class Trainer:
         self, program: Program, microbatches: Sequence[Share], updates: Sequence[int] | None = None
     ) -> list[float]:
         """The losses of the microbatches, or of those that they are here."""
-        self.stage.begin(microbatches, [self.updates] * len(microbatches) if updates is None else updates)
-        execute(program, self.stage)
-        return self.stage.losses
+        return self.stage.run(program, microbatches, [self.updates] * len(microbatches) if updates is None else updates)
 
     def step(self, batch: Batch) -> list[float]:
         """One update, or with an asynchronous schedule one per microbatch: this rank's summand of the loss before each.

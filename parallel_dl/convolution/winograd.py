@@ -73,69 +73,100 @@ def tiles(m: int, geometry: Geometry) -> tuple[int, int]:
 
 def convolve(x: Array, weight: Array, geometry: Geometry, m: int) -> Convolved:
     """F(m x m, 3 x 3) on all tiles; the last tiles may hang over the edge."""
-    of_data, of_kernel, of_result = transforms(m, x.dtype)
-    edge = m + 2
-    down, across = tiles(m, geometry)
-    groups, samples, square = geometry.groups, geometry.batch, edge * edge
+    maps = _Maps(geometry, m, x.dtype)
+    square, groups = maps.edge**2, geometry.groups
     out_channels, in_channels = geometry.out_channels, geometry.in_channels
-    count = down * across * samples  # tiles of one channel
-    vertical, horizontal = geometry.vertical, geometry.horizontal
-    padded_shape = (down * m + 2, in_channels, across * m + 2, samples)
-    inside = vertical.inside, slice(None), horizontal.inside
-
-    def blocks(channels: int) -> Iterator[slice]:
-        """Channels of which all tiles are transformed at a time."""
-        step = max(1, _BLOCK // max(1, square * count))
-        return (slice(first, min(first + step, channels)) for first in range(0, channels, step))
-
     # kernels: (edge^2, groups, out, in); data: (edge^2, groups, in, tiles)
-    kernels = np.matmul(of_kernel, weight.reshape(-1, 9).T).reshape(
+    kernels = np.matmul(maps.of_kernel, weight.reshape(-1, 9).T).reshape(
         square, groups, out_channels // groups, in_channels // groups
     )
-    padded = np.zeros_like(x, shape=padded_shape)
-    padded[inside] = x
-    data = np.empty_like(x, shape=(square, in_channels, count))
-    for block in blocks(in_channels):
-        tile = _overlapping(padded[:, block], edge, m, down, across).reshape(square, _width(block) * count)
-        data[:, block] = np.matmul(of_data, tile).reshape(square, _width(block), count)
-    data = data.reshape(square, groups, in_channels // groups, count)
-    products = np.matmul(kernels, data).reshape(square, out_channels, count)
-    value = np.empty_like(x, shape=(down * m, out_channels, across * m, samples))
-    for block in blocks(out_channels):
-        tile = np.matmul(of_result, products[:, block].reshape(square, _width(block) * count))
-        _side_by_side(value[:, block], m)[...] = tile.reshape(m, m, _width(block), down, across, samples)
-    del padded, products
+    data = maps.data(x).reshape(square, groups, in_channels // groups, maps.count)
+    value = maps.result(np.matmul(kernels, data).reshape(square, out_channels, maps.count))
 
     def prepare(g: Array) -> Array:
         """The gradient of the products: (edge^2, groups, out, tiles)."""
-        if g.shape != value_shape:  # tiles hang over the edge: no gradient there
-            whole = np.zeros_like(g, shape=value_shape)
-            whole[: g.shape[0], :, : g.shape[2]] = g
-            g = whole
-        products = np.empty_like(g, shape=(square, out_channels, count))
-        for block in blocks(out_channels):
-            tile = np.ascontiguousarray(_side_by_side(g[:, block], m)).reshape(m * m, _width(block) * count)
-            products[:, block] = np.matmul(of_result.T, tile).reshape(square, _width(block), count)
-        return products.reshape(square, groups, out_channels // groups, count)
+        return maps.result_transposed(g).reshape(square, groups, out_channels // groups, maps.count)
 
     def input_gradient(products: Array) -> Array:
-        gradient = np.matmul(kernels.swapaxes(2, 3), products).reshape(square, in_channels, count)
-        padded = np.zeros_like(gradient, shape=padded_shape)
-        for block in blocks(in_channels):
-            tile = np.matmul(of_data.T, gradient[:, block].reshape(square, _width(block) * count))
-            tile = tile.reshape(edge, edge, _width(block), down, across, samples)
+        gradient = np.matmul(kernels.swapaxes(2, 3), products)
+        return maps.data_transposed(gradient.reshape(square, in_channels, maps.count))
+
+    def weight_gradient(products: Array, out: Array) -> None:
+        gradient = np.matmul(products, data.swapaxes(2, 3)).reshape(square, out_channels * (in_channels // groups))
+        np.matmul(gradient.T, maps.of_kernel, out=out.reshape(-1, 9))
+
+    return Convolved(value, prepare, input_gradient, weight_gradient)
+
+
+class _Maps:
+    """The transforms of the images of a convolution, tile by tile, and the same transposed; images are as in `rows`.
+
+    Transformed, they are (edge^2, channels, tiles), with edge = m + 2.
+    """
+
+    def __init__(self, geometry: Geometry, m: int, dtype: np.dtype) -> None:
+        self.geometry, self.m, self.edge = geometry, m, m + 2
+        self.of_data, self.of_kernel, self.of_result = transforms(m, dtype)
+        self.down, self.across = tiles(m, geometry)
+        self.samples = geometry.batch
+        self.count = self.down * self.across * self.samples
+        """tiles of one channel"""
+        height, width = self.down * m, self.across * m
+        self.padded_shape = (height + 2, geometry.in_channels, width + 2, self.samples)
+        self.value_shape = (height, geometry.out_channels, width, self.samples)
+        self.inside = geometry.vertical.inside, slice(None), geometry.horizontal.inside
+
+    def _blocks(self, channels: int) -> Iterator[slice]:
+        """Channels of which all tiles are transformed at a time."""
+        step = max(1, _BLOCK // max(1, self.edge**2 * self.count))
+        return (slice(first, min(first + step, channels)) for first in range(0, channels, step))
+
+    def data(self, x: Array) -> Array:
+        """Of the input."""
+        m, edge, down, across = self.m, self.edge, self.down, self.across
+        padded = np.zeros_like(x, shape=self.padded_shape)
+        padded[self.inside] = x
+        made = np.empty_like(x, shape=(edge**2, x.shape[1], self.count))
+        for block in self._blocks(x.shape[1]):
+            tile = _overlapping(padded[:, block], edge, m, down, across).reshape(edge**2, _width(block) * self.count)
+            made[:, block] = np.matmul(self.of_data, tile).reshape(edge**2, _width(block), self.count)
+        return made
+
+    def data_transposed(self, gradient: Array) -> Array:
+        """To the gradient of the input."""
+        m, edge, down, across = self.m, self.edge, self.down, self.across
+        padded = np.zeros_like(gradient, shape=self.padded_shape)
+        for block in self._blocks(gradient.shape[1]):
+            tile = np.matmul(self.of_data.T, gradient[:, block].reshape(edge**2, _width(block) * self.count))
+            tile = tile.reshape(edge, edge, _width(block), down, across, self.samples)
             for a in range(edge):
                 for b in range(edge):
                     where = padded[a : a + (down - 1) * m + 1 : m, block, b : b + (across - 1) * m + 1 : m]
                     where += tile[a, b].swapaxes(0, 1)
-        return padded[inside]
+        return padded[self.inside]
 
-    def weight_gradient(products: Array, out: Array) -> None:
-        gradient = np.matmul(products, data.swapaxes(2, 3)).reshape(square, out_channels * (in_channels // groups))
-        np.matmul(gradient.T, of_kernel, out=out.reshape(-1, 9))
+    def result(self, products: Array) -> Array:
+        """To the result, without what tiles hang over the edge."""
+        m = self.m
+        value = np.empty_like(products, shape=self.value_shape)
+        for block in self._blocks(products.shape[1]):
+            tile = np.matmul(self.of_result, products[:, block].reshape(self.edge**2, _width(block) * self.count))
+            tile = tile.reshape(m, m, _width(block), self.down, self.across, self.samples)
+            _side_by_side(value[:, block], m)[...] = tile
+        return value[: self.geometry.vertical.out, :, : self.geometry.horizontal.out]
 
-    value_shape = value.shape
-    return Convolved(value[: vertical.out, :, : horizontal.out], prepare, input_gradient, weight_gradient)
+    def result_transposed(self, g: Array) -> Array:
+        """Of the gradient of the result."""
+        m = self.m
+        if g.shape != self.value_shape:  # tiles hang over the edge: no gradient there
+            whole = np.zeros_like(g, shape=self.value_shape)
+            whole[: g.shape[0], :, : g.shape[2]] = g
+            g = whole
+        made = np.empty_like(g, shape=(self.edge**2, g.shape[1], self.count))
+        for block in self._blocks(g.shape[1]):
+            tile = np.ascontiguousarray(_side_by_side(g[:, block], m)).reshape(m * m, _width(block) * self.count)
+            made[:, block] = np.matmul(self.of_result.T, tile).reshape(self.edge**2, _width(block), self.count)
+        return made
 
 
 def _width(block: slice) -> int:

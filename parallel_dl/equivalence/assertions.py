@@ -15,8 +15,8 @@ from parallel_dl.equivalence.explain import causes
 from parallel_dl.equivalence.explain.divergence import first_divergence
 from parallel_dl.equivalence.explain.raced import race_in, told
 from parallel_dl.equivalence.rounding.samples import NotBySamples
-from parallel_dl.equivalence.runs.record import Experiment, record
-from parallel_dl.equivalence.runs.reference import held_against, reference_of, with_bits
+from parallel_dl.equivalence.runs.record import Experiment, Run, record
+from parallel_dl.equivalence.runs.reference import Reference, held_against, reference_of, with_bits
 from parallel_dl.equivalence.runs.replayed import program_of, record_updates, reference_of_program
 from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
@@ -92,6 +92,33 @@ def assert_equivalent(
     misplaced = causes.of_mesh(comm.all_gather_object(place), layout)
     if misplaced is not None:
         raise AssertionError(f"{in_words(layout)} has {misplaced}")
+    reference = _reference(experiment, layout, comm, program, exact, bound)
+    note = comm.broadcast_object(reference and reference.run.outcome and reference.run.outcome.note)
+    if layout.is_asynchronous:
+        parallel = record_updates(experiment, layout, mesh)
+    else:
+        parallel = record(experiment, layout, mesh, evaluate=note is None)
+    said, differs, doubt = _compared(reference, experiment, layout, parallel, comm, program, exact)
+    found = None
+    if differs:
+        serial = None if reference is None else reference.run
+        found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact, bound=bound))
+    mesh.free()
+    untested = None if note is None else f"evaluation mode is not compared: the serial run ends with {note}"
+    for warning in (untested, doubt) if comm.rank == 0 else ():  # nobody waits any more, should it be an error
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
+    if said:
+        verdict, message = said
+        where = "" if found is None else f"  {found}\n"
+        raise AssertionError(f"{in_words(layout)} {verdict}\n{where}  {message}")
+
+
+def _reference(
+    experiment: Experiment, layout: Layout, comm: Communicator, program: str | None, exact: bool, bound: float | None
+) -> Reference | None:
+    """On rank 0 the serial run, or the serial `program`; AssertionError on all ranks where it fails."""
+    __tracebackhide__ = True
     reference, error = None, None
     if comm.rank == 0:
         try:
@@ -107,41 +134,44 @@ def assert_equivalent(
     failed = comm.broadcast_object(None if error is None else f"{what}{error}")
     if failed:
         raise AssertionError(failed) from error
-    note = comm.broadcast_object(reference and reference.run.outcome and reference.run.outcome.note)
-    if note is not None and comm.rank == 0:
-        warnings.warn(f"evaluation mode is not compared: the serial run ends with {note}", stacklevel=2)
-    if layout.is_asynchronous:
-        parallel = record_updates(experiment, layout, mesh)
-    else:
-        parallel = record(experiment, layout, mesh, evaluate=note is None)
+    return reference
+
+
+def _compared(
+    reference: Reference | None,
+    experiment: Experiment,
+    layout: Layout,
+    parallel: Run,
+    comm: Communicator,
+    program: str | None,
+    exact: bool,
+) -> tuple[tuple[str, str] | None, bool, str | None]:
+    """The verdict and what differs, if anything does; whether a divergence can be looked for; what rounding hides.
+
+    The same on all ranks; AssertionError on all where rank 0 cannot compare.
+    """
+    __tracebackhide__ = True
     race = race_in(parallel, comm)
-    said, differs, error = "", False, None
-    verdict = "is not the serial run" if program is None else f"is not its serial program, {program}"
+    said, differs, doubt, error = None, False, None, None
     if reference is not None:
         try:
             comparison = held_against(reference, experiment, layout, parallel, exact)
             comparison = comparison if race is None else told(comparison, race)
-            if comparison.equal and comparison.note:
-                warnings.warn(comparison.note, stacklevel=2)
-            if comparison.void_from == 0:
-                verdict = "cannot be compared with the serial run"
-            said = "" if comparison.equal else comparison.message
-            comparable = program is None and race is None
-            differs = bool(said) and comparable and not compare(reference.run, parallel, reference.bound, exact).equal
+            if comparison.equal:
+                doubt = comparison.note or None
+            else:
+                verdict = "is not the serial run" if program is None else f"is not its serial program, {program}"
+                if comparison.void_from == 0:
+                    verdict = "cannot be compared with the serial run"
+                said = verdict, comparison.message
+                comparable = program is None and race is None
+                differs = comparable and not compare(reference.run, parallel, reference.bound, exact).equal
         except Exception as caught:  # the other ranks wait
             error = caught
     failed = comm.broadcast_object(None if error is None else f"{type(error).__name__}: {error}")
     if failed:
         raise AssertionError(f"{in_words(layout)} was not compared: {failed}") from error
-    said, differs, verdict = comm.broadcast_object((said, differs, verdict))
-    found = None
-    if differs:
-        serial = None if reference is None else reference.run
-        found = comm.broadcast_object(first_divergence(experiment, layout, mesh, serial, parallel, exact, bound=bound))
-    mesh.free()
-    if said:
-        where = "" if found is None else f"  {found}\n"
-        raise AssertionError(f"{in_words(layout)} {verdict}\n{where}  {said}")
+    return comm.broadcast_object((said, differs, doubt))
 
 
 def _require(network: Any, batch: Any, steps: int, dtype: str, bound: float | None) -> None:

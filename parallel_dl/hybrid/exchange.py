@@ -7,6 +7,8 @@ reduction: split layers leave a summand on each rank, and the owner of a sample 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from parallel_dl.mpi import Communicator, Pending
@@ -27,8 +29,11 @@ class Exchange:
         self._forward = comm.labelled("activations", "forward")
         self._backward = comm.labelled("activations", "backward")
 
-    def start_gather(self, sub_batch: SubBatch, share: np.ndarray) -> Gathering:
-        """Sends this rank's samples of the sub-batch to all others; `share` (samples, values) is all of its share."""
+    def start_gather(self, sub_batch: SubBatch, share: np.ndarray) -> Posted:
+        """Sends this rank's samples of the sub-batch to all others; `share` (samples, values) is all of its share.
+
+        What is waited for are all samples of the sub-batch, in the order of the ranks.
+        """
         whole = np.empty((sub_batch.size, self.values), share.dtype)
         whole[sub_batch.rows(self.comm.rank)] = share[sub_batch.own[self.comm.rank]]
         pending = [
@@ -38,10 +43,13 @@ class Exchange:
         mine = whole[sub_batch.rows(self.comm.rank)]
         if len(mine):
             pending += [self._forward.isend(mine, rank, ACTIVATIONS) for rank in self._others]
-        return Gathering(whole, pending)
+        return Posted([whole], pending)
 
-    def start_reduction(self, sub_batch: SubBatch, gradient: np.ndarray) -> Reduction:
-        """Sends each owner this rank's summands of its samples' gradients; `gradient` is (samples, values)."""
+    def start_reduction(self, sub_batch: SubBatch, gradient: np.ndarray) -> Posted:
+        """Sends each owner this rank's summands of its samples' gradients; `gradient` is (samples, values).
+
+        What is waited for are the sums for this rank's samples of the sub-batch.
+        """
         gradient = np.ascontiguousarray(gradient)
         own = gradient[sub_batch.rows(self.comm.rank)]
         summands = {self.comm.rank: own}
@@ -53,7 +61,7 @@ class Exchange:
             self._backward.isend(gradient[sub_batch.rows(rank)], rank, GRADIENTS)
             for rank in self._others_with(sub_batch)
         ]
-        return Reduction([summands[rank] for rank in sorted(summands)], pending)
+        return Posted([summands[rank] for rank in sorted(summands)], pending)
 
     @property
     def _others(self) -> list[int]:
@@ -65,32 +73,19 @@ class Exchange:
         return [rank for rank in self._others if sizes[rank]]
 
 
-class Gathering:
-    """Activations of a sub-batch that are on their way."""
+class Posted(NamedTuple):
+    """What is under way, and the arrays (samples, values) that it fills: one, or the owner's summands by rank."""
 
-    def __init__(self, whole: np.ndarray, pending: list[Pending]) -> None:
-        self._whole, self._pending = whole, pending
-
-    def wait(self) -> np.ndarray:
-        """All samples of the sub-batch (samples, values), in the order of the ranks."""
-        for one in self._pending:
-            one.wait()
-        return self._whole
-
-
-class Reduction:
-    """Summands of gradients that are on their way to the owners."""
-
-    def __init__(self, summands: list[np.ndarray], pending: list[Pending]) -> None:
-        self._summands, self._pending = summands, pending
+    arrays: list[np.ndarray]
+    pending: list[Pending]
 
     def wait(self) -> np.ndarray:
-        """The sums for this rank's samples of the sub-batch (samples, values)."""
-        for one in self._pending:
+        """The sum of the arrays, once they are complete: the activations of the sub-batch, or their gradients."""
+        for one in self.pending:
             one.wait()
-        total = self._summands[0]
-        if len(self._summands) > 1:
-            total = total + self._summands[1]
-        for summand in self._summands[2:]:
+        total = self.arrays[0]
+        if len(self.arrays) > 1:
+            total = total + self.arrays[1]
+        for summand in self.arrays[2:]:
             total += summand
         return total

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,18 @@ from parallel_dl import nn, partition
 from parallel_dl.autograd import Tensor
 from parallel_dl.datasets import Share
 from parallel_dl.errors import InputError, number_of
-from parallel_dl.hybrid.exchange import Exchange, Gathering, Reduction
+from parallel_dl.hybrid.exchange import Exchange, Posted
 from parallel_dl.mesh import Replicated
 from parallel_dl.model_parallel import ModelParallel, parallelize
 from parallel_dl.mpi import Communicator
 from parallel_dl.nn.parameter import Parameter
 from parallel_dl.optim import Optimizer
-from parallel_dl.schedule import ALL, StageObject, SubBatch, execute, one_weird_trick, require_scheme, sub_batches
+from parallel_dl.schedule import ALL, SubBatch, require_scheme, sub_batches
 from parallel_dl.splits.cut_at_flatten import cut_at_flatten
+from parallel_dl.stage import NetworkStage, Passed
 
 
-class OneWeirdTrick(StageObject):
+class OneWeirdTrick(NetworkStage):
     """Turns `network`, a serial one for samples (*input_shape), in place, into what this rank of `comm` has of it.
 
     That is all of the layers before the first Flatten, and its pieces of those after it, which are divided as by
@@ -49,7 +49,7 @@ class OneWeirdTrick(StageObject):
     ) -> None:
         require_scheme(scheme)
         cut = cut_at_flatten(network, input_shape)
-        self.network, self.scheme = network, scheme
+        self.scheme = scheme
         self.features, self.classifier, self.values = cut.features, cut.classifier, cut.values
         model = comm.split(0, comm.rank, name="model", axis="model")  # the same ranks
         assert model is not None
@@ -64,12 +64,9 @@ class OneWeirdTrick(StageObject):
                 network.replace(name, layer)
         self.parallel = ModelParallel(network, divided.plan, model)
         self.parallel.axis = divided.axis
-        self.loss = divided.loss(loss)
+        super().__init__(network, divided.loss(loss))
         self.exchange = Exchange(model, self.values)
         self.optimizer: Optimizer | None = None
-        self.before_entry: Callable[[Share], None] | None = None
-        self.accumulate: Callable[[], AbstractContextManager[None]] = nullcontext
-        """inside it every backward through the features runs but that of the last microbatch"""
         # samples in the batch -> its sub-batches, and where their samples are in it
         self._cut: dict[int, list[tuple[SubBatch, np.ndarray]]] = {}
 
@@ -94,31 +91,17 @@ class OneWeirdTrick(StageObject):
         self.optimizer = optimizer
 
     # -- a batch ---------------------------------------------------------------------------------------------------
-    def run(self, share: Share, update: int) -> float:
-        """Forward and backward of a batch, of which this rank has `share`; `update` is the number of the iteration.
-
-        Gradients are added to those there are. Returns the loss of the whole batch as `loss` gives it (a rank's summand
-        of it where scores stay split and the loss takes no statistics).
-        """
-        self.begin([share], [update])
-        parts = [number for number, (part, _) in enumerate(self._parts[0]) if part.size]
-        plan = one_weird_trick(self.comm.size, [parts], variable_batch=self.optimizer is not None)
-        execute(plan.programs[self.comm.rank], self)
-        return self.losses[0]
-
     def begin(self, microbatches: Sequence[Share], updates: Sequence[int]) -> None:
         """This rank's shares of the microbatches of the next step, and the number of updates before each of them."""
-        self.microbatches, self.updates = microbatches, updates
+        super().begin(microbatches, updates)
         self._parts = [
             self._cut_up(share, share.size if len(microbatches) == 1 else share.of_all) for share in microbatches
         ]
-        self.losses = [0.0] * len(microbatches)
         # of the microbatch that is under way, by sub-batch
-        self._under_way: dict[int, Gathering] = {}
+        self._gathered: dict[int, Posted] = {}
         self._inputs: dict[int, Tensor] = {}
-        self._passed: dict[int, tuple[Tensor, Tensor]] = {}
         self._gradients: dict[int, np.ndarray] = {}
-        self._returning: dict[int, Reduction] = {}
+        self._returning: dict[int, Posted] = {}
 
     def _cut_up(self, share: Share, samples: int) -> list[tuple[SubBatch, np.ndarray]]:
         """The sub-batches of a microbatch of so many samples, and where their samples are in it."""
@@ -140,51 +123,59 @@ class OneWeirdTrick(StageObject):
         part, indices = self._parts[microbatch][sub_batch]
         x = self._inputs.pop(sub_batch)
         self.network.set_position(self.updates[microbatch], self._first + indices)
-        self._passed[sub_batch] = x, self.loss(self.classifier(x), self._targets[indices], self._divisor(part))
+        loss = self.loss(self.classifier(x), self._targets[indices], self._divisor(microbatch, part))
+        self._passed[sub_batch] = Passed(loss, x)
 
     def _forward_features(self, microbatch: int) -> None:
-        self._share = share = self.microbatches[microbatch]
+        share = self.enter(microbatch)
         shares = [sum(sizes) for sizes in zip(*(part.sizes for part, _ in self._parts[microbatch]))]
         self._first = share.first - sum(shares[: self.comm.rank])  # of the microbatch, in the batch
-        if self.before_entry is not None:
-            self.before_entry(share)
         self._targets = self.comm.labelled("targets", "forward").all_gather(share.y, 0, shares)
-        self._own = self.features_of(share.x, self.updates[microbatch], share.first)
-        self._flat = np.ascontiguousarray(self._own.data.reshape(len(share.x), self.values))
+        own = self._features_of(share.x)
+        self._passed[ALL] = Passed(own)
+        self._flat = np.ascontiguousarray(own.data.reshape(len(share.x), self.values))
         self._gradient = np.empty_like(self._flat)
 
-    def _divisor(self, part: SubBatch) -> int:
+    def _features_of(self, x: np.ndarray) -> Tensor:
+        """The activations (n, ...) in front of the Flatten."""
+        y = self.features(x)
+        return y if isinstance(y, Tensor) else Tensor(y)
+
+    def _divisor(self, microbatch: int, part: SubBatch) -> int:
         """By what the loss of a sub-batch is divided.
 
         With variable batch by its own n_j samples among n, for the update of the classifier; what goes back to the
         features is multiplied by n_j / n: the gradient of the mean over the batch, each sub-batch passed through the
         classifier that it met.
         """
-        return self._share.size if self.optimizer is None else part.size
+        return self.microbatches[microbatch].size if self.optimizer is None else part.size
+
+    def _weight(self, microbatch: int, part: SubBatch) -> float:
+        """What a sub-batch counts for in the loss of the batch, beside what its own is divided by."""
+        return self._divisor(microbatch, part) / self.microbatches[microbatch].size
 
     def send_activation(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Posts this rank's samples of the sub-batch to all others."""
-        self._under_way[sub_batch] = self.exchange.start_gather(self._parts[microbatch][sub_batch][0], self._flat)
+        self._gathered[sub_batch] = self.exchange.start_gather(self._parts[microbatch][sub_batch][0], self._flat)
 
     def receive_activation(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Waits for those of all."""
-        self._inputs[sub_batch] = Tensor(self._under_way.pop(sub_batch).wait(), requires_grad=True)
+        self._inputs[sub_batch] = Tensor(self._gathered.pop(sub_batch).wait(), requires_grad=True)
 
     def backward(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:
         """From the loss of a sub-batch to the classifier's weights and input; from there through the features."""
+        passed = self._passed.pop(sub_batch)
         if stage == 0:
-            own, gradient = self._own, self._gradient
-            del self._own, self._gradient, self._flat
-            if own.requires_grad:
-                with nullcontext() if microbatch == len(self.microbatches) - 1 else self.accumulate():
-                    own.backward(gradient.reshape(own.shape))
+            gradient = self._gradient.reshape(passed.result.shape)
+            del self._gradient, self._flat
+            if passed.result.requires_grad:
+                with self.accumulating(microbatch):
+                    passed.backward(gradient)
             return
-        x, loss = self._passed.pop(sub_batch)
-        loss.backward(since=x)
-        self.losses[microbatch] += loss.item() * (
-            self._divisor(self._parts[microbatch][sub_batch][0]) / self._share.size
-        )
-        self._gradients[sub_batch] = np.zeros_like(x.data) if x.grad is None else x.grad
+        passed.backward()
+        part = self._parts[microbatch][sub_batch][0]
+        self.losses[microbatch] += passed.result.item() * self._weight(microbatch, part)
+        self._gradients[sub_batch] = passed.input_gradient
 
     def send_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Posts this rank's summands to the owners of the samples."""
@@ -192,12 +183,12 @@ class OneWeirdTrick(StageObject):
         if self.parallel.plan.input.has(Replicated):
             self._returning[sub_batch] = self.exchange.start_reduction(part, gradient)
         else:  # whole on every rank
-            self._returning[sub_batch] = Reduction([gradient[part.rows(self.comm.rank)]], [])
+            self._returning[sub_batch] = Posted([gradient[part.rows(self.comm.rank)]], [])
 
     def receive_gradient(self, stage: int, microbatch: int, sub_batch: int) -> None:
         """Waits for the sums of the summands for this rank's samples."""
         part, total = self._parts[microbatch][sub_batch][0], self._returning.pop(sub_batch).wait()
-        self._gradient[part.own[self.comm.rank]] = total * (self._divisor(part) / self._share.size)
+        self._gradient[part.own[self.comm.rank]] = total * self._weight(microbatch, part)
 
     def update(self, stage: int, microbatch: int, sub_batch: int = ALL) -> None:
         """Of all weights, or with variable batch of the classifier's after a sub-batch."""
@@ -208,17 +199,11 @@ class OneWeirdTrick(StageObject):
         self.optimizer.step()
         self.classifier.zero_grad()
 
-    def features_of(self, x: np.ndarray, update: int | None = None, first: int = 0) -> Tensor:
-        """The activations (n, ...) after the features of samples x, of which the first is at place `first`."""
-        if update is not None:
-            self.network.set_position(update, first)
-        y = self.features(x)
-        return y if isinstance(y, Tensor) else Tensor(y)
-
+    # -- without gradients -----------------------------------------------------------------------------------------
     def evaluate(self, x: np.ndarray) -> np.ndarray:
         """The network's whole output (n, ...) for samples x (n, ...), the same on every rank, on all of them."""
         shares = partition.shares(len(x), self.comm.size)
-        own = self.features_of(x[partition.share(len(x), self.comm.size, self.comm.rank)])
+        own = self._features_of(x[partition.share(len(x), self.comm.size, self.comm.rank)])
         flat = own.data.reshape(len(own), self.values)
         scores = self.classifier(Tensor(self.comm.labelled("activations", "forward").all_gather(flat, 0, shares)))
         return self.parallel.whole_output(scores.data)

@@ -172,6 +172,10 @@ class _Run:
             if len(job.pids) < job.ranks and time.monotonic() - latest > _START_SECONDS:
                 number = f"{len(job.pids)} of {job.ranks} ranks, and no other" if job.pids else "no rank"
                 return End(f"mpirun started {number} within {_START_SECONDS:.0f} s", 1)
+        return self._finalized(job, status)
+
+    def _finalized(self, job: Job, status: int) -> int | End:
+        """Waits until MPI has shut down, after all ranks have completed."""
         deadline = time.monotonic() + _FINALIZE_SECONDS
         while job.mpirun.poll() is None and time.monotonic() < deadline and not self.stopped:
             list(job.events(0.01))

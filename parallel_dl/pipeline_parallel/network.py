@@ -14,7 +14,7 @@ from parallel_dl.datasets import Share
 from parallel_dl.mesh import Placement
 from parallel_dl.mpi import Communicator
 from parallel_dl.pipeline_parallel.runner import StageRunner
-from parallel_dl.schedule import Program, Schedule, execute, make, with_messages
+from parallel_dl.schedule import Program, Schedule, make, with_messages
 from parallel_dl.whole import DividedNetwork
 
 
@@ -96,9 +96,7 @@ class PipelineParallel(DividedNetwork):
         if count not in self._programs:
             plan = with_messages(make(self.schedule, self.comm.size, count, self.chunks))
             self._programs[count] = plan.programs[self.comm.rank]
-        self.runner.begin(microbatches, updates)
-        execute(self._programs[count], self.runner)
-        return self.runner.losses
+        return self.runner.run(self._programs[count], microbatches, updates)
 
     def evaluate(self, x: np.ndarray) -> np.ndarray | None:
         """The network's output (n, ...) for samples x, on the last stage's rank; None on the others."""

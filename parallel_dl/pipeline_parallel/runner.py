@@ -7,39 +7,31 @@ backward has run, is what that stage waits for: the schedule decides when gradie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from parallel_dl.autograd import Deferred, Tensor, backward
+from parallel_dl.autograd import Deferred, Tensor
 from parallel_dl.cost.stages import Shape, Stages
 from parallel_dl.datasets import Share
 from parallel_dl.mpi import Communicator
 from parallel_dl.nn import Module, Parameter
 from parallel_dl.pipeline_parallel.messages import Messages
 from parallel_dl.pipeline_parallel.stash import WeightStash
-from parallel_dl.schedule import ALL, Action, StageObject
+from parallel_dl.schedule import ALL, Action
+from parallel_dl.stage import NetworkStage, Passed
 
 Array = np.ndarray
 Place = tuple[int, int]
 """boundary, microbatch: boundary b is in front of stage b"""
 
 
-class _Passed(NamedTuple):
-    """A forward pass whose backward has not run yet."""
-
-    marker: Tensor  # made before the forward pass: its input, if that has a gradient
-    result: Any  # the output, or on the last stage the loss
-    version: int  # of the weights
-
-
-class StageRunner(StageObject):
+class StageRunner(NetworkStage):
     """Runs the stages that this rank of `comm` has, for one batch at a time: `begin`, then a program's actions.
 
-    `rank_of` maps stages to ranks. `loss` is (output, targets, total) -> a scalar. `shape_at(s, n)` is the shape of
-    what this rank's stage s takes of n samples, if not that of the whole network, `expect_samples(n)` is told how many
-    samples the next forward pass has, and `prepare` is applied to what a stage gives. `before_entry`, if set, is called
-    with each microbatch before it enters stage 0.
+    `rank_of` maps stages to ranks. `shape_at(s, n)` is the shape of what this rank's stage s takes of n samples, if
+    not that of the whole network, `expect_samples(n)` is told how many samples the next forward pass has, and `prepare`
+    is applied to what a stage gives.
 
     When an asynchronous schedule updates the weights between microbatches, those in use in a forward pass are kept
     until its backward.
@@ -57,16 +49,14 @@ class StageRunner(StageObject):
         expect_samples: Callable[[int], None] | None = None,
         prepare: Callable[[Any], Any] | None = None,
     ) -> None:
+        super().__init__(network, loss)
         self._expect_samples = expect_samples
         self.prepare = prepare
-        self.before_entry: Callable[[Share], None] | None = None
-        self.network, self.stages, self.rank_of, self.comm = network, stages, rank_of, comm
-        self.loss = loss
+        self.stages, self.rank_of, self.comm = stages, rank_of, comm
         whole = lambda boundary, samples: (samples, *stages.inputs[boundary])  # noqa: E731
         self.messages = Messages(comm, rank_of, shape_at or whole, dtype)
         self.own = [stage for stage, rank in sorted(rank_of.items()) if rank == comm.rank]
         self.last = len(stages) - 1
-        self.losses: list[float] = []
         self.peak_live = 0
         self._weights = {
             stage: [p for name in stages.layers(stage) for p in network._modules[name].parameters()]
@@ -82,13 +72,11 @@ class StageRunner(StageObject):
     # -- a batch ---------------------------------------------------------------------------------------------------
     def begin(self, microbatches: Sequence[Share], updates: Sequence[int]) -> None:
         """The microbatches of the next step, and the number of updates before each of them."""
-        self.microbatches, self.updates = microbatches, updates
-        self.losses = [0.0] * len(microbatches)
+        super().begin(microbatches, updates)
         self.peak_live = 0
         self.messages.begin([len(part.x) for part in microbatches])
         self._activations: dict[Place, Array] = {}
         self._gradients: dict[Place, Array] = {}  # of them
-        self._passed: dict[Place, _Passed] = {}
         self._deferred: dict[Place, Deferred] = {}
 
     def expect(self, receives: Sequence[Action]) -> None:
@@ -106,10 +94,7 @@ class StageRunner(StageObject):
 
     def forward(self, stage: int, microbatch: int) -> None:
         """Runs the stage's layers, on the last stage with the loss."""
-        part = self.microbatches[microbatch]
-        if stage == 0 and self.before_entry is not None:
-            self.before_entry(part)
-        self.network.set_position(self.updates[microbatch], part.first)
+        part = self.enter(microbatch, stage == 0)
         if self._expect_samples is not None:
             self._expect_samples(len(part.x))
         x: Any = part.x
@@ -126,7 +111,7 @@ class StageRunner(StageObject):
             self.losses[microbatch] = result.item()
         else:
             self._activations[stage + 1, microbatch] = result.data if isinstance(result, Tensor) else result
-        self._passed[stage, microbatch] = _Passed(marker, result, self.stash.version)
+        self._passed[stage, microbatch] = Passed(result, marker, self.stash.version)
         self.peak_live = max(self.peak_live, len(self._passed) + len(self._deferred))
 
     def send_activation(self, stage: int, microbatch: int) -> None:
@@ -155,12 +140,9 @@ class StageRunner(StageObject):
         deferred = Deferred()
         if isinstance(passed.result, Tensor) and passed.result.requires_grad:
             with self.stash.using(passed.version):
-                deferred = backward(passed.result, gradient, defer, since=passed.marker)
+                deferred = passed.backward(gradient, defer)
         if stage:
-            returned = passed.marker.grad
-            if returned is None:  # nothing after it depends on it
-                returned = np.zeros_like(passed.marker.data)
-            self._gradients[stage, microbatch] = returned
+            self._gradients[stage, microbatch] = passed.input_gradient
         return deferred
 
     def send_gradient(self, stage: int, microbatch: int) -> None:

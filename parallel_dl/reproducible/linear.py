@@ -36,9 +36,7 @@ def linear(x, weight, bias=None, *, inputs, outputs, together, leaves=None):
     value = np.empty((len(rows), width), dtype)
     for band in outputs.bands(together):
         ws = inputs.cut(band.fill(w, 0), 1)[:, np.newaxis].swapaxes(2, 3)  # (I, 1, block, N)
-        for run in of_samples:
-            parts = np.matmul(run.of(xs, 1, per_sample), ws)  # (I, count, rows, N)
-            run.of(value, 0, per_sample)[:, :, band.part] = band.take(inputs.add_up(parts), 2)
+        _multiply(xs, ws, inputs, band, of_samples, per_sample, value)
     if bias is not None:
         value += bias[0]
     flat = once(lambda g: np.array(g.reshape(len(rows), width), dtype, order="C"))
@@ -47,9 +45,7 @@ def linear(x, weight, bias=None, *, inputs, outputs, together, leaves=None):
         gs, gradient = outputs.cut(flat(g), 1), np.empty_like(rows)  # gs (O, rows, block)
         for band in inputs.bands(together):
             ws = outputs.cut(band.fill(w, 1), 0)[:, np.newaxis]  # (O, 1, block, K)
-            for run in of_samples:
-                parts = np.matmul(run.of(gs, 1, per_sample), ws)  # (O, count, rows, K)
-                run.of(gradient, 0, per_sample)[:, :, band.part] = band.take(outputs.add_up(parts), 2)
+            _multiply(gs, ws, outputs, band, of_samples, per_sample, gradient)
         return gradient.reshape(x.shape)
 
     def gradient_weight(g):
@@ -80,6 +76,13 @@ def linear(x, weight, bias=None, *, inputs, outputs, together, leaves=None):
         return sums_of_samples(flat(g), len(bias), n)
 
     return value.reshape(*x.shape[:-1], width), (gradient_x, gradient_weight, gradient_bias)
+
+
+def _multiply(rows, weights, added, band, of_samples, per_sample, result) -> None:
+    """A band of the result (rows, N), from rows (leaves, rows, block) times weights (leaves, 1, block, N), added up."""
+    for run in of_samples:
+        parts = np.matmul(run.of(rows, 1, per_sample), weights)  # (leaves, count, rows, N)
+        run.of(result, 0, per_sample)[:, :, band.part] = band.take(added.add_up(parts), 2)
 
 
 @primitive

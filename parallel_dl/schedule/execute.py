@@ -16,8 +16,8 @@ class StageObject:
     the whole batch. A sub-batch or unit that the action names is passed by keyword, as `sub_batch` and `unit`.
     """
 
-    sum_gradients: Callable[[], None]
-    update_weights: Callable[[], None]
+    sum_gradients: Callable[[], object]
+    update_weights: Callable[[], object]
 
     def expect(self, receives: Sequence[Action]) -> None:
         """Before the first action: all receives of the program in its order, so that they can be posted early."""

@@ -35,7 +35,6 @@ def walk(plan: Plan, rendezvous: bool) -> Walk:
     rank stands at its receive, as MPI_Send may above a library's eager limit. A collective waits until all ranks of its
     group stand at it. Messages of a stage that no rank computes are never received.
     """
-    holds = plan.blocking and rendezvous
     programs = plan.programs
     at = [0] * plan.ranks
     sent: set[tuple[int, Action]] = set()
@@ -44,21 +43,6 @@ def walk(plan: Plan, rendezvous: bool) -> Walk:
     todo = [(0, rank) for rank in range(plan.ranks)]
     waiting: dict[int, set[int]] = {}  # rank -> those that wait for it
     stuck: dict[int, Wait] = {}
-
-    def missing(rank: int, action: Action) -> int | None:
-        """The first rank that has to come before this action can be done."""
-        peers = plan.peers(rank, action)
-        if action.is_message and action.sub_batch == ALL:
-            peers = peers or (rank,)  # no rank computes that stage: it waits for ever
-        if action.kind in RECEIVES:
-            return next((other for other in peers if (other, action.partner) not in sent), None)
-        if action.kind in COLLECTIVES:
-            expected = action
-        elif holds and action.sub_batch == ALL:
-            expected = action.partner
-        else:
-            return None
-        return next((other for other in peers if programs[other][at[other] : at[other] + 1] != (expected,)), None)
 
     while todo:
         turn, rank = heappop(todo)
@@ -69,7 +53,7 @@ def walk(plan: Plan, rendezvous: bool) -> Walk:
             action = program[at[rank]]
             together: tuple[int, ...] = (rank,)
             if action.kind in MESSAGES or action.kind in COLLECTIVES:
-                other = missing(rank, action)
+                other = _missing(plan, rank, action, at, sent, rendezvous)
                 if other is not None:
                     waiting.setdefault(other, set()).add(rank)
                     stuck[rank] = Wait(rank, action, other)
@@ -89,6 +73,24 @@ def walk(plan: Plan, rendezvous: bool) -> Walk:
             for waiter in waiting.pop(rank, ()):
                 heappush(todo, (turn + (waiter <= rank), waiter))
     return Walk(order, dict(sorted(stuck.items())))
+
+
+def _missing(
+    plan: Plan, rank: int, action: Action, at: list[int], sent: set[tuple[int, Action]], rendezvous: bool
+) -> int | None:
+    """The first rank that has to come before `rank` can do this action, where all ranks stand `at`, and have `sent`."""
+    peers = plan.peers(rank, action)
+    if action.is_message and action.sub_batch == ALL:
+        peers = peers or (rank,)  # no rank computes that stage: it waits for ever
+    if action.kind in RECEIVES:
+        return next((other for other in peers if (other, action.partner) not in sent), None)
+    if action.kind in COLLECTIVES:
+        expected = action
+    elif plan.blocking and rendezvous and action.sub_batch == ALL:
+        expected = action.partner
+    else:
+        return None
+    return next((other for other in peers if plan.programs[other][at[other] : at[other] + 1] != (expected,)), None)
 
 
 def find_cycle(plan: Plan, rendezvous: bool) -> tuple[Wait, ...]:

@@ -7,6 +7,7 @@ Nothing is sent here, and MPI is not needed. To read in this order:
     linear.py, convolution.py, tiles.py, pooling.py, normalization.py, elementwise.py, samples.py, branches.py, loss.py
                       one file per kind of layer: its rules and its local maths
     names.py          which layer is split in which way, from what somebody has written
+    leaves.py         what splits know of networks that compute in leaves
     default.py        the splits of a network for which none are given
     divide.py         a layer's rule asked, and what a user's own rule says checked
     step.py, walk.py, plan.py   a whole network, layer by layer

@@ -83,8 +83,7 @@ def _by_filters(site: Site, sizes: tuple[int, ...]) -> Division:
     come, cut = site.on(Replicated()), False
     if layer.groups > 1:
         exactly = site.features is not None and slices(site.features.sizes or ()) == seen
-        # in leaves, gradients of channels that several ranks see are added up by one all-reduce
-        cut = site.features is not None and (exactly or not site.in_leaves)
+        cut = site.features is not None and (exactly or site.cutting.may_overlap)
         come = site.on(Windows(1, seen)) if cut else come
         come = site.before if exactly else come
     weights = site.weights(Shard(0, sizes), "weight", "bias")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from parallel_dl import nn
+from parallel_dl.splits.leaves import computes_in_leaves, default_between_leaves
 
 
 def default_splits(network: nn.Module, input_shape: Sequence[int], ranks: int) -> dict[str, str]:
@@ -22,8 +23,9 @@ def default_splits(network: nn.Module, input_shape: Sequence[int], ranks: int) -
         return {}
     layers = list(nn.layer_shapes(network, input_shape))
     towers = max((p.layer.groups for p in layers if isinstance(p.layer, nn.Conv2d)), default=1)
-    in_leaves = computes_in_leaves(passed.layer for passed in layers)
-    branches = [p.name for p in layers if isinstance(p.layer, nn.Branches) and not in_leaves]
+    if computes_in_leaves(layers):
+        return default_between_leaves(layers, towers)
+    branches = [p.name for p in layers if isinstance(p.layer, nn.Branches)]
     splits: dict[str, str] = {}
     pair = "output"
     for passed in layers:
@@ -31,19 +33,11 @@ def default_splits(network: nn.Module, input_shape: Sequence[int], ranks: int) -
         if any(name.startswith(f"{outer}.") for outer in branches):
             continue
         if isinstance(layer, nn.Branches):
-            splits |= {} if in_leaves else {name: "towers"}
+            splits[name] = "towers"
         elif isinstance(layer, nn.Conv2d):
-            by_tower = "towers" if layer.groups >= ranks and layer.groups > 1 and not in_leaves else "filters"
+            by_tower = "towers" if layer.groups >= ranks and layer.groups > 1 else "filters"
             splits[name] = by_tower if towers > 1 else "rows"
-            if in_leaves and towers == 1:
-                splits[name] = {"output": "filters", "input": "channels"}[pair]
-                pair = "input" if pair == "output" else "output"
         elif isinstance(layer, nn.Linear) and len(passed.input) == 1:
             splits[name] = "output" if towers > 1 else pair
             pair = "input" if pair == "output" else "output"
     return splits
-
-
-def computes_in_leaves(layers: Iterable[nn.Module]) -> bool:
-    """Whether any of the layers computes in leaves."""
-    return any(getattr(layer, "leaves", None) is not None for layer in layers)

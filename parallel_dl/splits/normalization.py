@@ -31,7 +31,7 @@ def response_norm(site: Site) -> Division:
     width = site.x[0] // site.layer.groups
     # backward needs what the windows around the neighbours hold: the adjoint sends it back, nothing more is needed
     seen = tuple(_reach(site.layer, one, width) for one in own)
-    if site.in_leaves and seen != own:
+    if seen != own and not site.cutting.may_overlap:
         return Division(site.invariant, site.invariant)
     wanted = site.before if seen == own else site.on(Windows(1, seen))
     return Division(site.before, wanted, local=_OfChannels(own, seen, width))

@@ -107,6 +107,25 @@ class Division:
         return self.messages(samples) if callable(self.messages) else self.messages
 
 
+class Cutting:
+    """Where the layers of a network may be cut: here, anywhere."""
+
+    may_overlap = True
+    """whether ranks may take slices that overlap, and the gradients are added up where they do"""
+
+    def sizes(self, layer: Any, dimension: str, ranks: int) -> tuple[int, ...]:
+        """By rank, of the layer's `dimension` "inputs" or "outputs"."""
+        side = {"inputs": "in", "outputs": "out"}[dimension]
+        kind = "channels" if isinstance(layer, nn.Conv2d) else "features"
+        return even(getattr(layer, f"{side}_{kind}"), ranks)
+
+    def require(self, layer: nn.Module, name: str, way: Way) -> None:
+        """InputError for a way in which the layer `name` must not be cut."""
+
+
+ANYWHERE = Cutting()
+
+
 @dataclass(frozen=True)
 class Site:
     """A layer's place in the network: what it gets and gives, and the number of ranks of the model axis."""
@@ -123,8 +142,8 @@ class Site:
     ranks: int
     next_way: str | None = None
     """the way of the next layer that has weights"""
-    in_leaves: bool = False
-    """whether the network computes in leaves: then sums over ranks are made in all-reduces and reduce-scatters alone"""
+    cutting: Cutting = ANYWHERE
+    """where it may be cut: anywhere, or between leaves only; `cutting.may_overlap`: whether slices may overlap"""
 
     @property
     def mesh(self) -> MeshShape:
@@ -151,17 +170,11 @@ class Site:
         return self.before.shard(1)
 
     def even(self, dimension: str) -> tuple[int, ...]:
-        """The even sizes by rank of the layer's `dimension` "inputs" or "outputs", its features or channels.
+        """The sizes by rank of the layer's `dimension` "inputs" or "outputs", its features or channels.
 
-        A layer that computes in leaves is cut between leaves only.
+        They are even, or in a network that computes in leaves as even as can be between leaves.
         """
-        leaves = getattr(self.layer, "leaves", None)
-        if leaves is not None:
-            return getattr(leaves, dimension).of_ranks(self.ranks)
-        channels = isinstance(self.layer, nn.Conv2d)
-        names = {"inputs": "in_channels", "outputs": "out_channels"} if channels else {}
-        names = names or {"inputs": "in_features", "outputs": "out_features"}
-        return even(getattr(self.layer, names[dimension]), self.ranks)
+        return self.cutting.sizes(self.layer, dimension, self.ranks)
 
     def weights(self, state: State, *names: str) -> dict[str, Placement]:
         """Those of the attributes `names` that the layer has, in this state."""

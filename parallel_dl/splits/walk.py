@@ -23,8 +23,8 @@ from parallel_dl.mesh import (
 from parallel_dl.nn.shapes import computes_as
 from parallel_dl.splits import kinds  # noqa: F401
 from parallel_dl.splits.branches import joined, on_one
-from parallel_dl.splits.default import computes_in_leaves
 from parallel_dl.splits.divide import divide
+from parallel_dl.splits.leaves import cutting_of
 from parallel_dl.splits.rule import Division, Ending, Site, rule_of, ways_of
 from parallel_dl.splits.samples import is_along_samples
 from parallel_dl.splits.step import Step
@@ -50,9 +50,9 @@ class Walk:
     ) -> None:
         self.shapes, self.ways, self.ranks = shapes, ways, ranks
         self.steps: list[Step] = []
-        self.in_leaves = computes_in_leaves(passed.layer for passed in shapes.values())
-        if self.in_leaves:
-            self._require_leaves()
+        self.cutting = cutting_of(shapes.values())
+        for name, way in ways.items():
+            self.cutting.require(shapes[name].layer, name, way)
         self._left_split: Step | None = None  # the layer, not followed by another yet, that must stay split
         names = list(shapes)
         weighted = [name for name in names if isinstance(shapes[name].layer, nn.Linear | nn.Conv2d)]
@@ -65,16 +65,6 @@ class Walk:
 
     def _on(self, state: State) -> Placement:
         return Placement(MeshShape(model=self.ranks), (state,))
-
-    def _require_leaves(self) -> None:
-        """Refuses ways that cut what has no leaves."""
-        for name, way in self.ways.items():
-            if way.cuts_image or way.name in ("towers", "samples"):
-                valid = [other for other in ways_of(self.shapes[name].layer) if other in ("filters", "channels")]
-                raise InputError(
-                    f"`split` {name}={way}: `reproducible` divides only channels and features; "
-                    f"valid for {name}: {', '.join(valid) or 'none'}"
-                )
 
     # -- through modules -------------------------------------------------------------------------------------------
     def _through(self, module: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
@@ -92,7 +82,7 @@ class Walk:
         passed, following = self.shapes[name], self._next[name]
         next_way = self.ways[following].name if following is not None and following in self.ways else None
         way = self.ways.get(name)
-        return Site(passed.layer, way, before, passed.input, passed.output, self.ranks, next_way, self.in_leaves)
+        return Site(passed.layer, way, before, passed.input, passed.output, self.ranks, next_way, self.cutting)
 
     def _layer(self, layer: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
         site = self._site(name, Placement.on(before.mesh) if before.has(Partial) else before)

@@ -9,7 +9,8 @@ from parallel_dl.errors import InputError
 from parallel_dl.hybrid import OneWeirdTrick
 from parallel_dl.layout import Layout
 from parallel_dl.mpi import Mesh
-from parallel_dl.partition import share
+from parallel_dl.partition import share, shares
+from parallel_dl.schedule import one_weird_trick, sub_batches
 from parallel_dl.trainer import Trainer
 
 
@@ -46,7 +47,9 @@ def events_of(comm, scheme, samples):
     random = np.random.default_rng(0)
     x, y = random.normal(size=(samples, *SHAPE)), random.integers(0, CLASSES, samples)
     own = share(samples, comm.size, comm.rank)
-    trick.run(Share(x[own], y[own], own.start, samples), 0)
+    parts = [number for number, part in enumerate(sub_batches(scheme, shares(samples, comm.size))) if part.size]
+    program = one_weird_trick(comm.size, [parts]).programs[comm.rank]
+    trick.run(program, [Share(x[own], y[own], own.start, samples)], [0])
     trick.free()
     return events
 
@@ -86,7 +89,7 @@ def test_empty_parts_are_left_out(comm):
 def test_a_share_of_another_size_is_refused(comm):
     trick = OneWeirdTrick(small().initialize(0, "float64"), comm, SHAPE, "b")
     with pytest.raises(ValueError, match=f"rank {comm.rank} has 5 of 9 samples"):
-        trick.run(Share(np.zeros((5, *SHAPE)), np.zeros(5, int), 0, 9), 0)
+        trick.begin([Share(np.zeros((5, *SHAPE)), np.zeros(5, int), 0, 9)], [0])
     trick.free()
 
 

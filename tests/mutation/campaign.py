@@ -45,8 +45,8 @@ FILES = {
     "pipeline_parallel": ("messages", "network", "runner"),
     "hybrid": ("exchange", "one_weird_trick"),
     "splits": (
-        *("branches", "convolution", "cut_at_flatten", "default", "elementwise", "linear", "loss", "normalization"),
-        *("plan", "pooling", "rule", "samples", "tiles", "walk"),
+        *("branches", "convolution", "cut_at_flatten", "default", "elementwise", "leaves", "linear", "loss"),
+        *("normalization", "plan", "pooling", "rule", "samples", "tiles", "walk"),
     ),
 }
 # file, or package -> the tests that are asked

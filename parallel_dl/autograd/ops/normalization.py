@@ -191,27 +191,9 @@ def synchronized_batch_norm(x, weight=None, bias=None, *, total, eps=1e-5, obser
 
 def _over_the_batch(x, weight, bias, total, eps, observe):
     dtype = floating(x, weight, bias)
-    channels, others = x.shape[1], _all_but_channels(x)
-    letters = _LETTERS[: x.ndim]
-    products = f"{letters},{letters}->b"
-    pieces = _pieces(x, range(x.ndim))
-
-    # the mean first, then squares of what is left: nothing cancels, however large the mean is
-    sums = np.zeros(channels + 1)
-    sums[channels] = math.prod(x.shape[axis] for axis in others)
-    for piece in pieces:
-        sums[:channels][piece[1]] += x[piece].sum(axis=others)
-    sums = total(sums)
-    count = float(sums[channels])
+    others, products, pieces = _all_but_channels(x), _products(x), _pieces(x, range(x.ndim))
+    centred, mean, variance, count = _centred(x, dtype, pieces, total)
     n = max(count, 1.0)
-    mean = sums[:channels] / n
-    centre = _per_channel(x, mean, dtype)
-    centred = np.empty_like(x, dtype)
-    squares = np.zeros(channels)
-    for piece in pieces:
-        d = np.subtract(x[piece], centre[:, piece[1]], out=centred[piece])
-        squares[piece[1]] += np.einsum(products, d, d)
-    variance = total(squares) / n
     if observe is not None:
         observe(mean, variance, int(count))
 
@@ -227,7 +209,7 @@ def _over_the_batch(x, weight, bias, total, eps, observe):
     @once
     def own_sums(g):
         """(2, C): the sums of g and of g (x - mean) over this x."""
-        made = np.zeros((2, channels))
+        made = np.zeros((2, x.shape[1]))
         for piece in pieces:
             made[0, piece[1]] += g[piece].sum(axis=others)
             made[1, piece[1]] += np.einsum(products, g[piece], centred[piece])
@@ -252,6 +234,35 @@ def _over_the_batch(x, weight, bias, total, eps, observe):
         lambda g: (own_sums(g)[1] * inverse).astype(dtype),
         lambda g: own_sums(g)[0].astype(dtype),
     )
+
+
+def _centred(x, dtype, pieces, total):
+    """(x - mean, mean, variance, number of values per channel); sums are those that `total` gives.
+
+    The mean comes first, then the squares of what is left: nothing cancels, however large the mean is.
+    """
+    channels, others, products = x.shape[1], _all_but_channels(x), _products(x)
+    sums = np.zeros(channels + 1)
+    sums[channels] = math.prod(x.shape[axis] for axis in others)
+    for piece in pieces:
+        sums[:channels][piece[1]] += x[piece].sum(axis=others)
+    sums = total(sums)
+    count = float(sums[channels])
+    n = max(count, 1.0)
+    mean = sums[:channels] / n
+    centre = _per_channel(x, mean, dtype)
+    centred = np.empty_like(x, dtype)
+    squares = np.zeros(channels)
+    for piece in pieces:
+        d = np.subtract(x[piece], centre[:, piece[1]], out=centred[piece])
+        squares[piece[1]] += np.einsum(products, d, d)
+    return centred, mean, total(squares) / n, count
+
+
+def _products(x):
+    """What `np.einsum` is told for the sums, over all axes but that of the channels, of a product."""
+    letters = _LETTERS[: x.ndim]
+    return f"{letters},{letters}->b"
 
 
 def _all_but_channels(x):

@@ -13,7 +13,7 @@ from parallel_dl.equivalence.mutants.model_parallel import dropped, movement
 from parallel_dl.equivalence.mutants.mutant import Mutant, exchanged
 from parallel_dl.equivalence.mutants.networks import HYBRID
 from parallel_dl.hybrid import one_weird_trick
-from parallel_dl.hybrid.exchange import Exchange, Reduction
+from parallel_dl.hybrid.exchange import Exchange, Posted
 from parallel_dl.schedule import SubBatch
 
 
@@ -23,7 +23,7 @@ def _only_own_summand(stack: ExitStack) -> None:
     movement("replicate", dropped)(stack)
 
 
-def _own_alone(right: Any, exchange: Exchange, sub_batch: SubBatch, gradient: np.ndarray) -> Reduction:
+def _own_alone(right: Any, exchange: Exchange, sub_batch: SubBatch, gradient: np.ndarray) -> Posted:
     own = sub_batch.rows(exchange.comm.rank)
     summand = np.zeros_like(gradient)
     summand[own] = gradient[own]

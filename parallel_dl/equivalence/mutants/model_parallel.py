@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from parallel_dl.model_parallel import network as split_network
 from parallel_dl.model_parallel.axis import ModelAxis
 from parallel_dl.mpi import Communicator, collectives, world
 from parallel_dl.optim import gradient_squares
-from parallel_dl.splits import Finish, Placement, Shard
+from parallel_dl.splits import Placement, Shard, Step
 from parallel_dl.splits import loss as split_losses
 from parallel_dl.trainer import Trainer
 
@@ -119,20 +119,14 @@ def _scattered_backwards(right: Any, x: Any, comm: Communicator, axis: int, *oth
 
 
 # -- layers, losses, norms -------------------------------------------------------------------------------------------
-def _bias_on_every_rank(stack: ExitStack) -> None:
+def _bias_on_every_rank(right: Any, step: Step, layer: Any, axis: ModelAxis, name: str) -> None:
     """Each adds its own to its summand: they count as often as there are ranks."""
-    changed: list[Finish] = []
-
-    def wrong(right: Any, finish: Finish, output: Placement) -> dict[str, Placement]:
-        add, ranks = finish.apply, output.mesh.ranks
-        if not any(one is finish for one in changed):
-            changed.append(finish)
-            again = lambda layer, y: functools.reduce(lambda y, _: add(layer, y), range(ranks), y)  # noqa: E731
-            stack.callback(object.__setattr__, finish, "apply", add)
-            object.__setattr__(finish, "apply", again)
-        return right(finish, output)
-
-    exchanged(Finish, "weights", wrong)(stack)
+    if step.division.finish is not None:
+        add, ranks = step.division.finish.apply, axis.comm.size
+        again = lambda layer, y: functools.reduce(lambda y, _: add(layer, y), range(ranks), y)  # noqa: E731
+        finish = dataclasses.replace(step.division.finish, apply=again)
+        step = dataclasses.replace(step, division=dataclasses.replace(step.division, finish=finish))
+    right(step, layer, axis, name)
 
 
 def _swapped_shards(right: Any, parameter: Any, placement: Placement, rank: int) -> Any:
@@ -146,7 +140,7 @@ def _swapped_shards(right: Any, parameter: Any, placement: Placement, rank: int)
 
 def _without_partial(right: Any, sums: GradientAllReduce) -> None:
     """Gradients are summed along the data axis alone: what ranks of the model axis have of them stays a summand."""
-    if sums.networks:
+    if not all(parameter.is_partial for parameter in sums.parameters):
         right(sums)
         return
     for parameter in sums.parameters:
@@ -213,7 +207,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "bias on every rank",
         "fully",
         PAIRS,
-        _bias_on_every_rank,
+        exchanged(split_network, "carry_out", _bias_on_every_rank),
         "bias added 2 times",
     ),
     _mutant("shards swapped", "fully", OUTPUT, exchanged(split_network, "cut", _swapped_shards), "shard out of place"),
