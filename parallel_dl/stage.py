@@ -1,4 +1,4 @@
-"""A network as one stage: what the executor of a program asks for in serial, accumulated and data parallel steps."""
+"""A network as a single stage: what the executor calls in serial, accumulated and data parallel steps."""
 
 from __future__ import annotations
 
