@@ -281,7 +281,7 @@ def written(one: Entry, level: int = 2) -> str:
         return "\n".join([*parts, *(written(member, level + 1) for member in one.members)])
     if one.bases:
         links = ", ".join(f"[{base}]({homes()[base]}.md#{anchor(base)})" for base in dict.fromkeys(one.bases))
-        parts.append(f"It has what {links} has, too.\n")
+        parts.append(f"It also has the members of {links}.\n")
     for member in one.members:
         if member.doc:
             parts.append(bullet(member))
@@ -313,7 +313,7 @@ def common(entries: list[Entry]) -> str:
     """The arguments that need no word in each docstring: those of this page."""
     used = {argument for one in entries for each in (one, *one.members) for argument in unnamed(each, one.doc)}
     rows = "\n".join(f"| `{name}` | {COMMON[name]} |" for name in sorted(used & COMMON.keys()))
-    head = "## Arguments that mean the same everywhere\n\n| argument | is |\n|---|---|\n"
+    head = "## Common arguments\n\n| argument | meaning |\n|---|---|\n"
     return f"{head}{rows}\n" if rows else ""
 
 
@@ -368,9 +368,9 @@ def index() -> str:
         f"| {what} | [{name}]({file}.md#{anchor(name)}) | {needs} |" for what, file, name, needs in EXTENSIONS
     )
     return (
-        "# API reference\n\nWhat a program may call, with every argument. These pages are made from the docstrings by "
+        "# API reference\n\nThe public API, with every argument. These pages are generated from the docstrings by "
         "`make reference`.\n\n"
-        f"{rows}\n\n## Extension points\n\nWhat a program can add without a change of the package:\n\n"
+        f"{rows}\n\n## Extension points\n\nWhat a program can add without changing the package:\n\n"
         f"| to add | start from | you write |\n|---|---|---|\n{extensions}\n"
     )
 

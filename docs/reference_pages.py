@@ -1,4 +1,4 @@
-"""What the API reference has on which page. A new public name of a package that has a page is there without a line."""
+"""Which names are on which page of the API reference. New public names of a package on a page appear by themselves."""
 
 from dataclasses import dataclass
 
@@ -55,51 +55,51 @@ PAGES = (
     ),
 )
 
-# classes of which a program gets objects, but makes none
+# classes whose objects a program receives but does not make
 NOT_MADE = ("Deferred", "Pending")
 
-# arguments that mean the same wherever a docstring does not say otherwise
+# arguments that mean the same everywhere, unless a docstring says otherwise
 COMMON = {
     "array": "this rank's NumPy array",
     "axis": "the array axis, counted from 0, negative ones from the last; for reductions also several, or None for all",
     "batch_size": "the number of samples in a global batch",
-    "bias": "whether there is one",
+    "bias": "whether there is a bias",
     "comm": "the communicator, whose ranks all make this call",
-    "concat_sizes": "as `sizes`, along `concat_axis`",
-    "clip_norm": "the largest norm that the gradients of the whole network may have; None for any",
+    "concat_sizes": "like `sizes`, along `concat_axis`",
+    "clip_norm": "the value to which the global gradient norm is clipped; None for no clipping",
     "destination": "the rank that receives",
-    "dilation": "how far apart the kernel's pixels are: a number, or (vertical, horizontal)",
+    "dilation": "the spacing of the kernel's pixels: a number, or (vertical, horizontal)",
     "dtype": "a NumPy type, or its name",
-    "eps": "what is added before a division or a root, so that it is not by, or of, zero",
-    "input_shape": "the shape of one sample, without the axis of samples",
-    "keepdims": "whether the axes that are reduced stay, with length 1",
-    "facts": "what has to be the same on all ranks",
+    "eps": "a small number added before a division or a root, to keep it away from zero",
+    "input_shape": "the shape of one sample, without the sample axis",
+    "keepdims": "whether reduced axes are kept, with length 1",
+    "facts": "what must be the same on all ranks",
     "kernel": "the size of the window: (vertical, horizontal)",
     "kernel_size": "the size of the kernel or window: a number, or (vertical, horizontal)",
     "layout": "a `Layout`",
     "loss": "a function (outputs, targets, total)",
     "lr": "the learning rate, a number above 0",
-    "measure": "whether a layer that does not say its shape is measured by a forward pass",
+    "measure": "whether to measure the output shape of a layer that does not define it, by a forward pass",
     "microbatches": "the number of microbatches in a batch",
-    "name": "what errors and reports call it",
+    "name": "the name used in errors and reports",
     "op": "sum, prod, max or min",
-    "options": "those of a group of parameters, by name",
-    "owned": "by rank, the slice of rows that it has",
+    "options": "the options of a group of parameters, by name",
+    "owned": "the slice of rows that each rank has, by rank",
     "padding": "zeros on each side: a number, or (vertical, horizontal)",
-    "parameters": "a list of parameters, or of dictionaries with options of their own (see `Optimizer`)",
+    "parameters": "a list of parameters, or of dictionaries with their own options (see `Optimizer`)",
     "path": "a file or folder",
     "ranks": "the number of ranks",
-    "root": "the rank that gives, or gets, the whole",
-    "seed": "the seed of what is random: the same number, the same values",
-    "sizes": "how many rows along the axis each rank has, by rank; None divides them evenly",
+    "root": "the rank that gives, or gets, the whole array",
+    "seed": "the random seed: the same seed gives the same values",
+    "sizes": "the number of rows that each rank has along the axis, by rank; None divides evenly",
     "source": "the rank that sends",
     "states": "the state along each mesh axis",
-    "stride": "how far apart neighbouring windows are: a number, or (vertical, horizontal)",
+    "stride": "the distance between neighbouring windows: a number, or (vertical, horizontal)",
     "static": "the operation's keyword arguments",
-    "tag": "a number: a message is received under the tag under which it was sent",
+    "tag": "a number: a message must be received with the tag with which it was sent",
     "thing": "any object that can be pickled",
     "times": "a `schedule.Times`: how long each kind of action takes",
-    "wanted": "by rank, the slice of rows that it gets",
+    "wanted": "the slice of rows that each rank gets, by rank",
     "x": "the input, a tensor or an array",
 }
 

@@ -30,9 +30,9 @@ _DEEPEST = 64
 def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
     """Writes a state atomically (a reader finds the old file or the new one), `facts` as JSON in its metadata.
 
-    `state` is what `state_dict()` of a network or an optimizer gives: arrays, NumPy's and Python's numbers, truth
-    values, None and strings, in dictionaries (with strings as keys), lists and tuples; `load` returns the same. Raises
-    InputError for anything else in it, and if the file cannot be written; the old file then stays.
+    `state` is the `state_dict()` of a network or an optimizer: arrays, NumPy and Python numbers, booleans, None and
+    strings, in dictionaries (with strings as keys), lists and tuples; `load` returns the same. Raises InputError for
+    anything else in it, and if the file cannot be written; the old file then stays.
     """
     if not isinstance(state, Mapping):
         raise InputError(f"{path}: a {type(state).__name__} cannot be saved; expected a dict, as state_dict() gives")
@@ -52,9 +52,9 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], facts: Mapping[
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save` was given; for any other safetensors file, its arrays by name.
+    """Loads what `save` was given; for any other safetensors file, its arrays by name.
 
-    InputError when the file is missing, damaged, or of types that NumPy lacks.
+    InputError if the file is missing or damaged, or has types that NumPy lacks.
     """
     from safetensors import safe_open
 

@@ -1,4 +1,4 @@
-"""Engines: what a step of training is on one rank. A layout makes one, and the trainer asks it, never what it is.
+"""Engines: one training step on one rank. A layout makes an engine; the trainer calls it without knowing its kind.
 
 WholeEngine      every rank of a replica has all layers, or its part of each: serial, data and model parallel
 PipelineEngine   a rank has some of the layers
@@ -197,7 +197,7 @@ class Engine:
         return self.data.all_reduce(loss), self.mesh.data.all_reduce(counts)
 
     def free(self) -> None:
-        """Gives back communicators (collective)."""
+        """Frees communicators (collective)."""
         if self.parallel is not None:
             self.parallel.free()
 

@@ -1,7 +1,7 @@
-"""What a user got wrong, said in one line: what it is, which value was given, what would be valid.
+"""Bad input, reported in one line: what is wrong, which value was given, what would be valid.
 
-The library speaks of fields: "schedule 'gpip'", "microbatches 5". The command line calls them as they were given, as
-flags or as keys of a file: `InputError.spoken`.
+The library names fields: "schedule 'gpip'", "microbatches 5". The command line names them as they were given, as flags
+or as keys of a file: `InputError.spoken`.
 """
 
 import difflib
@@ -34,7 +34,7 @@ class InputError(ValueError):
 
     @property
     def field(self) -> str | None:
-        """What the line begins with, if that is a field."""
+        """The field that the line begins with, if any."""
         found = _BEGINS_WITH_FIELD.match(self.marked)
         return None if found is None else found[1]
 

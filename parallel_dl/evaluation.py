@@ -1,4 +1,4 @@
-"""Testing a network under a layout: the ranks divide the samples, and add up what they found."""
+"""Testing a network under a layout: the ranks divide the samples and add up their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from parallel_dl.reproducible import TreeSum
 
 
 def evaluate(engine: Engine, x: np.ndarray, y: np.ndarray, batch_size: int) -> Evaluation:
-    """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of classes that are predicted.
+    """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of samples classified correctly.
 
     All ranks together; each goes through its samples in batches of at most so many.
     """

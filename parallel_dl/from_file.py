@@ -1,4 +1,4 @@
-"""FILE.py:NAME in place of a name: a network, schedule, optimizer, loss or data set from the user's own file."""
+"""FILE.py:NAME instead of a name: a network, schedule, optimizer, loss or data set from the user's own file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one run uses the ranks."""
+"""How a run uses the ranks."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _KEYS: dict[str, type] = {
 class Layout:
     """`dp` replicas, each on `pp` x `mp` ranks, and each with a share of every one of the batch's `microbatches`.
 
-    `split` says how the layers of a replica are divided among its `mp` ranks: ways by name of layer or group, see
-    `splits.plan`; None takes the default. On `pp` ranks, or with a `schedule`, it is a pipeline: stages begin at the
-    layers `stages` (None: where the work is even), and `schedule` (None: 1f1b) is their order of work; `chunks` is for
-    the schedule "interleaved". Without a pipeline several microbatches are gradient accumulation: one update after all
-    of them.
+    `split` says how the layers of a replica are divided among its `mp` ranks: it maps names of layers or groups to
+    splits, see `splits.plan`; None takes the default. With several `pp` ranks, or with a `schedule`, it is a pipeline:
+    stages start at the layers `stages` (None: balance the work), and `schedule` (None: 1f1b) orders their work;
+    `chunks` is for the schedule "interleaved". Without a pipeline, several microbatches mean gradient accumulation: one
+    update after all of them.
 
-    With the `hybrid` "owt" all ranks of `dp` are also those that share the layers after the first Flatten, and `split`
-    names only these: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. With `reproducible` the
-    results are the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp` then divide
-    `partition.LEAVES`, and a pipeline is not "pipedream". Raises InputError if they do not, for numbers below 1, and
+    With the `hybrid` "owt", the ranks of `dp` also share the layers after the first Flatten, and `split` applies only
+    to these: see `hybrid.one_weird_trick`, with its `scheme` and `variable_batch`. With `reproducible`, results have
+    the same bits in every layout (`parallel_dl.reproducible`): `dp` and `mp` must then divide `partition.LEAVES`, and
+    the schedule must not be "pipedream". Raises InputError if these conditions do not hold, for numbers below 1, and
     for a hybrid with anything it cannot be combined with.
     """
 
@@ -105,12 +105,12 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """How many ranks it takes."""
+        """The number of ranks it takes."""
         return self.dp * self.mp * self.pp
 
     @property
     def is_pipelined(self) -> bool:
-        """Whether the layers are in stages, run by a schedule; on one rank only if somebody asks for it."""
+        """Whether the layers are in stages, run by a schedule; on one rank only if requested."""
         return self.pp > 1 or self.schedule is not None
 
     @property
@@ -124,11 +124,11 @@ class Layout:
         return self.is_pipelined and is_asynchronous(self.schedule_name, self.pp, self.microbatches, self.chunks)
 
     def plan(self, batch_size: int | None = None, microbatches: int | None = None, partial: bool = False) -> Plan:
-        """What each rank does in a step: rank p * dp + d is replica d's p-th rank of the pipeline.
+        """What each rank does in a step; rank p * dp + d is the p-th pipeline rank of replica d.
 
-        `partial` says that ranks which split layers among them have summands of some gradients.
+        `partial` says that ranks that split layers have summands of some gradients.
 
-        Ranks that split layers among them do the same. Only that of a hybrid depends on `batch_size`, by default one
+        Ranks that split the same layers do the same. Only the plan of a hybrid depends on `batch_size`, by default one
         in which no sub-batch is empty. PlanError for a schedule that does not fit.
         """
         count = self.microbatches if microbatches is None else microbatches
@@ -139,10 +139,10 @@ class Layout:
         return plan_of_step(schedule, self.pp, count, self.chunks, self.dp, partial)
 
     def updates(self, samples: int, batch_size: int, epochs: int = 1, steps: int | None = None) -> int:
-        """How many updates training makes: `steps`, or those of so many epochs of `samples`.
+        """The number of updates in training: `steps`, or those of `epochs` epochs of `samples`.
 
-        An asynchronous schedule makes one per microbatch. InputError for steps that end inside a batch then, and for a
-        batch that has fewer samples than microbatches.
+        An asynchronous schedule updates once per microbatch. InputError if `steps` then end inside a batch, and for a
+        batch with fewer samples than microbatches.
         """
         per_batch = self.microbatches if self.is_asynchronous else 1
         batches = math.ceil(samples / batch_size)
@@ -176,11 +176,11 @@ class Layout:
 
     @property
     def splits_layers(self) -> bool:
-        """Whether the network has to be divided; on one rank only if somebody asks for it."""
+        """Whether layers are split; on one rank only if requested."""
         return self.hybrid is None and (self.mp > 1 or bool(self.split))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. No schedule is in use without a pipeline: null. Only that of a hybrid has the key `hybrid`."""
+        """The layout for JSON. Without a pipeline, `schedule` is null; only a hybrid has the key `hybrid`."""
         hybrid = {"name": self.hybrid, "scheme": self.scheme, "variable_batch": self.variable_batch}
         return {
             "dp": self.dp,

@@ -20,9 +20,9 @@ class Evaluation:
     """The same on every rank."""
 
     loss: float | None
-    """the mean over the samples; None where it cannot be computed"""
+    """the mean over the samples; None if it cannot be computed"""
     accuracy: float | None
-    """share of the samples whose class is predicted; None where the targets are not classes"""
+    """share of samples classified correctly; None if the targets are not classes"""
     note: str | None = None
     """why the loss is None"""
 

@@ -1,4 +1,4 @@
-"""Who owns which slice: the one place where something is divided among ranks, microbatches or tiles.
+"""Who owns which slice: the only place that divides anything among ranks, microbatches or tiles.
 
 `size` things over `parts` owners, contiguous and in order; shares differ by at most one, the larger ones come first,
 and an owner beyond the last thing has an empty share.
@@ -19,7 +19,7 @@ LEAVES = 8  # into how many everything is cut for results that are the same bits
 
 
 def share(size: int, parts: int, index: int, leaves: int | None = None) -> slice:
-    """The slice of `range(size)` that owner `index` of `parts` has; ValueError for what cannot be cut so."""
+    """The slice of `range(size)` of owner `index` of `parts`; ValueError for invalid arguments."""
     if size < 0 or parts < 1 or not 0 <= index < parts:
         raise ValueError(f"share({size}, {parts}, {index}): needs size >= 0, parts >= 1 and 0 <= index < parts")
     per_part, rest = divmod(leaves or parts, parts)
@@ -31,7 +31,7 @@ def share(size: int, parts: int, index: int, leaves: int | None = None) -> slice
 
 
 def shares(size: int, parts: int, leaves: int | None = None) -> list[int]:
-    """How many of `size` things each of `parts` owners has; sums to `size`."""
+    """The number of `size` things that each of `parts` owners has; these add up to `size`."""
     if leaves is not None:
         own = [share(size, parts, index, leaves) for index in range(parts)]
         return [part.stop - part.start for part in own]

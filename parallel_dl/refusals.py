@@ -1,4 +1,4 @@
-"""Which settings of a run do not go together: one table, which `Layout` and the trainer apply and the page prints."""
+"""The settings of a run that cannot be combined: one table, which `Layout` and the trainer apply and the docs print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIVISORS = ", ".join(str(n) for n in range(1, LEAVES + 1) if LEAVES % n == 0)
 
 
 class Refusal(NamedTuple):
-    """A setting that is refused beside others: fields of `Layout`, or what a `Trainer` is given."""
+    """A setting refused in combination with others: fields of `Layout`, or arguments of `Trainer`."""
 
     field: str
     beside: str
@@ -31,7 +31,7 @@ def _asynchronous(s: Settings) -> bool:
 
 
 def _hybrid(field: str, value: Any) -> Refusal:
-    """A number that a hybrid has no use for."""
+    """A number that must be 1 with a hybrid."""
     return Refusal(
         field,
         "`hybrid`",
@@ -42,7 +42,7 @@ def _hybrid(field: str, value: Any) -> Refusal:
 
 
 def _pipeline(field: str, value: Any) -> Refusal:
-    """What belongs to a pipeline, beside a hybrid."""
+    """A setting for pipelines, refused with a hybrid."""
     return Refusal(
         field,
         "`hybrid`",

@@ -1,4 +1,4 @@
-"""Training a network under a layout: the loop that composes data, network, parallelism and optimizer."""
+"""Training a network under a layout: the loop that combines data, network, parallelism and optimizer."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from parallel_dl.schedule import ALL, Program, execute
 
 @dataclasses.dataclass
 class Result:
-    """What a run gave, the same on every rank."""
+    """The results of a run, the same on every rank."""
 
     losses: list[float]
     """one per update: the mean over the global batch, before the update"""
     test_loss: float | None
-    """the mean over the test samples, after all updates; None where it cannot be computed"""
+    """the mean over the test samples, after all updates; None if it cannot be computed"""
     test_accuracy: float | None
-    """share of the test samples whose class is predicted; None where the targets are not classes"""
+    """share of test samples classified correctly; None if the targets are not classes"""
     seconds: float
-    """wall-clock seconds of the updates, without start-up and test"""
+    """wall-clock seconds of the updates, without start-up and testing"""
     samples_per_second: float
     """of the global batches, in `seconds`"""
     stream: Stream | None = None
-    """with an input rate: what was measured of the samples that came in, on ranks with the network's first layers"""
+    """with an input rate: what ranks with the network's first layers measured of the arriving samples"""
     note: str | None = None
     """why there is no test loss"""
 
@@ -62,19 +62,19 @@ def sum_of(losses: Sequence[float]) -> float:
 
 
 class Trainer:
-    """Trains `network` (serial maths) with the layout's ranks of `mesh`; all ranks call everything together.
+    """Trains `network` (serial maths) under `layout` on the ranks of `mesh`; all ranks call every method together.
 
-    `make_optimizer(parameters)` is called once, with variable batch twice: for the layers after the first Flatten, and
-    for those before it. It may choose among the parameters: those it leaves out stay as they are. `allreduce` is a
+    `make_optimizer(parameters)` is called once; with variable batch twice, for the layers after the first Flatten and
+    for those before it. It may choose among the parameters; those it leaves out are not updated. `allreduce` is a
     method of `data_parallel.GradientAllReduce`, or a dictionary of its options. `loss` is a function (logits, targets,
-    total) that divides a sum over the samples given by `total`. A layout that splits layers, or is a hybrid, turns the
-    network, in place, into this rank's part, and needs `input_shape`, that of one sample (ValueError without); so does
-    a reproducible one, for which the network computes in leaves from then on. With `clip_norm` gradients whose norm,
-    over the whole network, is larger are scaled down to it.
+    total) that sums over the samples given and divides by `total`. A layout that splits layers, or is a hybrid, turns
+    the network, in place, into this rank's part, and needs `input_shape`, the shape of one sample (ValueError without
+    it); so does a reproducible layout, for which the network computes in leaves from then on. `clip_norm` clips the
+    global gradient norm to this value.
 
-    Raises InputError for a network that is split already, for splits that do not fit, for ranks that do not have the
-    same weights, for an optimizer of other parameters, for a `clip_norm` that is not above 0, and for one together with
-    updates of only a part of the weights (asynchronous schedules, variable batch).
+    Raises InputError for a network that is already split, for splits that do not fit, for ranks with different weights,
+    for an optimizer of other parameters, for a `clip_norm` that is not above 0, and for `clip_norm` with updates of
+    only some of the weights (asynchronous schedules, variable batch).
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Trainer:
 
     @property
     def loss(self) -> Callable[..., Any]:
-        """The loss (outputs, targets, total) of what the network gives on this rank."""
+        """The loss function (outputs, targets, total) for the network's outputs on this rank."""
         return self.engine.loss
 
     @loss.setter
@@ -122,7 +122,7 @@ class Trainer:
             self.arrivals.take(microbatch.of_all)
 
     def loader(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Loader:
-        """The loader of this rank's shares of samples x (n, ...) with targets y (n, ...)."""
+        """A loader for this rank's shares of samples x (n, ...) with targets y (n, ...)."""
         return Loader(
             x,
             y,
@@ -135,7 +135,7 @@ class Trainer:
         )
 
     def compute_gradients(self, batch: Batch) -> float:
-        """Forward and backward of this rank's share, then the all-reduce. Returns this rank's summand of the loss.
+        """Runs forward and backward on this rank's share, then the all-reduce; returns this rank's summand of the loss.
 
         Microbatches are accumulated in the order 0, 1, ...; each divides by the size of the whole global batch.
         RuntimeError for an asynchronous schedule, which updates the weights in between: call `step`.
@@ -180,17 +180,17 @@ class Trainer:
         return self.stage.run(program, microbatches, [self.updates] * len(microbatches) if updates is None else updates)
 
     def step(self, batch: Batch) -> list[float]:
-        """One update, or with an asynchronous schedule one per microbatch: this rank's summand of the loss before each.
+        """Makes one update (asynchronous: one per microbatch); returns this rank's summand of the loss before each.
 
         An asynchronous update divides by the size of its microbatch.
         """
         return self._run(batch)
 
     def update(self) -> float:
-        """The optimizer's step with the gradients of `compute_gradients`; the factor by which it was clipped, or 1.
+        """Makes the optimizer's step with the gradients of `compute_gradients`; returns the clipping factor, or 1.
 
-        The factor is min(1, clip_norm / (norm + 1e-6)), as that of PyTorch's clip_grad_norm_; it is not a number when
-        the norm is none. The gradients themselves stay as they are.
+        The factor is min(1, clip_norm / (norm + 1e-6)), as in PyTorch's clip_grad_norm_; it is NaN if the norm is. The
+        gradients themselves do not change.
         """
         scale = 1.0
         if self.clip_norm is not None:
@@ -206,7 +206,7 @@ class Trainer:
     def gradient_norm(self) -> float:
         """The Euclidean norm of all gradients that the optimizer applies, after `compute_gradients`.
 
-        It is the same on every rank. Every value counts once, whichever ranks have it. All ranks call it together.
+        It is the same on every rank. Every value counts once, however many ranks have it. All ranks call it together.
         """
         return self._norms.of_gradients(self.optimizer.parameters)
 
@@ -227,7 +227,7 @@ class Trainer:
     ) -> Result:
         """Trains on `dataset` for `epochs`, or for exactly `steps` updates, and tests.
 
-        With `input_rate` samples come in at so many per second, and what is not there yet is waited for.
+        With `input_rate`, samples arrive at that many per second, and training waits for those not there yet.
         `report(updates done, updates in all, mean loss of the updates since the last report)` is called on every rank
         after every epoch.
         """
@@ -273,22 +273,22 @@ class Trainer:
         return losses, samples, time.perf_counter() - start
 
     def sum_losses(self, local: np.ndarray) -> np.ndarray:
-        """The losses of the global batch from `local`, this rank's summands."""
+        """The losses of the global batch, from this rank's summands `local`."""
         return self.engine.sum_losses(local)
 
     def test(self, x: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> Evaluation:
-        """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of classes that are predicted.
+        """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of samples classified correctly.
 
-        The ranks divide the work. Accuracy is for class numbers y (n,) and scores (n, classes) alone.
+        The ranks divide the work. Accuracy needs class numbers y (n,) and scores (n, classes).
         """
         return evaluate(self.engine, x, y, batch_size)
 
     def own_outputs(self, x: np.ndarray, batch_size: int = 1024) -> dict[int, np.ndarray]:
-        """The outputs that this rank has in `test(x, ...)`: number of the first sample -> whole outputs (k, ...)."""
+        """The outputs that this rank has in `test(x, ...)`: index of the first sample -> whole outputs (k, ...)."""
         return own_outputs(self.engine, x, batch_size)
 
     def whole(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Whole arrays, on every rank, from this replica's `arrays`: by the name of their parameter or buffer."""
+        """Whole arrays, on every rank, from this replica's `arrays`, by the name of their parameter or buffer."""
         return self.divided.gather(arrays)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -300,11 +300,11 @@ class Trainer:
         return self.divided.gather_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter and buffer from `state`, whole values, of which each rank takes what it has."""
+        """Sets every parameter and buffer from the whole values in `state`; each rank takes its shards."""
         self.divided.load_state_dict(state)
 
     def layout_as_dict(self) -> dict[str, Any]:
-        """The layout for JSON, with the splits that are in use."""
+        """The layout for JSON, with the splits in use."""
         splits = {} if self.parallel is None else self.parallel.plan.splits
         return {**self.layout.as_dict(), "split": splits}
 
@@ -313,6 +313,6 @@ class Trainer:
         return self.divided.sha256()
 
     def free(self) -> None:
-        """Gives back shared memory and communicators."""
+        """Releases shared memory and communicators."""
         self.gradients.free()
         self.engine.free()

@@ -1,4 +1,4 @@
-"""Whole weights of a network of which each rank has a part: gathered, loaded and digested, from placements alone.
+"""Whole weights of a network divided among ranks: gathered, loaded and digested, from placements alone.
 
 A rank has the weights of its stages (the pipe axis), and of each what its placement on the model axis says. The same
 holds for whatever belongs to a weight value by value: gradients, optimizer state, buffers.

@@ -37,12 +37,12 @@ _in_backward: ContextVar[bool] = ContextVar("in_backward", default=False)
 
 
 def is_in_backward() -> bool:
-    """Whether `backward`, or what it deferred, is being run in this thread."""
+    """Whether this thread is running `backward`, or gradients that it deferred."""
     return _in_backward.get()
 
 
 class Deferred:
-    """Weight gradients that `backward(defer=...)` left for later; `run()` adds them to `.grad`, in backward's order."""
+    """Weight gradients deferred by `backward(defer=...)`; `run()` adds them to `.grad`, in the order of backward."""
 
     __slots__ = ("_completion", "_later", "_work")
 
@@ -55,14 +55,14 @@ class Deferred:
         return len(self._work)
 
     def arrive(self, leaf: Tensor, pullback: Pullback, g: Array) -> None:
-        """Adds pullback(g) to the leaf's gradient: now or, for one of the leaves to defer, when `run` is called."""
+        """Adds pullback(g) to the leaf's gradient: now or, for a deferred leaf, when `run` is called."""
         if id(leaf) in self._later and leaf.requires_grad:
             self._work.append((leaf, pullback, g))
         else:
             self._add(leaf, pullback, g)
 
     def run(self) -> None:
-        """Computes what was deferred. A second call finds nothing left to do."""
+        """Computes the deferred gradients. A second call does nothing."""
         before = _in_backward.set(True)
         try:
             while self._work:
@@ -79,16 +79,16 @@ class Deferred:
 def backward(root: Tensor, gradient: Any = None, defer: Iterable[Tensor] = (), since: Tensor | None = None) -> Deferred:
     """Adds d root / d leaf (times `gradient`, 1 by default) to `.grad` of every leaf that requires a gradient.
 
-    The history is freed in passing: a second pass over it raises RuntimeError. The gradients of the leaves in `defer`
-    (weights) are not computed now but by `.run()` of the returned object: the gradients of inputs, which other ranks
+    The history is freed on the way: a second pass over it raises RuntimeError. The gradients of the leaves in `defer`
+    (weights) are computed later, by `.run()` of the returned object, so that the gradients of inputs, which other ranks
     wait for, come first (zero-bubble pipelining, Qi et al. 2023, arXiv 2401.10241).
 
-    Collective nodes that do not lead to the root are run too (see `primitive`), but with `since` only those that are
-    newer than that tensor: the input of a pipeline stage, made when its forward pass began, on a rank that has forward
-    passes of other stages or microbatches outstanding.
+    Collective nodes that do not lead to the root are run, too (see `primitive`). With `since`, only those newer than
+    that tensor are: on a rank with outstanding forward passes of other stages or microbatches, pass the stage's input,
+    which was made when its forward pass began.
 
-    `gradient` has the root's shape, and may be left out for a root of one element; ValueError otherwise. RuntimeError
-    for a root that depends on nothing that requires a gradient.
+    `gradient` has the root's shape and may be omitted for a root of one element; ValueError otherwise. RuntimeError for
+    a root that depends on nothing that requires a gradient.
     """
     if gradient is None:
         if root.data.size != 1:

@@ -17,13 +17,13 @@ def gradcheck(
     tolerance: float = 1e-6,
     **static: Any,
 ) -> float:
-    """Compares backward with fourth-order central differences of this `step`, in float64; returns the relative error.
+    """Compares backward with fourth-order central differences in float64; returns the relative error.
 
-    Every floating-point array among the positional arguments is checked, each element of it, against
-    <function(*arguments), v> for one random v per result. The error is the largest difference divided by the largest
-    magnitude in that gradient (at least 1e-3 of the largest over all of them, and at least 1e-6 of the sum of the
-    magnitudes in the product: differences of it are no more exact, and a gradient of zeros can be judged). Raises
-    AssertionError above `tolerance`, naming the argument and the element.
+    Checks each element of every floating-point array among the positional arguments, against <function(*arguments), v>
+    for one random v per result; `step` is the step of the differences. The error is the largest difference divided by
+    the largest magnitude in that gradient (but at least 1e-3 of the largest over all gradients, and at least 1e-6 of
+    the sum of the magnitudes in the product: differences are no more exact than that, and a gradient of zeros can be
+    judged). Raises AssertionError above `tolerance`, naming the argument and the element.
     """
     random = np.random.default_rng(seed)
     arrays = [_in_double(argument) for argument in arguments]

@@ -23,8 +23,8 @@ def awaited() -> dict[int, Tensor]:
 
 
 def abandon() -> None:
-    """Backward will never be run from what was computed so far: later ones do not meet the other ranks in it.
+    """Discards what was computed so far: later backward passes do not meet the other ranks in its collectives.
 
-    For a program that goes on after an error in a forward or backward pass; all ranks call it.
+    For a program that continues after an error in a forward or backward pass; all ranks call it.
     """
     _awaited.nodes.clear()

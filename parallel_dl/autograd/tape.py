@@ -40,11 +40,11 @@ def primitive(function: Callable | None = None, *, collective: bool = False) -> 
     the gradient into, or None. No pullback may write into g or into the operation's inputs. A function with several
     results returns them as a tuple; its pullbacks then get a tuple of gradients.
 
-    `collective=True` is for operations whose pullbacks communicate. All ranks have to meet there, even a rank whose
-    input needs no gradient, or whose loss does not depend on the result. So the node is made for every floating-point
-    tensor argument, and `backward` runs, with a gradient of zeros where none arrives, every such node that is older
-    than its root and has not run yet; g always has the value's dtype. An array argument (no Tensor) is a constant on
-    every rank and makes no node.
+    `collective=True` is for operations whose pullbacks communicate. All ranks must meet there, even a rank whose input
+    needs no gradient, or whose loss does not depend on the result. So a node is made for every floating-point tensor
+    argument, and `backward` runs every such node that is older than its root and has not run yet, with a gradient of
+    zeros if none arrives; g always has the value's dtype. An array argument (not a Tensor) is a constant on every rank
+    and makes no node.
     """
     if function is None:
         return functools.partial(primitive, collective=collective)
@@ -103,10 +103,10 @@ def _check_static(operation: Callable, static: dict[str, Any]) -> None:
 
 
 def once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """Work that several pullbacks of one operation share: done by the first that asks, kept for the others.
+    """Work shared by several pullbacks of an operation: done by the first that asks, and kept for the others.
 
-    The pullbacks may run at different times (deferred weight gradients); they get the same g, and read-only views of
-    the array, or the tuple of arrays, that the function returned.
+    The pullbacks may run at different times (deferred weight gradients). They get the same g, and read-only views of
+    the array, or tuple of arrays, that the function returned.
     """
     kept: list = []
 
@@ -130,7 +130,7 @@ def _read_only(value: Any) -> Any:
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Nothing that this thread computes inside is recorded: no history, no memory for it."""
+    """Records no history, and keeps no memory, for what this thread computes inside."""
     before = _recording.get()
     _recording.set(False)
     try:
@@ -141,9 +141,9 @@ def no_grad() -> Iterator[None]:
 
 @contextmanager
 def computed_by(substitutes: Substitutes) -> Iterator[None]:
-    """Inside, operations of this thread are computed by `substitutes`: functions of the same arguments, by operation.
+    """Makes this thread compute operations by `substitutes` inside: operation -> function of the same arguments.
 
-    They get the tensors themselves. One may return NotImplemented: then the operation itself computes it.
+    Substitutes get the tensors themselves. If one returns NotImplemented, the operation itself is used.
     """
     before = _substitutes.get()
     _substitutes.set(substitutes)

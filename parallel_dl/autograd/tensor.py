@@ -24,14 +24,13 @@ _counting = threading.Lock()
 
 
 class Tensor:
-    """An array and, while its history is recorded, the edges to what it was computed from.
+    """An array and, while history is recorded, edges to the tensors it was computed from.
 
-    `grad` is overwritten by the next backward after `zero_grad`, so keep `grad.copy()` and not `grad`. It is the
-    gradient (of leaves only) that `backward` has summed up, of the same shape and dtype as `data`, or None.
+    `grad` is None or the gradient accumulated by `backward` (for leaves only), of the same shape and dtype as `data`.
+    The next backward after `zero_grad` overwrites it, so keep `grad.copy()`, not `grad`.
 
-    `data` is the array. `grad_buffer`, if an optimizer or an all-reduce gives one, is the array in which `grad` is to
-    live: the gradient is written there, without a copy. Python's floats, also in lists, become float32; arrays keep
-    their dtype.
+    `data` is the array. `grad_buffer`, if an optimizer or an all-reduce sets it, is the array for `grad`: the gradient
+    is written there, without a copy. Python floats, also in lists, become float32; arrays keep their dtype.
     """
 
     __slots__ = ("__weakref__", "data", "edges", "grad", "grad_buffer", "hooks", "number", "requires_grad")
@@ -90,7 +89,7 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """True for what the user made, False for the result of a recorded operation."""
+        """True for tensors made by the user, False for results of recorded operations."""
         return self.edges is None
 
     def __len__(self) -> int:
@@ -107,7 +106,7 @@ class Tensor:
         return float(self.data.item())
 
     def item(self) -> float:
-        """The one value of a tensor with one element, as a Python number."""
+        """The value of a tensor with one element, as a Python number."""
         return self.data.item()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -129,9 +128,9 @@ class Tensor:
         return backward_pass.backward(self, gradient, defer, since)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> Callable[[], None]:
-        """Calls `hook(self)` in every backward pass as soon as the pass has added all it will add to `self.grad`.
+        """Calls `hook(self)` in every backward pass as soon as `self.grad` is complete for that pass.
 
-        Returns the function that removes the hook.
+        Returns a function that removes the hook.
         """
         if not self.is_leaf:
             raise ValueError("completion hooks work only on leaves: other tensors keep no gradient")

@@ -54,7 +54,7 @@ def _of_time(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "samples per second", f"{facts['samples_per_second']:,.0f}"
     if "stream" in facts:
         stream = facts["stream"]
-        yield "input rate", f"{stream['rate']:,.6g} samples per second, {stream['seconds_waited']:.2f} s spent waiting"
+        yield "input rate", f"{stream['rate']:,.6g} per second, {stream['seconds_waited']:.2f} s spent waiting"
         if stream["throughput"] is not None:
             taken, growth = stream["throughput"], stream["queue_growth"]
             grew = f"the queue grew by {growth:,.0f}" if growth >= 0.5 else "the queue did not grow"

@@ -14,7 +14,7 @@ from parallel_dl.mpi import Communicator
 class Bucket:
     """Neighbouring parameters of an exchange, whose gradients are summed together, in a copy of them.
 
-    So changes to the gradients after the start do not disturb the sum; `was_changed` notices them.
+    So later changes to the gradients do not affect the sum; `was_changed` detects them.
     """
 
     def __init__(self, exchange: Exchange, first: int, last: int) -> None:
@@ -37,27 +37,27 @@ class Bucket:
         return all(parameter.grad is view for parameter, view in zip(self.parameters, self._views))
 
     def start(self, comm: Communicator) -> None:
-        """Begins to sum the gradients over the ranks."""
+        """Starts to sum the gradients over the ranks."""
         self._sent = self._local.copy()
         self._total[...] = self._sent
         self.pending = comm.start_all_reduce(self._total)
 
     def was_changed(self) -> bool:
-        """Whether the gradients are no longer, bit by bit, those that were sent."""
+        """Whether the gradients differ, in any bit, from those that were sent."""
         if self.pending is None:
             return False
         now, sent = (array.view(np.uint64) for array in (self._local, self._sent))  # whole cache lines
         return not np.array_equal(now, sent)
 
     def finish(self) -> None:
-        """Waits for the sum, and is ready for the next backward."""
+        """Waits for the sum, and gets ready for the next backward."""
         self.pending.wait()
         self.pending, self.completed = None, 0
         self._sent = self._sent[:0].copy()
 
 
 def cut_into_buckets(exchange: Exchange, size: int) -> Iterator[Bucket]:
-    """Buckets of at least `size` bytes (but the last), from the last parameter to the first: backward's order."""
+    """Buckets of at least `size` bytes (except the last), from the last parameter to the first, as in backward."""
     last = end = len(exchange.parameters)
     held = 0
     for first in range(end - 1, -1, -1):

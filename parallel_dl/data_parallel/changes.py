@@ -13,17 +13,17 @@ from parallel_dl.nn import BatchNorm, Module, Newcomers, Parameter
 
 @dataclasses.dataclass(slots=True)
 class News:
-    """What one rank has to tell the others before gradients are given back; true if there is anything."""
+    """What one rank must tell the others before gradients are set; true if there is anything."""
 
     wrong: str = ""
     misuse: bool = False
-    """whether it is the program that is wrong (RuntimeError), not what it was given (InputError)"""
+    """whether the program is wrong (RuntimeError) rather than its input (InputError)"""
     opened: Sequence[int] = ()
     """indices of parameters that are not summed yet but should be"""
     replaced: Sequence[int] = ()
-    """indices of parameters whose arrays are not those of the last sum"""
+    """indices of parameters whose arrays have changed since the last sum"""
     late: bool = False
-    """whether a bucket left before its gradients were final"""
+    """whether a bucket was sent before its gradients were final"""
 
     def __bool__(self) -> bool:
         return bool(self.wrong or self.opened or self.replaced or self.late)
@@ -95,7 +95,7 @@ class Watch:
         return ""
 
     def _batch_norm_that_came_later(self) -> str:
-        """What is wrong with a batch norm layer that has come into the networks, if there is one."""
+        """What is wrong with a batch norm layer added to the networks, if there is one."""
         if self._registrations == Module.registrations or not self.networks:
             return ""
         for network in self.newcomers.networks:

@@ -15,10 +15,10 @@ _NEWS = 4096.0
 
 
 class Exchange:
-    """`local`, what one rank adds to the sum, and `total`, the sum: the gradients and, after them, one flag for each.
+    """`local`, one rank's summand, and `total`, the sum: the gradients, followed by one flag for each.
 
-    A flag tells whether this rank has the gradient; the sum of the flags, how many ranks do. `total` is that of a
-    shared-memory window, or an array of its own (`apart`), or else `local`, which is then summed in place.
+    A flag says whether this rank has the gradient; the sum of the flags, how many ranks do. `total` belongs to a
+    shared-memory window, or is a separate array (`apart`), or else is `local`, which is then summed in place.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Exchange:
         return self._total_flags.item(0) >= _NEWS
 
     def give(self) -> None:
-        """Gives every parameter the sum, read-only, as its gradient; None where no rank has one."""
+        """Sets every parameter's gradient to the sum, read-only; None if no rank has one."""
         present = self._total_flags.tolist()
         present[0] %= _NEWS
         for parameter, view, ranks in zip(self.parameters, self.gradients.total_views, present):
             parameter.grad = view if ranks else None
 
     def free(self) -> None:
-        """Gives the memory back (collective)."""
+        """Frees the memory (collective)."""
         self.gradients.leave()
         if self.window is not None:
             self.window.free()

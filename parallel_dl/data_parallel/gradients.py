@@ -1,4 +1,4 @@
-"""Data parallelism: every rank has all weights and a share of the batch; here the gradients are summed over the ranks.
+"""Data parallelism: every rank has all weights and a share of the batch; this sums the gradients over the ranks.
 
 The gradients of all parameters live in one flat array (`exchange`), so there is nothing to copy in or out:
 
@@ -59,26 +59,26 @@ class _Accumulation:
 class GradientAllReduce:
     """Sums the gradients of replicated parameters over the ranks of `comm`.
 
-    Call `all_reduce()` between backward and the optimizer's step; afterwards every rank's `.grad` holds the sum, which
-    is the gradient of the global batch when each rank divided its loss by the global number of samples. If only some
+    Call `all_reduce()` between backward and the optimizer's step; afterwards, every rank's `.grad` holds the sum, which
+    is the gradient of the global batch if each rank divided its loss by the global number of samples. If only some
     ranks have a gradient, all receive its sum; if none has, it stays None.
 
     Exactly the gradients of `parameters` are summed, whatever other optimizers and all-reduces the network has or had.
     Frozen parameters are left out; once one is unfrozen on some rank, its gradient is summed on all.
 
-    The networks that the parameters belong to are then data parallel as a whole: their batch norm layers take their
-    statistics over the ranks (see `batch_norm`), until `free()`.
+    The networks that the parameters belong to are then data parallel as a whole: until `free()`, their batch norm
+    layers compute their statistics over the ranks (see `batch_norm`).
 
-    Some gradients are summands not along the data axis alone: `nn.Parameter.is_partial`, of layers that
-    `model_parallel.parallelize` has divided by samples or by tiles of an image. They are one flat array too, summed
-    once, over the ranks of `partial_comm`: those of the data and the model axis, `mesh.over("data", "model")`.
+    Some gradients are summands along the model axis, too (`nn.Parameter.is_partial`): those of layers that
+    `model_parallel.parallelize` has divided by samples or by image tiles. They also form one flat array, which is
+    summed once, over the ranks of `partial_comm`: those of the data and the model axis, `mesh.over("data", "model")`.
 
     `method` is "window", "mpi", "tree" or "auto" (window on one node if it fits in /dev/shm, else mpi). `overlap` (mpi
     only; by default when the ranks are on several nodes) exchanges buckets of at least `bucket_bytes` during backward.
-    Raises InputError when the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
-    "tree" over a number of ranks that is not a power of two. All ranks call everything together.
+    Raises InputError if the ranks' weights or buffers differ, and for "window" on several nodes; ValueError for a
+    "tree" over a number of ranks that is not a power of two. All ranks call every method together.
 
-    A ledger enters the sums of gradients under "gradients", those of batch norm under the names of the layers, and the
+    A ledger lists the sums of gradients under "gradients", those of batch norm under the names of the layers, and the
     averages of running statistics under "running statistics".
     """
 
@@ -209,11 +209,11 @@ class GradientAllReduce:
 
         Running statistics of batch norm layers with local statistics are averaged.
 
-        Raises RuntimeError, on every rank, when the gradients contain an earlier sum: call `zero_grad` before the next
+        Raises RuntimeError, on every rank, if the gradients contain an earlier sum: call `zero_grad` before the next
         backward, or, to accumulate several backward passes, call `all_reduce` once, after the last. Raises InputError,
-        on every rank and before a weight is changed, when on some rank
+        on every rank and before any weight is changed, if on some rank
 
-        - a weight that came into the network, or was unfrozen, after this all-reduce was made has a gradient but is in
+        - a weight that was added to the network, or unfrozen, after this all-reduce was made has a gradient but is in
           no all-reduce,
         - a weight has a shape or dtype other than it had then,
         - weights that were given other arrays are no longer equal to those of the other ranks.
@@ -311,9 +311,9 @@ class GradientAllReduce:
         return hook
 
     def accumulate(self) -> AbstractContextManager[None]:
-        """For each backward but the last of an update that has several: nothing is exchanged inside.
+        """For every backward but the last of an update that has several: nothing is exchanged inside.
 
-        Without it the sum is the same, but what was exchanged in an earlier backward is exchanged again.
+        Without it, the sum is the same, but gradients exchanged in an earlier backward are exchanged again.
         """
         return self._accumulation
 

@@ -1,4 +1,4 @@
-"""Whether all ranks have the same: weights, buffers, and what they ask for when an all-reduce is made."""
+"""Checks that all ranks have the same weights and buffers, and make an all-reduce with the same settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from parallel_dl.nn import Parameter
 
 
 def agreed_trainable(parameters: Sequence[Parameter], settings: tuple[Any, ...], comm: Communicator) -> list[Parameter]:
-    """Those that are trainable on some rank: it is the sum of their gradients that all ranks get.
+    """The parameters that are trainable on some rank, whose gradients are summed on all ranks.
 
-    InputError when the ranks have other settings (method, overlap, bucket_bytes), or other shapes or dtypes.
+    InputError if settings (method, overlap, bucket_bytes), shapes or dtypes differ between ranks.
     """
     shapes = [f"{parameter.data.dtype} {parameter.shape}" for parameter in parameters]
     told = comm.all_gather_object((settings, shapes, [parameter.requires_grad for parameter in parameters]))
@@ -32,7 +32,7 @@ def agreed_trainable(parameters: Sequence[Parameter], settings: tuple[Any, ...],
 
 
 def require_equal_replicas(weights: Iterable[np.ndarray], buffers: Iterable[np.ndarray], comm: Communicator) -> None:
-    """Raises InputError on every rank when the weights or the buffers are not bitwise equal on all of them."""
+    """Raises InputError on every rank unless weights and buffers are bitwise equal on all ranks."""
     digests = comm.all_gather_object((_digest(weights), _digest(buffers)))
     for what, of_kind in zip(("weights", "buffers"), zip(*digests)):
         different = [rank for rank, other in enumerate(of_kind) if other != of_kind[0]]

@@ -11,25 +11,25 @@ from parallel_dl.errors import InputError
 
 @dataclass(frozen=True)
 class Stream:
-    """What a run took from a stream of samples. Rates in samples per second."""
+    """How a run consumed a stream of samples. Rates are in samples per second."""
 
     rate: float
-    """at which they came in"""
+    """the rate at which they arrived"""
     throughput: float | None
-    """at which they were taken in the second half; None with fewer than 4 microbatches"""
+    """the rate at which they were taken in the second half; None with fewer than 4 microbatches"""
     queue: int
-    """how many had come and waited when the last were taken"""
+    """the number of samples waiting when the last ones were taken"""
     queue_growth: float | None
-    """by how many per second the queue grew in the second half"""
+    """the growth of the queue per second in the second half"""
     seconds_waited: float
-    """time that the first layers had nothing to do but wait for samples"""
+    """the time that the first layers spent waiting for samples"""
 
 
 class Arrivals:
-    """A stream of `rate` samples per second. The first that are asked for are there: the clock begins with them.
+    """A stream of `rate` samples per second. The first ones are available at once; the clock starts with them.
 
-    A queue without end: samples that come while none are taken wait. `clock` and `sleep` are for tests. Raises
-    InputError for a rate that is not a finite number above 0.
+    The queue is unbounded: samples that arrive while none are taken wait in it. `clock` and `sleep` are for tests.
+    Raises InputError for a rate that is not a finite number above 0.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Arrivals:
         self._waited = 0.0
 
     def take(self, samples: int) -> None:
-        """Takes the next samples (of all ranks), once they have all come."""
+        """Takes the next samples (of all ranks), once all have arrived."""
         now = self._clock()
         if not self._taken:
             self._start, self._first = now, samples
@@ -64,7 +64,7 @@ class Arrivals:
         return int(self._first + (now - self._start) * self.rate + 1e-6) - taken
 
     def measured(self) -> Stream:
-        """What there is to be said of the samples taken so far."""
+        """The measurements over the samples taken so far."""
         if not self._taken:
             return Stream(self.rate, None, 0, None, 0.0)
         half, last = len(self._taken) // 2, len(self._taken) - 1

@@ -25,9 +25,9 @@ MOST_CLASSES = 1_000_000  # a wild label would otherwise size a network's last l
 class Dataset:
     """Images or feature vectors with targets, split into training and test.
 
-    name: what reports call it.
-    x_train, x_test: (n, channels, height, width), or (n, features); float32 or float64, images scaled to [0, 1].
-    y_train, y_test: (n,) int64 labels, 0 to classes - 1; or without classes (n, ...) targets, of the type of x.
+    name: its name in reports. x_train, x_test: (n, channels, height, width), or (n, features); float32 or float64,
+    images scaled to [0, 1]. y_train, y_test: (n,) int64 labels, 0 to classes - 1; or without classes (n, ...) targets,
+    of the type of x.
     """
 
     name: str
@@ -39,18 +39,18 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """How many values a network gives for a sample: one for each class, or for each value of a target."""
+        """The number of network outputs per sample: one per class, or per value of a target."""
         return math.prod(self.y_train.shape[1:]) if self.classes is None else self.classes
 
     def with_flat_targets(self) -> Dataset:
-        """The same with targets (n, outputs), as networks with one fully connected layer at the end give them."""
+        """The same data with targets (n, outputs), the shape that a final fully connected layer outputs."""
         if self.classes is not None:
             return self
         flat = {name: getattr(self, name).reshape(-1, self.outputs) for name in ("y_train", "y_test")}
         return dataclasses.replace(self, **flat)
 
     def with_classes(self) -> Dataset:
-        """The same, but floats that are class numbers, one per sample, are classes; other targets stay as they are."""
+        """The same data, with one float per sample converted to classes if all are class numbers; else unchanged."""
         targets = [self.y_train, self.y_test]
         if self.classes is not None or any(y.size != len(y) for y in targets):
             return self
@@ -82,9 +82,9 @@ class Dataset:
         """Check and convert four raw arrays.
 
         x: (n, channels, height, width), (n, height, width), which becomes (n, 1, height, width), or (n, features).
-        uint8 is divided by `scale`; every other real type is taken as it is. y: (n,) whole numbers of any type are
-        class numbers; floats in both parts, if `classes` is not given, are targets (n, ...) of a regression. By default
-        the number of classes is the largest label plus one. `called` is how errors name the arrays.
+        uint8 is divided by `scale`; other real types are used as they are. y: (n,) whole numbers of any type are class
+        numbers; floats in both parts, if `classes` is not given, are regression targets (n, ...). By default, the
+        number of classes is the largest label plus one. `called` gives the names of the arrays in errors.
 
         Raises InputError: another shape or type, no samples, NaN or infinity or a value beyond `dtype` (how many, and
         where first), a label that is not a whole number from 0 to 999999, or not below `classes`, lengths or shapes

@@ -35,9 +35,9 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
     Returns a new array of the shape and type that the header declares, in native byte order.
 
-    Raises InputError, naming the file: missing, unreadable or a folder; wrong magic; unknown element type;
-    truncated or with trailing bytes (with the expected and the found number of bytes); broken gzip; more than fits in
-    memory. Memory is taken for the bytes that are there, never for a declared size; nothing is decompressed beyond it.
+    Raises InputError, naming the file: missing, unreadable or a folder; wrong magic; unknown element type; truncated or
+    with trailing bytes (with the expected and the found number of bytes); broken gzip; more than fits in memory. Memory
+    is allocated for the bytes present, never for a declared size; nothing is decompressed beyond it.
     """
     with opened(path, "an IDX file, plain or gzipped") as file:
         compressed = file.read(2) == b"\x1f\x8b"

@@ -26,7 +26,7 @@ class Share:
 
     x: (k, *sample shape), y: (k, *target shape), of the loader's types; first: index of the first of these k samples
     within the global batch; size: number of samples of the whole global batch, by which the loss divides; of_all:
-    number of samples of the microbatch on all ranks (0 where nobody asks).
+    number of samples of the microbatch on all ranks (0 if not needed).
     """
 
     x: np.ndarray
@@ -66,11 +66,11 @@ class Batch:
 
 
 class Loader:
-    """The batches of every epoch, as rank `rank` of `ranks` sees them.
+    """The batches of every epoch, as seen by rank `rank` of `ranks`.
 
-    x: (n, ...) samples, y: (n, ...) targets, any types. batch_size: samples of the *global* batch, over all ranks.
-    With drop_last a shorter last batch is left out. Without shuffle the order is that of x. With `leaves`, a multiple
-    of ranks, a microbatch is cut into so many, and each rank has equally many of them (see `partition`).
+    x: (n, ...) samples, y: (n, ...) targets, any types. batch_size: samples of the *global* batch, over all ranks. With
+    drop_last, a shorter last batch is dropped. Without shuffle, the order is that of x. With `leaves`, a multiple of
+    ranks, each microbatch is cut into that many leaves, and each rank has the same number of them (see `partition`).
 
     Raises InputError for lengths that differ, no samples, no whole batch with drop_last, or a number out of range.
     """
@@ -120,7 +120,8 @@ class Loader:
     def order(self, epoch: int) -> np.ndarray:
         """The (n,) sample indices in the order of `epoch`: a function of (seed, epoch) alone.
 
-        Sorted random keys, not Generator.permutation: NumPy promises Philox's bits for ever, its shuffling not.
+        It sorts random keys instead of using Generator.permutation: NumPy guarantees the bits of Philox forever, but
+        not its shuffling.
         """
         epoch = _whole("epoch", epoch, 0, 2**64)
         if not self.shuffle:
@@ -131,7 +132,7 @@ class Loader:
         return np.argsort(stream.random_raw(len(self.x)), kind="stable")
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (0, 1, ...) from step `start` on; skipped steps copy nothing."""
+        """The batches of an epoch (0, 1, ...) from step `start`; skipped steps copy nothing."""
         start = _whole("start", start, 0, self.steps_per_epoch + 1)
         order = self.order(epoch)
         return (self._batch(order, step) for step in range(start, self.steps_per_epoch))

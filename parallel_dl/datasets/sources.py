@@ -23,7 +23,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     dtype: DTypeLike = "float32",
 ) -> Dataset:
-    """The data set `name_or_path`: of a name, or at a path.
+    """Loads the data set `name_or_path`: one with this name, or at this path.
 
     "digits"          1,797 handwritten digits, 8 x 8, ten classes, shipped with the package (source in data/README.md)
     "fashion-mnist"   60,000 + 10,000 images, 28 x 28, ten classes: in `data_dir`, in $PARALLEL_DL_DATA, in Debian's

@@ -1,4 +1,4 @@
-"""Is a parallel run the same computation as the serial one? Where does it leave it, and why?
+"""Is a parallel run the same computation as the serial one? If not, where do they diverge, and why?
 
 Where it is entered:
 

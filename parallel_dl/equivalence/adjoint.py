@@ -34,11 +34,11 @@ def assert_adjoint(
     seed: int = 0,
     bound: float | None = None,
 ) -> None:
-    """Raises AssertionError, on every rank, unless backward through `forward` is its adjoint. All ranks together.
+    """Raises AssertionError, on every rank, unless backward through `forward` is its adjoint; all ranks call it.
 
-    `forward(x)` takes a Tensor and gives one; it is linear in x, and communicates over `comm`. `shape` is that of x on
-    this rank; ranks may have different ones, also empty ones. `x` and `y` say what the input and the output are over
-    the ranks:
+    `forward(x)` takes and returns a Tensor; it is linear in x and communicates over `comm`. `shape` is that of x on
+    this rank; shapes may differ between ranks and may be empty. `x` and `y` say how input and output are distributed
+    over the ranks:
 
     - "varying": every rank has its own, a slice, a summand, or a copy that it uses in its own way;
     - "replicated": one value that every rank has; backward relies on every rank using it in the same way;

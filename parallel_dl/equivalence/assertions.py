@@ -46,32 +46,32 @@ def assert_equivalent(
     bound: float | None = None,
     clip_norm: float | None = None,
 ) -> None:
-    """Raises AssertionError, on every rank and naming what is different, unless the layout computes the serial run.
+    """Raises AssertionError, on every rank and with the difference, unless the layout computes the serial run.
 
-    What rounding makes incomparable, steps or tensors, is named in a warning.
+    A warning names steps or tensors that rounding makes incomparable.
 
-    Called by all ranks of `comm` (default: all there are), whose number is the layout's; InputError for another.
-    TypeError or ValueError for arguments of another kind.
-    `network` is a function without arguments that makes the network, or a Module, which is copied and left as it is;
-    weights are drawn anew from `seed`. `batch` is a pair (x, y), with samples along the first axis, or a number of
-    samples, drawn from `seed`: then `input_shape`, the shape of one, is needed (ValueError without), and y are random
-    classes, for the losses that take classes. Every step takes this batch, shuffled.
+    All ranks of `comm` (default: all ranks) call it together; InputError if their number is not the layout's. TypeError
+    or ValueError for arguments of the wrong kind. `network` is a function without arguments that makes the network, or
+    a Module, which is copied and not changed; weights are redrawn from `seed`. `batch` is a pair (x, y), with samples
+    along the first axis, or a number of samples, which are drawn from `seed`; this needs `input_shape`, the shape of
+    one sample (ValueError without it), and y are random classes, for losses that take classes. Every step uses this
+    batch, shuffled.
 
-    One rank trains serially, as if it were alone (`mpi.one_rank`), with as many microbatches; then all train under
-    `layout`. Layouts that compute something else, pipedream and variable batch, and networks with local batch norm,
-    are compared with a serial program of their own, as by `parallel-dl verify`; not with `exact` (InputError). Losses,
-    gradients, optimizer state and weights of every step are compared as by `compare`, which says what `exact` and
-    `bound` are; after the last one the outputs for the batch in evaluation mode, `Trainer.test`, counts of updates,
-    digests, and loading. With several microbatches the serial run is also compared with one of a single microbatch,
-    and with one that passes the samples one by one; with `nn.BatchNorm`, which is defined over the microbatch, only
-    with the second. Attributes and random generators of modules are not compared, except for their effect on these
-    values.
+    One rank trains serially, as if it were alone (`mpi.one_rank`), with the same number of microbatches; then all train
+    under `layout`. Layouts that compute something else (pipedream and variable batch) and networks with local batch
+    norm are compared with a dedicated serial program, as by `parallel-dl verify`; not with `exact` (InputError).
+    Losses, gradients, optimizer state and weights of every step are compared as by `compare`, which explains `exact`
+    and `bound`; after the last step, so are the outputs for the batch in evaluation mode, `Trainer.test`, update
+    counts, digests, and loading. With several microbatches, the serial run is also compared with one that has a single
+    microbatch, and with one that passes the samples one by one; with `nn.BatchNorm`, which is defined over the
+    microbatch, only with the latter. Attributes and random generators of modules are not compared, except for their
+    effect on these values.
 
-    With a communicator under stress (`mpi.stress.stressed(comm, seed)`) races are found, too.
+    With a communicator under stress (`mpi.stress.stressed(comm, seed)`), it also finds races.
 
-    Data parallelism takes any layer that treats each sample by itself; stages and split layers need shapes: see
-    `nn.layer_shapes`. An optimizer with a rule that the package does not have is a subclass of `optim.Optimizer` that
-    can be copied: see `equivalence/rounding/own_rules.py`.
+    Data parallelism takes any layer that treats each sample separately; stages and split layers need shapes: see
+    `nn.layer_shapes`. `make_optimizer` may return your own optimizer, a subclass of `optim.Optimizer` that can be
+    copied: see `equivalence/rounding/own_rules.py`.
     """
     __tracebackhide__ = True
     _require(network, batch, steps, dtype, bound)

@@ -1,4 +1,4 @@
-"""Meshes of ranks with named axes, placements of arrays on them, and how one placement becomes another.
+"""Meshes of ranks with named axes, placements of arrays on them, and moves between placements.
 
 Arithmetic only: nothing is computed or sent here, and MPI is not needed. To read in this order:
 

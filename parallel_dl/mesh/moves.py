@@ -46,7 +46,7 @@ NAMES: dict[tuple[type[State], type[State]], str] = {
 
 
 class Message(NamedTuple):
-    """What one rank passes to MPI: `call` as the ledger names it, and how many values go in how many messages."""
+    """What one rank passes to MPI: `call`, named as in the ledger, and the numbers of messages and values."""
 
     direction: str
     """forward or backward"""
@@ -54,14 +54,14 @@ class Message(NamedTuple):
     messages: int
     values: int
     itemsize: int | None = None
-    """bytes of each value; None for those of the network's dtype"""
+    """bytes per value; None for values of the network's dtype"""
 
 
 @dataclass(frozen=True)
 class Move:
-    """From state `before` to state `after`, made together by the ranks that differ along mesh axis `axis` only.
+    """A move from state `before` to `after`, made together by the ranks that differ only along mesh axis `axis`.
 
-    `mesh` is that of the placement; sizes by rank are by the index along `axis`.
+    `mesh` is that of the placement; sizes by rank are indexed along `axis`.
     """
 
     mesh: MeshShape
@@ -71,12 +71,12 @@ class Move:
 
     @property
     def ranks(self) -> int:
-        """How many make it together."""
+        """The number of ranks that make it together."""
         return self.mesh[self.axis]
 
     @property
     def name(self) -> str:
-        """Its name, as in the table."""
+        """Its name in the table."""
         before, after = self.before, self.after
         if isinstance(before, Shard) and isinstance(after, Shard):
             return "exchange_slices" if before.axis == after.axis else "all_to_all"
@@ -84,11 +84,11 @@ class Move:
 
     @property
     def adjoint(self) -> Move:
-        """The move of the gradient, the other way round."""
+        """The move of the gradient, in the opposite direction."""
         return Move(self.mesh, self.axis, dual(self.after), dual(self.before))
 
     def shape(self, rank: int, x: Shape, whole: Shape) -> Shape:
-        """What `rank` has afterwards, when it had an x of this shape of an array of shape `whole`."""
+        """The shape that `rank` has afterwards, from an x of this shape of an array of shape `whole`."""
         lengths, at = list(x), self.mesh.index(rank, self.axis)
         for state in (self.before, self.after):
             if isinstance(state, Shard | Windows):
@@ -99,7 +99,7 @@ class Move:
         return tuple(lengths)
 
     def messages(self, rank: int, x: Shape, whole: Shape) -> Iterator[Message]:
-        """What `rank` sends forward and backward, when it has an x of this shape of an array of shape `whole`."""
+        """What `rank` sends forward and backward, for an x of this shape of an array of shape `whole`."""
         if self.ranks == 1:
             return
         y = self.shape(rank, x, whole)

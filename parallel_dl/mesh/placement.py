@@ -31,32 +31,32 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Invariant:
-    """All of it on every rank, the same; so is the gradient, which counts once."""
+    """The whole array, identical on every rank; so is its gradient, which counts once."""
 
 
 @dataclass(frozen=True)
 class Replicated:
-    """All of it on every rank, the same, but each uses it in its own way: its gradient is a summand on each."""
+    """The whole array, identical on every rank, but used differently by each: its gradient is a summand on each."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """A summand on each rank; the gradient is the same on all."""
+    """A summand on each rank; the gradient is identical on all ranks."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice along array axis `axis` on each rank, of `sizes` by rank, which add up to the length of the axis.
+    """A slice along array axis `axis` on each rank; `sizes`, by rank, add up to the length of the axis.
 
-    Sizes None are even shares (`partition.shares`) of whatever length there is: that of the samples is known only when
-    a batch is there. A size may be 0: the rank has nothing.
+    Sizes None mean even shares (`partition.shares`) of any length: the number of samples is known only once there is a
+    batch. A size may be 0: the rank then has nothing.
     """
 
     axis: int
     sizes: tuple[int, ...] | None = None
 
     def slices(self, length: int, ranks: int) -> tuple[slice, ...]:
-        """What each rank has of an axis of this length."""
+        """Each rank's slice of an axis of this length."""
         return slices(even(length, ranks)) if self.sizes is None else self._slices
 
     @functools.cached_property
@@ -64,7 +64,7 @@ class Shard:
         return slices(self.sizes or ())
 
     def sizes_of(self, length: int, ranks: int) -> tuple[int, ...]:
-        """How long each rank's slice of an axis of this length is."""
+        """The length of each rank's slice of an axis of this length."""
         return even(length, ranks) if self.sizes is None else self.sizes
 
 
@@ -72,15 +72,15 @@ class Shard:
 class Windows:
     """The rows `wanted[rank]` along array axis `axis`: they may overlap, and leave some out.
 
-    For what a layer needs of its input beyond the own slice: the halo of an image's rows, the channels around those
-    that a response norm makes, channels that several towers see. It is only a target: nothing is left in it.
+    This is for input that a layer needs beyond its own slice: the halo around image rows, the neighbouring channels of
+    a response norm, channels that several towers see. It occurs only as a target: no output is left in this state.
     """
 
     axis: int
     wanted: tuple[slice, ...]
 
     def slices(self, length: int, ranks: int) -> tuple[slice, ...]:
-        """What each rank has of the axis, whatever its length."""
+        """Each rank's slice of the axis, whatever its length."""
         return self.wanted
 
 
@@ -88,7 +88,7 @@ State = Invariant | Replicated | Partial | Shard | Windows
 
 
 def dual(state: State) -> State:
-    """The state of the gradient of what is in `state`: Replicated <-> Partial, the others their own."""
+    """The state of the gradient of an array in `state`: Replicated <-> Partial; the others are their own duals."""
     if isinstance(state, Replicated):
         return Partial()
     return Replicated() if isinstance(state, Partial) else state
@@ -96,14 +96,14 @@ def dual(state: State) -> State:
 
 @dataclass(frozen=True)
 class Placement:
-    """What the ranks of a mesh have of an array: one state per mesh axis, in its order."""
+    """How an array is laid out on a mesh: one state per mesh axis, in order."""
 
     mesh: MeshShape
     states: tuple[State, ...]
 
     @classmethod
     def on(cls, mesh: MeshShape, **states: State) -> Placement:
-        """By name of the mesh axis; the others are Invariant."""
+        """The placement with these states by mesh axis; other axes are Invariant."""
         return cls(mesh, tuple(states.get(axis, Invariant()) for axis in mesh))
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Placement:
         return ", ".join(named) or "invariant"
 
     def state(self, axis: str) -> State:
-        """That along one mesh axis."""
+        """The state along one mesh axis."""
         return self.states[list(self.mesh).index(axis)]
 
     @property
@@ -129,17 +129,17 @@ class Placement:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every rank has all of it, as one value: Invariant along every mesh axis."""
+        """Whether every rank has the whole array as one value: Invariant along every mesh axis."""
         return all(state == Invariant() for state in self.states)
 
     def uniform(self) -> State | None:
-        """The state that it has along every mesh axis, if that is no slice: it is then the same on any mesh."""
+        """The state along all mesh axes, if they share one that is not a slice; such a placement fits any mesh."""
         first, *others = self.states
         alike = not isinstance(first, Shard | Windows) and all(state == first for state in others)
         return first if alike else None
 
     def index(self, rank: int, whole: Shape) -> tuple[slice, ...]:
-        """Which part of an array of shape `whole` this rank has; empty for all of it."""
+        """The index of this rank's part of an array of shape `whole`; empty for the whole array."""
         found: dict[int, slice] = {}
         for (axis, size), state in zip(self.mesh.items(), self.states):
             if isinstance(state, Shard | Windows):
@@ -148,7 +148,7 @@ class Placement:
         return tuple(found.get(axis, slice(0, whole[axis])) for axis in range(max(found, default=-1) + 1))
 
     def shape(self, rank: int, whole: Shape) -> Shape:
-        """The shape of what this rank has of an array of shape `whole`."""
+        """The shape of this rank's part of an array of shape `whole`."""
         index = self.index(rank, whole)
         return (*(part.stop - part.start for part in index), *whole[len(index) :])
 
@@ -159,5 +159,5 @@ def even(length: int, ranks: int) -> tuple[int, ...]:
 
 
 def slices(sizes: Sequence[int]) -> tuple[slice, ...]:
-    """The slices of these sizes, one after the other."""
+    """Consecutive slices of these sizes."""
     return tuple(slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0)))

@@ -11,15 +11,15 @@ Path = tuple[Move, ...]
 
 
 class NotOffered(ValueError):
-    """There is no path from one placement to the other."""
+    """Raised if there is no path from one placement to the other."""
 
 
 def reshard(before: Placement, after: Placement, whole: Shape) -> Path:
-    """The moves from `before` to `after`, for an array of shape `whole`; none where the two are the same.
+    """The moves from `before` to `after` for an array of shape `whole`; none if the two are equal.
 
-    First, from the last mesh axis to the first, what is to be put together; then, from the first to the last, what is
-    to be divided. Placements on grids of other rows and columns meet in what is whole. NotOffered for a path out of
-    Replicated to what counts once: whoever asks for it has forgotten whose summands there are.
+    First come the axes to be gathered, from the last mesh axis to the first; then those to be divided, from the first
+    to the last. Placements on different grids are converted through the whole array. NotOffered for a path from
+    Replicated to a state that counts once: it would drop the summands of the gradient.
     """
     if before.mesh != after.mesh:
         if before.uniform() is not None:
@@ -69,7 +69,7 @@ def _even(there: Windows, whole: Shape) -> tuple[int, ...]:
 
 
 def messages_along(path: Path, rank: int, x: Shape, whole: Shape) -> Iterator[Message]:
-    """What `rank` sends when it makes these moves with an x of this shape of an array of shape `whole`."""
+    """What `rank` sends in these moves, for an x of this shape of an array of shape `whole`."""
     for move in path:
         yield from move.messages(rank, x, whole)
         x = move.shape(rank, x, whole)

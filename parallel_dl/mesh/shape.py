@@ -12,7 +12,7 @@ from parallel_dl.errors import InputError
 class MeshShape(Mapping[str, int]):
     """Name -> size of each mesh axis, in order, the last one fastest: `MeshShape(pipe=2, data=3, model=4)`.
 
-    Ranks that differ in the last axis only are neighbours. Raises InputError for a size below 1.
+    Ranks that differ only in the last axis are neighbours. Raises InputError for a size below 1.
     """
 
     __slots__ = ("_sizes",)
@@ -47,37 +47,37 @@ class MeshShape(Mapping[str, int]):
 
     @property
     def ranks(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return math.prod(self._sizes.values())
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Where `rank` is, by mesh axis."""
+        """The coordinates of `rank`, by mesh axis."""
         found = {}
         for axis, size in reversed(self._sizes.items()):
             rank, found[axis] = divmod(rank, size)
         return {axis: found[axis] for axis in self._sizes}
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
-        """The rank at these coordinates; a mesh axis that is not named counts as 0."""
+        """The rank at these coordinates; mesh axes not named count as 0."""
         rank = 0
         for axis, size in self._sizes.items():
             rank = rank * size + coordinates.get(axis, 0)
         return rank
 
     def index(self, rank: int, axis: str) -> int:
-        """Where `rank` is along one mesh axis."""
+        """The coordinate of `rank` along one mesh axis."""
         return self.coordinates(rank)[axis]
 
     def along(self, rank: int, axes: Iterable[str]) -> list[int]:
-        """The ranks that differ from `rank` at most along `axes`, in order; itself is one of them."""
+        """The ranks that differ from `rank` at most along `axes`, in order, including `rank` itself."""
         own, free = self.coordinates(rank), set(axes)
         ranges = [range(size) if axis in free else (own[axis],) for axis, size in self._sizes.items()]
         return [self.rank(dict(zip(self._sizes, place))) for place in itertools.product(*ranges)]
 
     def refine(self, axis: str, **lines: int) -> MeshShape:
-        """The same ranks, with one mesh axis as a grid of its own: `refine("model", rows=2, columns=3)`.
+        """The same ranks, with one mesh axis turned into a grid: `refine("model", rows=2, columns=3)`.
 
-        InputError unless the lines multiply to the size of the axis.
+        InputError unless the product of the lines is the size of the axis.
         """
         if math.prod(lines.values()) != self._sizes[axis]:
             raise InputError(f"mesh axis {axis} of {self._sizes[axis]} is not {MeshShape(**lines)}")
@@ -90,6 +90,6 @@ def _refined(sizes: Mapping[str, int], axis: str, lines: Mapping[str, int]) -> I
 
 
 def near_square(ranks: int) -> tuple[int, int]:
-    """(rows, columns) of so many ranks as a grid as square as can be, at least as many rows as columns."""
+    """(rows, columns) of the most nearly square grid of this many ranks, with at least as many rows as columns."""
     columns = max(n for n in range(1, int(ranks**0.5) + 1) if ranks % n == 0)
     return ranks // columns, columns

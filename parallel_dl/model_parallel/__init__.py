@@ -1,7 +1,7 @@
-"""Model parallelism: one layer's work is done by several ranks at the same time. The network stays serial maths.
+"""Model parallelism: several ranks work on one layer at the same time. The network stays serial maths.
 
-`parallelize` turns a serial network into the part that this rank computes, as a plan of `parallel_dl.splits` says: each
-layer does its local maths on its part of the weights, between two moves. To read in this order:
+`parallelize` turns a serial network into the part that this rank computes, by a plan of `parallel_dl.splits`: each
+layer does its local maths on its shards of the weights, between two moves. To read in this order:
 
     axis.py        the ranks of the model axis, who make the moves of a plan by differentiable collectives
     carry_out.py   one layer: moves around local maths; its weights cut

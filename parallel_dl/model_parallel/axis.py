@@ -1,4 +1,4 @@
-"""The ranks of the model axis, who make the moves of a plan by differentiable collectives."""
+"""The ranks of the model axis, which make the moves of a plan with differentiable collectives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from parallel_dl.mpi import Communicator, collectives
 
 
 class ModelAxis:
-    """The ranks of `comm` as one line, and as the grids of rows x columns that moves ask for.
+    """The ranks of `comm` as one line, and as the grids of rows x columns that moves need.
 
-    `samples` is the length of the batch at hand: from it follow the shares of what is split along the samples.
+    `samples` is the length of the current batch, which determines the shares of arrays split along the samples.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -24,7 +24,7 @@ class ModelAxis:
         self._lines: dict[MeshShape, dict[str, Communicator]] = {}
 
     def own_samples(self) -> slice:
-        """Which of the samples at hand are in this rank's share."""
+        """The samples of the current batch in this rank's share."""
         return partition.share(self.samples, self.comm.size, self.comm.rank)
 
     def over(self, mesh: MeshShape, axis: str) -> Communicator:
@@ -41,9 +41,9 @@ class ModelAxis:
         return self._lines[mesh][axis]
 
     def make(self, path: Path, x: Any, layer: str) -> Any:
-        """Makes the moves one after the other with x, what this rank has; all ranks together.
+        """Makes the moves in order with this rank's x; all ranks together.
 
-        The ledger enters them under the name of the layer.
+        The ledger lists them under the name of the layer.
         """
         if not isinstance(x, Tensor):  # the network's input: no gradient comes back
             if all(move.name in _OF_CONSTANTS for move in path):
@@ -54,7 +54,7 @@ class ModelAxis:
         return x
 
     def free(self) -> None:
-        """Gives the grids' communicators back (collective)."""
+        """Frees the grids' communicators (collective)."""
         lines, self._lines = self._lines, {}
         for of_grid in lines.values():
             for comm in of_grid.values():

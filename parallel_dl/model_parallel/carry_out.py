@@ -1,4 +1,4 @@
-"""Carries a step of a plan out: moves around local maths, on this rank's part of the weights."""
+"""Carries out a step of a plan: moves around local maths, on this rank's shards of the weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def carry_out(step: Step, layer: nn.Module, axis: ModelAxis, name: str | None = None) -> None:
-    """Lets `layer`, whose weights are cut already, do this rank's part of the step.
+    """Makes `layer`, whose weights are already cut, compute this rank's part of the step.
 
-    `name` is what the ledger enters its calls under; by default the name that the layer has when it is called.
+    `name` is the name under which the ledger lists its calls; by default the layer's name when it is called.
     """
     division = step.division
 
@@ -123,16 +123,16 @@ def name_of(module: nn.Module) -> str:
 
 # -- the layer and its weights -------------------------------------------------------------------------------------
 def same_again(layer: Layer) -> Layer:
-    """The same layer for another place in the network: it shares weights and settings, but moves otherwise."""
+    """The same layer for another place in the network: it shares weights and settings, but makes other moves."""
     new = type(layer).__new__(type(layer))
     new.__setstate__({**layer.__getstate__(), **_state(layer), "_parent": None})
     return new
 
 
 def separate(module: nn.Module, seen: set[int] | None = None) -> None:
-    """Gives every place in the network a Sequential or Branches of its own, where one is used in several.
+    """Gives every place in the network its own Sequential or Branches, if one is used in several.
 
-    What is in it stays the same, and keeps the name of the first place.
+    Its layers stay the same, and keep the name of the first place.
     """
     seen = set() if seen is None else seen
     for name, child in list(module._modules.items()):
@@ -149,9 +149,9 @@ def _state(layer: nn.Module) -> dict[str, Any]:
 
 
 def cut(parameter: nn.Parameter, placement: Placement, rank: int) -> nn.Parameter:
-    """This rank's shard as a parameter of its own. Values that are drawn already are kept, a copy of those in it.
+    """This rank's shard as a separate parameter. Values that are already drawn are copied into it.
 
-    One whose gradient will be a summand on each rank says so (`nn.Parameter.is_partial`).
+    If its gradient will be a summand on each rank, it is marked (`nn.Parameter.is_partial`).
     """
     if parameter.piece is not None:
         raise InputError("this network is split already: split a network that is whole")

@@ -44,13 +44,14 @@ class _ParallelLinear(nn.Linear):
 
 
 class ColumnParallelLinear(_ParallelLinear):
-    """A Linear whose output features are divided among the ranks of `comm`, else as nn.Linear.
+    """A Linear whose output features are split across the ranks of `comm`; otherwise as nn.Linear.
 
-    x is (..., in_features), the result (..., out_features), and slices are of the last axis. Shares are those of
-    `partition.shares`: they may differ by one, and be empty. `input` says whether x is "whole", the same on every rank,
-    or "split", a slice of features by rank, of `input_sizes` if they are not even. With `output` "split" each rank
-    keeps its slice for the next layer; with "whole" they are gathered. weight and bias are this rank's rows, (share of
-    out_features, in_features). All ranks call it together. Raises InputError for another input width.
+    x is (..., in_features), the result (..., out_features), and slices are taken along the last axis. Sizes are those
+    of `partition.shares`: they may differ by one and may be 0. `input` says whether x is "whole", the same on every
+    rank, or "split", with a slice of the features on each rank, of `input_sizes` if these are not even. With `output`
+    "split", each rank keeps its slice for the next layer; with "whole", the slices are gathered. weight and bias are
+    this rank's rows, (share of out_features, in_features). All ranks call it together. Raises InputError for the wrong
+    input width.
     """
 
     def __init__(
@@ -73,13 +74,13 @@ class ColumnParallelLinear(_ParallelLinear):
 
 
 class RowParallelLinear(_ParallelLinear):
-    """A Linear whose input features are divided among the ranks of `comm`, else as nn.Linear.
+    """A Linear whose input features are split across the ranks of `comm`; otherwise as nn.Linear.
 
-    x is (..., in_features), the result (..., out_features), and slices are of the last axis. `input` says whether x
-    comes "split", a slice of features by rank, or "whole"; slices are of `sizes`, by default those of
-    `partition.shares`. The result is whole on every rank. weight is this rank's columns, (out_features, size of the
-    slice); bias is on every rank, and added once, after the sum. All ranks call it together. Raises InputError for
-    another input width.
+    x is (..., in_features), the result (..., out_features), and slices are taken along the last axis. `input` says
+    whether x comes "split", with a slice of the features on each rank, or "whole"; slices have the given `sizes`, by
+    default those of `partition.shares`. The result is whole on every rank. weight is this rank's columns,
+    (out_features, size of the slice); bias is on every rank, and added once, after the sum. All ranks call it together.
+    Raises InputError for the wrong input width.
     """
 
     def __init__(

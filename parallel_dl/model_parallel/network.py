@@ -1,4 +1,4 @@
-"""A serial network becomes this rank's part of it: the plan carried out, and whole weights to and from the parts."""
+"""Turns a serial network into this rank's part of it, and converts between whole weights and shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ModelParallel(DividedNetwork):
-    """What `parallelize` made of a network: its `plan`, and the ways between whole weights and this rank's pieces.
+    """The result of `parallelize`: the network's `plan`, and conversions between whole weights and this rank's shards.
 
     `network` is this rank's part. The methods are collective over `comm`, the ranks of the model axis.
     """
@@ -39,13 +39,13 @@ class ModelParallel(DividedNetwork):
 
     @property
     def partial(self) -> list[nn.Parameter]:
-        """The weights whose gradients are summands on each rank: `GradientAllReduce` sums them over the ranks."""
+        """The weights whose gradients are summands on each rank; `GradientAllReduce` sums them over the ranks."""
         return [parameter for parameter in self.network.parameters() if parameter.is_partial]
 
     # -- the loss --------------------------------------------------------------------------------------------------
     @property
     def _classes(self) -> tuple[int, ...] | None:
-        """How many of the scores each rank has, where they are split by class."""
+        """The number of scores that each rank has, if they are split by class."""
         split = self.plan.output.shard(1)
         return None if split is None else split.sizes
 
@@ -55,9 +55,9 @@ class ModelParallel(DividedNetwork):
         return splits.is_along_samples(self.plan.output)
 
     def loss(self, loss: Loss) -> Loss:
-        """`loss` for what the network gives: a slice of the scores, or a share of the samples.
+        """`loss` for the network's outputs on this rank: a slice of the scores, or a share of the samples.
 
-        InputError for a loss that takes no slices, when `parallelize` was not told of it.
+        InputError for a loss that takes no slices, unless it was passed to `parallelize`.
         """
         if self._has_share:
             return of_samples(loss, self.axis.own_samples)
@@ -71,13 +71,13 @@ class ModelParallel(DividedNetwork):
         return split_loss(loss, self._classes, self.comm.labelled("loss"))
 
     def whole_loss(self, loss: Loss, value: np.ndarray) -> np.ndarray:
-        """The loss of this replica's samples, on all its ranks, from the value that `self.loss(loss)` gave each."""
+        """The loss of this replica's samples, on all its ranks, from each rank's value of `self.loss(loss)`."""
         if self._has_share or (self._classes is not None and is_summand(loss)):
             return self.comm.labelled("report").all_reduce(np.asarray(value))
         return value
 
     def whole_output(self, output: np.ndarray) -> np.ndarray:
-        """All of the network's output (n, ...), of which each rank gives what it has."""
+        """The network's whole output (n, ...), from each rank's part of it."""
         (state,) = self.plan.output.states if len(self.plan.output.mesh) == 1 else (None,)
         if not isinstance(state, Shard):
             return output
@@ -95,16 +95,16 @@ class ModelParallel(DividedNetwork):
         self.axis.samples = samples
 
     def ensure_root(self, output: Any) -> Tensor:
-        """The output, from which backward can start also on a rank whose weights have no part in it.
+        """The output, such that backward can start from it even on a rank whose weights do not contribute.
 
-        It has none of the filters or towers, but the others wait for it in backward.
+        Such a rank has none of the filters or towers, but the others wait for it in backward.
         """
         if not is_grad_enabled() or (isinstance(output, Tensor) and output.requires_grad):
             return output
         return Tensor(output.data if isinstance(output, Tensor) else output, requires_grad=True)
 
     def require(self, network: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Raises InputError for samples of another shape than the network was divided for: tiles would be others."""
+        """Raises InputError for samples of another shape than the network was divided for: tiles would differ."""
         if tuple(arguments[0].shape[1:]) != self.plan.input_shape:
             shape = ", ".join(map(str, self.plan.input_shape))
             raise network.input_error(arguments[0], f"but it is divided for samples of ({shape})")
@@ -125,7 +125,7 @@ class ModelParallel(DividedNetwork):
         }
 
     def free(self) -> None:
-        """Gives back the communicators that were made (collective)."""
+        """Frees the communicators that were made (collective)."""
         self.axis.free()
 
 
@@ -139,15 +139,15 @@ def parallelize(
 ) -> ModelParallel:
     """Turns a serial network for samples (*input_shape), in place, into the part that this rank of `comm` computes.
 
-    `splits_by_name` is as of `splits.plan`; None takes the default. Afterwards all ranks of `comm` call the network
-    together, with the same x (n, *input_shape), and get the whole output; where the last layer is split by its output
-    and `loss` is one that takes slices of it (`losses.takes_slices`), each gets its slice, for `ModelParallel.loss`.
-    Names stay as they are. Weights that are not drawn yet are drawn in pieces: no rank ever has more. `partial_input`
-    is as of `splits.plan`: for an x whose gradient the caller adds up.
+    `splits_by_name` is that of `splits.plan`; None takes the default. Afterwards, all ranks of `comm` call the network
+    together, with the same x (n, *input_shape), and get the whole output; if the last layer is split by its output and
+    `loss` takes slices of it (`losses.takes_slices`), each rank gets its slice, for `ModelParallel.loss`. Names do not
+    change. Weights that have not been drawn yet are drawn as shards: no rank ever has more. `partial_input` is that of
+    `splits.plan`: for an x whose gradient the caller sums.
 
     It replaces the parameters: make optimizers and `GradientAllReduce` from `network.parameters()` afterwards. Raises
-    InputError as `splits.plan`, for a network that is split already or whose weights are in an optimizer, and when the
-    ranks start from different seeds, weights or splits.
+    InputError as `splits.plan` does, for a network that is already split or whose weights are in an optimizer, and if
+    the ranks start from different seeds, weights or splits.
     """
     _require_untouched(network)
     separate(network)
@@ -179,14 +179,14 @@ def split_loss(loss: Loss, sizes: Sequence[int], comm: Communicator) -> Loss:
 
 
 def require_serial(network: nn.Module) -> None:
-    """Raises InputError for a network that is split already."""
+    """Raises InputError for a network that is already split."""
     hooks = [hook for _, module in network.named_modules() for hook in module._before_forward]
     if any(isinstance(getattr(hook, "__self__", None), ModelParallel) for hook in hooks):
         raise InputError("this network is split already: give a serial one")
 
 
 def _require_untouched(network: nn.Module) -> None:
-    """Raises InputError for a network that is split already, or whose weights an optimizer or an all-reduce holds."""
+    """Raises InputError for a network that is already split, or whose weights an optimizer or an all-reduce holds."""
     require_serial(network)
     for name, parameter in network.named_parameters():
         if parameter.flat is not None or parameter.flat_gradients is not None:
@@ -197,7 +197,7 @@ def _require_untouched(network: nn.Module) -> None:
 
 
 def _require_same_start(network: nn.Module, plan: splits.Plan, comm: Communicator) -> None:
-    """Raises InputError on all ranks unless they have the same plan, seed, dtype, and weights that are drawn."""
+    """Raises InputError on all ranks unless their plan, seed, dtype and drawn weights are the same."""
     filled = hashlib.sha256()
     for name, parameter in network.named_parameters():
         if parameter.is_filled:
@@ -235,7 +235,7 @@ def _cut_weight(
     cuts: dict[int, tuple[nn.Parameter, nn.Parameter]],
     buffers: dict[int, tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    """Puts this rank's shard in the place of the layer's whole weight, or buffer, `name`."""
+    """Replaces the layer's whole weight or buffer `name` by this rank's shard."""
     *inner, last = name.split(".")
     for child in inner:  # in a layer of the user's own
         layer = layer._modules[child]

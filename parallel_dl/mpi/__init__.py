@@ -1,4 +1,4 @@
-"""Movement between ranks; the one package that imports mpi4py.
+"""Movement between ranks; the only package that imports mpi4py.
 
 To read in this order:
 

@@ -51,7 +51,7 @@ def leave() -> None:
 
 
 def finish() -> None:
-    """All ranks together: ends MPI, so that each can leave with a status of its own, and none is aborted for it."""
+    """Ends MPI on all ranks together, so that each can exit with its own status without being aborted."""
     leave()
     _flush()
     if not MPI.Is_finalized():

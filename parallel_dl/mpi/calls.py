@@ -40,14 +40,14 @@ class Caller:
     axis: str
     """the mesh axis it runs along, "world" for none of them"""
     layer: str
-    """for which layer it is used: see `labelled`"""
+    """the layer it is used for: see `labelled`"""
     direction: str | None
-    """in which pass, "forward" or "backward"; None: as it is at the time of the call"""
+    """the pass, "forward" or "backward"; None: determined at the time of the call"""
     watchers: tuple[Observer, ...]
     """the observers that see its calls"""
 
     def announce(self, call: str, *facts: Any) -> None:
-        """To be called before a collective that is written with raw MPI calls: the observers see it, none made."""
+        """Call this before a collective written with raw MPI calls, to show it to the observers; makes no call."""
         if self.watchers:
             said = [str(fact) for fact in facts]
             _observed(Call(self, call, COLLECTIVE, {}, lambda: said, lambda: None))
@@ -79,23 +79,23 @@ class Call:
 
 
 class Observer:
-    """Sees the calls of communicators that are made with it, and of those that are made of them.
+    """Sees the calls of communicators made with it, and of those derived from them.
 
-    A subclass has some of these methods. `call` has `comm`, `name`, `arguments`, `facts` (what they say, by which the
-    checked mode compares it), and after the call `result` and `failed`.
+    A subclass defines some of these methods. `call` has `comm`, `name`, `arguments`, `facts` (their description, which
+    checked mode compares) and, after the call, `result` and `failed`.
     """
 
     is_listening = True
     """whether it wants to hear what is passed"""
 
     def begin(self, call: Call) -> None:
-        """Before a call is made; it is not made if this raises an error."""
+        """Called before a call is made, which is not made if this raises."""
 
     def end(self, call: Call) -> None:
-        """After a call, also one that has failed."""
+        """Called after a call, even if it failed."""
 
     def passed(self, comm: Caller, passed: Passed) -> None:
-        """After something was `passed` to other ranks, during a call: its `messages`, `values` and `bytes`."""
+        """Called after something was `passed` to other ranks during a call: its `messages`, `values` and `bytes`."""
 
 
 class _Declared:
@@ -201,7 +201,7 @@ def collective(
     *, name: str | None = ..., own: tuple[str, ...] = ..., **facts: Fact
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def collective(function: Any = None, /, *, name: str | None = None, own: tuple[str, ...] = (), **facts: Fact) -> Any:
-    """Declares that all ranks call a function together: `function`, whose first argument is the communicator.
+    """Declares a function that all ranks call together: its first argument is the communicator.
 
     In checked mode they compare its `name` (by default the function's) and its arguments, by their annotations: of
     `str`, `int`, `float` and `bool` the value, of `Array` dtype and shape, of `Sequence[int]`, `tuple[int, ...]` and

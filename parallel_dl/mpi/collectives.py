@@ -1,4 +1,4 @@
-"""Differentiable movements of tensors between ranks: each is a linear operator, written beside its adjoint.
+"""Differentiable movements of tensors between ranks: each is a linear operator, written next to its adjoint.
 
 Over a communicator a value is *replicated* (the same on every rank, counted once), *sharded* (each rank has a slice),
 *partial* (each rank has a summand) or *rooted* (on one rank only); sharded and partial are both *varying*.
@@ -7,10 +7,10 @@ Over a communicator a value is *replicated* (the same on every rank, counted onc
 |-------------------|-----------------------|----------------------------------------------|----------------------|
 | `replicate`       | replicated -> varying | identity: each rank goes its own way with it | `all_reduce`         |
 | `all_reduce`      | partial -> replicated | sum                                          | `replicate`          |
-| `shard`           | replicated -> sharded | keep the own slice                           | `unshard`            |
+| `shard`           | replicated -> sharded | keep own slice                               | `unshard`            |
 | `unshard`         | sharded -> replicated | concatenate                                  | `shard`              |
 | `all_gather`      | sharded -> varying    | concatenate, then each goes its own way      | `reduce_scatter`     |
-| `reduce_scatter`  | partial -> sharded    | sum, keep the own slice                      | `all_gather`         |
+| `reduce_scatter`  | partial -> sharded    | sum, keep own slice                          | `all_gather`         |
 | `all_to_all`      | sharded -> sharded    | from slices along one axis to another        | `all_to_all` back    |
 | `shift`           | sharded -> varying    | from the rank `offset` before                | `shift` by `-offset` |
 | `exchange_slices` | sharded -> varying    | copies of any rows, from their owners        | sums, at the owner   |
@@ -21,11 +21,11 @@ Over a communicator a value is *replicated* (the same on every rank, counted onc
 | `gather`          | varying -> rooted     | concatenate                                  | `scatter`            |
 
 A distributed layer is local maths between two movements; its backward comes for free. All ranks of `comm` call a
-movement together, and those whose adjoint communicates meet again in backward, in the reverse order, also a rank whose
-own gradient does not need it (see `autograd.primitive`): it contributes zeros. For that every rank has to run backward
-from something newer than the movement.
+movement together. If its adjoint communicates, they meet again in backward, in reverse order; a rank whose own gradient
+does not need it contributes zeros (see `autograd.primitive`). So every rank must run backward from a tensor newer than
+the movement.
 
-Rooted tensors: ranks other than `root` may give None, and get an empty tensor, on which they can call backward.
+Rooted tensors: ranks other than `root` may pass None, and get an empty tensor on which they can call backward.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from parallel_dl.mpi.shards import Sizes
 
 
 def movement(function: Callable | None = None, *, collective: bool = False, rooted: bool = False) -> Any:
-    """Makes an operation on tensors of a function on arrays, `f(x, comm, ...) -> (value, pullback)`.
+    """Turns a function on arrays, `f(x, comm, ...) -> (value, pullback)`, into an operation on tensors.
 
     `collective`: the pullback communicates; it then gets gradients of the value's dtype, the same on all ranks.
     `rooted`: x may be None on ranks other than the root, and is a tensor on every rank, so that all of them meet.
@@ -91,20 +91,20 @@ def movement(function: Callable | None = None, *, collective: bool = False, root
 # -- replicated, partial -------------------------------------------------------------------------------------------
 @movement(collective=True)
 def replicate(x: Array, comm: Communicator) -> Any:
-    """The same tensor, from here on used differently by each rank: its gradients are summed."""
+    """The same tensor, used differently by each rank from here on, so its gradients are summed."""
     return x, lambda g: comm.all_reduce(g)
 
 
 @movement
 def all_reduce(x: Array, comm: Communicator) -> Any:
-    """The sum over the ranks, from here on used by all in the same way."""
+    """The sum over the ranks, used in the same way by all ranks from here on."""
     return comm.all_reduce(x), lambda g: g
 
 
 # -- sharded -------------------------------------------------------------------------------------------------------
 @movement(collective=True)
 def shard(x: Array, comm: Communicator, axis: int = 0, sizes: Sizes = None) -> Any:
-    """This rank's slice along `axis` (`sizes` by rank; partition.shares) of what is the same on every rank."""
+    """This rank's slice along `axis` (`sizes` by rank; partition.shares) of a tensor that is the same on every rank."""
     sizes = partition.shares(x.shape[axis], comm.size) if sizes is None else list(sizes)
     if len(sizes) != comm.size or sum(sizes) != x.shape[axis]:
         raise ValueError(f"sizes {sizes} do not cut a length of {x.shape[axis]} into {comm.size} shards")
@@ -113,14 +113,14 @@ def shard(x: Array, comm: Communicator, axis: int = 0, sizes: Sizes = None) -> A
 
 @movement
 def unshard(x: Array, comm: Communicator, axis: int = 0, sizes: Sizes = None) -> Any:
-    """The ranks' slices concatenated along `axis`, from here on used by all in the same way."""
+    """The ranks' slices concatenated along `axis`, used in the same way by all ranks from here on."""
     sizes = comm.shard_sizes(x.shape[axis]) if sizes is None else sizes
     return comm.all_gather(x, axis, sizes), lambda g: _slice_of(g, comm, axis, sizes)
 
 
 @movement(collective=True)
 def all_gather(x: Array, comm: Communicator, axis: int = 0, sizes: Sizes = None) -> Any:
-    """The ranks' slices concatenated along `axis`, from here on used differently by each rank."""
+    """The ranks' slices concatenated along `axis`, used differently by each rank from here on."""
     sizes = comm.shard_sizes(x.shape[axis]) if sizes is None else sizes
     return comm.all_gather(x, axis, sizes), lambda g: comm.reduce_scatter(g, axis, sizes)
 
@@ -151,7 +151,7 @@ def all_to_all(
 # -- copies from other ranks' slices -------------------------------------------------------------------------------
 @movement(collective=True)
 def shift(x: Array, comm: Communicator, offset: int, cyclic: bool = True) -> Any:
-    """What rank - offset has; without `cyclic`, a rank with no such rank gets zeros of its own x's shape."""
+    """The tensor of rank - offset; without `cyclic`, zeros of x's shape on a rank that has no such rank."""
     return comm.shift(x, offset, cyclic), lambda g: comm.shift(g, -offset, cyclic, shape=x.shape)
 
 
@@ -163,10 +163,10 @@ def exchange_slices(x: Array, comm: Communicator, axis: int, owned: Sequence[sli
 
 
 def exchange_halo(x: Any, comm: Communicator, axis: int, before: int, after: int, sizes: Sizes = None) -> Tensor:
-    """The own slice with `before` rows before it and `after` rows after it, however many ranks away they are.
+    """This rank's slice with `before` rows before and `after` rows after it, however many ranks away.
 
-    Nothing is added beyond the ends of the whole, so the first and the last ranks get less. `sizes`, the lengths of
-    the slices by rank, need not be exchanged if given.
+    Nothing is added beyond the ends of the whole tensor, so the first and last ranks get fewer rows. If `sizes`, the
+    lengths of the slices by rank, is given, these are not exchanged.
     """
     if before < 0 or after < 0:
         raise ValueError(f"a halo of {number_of(before, 'row')} before and {after} after: neither can be negative")
@@ -180,7 +180,7 @@ def exchange_halo(x: Any, comm: Communicator, axis: int, before: int, after: int
 # -- rooted --------------------------------------------------------------------------------------------------------
 @movement(collective=True, rooted=True)
 def broadcast(x: Array, comm: Communicator, root: int = 0) -> Any:
-    """`root`'s tensor on every rank; each then goes its own way."""
+    """`root`'s tensor on every rank, used differently by each rank from here on."""
 
     def pullback(g: Array) -> Array:
         total = comm.reduce(g, root)

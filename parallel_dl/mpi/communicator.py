@@ -17,13 +17,13 @@ from parallel_dl.mpi.startup import MPI, limit_blas_threads
 class Communicator(Reductions):
     """The ranks of one mpi4py communicator, with collectives on arrays.
 
-    With `checked=True` (by default: if the environment variable PARALLEL_DL_CHECKED is 1) the ranks compare their calls
-    before they make them; making such a communicator is itself a collective call. `ledger` counts what is passed to MPI
-    (`mpi.observers.ledger`), under `axis`, the mesh axis that the communicator runs along: "pipe", "data" or "model",
-    or "world" for none of them. `observers` see its calls (`mpi.observers`).
+    With `checked=True` (the default if the environment variable PARALLEL_DL_CHECKED is 1), the ranks compare their
+    calls before making them; creating such a communicator is itself a collective call. `ledger` counts what is passed
+    to MPI (`mpi.observers.ledger`), under `axis`, the mesh axis along which the communicator runs: "pipe", "data" or
+    "model", or "world" for none of these. `observers` see its calls (`mpi.observers`).
 
-    Duplicates, splits and the communicators of a mesh inherit all of that, and the label. `mpi` may be another
-    Communicator: then it is one of the same ranks, which inherits what is not given, except `checked`.
+    Duplicates, splits and the communicators of a mesh inherit all of this, and the label. `mpi` may be another
+    Communicator: the new one then has the same ranks and inherits what is not given, except `checked`.
     """
 
 
@@ -35,10 +35,10 @@ class Own:
 
 
 def world() -> Communicator:
-    """All ranks that were started together. Collective when first called.
+    """All ranks that were started together. The first call is collective.
 
-    Then also an uncaught `sys.exit` of one rank ends all (`mpi.abort`), each rank's BLAS gets its share of the cores,
-    and PARALLEL_DL_STRESS is looked at.
+    From then on, an uncaught `sys.exit` of one rank also ends all others (`mpi.abort`). The call also gives each rank's
+    BLAS its share of the cores, and reads PARALLEL_DL_STRESS.
     """
     own = mine(Own)
     if own.world is None:
@@ -50,7 +50,7 @@ def world() -> Communicator:
 
 
 def alone() -> Communicator:
-    """This rank and no other."""
+    """A communicator of this rank alone."""
     own = mine(Own)
     if own.alone is None:
         own.alone = Communicator(MPI.COMM_SELF, name="alone")

@@ -23,10 +23,10 @@ class Copies(Group):
     def broadcast(
         self, array: Array | None, root: int = 0, shape: tuple[int, ...] | None = None, dtype: Any = None
     ) -> Array:
-        """`root`'s array on every rank (on `root` itself not a copy). What the others give is ignored.
+        """`root`'s array on every rank (not a copy on `root` itself). The other ranks' arrays are ignored.
 
-        `shape` and `dtype`, if all ranks know both of them, save the message that tells them. ValueError or TypeError
-        on every rank for an array of another shape or type, or that cannot be sent.
+        If all ranks know both `shape` and `dtype`, giving them saves the message that announces them. ValueError or
+        TypeError on every rank for an array with a different shape or type, or one that cannot be sent.
         """
         own = None
 
@@ -76,7 +76,7 @@ class Copies(Group):
 
     @collective
     def all_gather_object(self, thing: Any) -> list[Any]:
-        """Every rank's object (pickled), by rank; TypeError on every rank when one of them cannot be pickled."""
+        """Every rank's object (pickled), by rank; TypeError on every rank if one of them cannot be pickled."""
         things = self._with_pickle(self.transport.allgather, thing)
         for rank, found in enumerate(things):
             if isinstance(found, _NoPickle):
@@ -85,7 +85,7 @@ class Copies(Group):
 
     @collective
     def broadcast_object(self, thing: Any, root: int = 0) -> Any:
-        """`root`'s object (pickled) on every rank; TypeError on every rank when it cannot be pickled."""
+        """`root`'s object (pickled) on every rank; TypeError on every rank if it cannot be pickled."""
         thing = self._with_pickle(lambda thing: self.transport.bcast(thing, root), thing)
         if isinstance(thing, _NoPickle):
             raise TypeError(f"broadcast_object: rank {root} has {thing.text}")

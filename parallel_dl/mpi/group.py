@@ -46,7 +46,7 @@ class Group(Caller):
     """The ranks of one communicator of mpi4py, or of another transport; see `Communicator`."""
 
     transport: Transport
-    """what its calls go to: `mpi`, with observers that hear what is passed"""
+    """where its calls go: `mpi`, with observers that are told what is passed"""
     ledger: Ledger | None
     checked: bool
     """whether the ranks compare their calls before they make them"""
@@ -124,7 +124,7 @@ class Group(Caller):
         return any(listener.is_listening for listener in self._listeners)
 
     def tell(self, passed: Passed) -> None:
-        """Lets the observers hear that this was passed to other ranks, if it was without a call of the transport."""
+        """Tells the observers what was passed to other ranks without a call of the transport."""
         for listener in self._listeners:
             if listener.is_listening and self.size > 1:
                 listener.passed(self, passed)
@@ -132,9 +132,9 @@ class Group(Caller):
     # -- others that are made of it ----------------------------------------------------------------------------------
     @collective(own=("name", "checked"))
     def duplicate(self, name: str | None = None, checked: bool = True) -> Self:
-        """The same ranks in a communicator of their own: no message of one is ever received by the other.
+        """A new communicator of the same ranks: messages of one are never received by the other.
 
-        With `checked=False` it compares no calls, even if this one does.
+        With `checked=False`, it does not compare calls, even if this one does.
         """
         return self.over(self.mpi.Dup(), name or self.name, checked=checked)
 
@@ -155,11 +155,12 @@ class Group(Caller):
         return other
 
     def labelled(self, layer: str, direction: str | None = None) -> Self:
-        """This communicator under another label: the ledger enters what it does under `layer` and `direction`.
+        """This communicator under another label: the ledger lists its calls under `layer` and `direction`.
 
-        `direction` is "forward" or "backward" (ValueError otherwise); by default it is found at the time of the call,
-        "backward" while autograd's backward runs. Without a ledger it is this communicator itself. With one they are
-        still one communicator: messages of one are received by the other, they are checked together and freed together.
+        `direction` is "forward" or "backward" (ValueError otherwise); by default it is determined at the time of the
+        call: "backward" while autograd's backward runs. Without a ledger, this returns the communicator itself. With
+        one, both are still the same communicator: messages of one are received by the other, and they are checked and
+        freed together.
         """
         if direction not in (None, "forward", "backward"):
             raise ValueError(f"direction {direction!r}: expected forward or backward")
@@ -174,11 +175,11 @@ class Group(Caller):
         return same[key]
 
     def in_tree(self) -> Self:
-        """This communicator, whose `all_reduce` and `reduce_scatter` add up in one binary tree over the ranks.
+        """This communicator, but with an `all_reduce` and `reduce_scatter` that sum in a binary tree over the ranks.
 
-        Ranks 2k and 2k+1 are added first, then the sums of neighbouring pairs, and so on, whatever the MPI library, the
-        size of the array and the machine: recursive doubling, each rank exchanging whole arrays log2(size) times.
-        ValueError unless the number of ranks is a power of two.
+        Ranks 2k and 2k+1 are added first, then the sums of neighbouring pairs, and so on, independently of the MPI
+        library, the array size and the machine. This is recursive doubling: each rank exchanges whole arrays log2(size)
+        times. ValueError unless the number of ranks is a power of two.
         """
         if self.size & (self.size - 1):
             raise ValueError(f"a binary tree over {self.size} ranks: their number must be a power of two")
@@ -187,7 +188,7 @@ class Group(Caller):
     # -- its ranks ---------------------------------------------------------------------------------------------------
     @property
     def is_one_node(self) -> bool:
-        """Whether all ranks can share memory. Collective when first asked, then remembered."""
+        """Whether all ranks can share memory. The first access is collective; the result is remembered."""
         if self._shared.one_node is None:
             self._shared.one_node = self._ask_for_node()
         return self._shared.one_node
@@ -206,7 +207,7 @@ class Group(Caller):
 
     # -- its end -----------------------------------------------------------------------------------------------------
     def free(self) -> None:
-        """Gives the communicator back to MPI (collective); MPI's own world and self stay."""
+        """Frees the MPI communicator (collective); MPI's own world and self are kept."""
         if self._checks is None or self._checks.ended is None:  # else nobody is there to do it with
             self._give_back()
 
@@ -221,5 +222,5 @@ class Group(Caller):
 
     @property
     def is_freed(self) -> bool:
-        """Whether `free()` was called: it is no communicator any more."""
+        """Whether `free()` was called: it can no longer be used."""
         return self.mpi == MPI.COMM_NULL

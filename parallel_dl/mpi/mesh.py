@@ -17,12 +17,12 @@ AXES = ("pipe", "data", "model")
 
 
 class Mesh:
-    """The ranks of `comm` (by default all ranks) as a mesh, and this rank's place in it. Made by all together.
+    """The ranks of `comm` (by default all ranks) as a mesh, and this rank's place in it; all ranks make it together.
 
-    `Mesh(comm, data=2, model=3)` has the axes pipe, data and model, of size 1 where not given; with other names,
-    `Mesh(comm, rows=2, columns=3)`, it has those after them, the last one fastest. `mesh["rows"]`, for the usual names
-    `mesh.data`, is the communicator of the ranks that differ from this one in that coordinate only, in its order.
-    `world` is `comm`, whose ledger they share. Raises InputError unless the sizes multiply to `comm.size`.
+    `Mesh(comm, data=2, model=3)` has the axes pipe, data and model, of size 1 if not given; other names, as in
+    `Mesh(comm, rows=2, columns=3)`, are added after these, the last one fastest. `mesh["rows"]`, or `mesh.data` for the
+    usual names, is the communicator of the ranks that differ from this one only in that coordinate, ordered by it.
+    `world` is `comm`; all share its ledger. Raises InputError unless the product of the sizes is `comm.size`.
     """
 
     pipe: Communicator
@@ -49,7 +49,7 @@ class Mesh:
         return self._along[axis]
 
     def over(self, *axes: str) -> Communicator:
-        """The ranks that differ from this one along these mesh axes only. Collective when first asked for."""
+        """The ranks that differ from this one only along these mesh axes. The first call is collective."""
         name = " x ".join(axes)
         axes = tuple(axis for axis in axes if self.shape[axis] > 1)
         if not axes:
@@ -72,7 +72,7 @@ class Mesh:
         return f"Mesh({self.shape}; this is {', '.join(f'{axis} {at}' for axis, at in self.coordinates.items())})"
 
     def free(self) -> None:
-        """Gives the axes' communicators back (collective); `world` stays."""
+        """Frees the axes' communicators (collective); `world` is kept."""
         made, self._made = self._made, {}
         for comm in made.values():
             comm.free()

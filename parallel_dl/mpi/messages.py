@@ -24,15 +24,15 @@ class Messages(Group):
 
     @message()
     def send(self, array: Array, destination: int, tag: int = 0) -> None:
-        """Sends the values; the receiver has to know shape and dtype. May wait until the receive is posted."""
+        """Sends the values; the receiver must know shape and dtype. May block until the receive is posted."""
         for piece in buffers.pieces(buffers.on_the_wire(buffers.contiguous(array))):
             self.transport.Send(piece, destination, tag)
 
     @message("; ireceive(array, source) receives into an array")
     def receive(self, source: int, shape: tuple[int, ...] = (), dtype: Any = np.float32, tag: int = 0) -> Array:
-        """The array of that shape and dtype that `source` has sent; ValueError if it has sent less.
+        """Receives the array of that shape and dtype from `source`; ValueError if less was sent.
 
-        The checked mode compares dtype and number of values with those that were sent.
+        Checked mode compares dtype and number of values with those sent.
         """
         array = np.empty(shape, buffers.native(dtype))
         status = MPI.Status()
@@ -43,7 +43,7 @@ class Messages(Group):
 
     @message()
     def isend(self, array: Array, destination: int, tag: int = 0) -> Pending:
-        """Starts a send: the array must stay as it is until `wait()` has returned."""
+        """Starts a send; the array must not change until `wait()` has returned."""
         array = buffers.contiguous(array)
         flat = buffers.pieces(buffers.on_the_wire(array))
         return Pending(array, flat, [self.transport.Isend(piece, destination, tag) for piece in flat])
@@ -60,10 +60,10 @@ class Messages(Group):
 
     @collective(array=type_only, shape=known)
     def shift(self, array: Array, offset: int, cyclic: bool = True, shape: tuple[int, ...] | None = None) -> Array:
-        """Sends to rank + offset and returns what rank - offset has sent; the shapes may differ between ranks.
+        """Sends to rank + offset and returns what rank - offset sent; shapes may differ between ranks.
 
-        Without `cyclic` nothing goes beyond the ends, and a rank with no sender gets zeros of `shape` (by default of
-        its own array's). `shape`, if every rank knows what it will receive, saves the exchange of shapes.
+        Without `cyclic`, nothing goes beyond the ends, and a rank without a sender gets zeros of `shape` (by default,
+        its own array's). If every rank knows the `shape` it will receive, giving it saves the exchange of shapes.
         """
         array = buffers.contiguous(array)
         to, source = self.rank + offset, self.rank - offset
@@ -84,7 +84,7 @@ class Messages(Group):
 
     @collective(array=along("axis"))
     def exchange_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
-        """The rows `wanted[rank]` along `axis`, counted over all ranks' arrays, of which rank r has `owned[r]`.
+        """The rows `wanted[rank]` along `axis` of the whole array, of which rank r has the rows `owned[r]`.
 
         `owned` are contiguous and in rank order; several ranks may want the same rows. Both lists are the same on all
         ranks. A rank sends only what another wants.
@@ -118,7 +118,7 @@ class Messages(Group):
 
     @collective(array=along("axis"))
     def return_slices(self, array: Array, axis: int, owned: Sequence[slice], wanted: Sequence[slice]) -> Array:
-        """The adjoint of `exchange_slices`: copies go back to their owner, which adds them up in rank order."""
+        """The adjoint of `exchange_slices`: copies return to their owner, which adds them up in rank order."""
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         have, want = owned[self.rank], wanted[self.rank]

@@ -11,7 +11,7 @@ from parallel_dl.mpi.startup import MPI
 
 
 class Pending:
-    """A send or receive under way; keeps its array alive. If `into` is another array, what arrives is put into it."""
+    """A send or receive in progress; keeps its array alive. If `into` is another array, data is received there."""
 
     _watched: Callable[[Callable[[], Array]], Array] | None = None
     """what makes the wait under the eyes of observers, if there are any"""
@@ -33,7 +33,7 @@ class Pending:
         self._into = array if into is None else into
 
     def wait(self) -> Array:
-        """Returns the array when it may be used again; ValueError if less was received than it holds."""
+        """Waits until the array may be used again, and returns it; ValueError if less was received than it holds."""
         if self._watched is None:
             return self._complete()
         watched, self._watched = self._watched, None

@@ -23,9 +23,9 @@ class Reductions(Shards, Messages):
 
     @collective(out=fits("array"))
     def all_reduce(self, array: Array, op: str = "sum", out: Array | None = None) -> Array:
-        """Combines the ranks' arrays element by element; every rank gets the result, sums bitwise the same.
+        """Combines the ranks' arrays element by element; every rank gets the result, with sums bitwise identical.
 
-        `op` is sum, prod, max, min (a NaN anywhere gives NaN), for bool also `or` and `and`. float16 is added up in
+        `op` is sum, prod, max or min (a NaN anywhere gives NaN), for bool also `or` and `and`. float16 is summed in
         float32. `out` may be `array` itself.
         """
         if self.sums_in_tree and op == "sum":
@@ -74,7 +74,7 @@ class Reductions(Shards, Messages):
     def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
         """`all_reduce` into `array` itself (C-contiguous, a type MPI can calculate with), complete after `wait()`.
 
-        All ranks start them in the same order, and none of them calls a blocking all_reduce instead.
+        All ranks must start them in the same order, and none may call a blocking all_reduce instead.
         """
         dtype = buffers.native(array.dtype)
         reduction = buffers.reduction_for(op, dtype)
@@ -101,7 +101,7 @@ class Reductions(Shards, Messages):
 
     @collective
     def reduce_scatter(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
-        """The sum of the ranks' arrays, of which each rank gets `sizes[rank]` rows along `axis` (partition.shares)."""
+        """Sums the ranks' arrays; each rank gets `sizes[rank]` rows of the sum along `axis` (partition.shares)."""
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
         sizes = self._shares(array.shape[axis], sizes)

@@ -29,7 +29,7 @@ class Shards(Copies):
     def all_gather(self, array: Array, axis: int = 0, sizes: Sizes = None) -> Array:
         """The ranks' arrays in rank order, concatenated along `axis`, on every rank.
 
-        The lengths along `axis` may differ and be 0; given as `sizes` (by rank) they need not be exchanged.
+        The lengths along `axis` may differ and may be 0; if `sizes` (by rank) gives them, they are not exchanged.
         """
         array = np.asarray(array)
         axis = buffers.normal_axis(axis, array.ndim)
@@ -64,7 +64,8 @@ class Shards(Copies):
     def scatter(self, array: Array | None, root: int = 0, axis: int = 0, sizes: Sizes = None) -> Array:
         """`root`'s array cut along `axis`: rank r gets `sizes[r]` rows (partition.shares). Others may give None.
 
-        `axis` and `sizes` are the root's. ValueError or TypeError on every rank for an array or sizes that do not fit.
+        Only the root's `axis` and `sizes` matter. ValueError or TypeError on every rank for an array or sizes that do
+        not fit.
         """
         whole = None
 

@@ -1,4 +1,4 @@
-"""Branches: parts of a network that see the same input, side by side, and whose outputs become one."""
+"""Branches: parallel parts of a network that get the same input and whose outputs are joined."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ JOINS = ("sum", "concatenate")
 
 
 class Branches(Layers):
-    """Every branch gets the same input x; their outputs are added up, or concatenated along axis 1.
+    """Gives every branch the same input x, and adds their outputs, or concatenates them along axis 1.
 
-    The names are those of `Sequential`: 0, 1, 2, ... for `branches`, and their own for those in `named`. With
-    `join="sum"` the outputs have one shape and are added in the order of the branches, from left to right: with an
-    Identity beside it, a branch is a residual block (He et al. 2016, arXiv 1512.03385). With `join="concatenate"` they
-    are (samples, channels or features, ...), equal but for axis 1: the towers of AlexNet (Krizhevsky et al. 2012), the
-    branches of Inception (Szegedy et al. 2015, arXiv 1409.4842).
+    Branches are named as in `Sequential`: 0, 1, 2, ... for `branches`, and by keyword for `named`. With `join="sum"`,
+    the outputs have the same shape and are added in the order of the branches: a branch next to an Identity is a
+    residual block (He et al. 2016, arXiv 1512.03385). With `join="concatenate"`, the outputs are (samples, channels or
+    features, ...) with shapes equal except along axis 1: the towers of AlexNet (Krizhevsky et al. 2012), the branches
+    of Inception (Szegedy et al. 2015, arXiv 1409.4842).
 
-    Raises InputError for no branches, for another join, and in forward for outputs that do not fit together.
+    Raises InputError for no branches, for an unknown join, and in forward for outputs that cannot be joined.
     """
 
     def __init__(self, *branches: Module, join: str = "sum", **named: Module) -> None:
@@ -45,11 +45,11 @@ class Branches(Layers):
         return functools.reduce(ops.add, outputs)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """What is joined from the branches; InputError where they do not fit, or do not say what they make."""
+        """The shape of the joined output; InputError if the branches do not fit together or a shape is unknown."""
         return output_shape(self, input_shape)
 
     def layer_shapes(self, input_shape: Shape, name: str = "", measure: bool = False) -> Iterator[LayerShape]:
-        """The layers of each branch, and then this module, which stands for the join. See `nn.layer_shapes`."""
+        """The layers of each branch, then this module, which represents the join. See `nn.layer_shapes`."""
         x, outputs = OneSample(input_shape), []
         for child, branch in self._modules.items():
             output = input_shape
@@ -60,9 +60,9 @@ class Branches(Layers):
         yield LayerShape(name, self, input_shape, self.joined_shape(x, outputs)[1:])
 
     def operations(self, input_shape: Shape) -> Operations:
-        """Of the join alone (the survey has no row for it): a sum of n branches has W = N values (n - 1), D = log2 n.
+        """For the join alone (the survey has no row for it): a sum of n branches has W = N values (n - 1), D = log2 n.
 
-        Nothing is computed to concatenate them.
+        Concatenating computes nothing.
         """
         if self.join == "concatenate":
             return Operations(0)
@@ -70,7 +70,7 @@ class Branches(Layers):
         return Operations(values * (len(self) - 1), (len(self),))
 
     def longest_chain(self, depths: Iterator[int]) -> int:
-        """The join waits for the deepest of the branches. See `operations.longest_chain`."""
+        """The join waits for the deepest branch. See `operations.longest_chain`."""
         return max(longest_chain(branch, depths) for branch in self) + next(depths)
 
     def joined_shape(self, x: Any, outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

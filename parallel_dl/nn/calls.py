@@ -1,4 +1,4 @@
-"""Module calls under way: they tell in which of its places in a network a layer is being called."""
+"""The module calls in progress: they show in which of its places in a network a layer is being called."""
 
 from __future__ import annotations
 

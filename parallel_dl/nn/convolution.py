@@ -21,11 +21,10 @@ class Conv2d(Module):
     """Convolution: (n, in_channels, h, w) -> (n, out_channels, h', w'), PyTorch's arguments and sizes.
 
     weight (out_channels, in_channels / groups, ky, kx) and bias (out_channels,) start uniform in +-1/sqrt(fan in),
-    PyTorch's default. `padding` is of zeros. `method` says how it is computed (`parallel_dl.convolution`): direct,
-    im2col, fft, winograd (F(2x2, 3x3)), winograd4x4 (F(4x4, 3x3)), or auto: in float32 winograd4x4 for 3 x 3 kernels
-    with at least 32 channels on either side of a group (the fastest, with a relative error of about 1e-5), else im2col:
-    see `convolution.choose`.
-    Raises InputError for arguments, or an input, that do not fit together.
+    PyTorch's default. `padding` adds zeros. `method` selects the algorithm (`parallel_dl.convolution`): direct, im2col,
+    fft, winograd (F(2x2, 3x3)), winograd4x4 (F(4x4, 3x3)), or auto: in float32, winograd4x4 for 3 x 3 kernels with at
+    least 32 input and output channels per group (the fastest, with a relative error of about 1e-5), otherwise im2col;
+    see `convolution.choose`. Raises InputError for arguments, or an input, that do not fit together.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Conv2d(Module):
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def geometry(self, x: Any) -> Geometry:
-        """All sizes for an input of x's shape; InputError, naming the layer, when it does not fit."""
+        """All sizes for an input of x's shape; InputError, naming the layer, if it does not fit."""
         try:
             return Geometry.of(x.shape, self.weight.shape, **self._sizes)
         except InputError as error:
@@ -87,7 +86,7 @@ class Conv2d(Module):
         return self.geometry(OneSample(input_shape)).out_shape[1:]
 
     def operations(self, input_shape: Shape) -> Operations:
-        """W = N Cout H' W' Cin Ky Kx, D = log2 Cin + log2 Ky + log2 Kx, where a filter sees the Cin of its group."""
+        """W = N Cout H' W' Cin Ky Kx, D = log2 Cin + log2 Ky + log2 Kx, with Cin the channels of one group."""
         sums = self.in_channels // self.groups, *self.kernel_size
         products = math.prod(self.output_shape(input_shape)) * math.prod(sums)
         return Operations(products, sums, multiply_adds=products)
@@ -123,7 +122,7 @@ class _Pool2d(Module):
             raise InputError(f"{type(self).__name__}({kernel_size}, ...): {error}") from None
 
     def windows(self, x: Any) -> tuple[Axis, Axis]:
-        """The two directions (vertical, horizontal) for an x of this shape; InputError when it does not fit."""
+        """The two directions (vertical, horizontal) for an x of this shape; InputError if it does not fit."""
         try:
             return pooling_windows(x.shape, self.kernel_size, self.stride, self.padding)
         except InputError as error:
@@ -152,14 +151,15 @@ class _Pool2d(Module):
 class MaxPool2d(_Pool2d):
     """The largest pixel of each window; windows overlap when `stride` is smaller than `kernel_size`.
 
-    (n, c, h, w) -> (n, c, (h + 2 padding - kernel) // stride + 1, ...). The first of several largest gets the gradient.
+    (n, c, h, w) -> (n, c, (h + 2 padding - kernel) // stride + 1, ...). If several pixels are largest, the first one
+    gets the gradient.
     """
 
     operation = staticmethod(ops.max_pool2d)
 
 
 class AvgPool2d(_Pool2d):
-    """The mean of each window, in which padding counts as zeros; sizes as of MaxPool2d."""
+    """The mean of each window, with padding counted as zeros; sizes as in MaxPool2d."""
 
     operation = staticmethod(ops.avg_pool2d)
 
@@ -177,10 +177,10 @@ class GlobalAvgPool2d(Module):
         return ops.mean(x, axis=(2, 3), keepdims=True)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(c, h, w) -> (c, 1, 1); InputError for what is no image."""
+        """(c, h, w) -> (c, 1, 1); InputError for anything but an image."""
         self.require(OneSample(input_shape))
         return input_shape[0], 1, 1
 
     def operations(self, input_shape: Shape) -> Operations:
-        """As pooling, over the whole image."""
+        """As for pooling, over the whole image."""
         return Operations(math.prod(input_shape), input_shape[1:])

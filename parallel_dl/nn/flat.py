@@ -3,9 +3,9 @@
 The weights of a network become views of one flat array, and backward writes their gradients into views of another. An
 optimizer then updates everything with a handful of NumPy calls, and data parallelism sums one array.
 
-Where a weight or a gradient lives may change at any time: another optimizer, another all-reduce, an assignment to
-`.data`, a copy of the network. So `Stretch.gradients` looks each time, and its caller lays the flat arrays out anew
-when it returns None.
+A weight or a gradient may move at any time: by another optimizer, another all-reduce, an assignment to `.data`, or a
+copy of the network. So `Stretch.gradients` checks each time, and its caller lays the flat arrays out again if it
+returns None.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK = 65536  # values that an update passes over at a time: they stay in the c
 class FlatParameters:
     """The weights of parameters of one dtype, end to end (each begins on a cache line; the gaps are zero).
 
-    `values` (size,) holds them, `slices` says where each lies, and `views` are the arrays that are their `.data`.
+    `values` (size,) holds them, `slices` gives the slice of each, and `views` are the arrays used as their `.data`.
     """
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
@@ -44,23 +44,23 @@ class FlatParameters:
             parameter.flat = self
 
     def holds(self, parameter: Parameter, since: np.ndarray | None = None) -> bool:
-        """Whether the parameter's values are in here now, and, given `since`, were brought here from that array."""
+        """Whether the parameter's values are here now and, given `since`, were moved here from that array."""
         place = self._place.get(id(parameter))
         if place is None or parameter.data is not self.views[place]:
             return False
         return since is None or self._sources[place]() is since
 
     def start(self, parameter: Parameter) -> int:
-        """Where the values of the parameter begin."""
+        """The index at which the parameter's values begin."""
         return self.slices[self._place[id(parameter)]].start
 
 
 class FlatGradients:
     """Where backward writes the gradients of parameters of one dtype: `local` (size,), laid out as `FlatParameters`.
 
-    `total`, of the same size and layout, is where their sum over the ranks will be, if there is to be one: None, or an
-    array, `local` itself if it is summed in place. `views` and `total_views` are the gradients one by one. Writable
-    gradients that the parameters have are moved here; a sum over the ranks, which is read-only, stays where it is.
+    `total`, of the same size and layout, will hold their sum over the ranks, if there is one: None, or an array, which
+    is `local` itself if summed in place. `views` and `total_views` are the individual gradients. Existing writable
+    gradients of the parameters are moved here; a sum over the ranks, which is read-only, stays where it is.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FlatGradients:
         return place is not None and parameter.grad_buffer is self.views[place] and parameter.data.dtype == self.dtype
 
     def start(self, parameter: Parameter) -> int:
-        """Where the gradient of the parameter begins."""
+        """The index at which the parameter's gradient begins."""
         return self.slices[self._place[id(parameter)]].start
 
     @property
@@ -100,7 +100,7 @@ class FlatGradients:
         return all(map(is_, [parameter.grad for parameter in self.parameters], self.views))
 
     def gather(self) -> list[bool]:
-        """Copies every gradient to its place in `local`, zeros where there is none; returns which there are."""
+        """Copies every gradient to its slot in `local`, zeros if there is none; returns which parameters have one."""
         grads = [parameter.grad for parameter in self.parameters]
         for view, grad in zip(self.views, grads):
             if grad is None:
@@ -110,7 +110,7 @@ class FlatGradients:
         return [grad is not None for grad in grads]
 
     def leave(self) -> None:
-        """From now on backward writes nothing here; gradients that are here are copied (read-only if they are sums)."""
+        """Makes backward write nothing here any more; gradients stored here are copied (read-only if they are sums)."""
         sums = self.total_views or self.views
         for parameter, view, total in zip(self.parameters, self.views, sums):
             if parameter.grad is view:
@@ -229,7 +229,7 @@ def stretches(parameters: Sequence[Parameter], slices: Sequence[slice], counts: 
 
 
 def flatten(parameters: Iterable[Parameter]) -> list[FlatParameters]:
-    """The flat arrays that hold these parameters: those they are in, or new ones for all of a dtype."""
+    """The flat arrays that hold these parameters: existing ones, or new ones for all parameters of a dtype."""
     by_dtype: dict[np.dtype, list[Parameter]] = {}
     for parameter in parameters:
         by_dtype.setdefault(parameter.data.dtype, []).append(parameter)

@@ -1,6 +1,6 @@
 """How a parameter's values are drawn. An initializer is `f(generator, (rows, columns)) -> float64 array`.
 
-Those made here can be pickled, and so can networks that use them.
+Initializers made here, and networks that use them, can be pickled.
 """
 
 import functools

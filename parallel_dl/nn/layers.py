@@ -20,7 +20,7 @@ from parallel_dl.nn.streams import keep_mask
 class Linear(Module):
     """y = x weight^T + bias: (..., in_features) -> (..., out_features); weight (out, in), bias (out,).
 
-    Both start uniform in +-1/sqrt(in_features), PyTorch's default. Raises InputError for another input width.
+    Both start uniform in +-1/sqrt(in_features), PyTorch's default. Raises InputError for an input of the wrong width.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -33,7 +33,7 @@ class Linear(Module):
         self.bias = Parameter((out_features,), uniform(bound)) if bias else None
 
     def require(self, x: Any) -> None:
-        """Raises InputError for an x of another width."""
+        """Raises InputError for an x of the wrong width."""
         if x.shape[-1] != self.in_features:
             raise self.input_error(x, f"needs (..., {self.in_features})")
 
@@ -42,12 +42,12 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(..., in_features) -> (..., out_features); InputError for another width."""
+        """(..., in_features) -> (..., out_features); InputError for the wrong width."""
         self.require(OneSample(input_shape))
         return *input_shape[:-1], self.out_features
 
     def operations(self, input_shape: Shape) -> Operations:
-        """W = N Cin Cout, D = log2 Cin; the input may have further axes in front of the features."""
+        """W = N Cin Cout, D = log2 Cin; the input may have further axes before the features."""
         products = math.prod(input_shape) * self.out_features
         return Operations(products, (self.in_features,), multiply_adds=products)
 
@@ -56,7 +56,7 @@ class Linear(Module):
 
 
 class Elementwise(Module):
-    """What layers share of which each value of the result depends on one of the input: the shape stays."""
+    """Base of element-wise layers: each output value depends on one input value, and the shape stays."""
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The shape of the input."""
@@ -101,10 +101,10 @@ class GELU(_Activation):
 class Dropout(Elementwise):
     """In training, zeroes an element with probability p and divides the others by 1 - p; otherwise the identity.
 
-    x is (samples, ...). The mask depends on (seed, step, layer name, sample's place in the global batch): it is the
-    same in every layout. Say where you are with `network.set_position(step, first_sample)`; the Trainer does. A layer
-    that is used in several places, or in one place more than once, draws another mask each time: by the name of the
-    place, and by how often it was called there before in the same forward pass.
+    x is (samples, ...). The mask depends on (seed, step, layer name, sample's index in the global batch), so it is the
+    same in every layout. Set the position with `network.set_position(step, first_sample)`; the Trainer does so. A layer
+    that is used in several places, or repeatedly in one place, draws a new mask each time, keyed by the name of the
+    place and the number of earlier calls there in the same forward pass.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -118,7 +118,7 @@ class Dropout(Elementwise):
         return self.masked(x, x.shape[1:], ())
 
     def masked(self, x: Any, whole: tuple[int, ...], part: tuple[slice, ...]) -> Any:
-        """Dropout of an x that is `part`, as an index, of samples (n, *whole): with that part of their mask."""
+        """Dropout of x = samples[part], for samples of shape (n, *whole), with the same slice of their mask."""
         if not self.training or self.p == 0:
             return x
         name, network = self.place("dropout")
@@ -150,12 +150,12 @@ class Flatten(Module):
         return (math.prod(input_shape),)
 
     def operations(self, input_shape: Shape) -> Operations:
-        """None: it only looks at the values in another way."""
+        """None: it only changes the view of the values."""
         return Operations(0)
 
 
 class Identity(Module):
-    """y = x: the branch of a residual block that goes around the others."""
+    """y = x: the skip connection of a residual block."""
 
     def forward(self, x: Any) -> Any:
         return x
@@ -192,7 +192,7 @@ class Layers(Module):
 
 
 class Sequential(Layers):
-    """Layers one after the other: `layers`, named 0, 1, 2, ..., and those in `named`, by these names."""
+    """Applies layers in order: `layers`, named 0, 1, 2, ..., and those in `named`, under these names."""
 
     def forward(self, x: Any) -> Any:
         calls = frames.open
@@ -206,11 +206,11 @@ class Sequential(Layers):
             calls.pop()
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """What the last layer makes; InputError for a layer that does not say it."""
+        """The output shape of the last layer; InputError if a layer does not define it."""
         return output_shape(self, input_shape)
 
     def layer_shapes(self, input_shape: Shape, name: str = "", measure: bool = False) -> Iterator[LayerShape]:
-        """The layers, each with what the one before it makes. See `nn.layer_shapes`."""
+        """The layers, each with the output shape of the previous one as its input. See `nn.layer_shapes`."""
         shape = input_shape
         for child, layer in self._modules.items():
             for passed in layer_shapes(layer, shape, below(name, child), measure):
@@ -218,5 +218,5 @@ class Sequential(Layers):
                 shape = passed.output
 
     def longest_chain(self, depths: Iterator[int]) -> int:
-        """Each layer waits for the one before it. See `operations.longest_chain`."""
+        """Each layer waits for the previous one. See `operations.longest_chain`."""
         return sum(longest_chain(layer, depths) for layer in self)

@@ -32,13 +32,13 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
     """Each class as a yes/no question: log(1 + exp(-z)) for the target class plus log(1 + exp(z)) for all others.
 
     Summed over samples and classes, and divided by `total` (default: the number of samples). logits (samples, classes);
-    targets (samples,) integers in 0..classes-1, or (samples, classes) numbers t in 0..1, the answers: such a value
-    adds t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)). InputError otherwise, also for booleans. It is PyTorch's
-    binary_cross_entropy_with_logits with reduction="sum", over `total`.
+    targets (samples,) integers in 0..classes-1, or (samples, classes) answers t in 0..1, each of which adds t log(1 +
+    exp(-z)) + (1 - t) log(1 + exp(z)). InputError otherwise, also for booleans. This is PyTorch's
+    binary_cross_entropy_with_logits with reduction="sum", divided by `total`.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997, trains with it:
-    unlike cross-entropy it has no sum over all classes within a logarithm, so that a last layer whose classes are
-    divided among ranks needs no exchange for it (`ops.logistic_loss` takes a slice of the classes).
+    unlike cross-entropy, it has no sum over all classes inside a logarithm, so a last layer whose classes are split
+    across ranks needs no exchange (`ops.logistic_loss` takes a slice of the classes).
     """
     targets = _array(targets)
     if targets.shape == tuple(logits.shape[:-1]):
@@ -49,8 +49,8 @@ def logistic_loss(logits: Any, targets: Any, total: float | None = None) -> Tens
 def mse(predictions: Any, targets: Any, total: float | None = None) -> Tensor:
     """(prediction - target)**2, summed over all values and divided by `total` (default: the number of values).
 
-    predictions and targets have one shape, and targets are numbers, not booleans; InputError otherwise. For the mean
-    over a global batch, total = samples x values per sample.
+    predictions and targets have the same shape, and targets are numbers, not booleans; InputError otherwise. For the
+    mean over a global batch, total = samples x values per sample.
     """
     if tuple(predictions.shape) != tuple(targets.shape):
         raise InputError(f"mse: predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ")

@@ -38,9 +38,9 @@ ForwardHook = Callable[["Module", tuple[Any, ...], Any], Any]
 class Module:
     """A layer or a network. Assigning a Parameter or a Module to an attribute registers it under that name.
 
-    What is assigned to a name in use takes the place of what was there, also in the order. A module may have several
-    names; its own, by which its weights are drawn, is then the first. An array assigned to a buffer is copied into it
-    where shape and type are the same.
+    Assigning to a name in use replaces the old value and keeps its position in the order. A module may have several
+    names; its weights are then drawn under the first. An array assigned to a buffer is copied into it if shape and
+    dtype are the same.
     """
 
     registrations: ClassVar[int] = 0
@@ -119,18 +119,18 @@ class Module:
         module.__dict__["_parent"] = next(places, None)
 
     def replace(self, name: str, value: Module | Parameter) -> None:
-        """Puts another module, or parameter, `value`, in the place of ours called `name`, as assignment does.
+        """Replaces our module or parameter called `name` by `value`, as assignment does.
 
-        But a module that already has a name in a network is named after this place from now on.
+        Unlike with assignment, a module that already has a name in a network takes the name of this place.
         """
         if isinstance(value, Module):
             value.__dict__["_parent"] = None
         setattr(self, name, value)
 
     def register_buffer(self, name: str, array: Any) -> None:
-        """Makes an array that is state but no parameter (no gradient, no update) our attribute `name`.
+        """Adds the attribute `name`: an array that is state but not a parameter (no gradient, no update).
 
-        It is in the state_dict, and `initialize` sets it back to the values given here. KeyError for a name in use.
+        It is in the state_dict, and `initialize` resets it to the values given here. KeyError for a name in use.
         """
         if "." in name or hasattr(self, name):
             raise KeyError(f"{type(self).__name__}: {name!r} cannot be the name of a buffer")
@@ -165,7 +165,7 @@ class Module:
         return ".".join(reversed(parts)), module
 
     def place(self, name: str) -> tuple[str, Module]:
-        """As `path`, but of the place in which this module is being called, where it has several in the network."""
+        """As `path`, but for the place in which this module is being called, if it has several in the network."""
         parts, module = [name], self
         for caller, called in reversed(frames.open):
             if caller is not module:
@@ -177,7 +177,7 @@ class Module:
         return module.path(".".join(reversed(parts)))
 
     def is_part_of(self, network: Module) -> None:
-        """From now on all in this module is named as in `network`, which has the same modules under these names."""
+        """Names everything in this module as in `network`, which has the same modules under these names."""
         self.__dict__["_parent"] = (weakref.ref(network), "")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -187,7 +187,7 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(name, parameter), in order of registration; a parameter used in two places is named once."""
+        """(name, parameter), in order of registration; a parameter used twice is listed once."""
         seen = set()
         for prefix, module in self.named_modules():
             for name, parameter in module._parameters.items():
@@ -200,7 +200,7 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of every buffer, in order of registration; one used in two places is named once."""
+        """(name, array) of every buffer, in order of registration; one used twice is listed once."""
         seen = set()
         for prefix, module in self.named_modules():
             for name, array in module._buffers.items():
@@ -215,20 +215,20 @@ class Module:
     # -- values ----------------------------------------------------------------------------------------------------
     @property
     def seed(self) -> int:
-        """What weights and masks are drawn from: that of the whole network, or else of `manual_seed`."""
+        """The seed for weights and masks: that of the whole network, or else that of `manual_seed`."""
         seed = self.path("")[1]._seed if self._seed is None else self._seed
         return default_seed.get() if seed is None else seed
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of the weights: that of the whole network, or else of `set_default_dtype`."""
+        """The dtype of the weights: that of the whole network, or else that of `set_default_dtype`."""
         dtype = self.path("")[1]._dtype if self._dtype is None else self._dtype
         return default_dtype.get() if dtype is None else dtype
 
     def initialize(self, seed: int | None = None, dtype: Any = None, fill: bool = True) -> Module:
-        """Fills every parameter anew from (seed, its name); buffers get the values they were registered with.
+        """Refills every parameter from (seed, its name), and resets buffers to the values they were registered with.
 
-        Floating-point values get `dtype`. Without this, or with `fill=False`, parameters are filled at first use.
+        Floating-point values get `dtype`. Without this call, or with `fill=False`, parameters are filled on first use.
         Returns self.
         """
         self._rewrite()
@@ -254,14 +254,14 @@ class Module:
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name -> a copy of the values, of every parameter and then of every buffer."""
+        """Name -> copy of the values, for every parameter and then every buffer."""
         state = {name: parameter.data.copy() for name, parameter in self.named_parameters()}
         return state | {name: array.copy() for name, array in self.named_buffers()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter and buffer from `state`, which has an array for each of our names.
+        """Sets every parameter and buffer from `state`, which has one array per name.
 
-        Names and shapes must be exactly ours: KeyError or ValueError says which are not.
+        Names and shapes must match exactly; otherwise KeyError or ValueError says which do not.
         """
         own: dict[str, Parameter | np.ndarray] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
@@ -284,24 +284,24 @@ class Module:
         self.path("")[1].__dict__["_rewritten"] += 1
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for parameter in self.parameters():
             parameter.grad = None
 
     # -- modes -----------------------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> Module:
-        """Training mode (dropout on) for this module and all below it; returns self."""
+        """Sets training mode (dropout on) for this module and all below it; returns self."""
         for _, module in self.named_modules():
             object.__setattr__(module, "training", mode)
         return self
 
     def eval(self) -> Module:
-        """Evaluation mode: dropout off; returns self."""
+        """Sets evaluation mode (dropout off); returns self."""
         return self.train(False)
 
     @property
     def position(self) -> Position:
-        """Where the whole network is in training; shared by everything in it. See `Position`."""
+        """The position of the whole network in training, shared by everything in it. See `Position`."""
         _, root = self.path("")
         position = root._position
         if position is None:
@@ -309,9 +309,9 @@ class Module:
         return position
 
     def set_position(self, step: int | None, first_sample: Places = 0) -> Module:
-        """Says which update this is (`step`), and where in the global batch the next forward pass begins; returns self.
+        """Sets the update number (`step`) and where in the global batch the next forward pass begins; returns self.
 
-        `first_sample` is the place of its first sample, or an array (samples,) with the place of each. See `Position`.
+        `first_sample` is the index of its first sample, or an array (samples,) with the index of each. See `Position`.
         """
         position = self.position
         position.step, position.first_sample = step, first_sample
@@ -320,7 +320,7 @@ class Module:
 
     # -- computing -------------------------------------------------------------------------------------------------
     def forward(self, x: Any) -> Any:
-        """What the module makes of x; every layer defines it. Call `module(x)`, which runs the hooks, too."""
+        """Computes the output for x; every layer defines it. Call `module(x)`, which also runs the hooks."""
         raise TypeError(f"{type(self).__name__} defines no forward(x)")
 
     def __call__(self, *arguments: Any) -> Any:
@@ -342,9 +342,9 @@ class Module:
                 frames.open.pop()
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Calls our module `name` with these arguments.
+        """Calls the submodule `name` with these arguments.
 
-        Unlike calling it directly, this tells a module with several places in the network which of them this is.
+        Unlike a direct call, this tells a module used in several places which of them this is.
         """
         frames.open.append((self, name))
         try:
@@ -353,28 +353,29 @@ class Module:
             frames.open.pop()
 
     def compute_by(self, function: Callable[..., Any]) -> None:
-        """From now on `function(self, *arguments)` gives the result, between the hooks, in place of `forward`.
+        """Makes `function(self, *arguments)` compute the result, between the hooks, instead of `forward`.
 
-        For a rank's part of a layer: the layer stays what it is, and its forward stays the maths of the whole.
+        For a rank's part of a layer: the layer itself stays unchanged, and its forward remains the maths of the whole
+        layer.
         """
         self.__dict__["_computed_by"] = function
 
     def register_forward_pre_hook(self, hook: ForwardPreHook) -> None:
-        """Calls `hook(self, arguments)` before each forward, which gets the tuple of arguments that it returns."""
+        """Calls `hook(self, arguments)` before each forward; the tuple it returns replaces the arguments."""
         self._before_forward.append(hook)
 
     def register_forward_hook(self, hook: ForwardHook) -> None:
-        """Calls `hook(self, arguments, result)` after each forward, and gives what it returns in place of result."""
+        """Calls `hook(self, arguments, result)` after each forward; what it returns replaces the result."""
         self._after_forward.append(hook)
 
     def input_error(self, x: Any, needs: str) -> InputError:
-        """The error for an input that does not fit: names this layer, the shape it got and what it `needs`."""
+        """The error for an input that does not fit; it names this layer, the shape it got and what it `needs`."""
         name = self.path("")[0].rstrip(".") or type(self).__name__
         return InputError(f"layer {name}: got an input of shape {tuple(x.shape)}, {needs}")
 
     # -- for people ------------------------------------------------------------------------------------------------
     def describe(self) -> str:
-        """What stands in the brackets of this module's repr, like "64 -> 128"."""
+        """The text in the parentheses of this module's repr, like "64 -> 128"."""
         return ""
 
     def parameter_count(self) -> int:

@@ -1,7 +1,7 @@
-"""Notices weights that came into a network, or were unfrozen, after an optimizer or an all-reduce was given the others.
+"""Detects weights that were added to a network, or unfrozen, after an optimizer or an all-reduce got the others.
 
-Nobody would update them, or sum their gradients over the ranks, and nothing would say so: the replicas of a network
-would drift apart.
+Otherwise they would silently not be updated, or their gradients not summed over the ranks, and replicas would drift
+apart.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from parallel_dl.nn.parameter import Parameter
 
 
 class Newcomers:
-    """Looks after the networks of `given` for parameters that somebody should have been given.
+    """Watches the networks of `given` for new parameters that nobody was given.
 
-    These are all that were not in the networks, or were frozen, when this was made. What was there, trainable and not
-    given was left out on purpose; its names in the networks are `left_out`, which a copy is made with.
-    `is_given(parameter)`, a method, says whether somebody else has it; it is held weakly.
+    New parameters are those that were not in the networks, or were frozen, when this was made. Trainable parameters
+    that were there but not given were left out on purpose; their names are `left_out`, which is passed on to copies.
+    The method `is_given(parameter)` says whether somebody else has a parameter; it is held weakly.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Newcomers:
 
     @property
     def networks(self) -> list[Module]:
-        """The whole networks that are looked after."""
+        """The whole networks being watched."""
         return list(self._networks)
 
     def give(self, parameters: Iterable[Parameter]) -> None:
-        """These, too, are given from now on."""
+        """Counts these parameters as given, too, from now on."""
         self._given.update(parameters)
         self._networks.update(networks_of(self._given))
         self._look_around()
@@ -61,7 +61,7 @@ class Newcomers:
         self._others = [p for p in present if p not in self._given and p not in self._left_out]
 
     def found(self) -> list[Parameter]:
-        """Those that have a gradient and that nobody was given. Costs nothing while the networks stay what they are."""
+        """New parameters with a gradient that nobody was given. Costs nothing while the networks do not change."""
         if self._registrations != Module.registrations:
             self._look_around()
         if not self._others:
@@ -82,7 +82,7 @@ def networks_of(parameters: Iterable[Parameter]) -> list[Module]:
 
 
 def ordered(parameters: Iterable[Parameter], whose: str) -> list[Parameter]:
-    """The parameters as a list; TypeError for a set, whose order differs between ranks, and for other things."""
+    """The parameters as a list; TypeError for anything else, such as a set, whose order differs between ranks."""
     if isinstance(parameters, Parameter):
         raise TypeError(f"{whose} takes a list of parameters; for a single one: [parameter]")
     if isinstance(parameters, set | frozenset | weakref.WeakSet):

@@ -20,7 +20,7 @@ STATISTICS = ("global", "local")
 
 
 class _Normalization(Module):
-    """What normalisations share: the shape stays, and an input that does not fit is refused."""
+    """Base of normalisation layers: the shape stays, and an input that does not fit is refused."""
 
     def require(self, x: Any) -> None:
         """Raises InputError for an x that does not fit."""
@@ -36,9 +36,9 @@ class LocalResponseNorm(_Normalization):
     """y_c = x_c / (k + alpha/size * sum of x^2 over the `size` channels around c)^beta, for x (N, C, ...).
 
     The window is c - size//2 .. c + (size-1)//2, cut off at the edges of each of `groups` equal blocks of channels
-    (AlexNet's two towers, each on a GPU of its own: groups=2). Krizhevsky et al. 2012, section 3.3, does not divide
-    alpha by size; PyTorch does, and so do we: the paper's alpha of 1e-4 with size 5 is alpha=5e-4 here. Raises
-    InputError when `groups` does not divide C.
+    (AlexNet's two towers, each on its own GPU: groups=2). Krizhevsky et al. 2012, section 3.3, do not divide alpha by
+    size; PyTorch does, and so do we: the paper's alpha of 1e-4 with size 5 is alpha=5e-4 here. Raises InputError if
+    `groups` does not divide C.
     """
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, groups: int = 1) -> None:
@@ -48,7 +48,7 @@ class LocalResponseNorm(_Normalization):
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def require(self, x: Any) -> None:
-        """Raises InputError for an x that the groups do not divide."""
+        """Raises InputError for an x whose channels the groups do not divide."""
         if len(x.shape) < 2 or x.shape[1] % self.groups:
             towers = f", C a multiple of {self.groups}" if self.groups > 1 else ""
             raise self.input_error(x, f"needs (N, C, ...){towers}")
@@ -60,7 +60,7 @@ class LocalResponseNorm(_Normalization):
         )
 
     def operations(self, input_shape: Shape) -> Operations:
-        """As pooling over `size` channels (the survey has no row for it): W = N C H W, D = log2 size."""
+        """As for pooling over `size` channels (the survey has no row for it): W = N C H W, D = log2 size."""
         return Operations(math.prod(input_shape), (self.size,))
 
     def describe(self) -> str:
@@ -71,14 +71,14 @@ class LocalResponseNorm(_Normalization):
 class BatchNorm(_Normalization):
     """y = (x - mean) / sqrt(variance + eps) * weight + bias for x (N, features, ...), one mean per feature.
 
-    In training the statistics are those of the microbatch, over all axes but the second, and with each forward pass
-    `running_mean` and `running_var` (unbiased) move towards them by `momentum`; in evaluation these two are used (Ioffe
-    and Szegedy 2015, arXiv 1502.03167). Weight starts at 1, bias at 0; without `affine` there are none.
+    In training, the statistics are those of the microbatch, over all axes but the second, and each forward pass moves
+    `running_mean` and `running_var` (unbiased) towards them by `momentum`; evaluation uses these two (Ioffe and Szegedy
+    2015, arXiv 1502.03167). Weight starts at 1, bias at 0; without `affine` there are none.
 
-    The microbatch is the whole one, also when data parallelism divides it: `data_parallel` then sets `total`, and the
-    ranks meet in forward and backward. `statistics="local"` asks for each rank's own share instead, which is another
-    computation than the serial one. Raises InputError for another shape, and in training for a single value per
-    feature: its variance is not known.
+    The statistics cover the whole microbatch even if data parallelism divides it: `data_parallel` then sets `total`,
+    and the ranks meet in forward and backward. `statistics="local"` uses each rank's own share instead, which is not
+    the serial computation. Raises InputError for the wrong shape, and in training for a single value per feature, whose
+    variance is unknown.
     """
 
     shapes: tuple[tuple[str, ...], ...] = ()  # the axes after the features in what this layer takes; () is any
@@ -129,7 +129,7 @@ class BatchNorm(_Normalization):
         return ops.synchronized_batch_norm(x, self.weight, self.bias, total=self.total, eps=self.eps, observe=observe)
 
     def require(self, x: Any) -> None:
-        """Raises InputError for an x of another shape."""
+        """Raises InputError for an x of the wrong shape."""
         _, *features = x.shape or (0,)
         own = len(self.running_mean)  # fewer than `features` on a rank that has a slice of them
         if features[:1] != [own] or (self.shapes and len(features) - 1 not in map(len, self.shapes)):
@@ -172,7 +172,7 @@ class LayerNorm(_Normalization):
 
     Each sample has its own statistics, in training and evaluation alike (Ba et al. 2016, arXiv 1607.06450). weight (1
     at the start) and bias (0) have `normalized_shape`, a number or several; without `elementwise_affine` there are
-    none. Raises InputError for another shape.
+    none. Raises InputError for the wrong shape.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class LayerNorm(_Normalization):
         return ops.layer_norm(x, self.weight, self.bias, dimensions=len(self.normalized_shape), eps=self.eps)
 
     def operations(self, input_shape: Shape) -> Operations:
-        """As batch norm, over the features of a sample: W = N features, D = log2 features."""
+        """As for batch norm, over the features of a sample: W = N features, D = log2 features."""
         return Operations(math.prod(input_shape), (math.prod(self.normalized_shape),))
 
     def describe(self) -> str:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class Parameter(Tensor):
-    """A weight of a module: declared with a shape and an initializer, filled at first use.
+    """A weight of a module: declared with a shape and an initializer, filled on first use.
 
     Its values depend only on (seed, its name in the whole network): see `streams`. Reading `.data` fills it.
 
-    With `piece`, a slice of each of the first axes of `shape`, it is that part of a larger weight: `shape` is then that
-    of the part, `whole_shape` the larger one, and no more than the part is ever drawn.
+    With `piece`, a slice for each of the first axes of `shape`, it is that shard of a larger weight: `shape` is then
+    the shape of the shard, `whole_shape` that of the larger weight, and only the shard is ever drawn.
 
-    A copy (`copy.deepcopy`, pickle) has values, and a gradient, of its own; it belongs to no optimizer or all-reduce,
-    and has no hooks. Copying draws no values that are not drawn yet.
+    A copy (`copy.deepcopy`, pickle) has its own values and gradient; it belongs to no optimizer or all-reduce and has
+    no hooks. Copying does not draw values that have not been drawn yet.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Parameter(Tensor):
         return self.data
 
     def draw(self, seed: int, name: str, dtype: Any) -> np.ndarray:
-        """The first values it has, when this is its name in the whole network."""
+        """The initial values, if this is its name in the whole network."""
         window = None
         if self.piece is not None:  # streams see a matrix (first axis, all others)
             rows, *second = self.piece

@@ -1,6 +1,6 @@
-"""The seed and the type of networks that have none of their own; each thread has its own settings.
+"""The default seed and dtype of networks that set none; each thread has its own settings.
 
-They are context variables: a new thread begins with those of `contextvars.copy_context()` if it is run in that, else
+They are context variables: a new thread that runs in `contextvars.copy_context()` starts with those settings, any other
 with seed 0 and float32.
 """
 
@@ -17,14 +17,14 @@ default_dtype: ContextVar[np.dtype] = ContextVar("default_dtype", default=_FLOAT
 
 
 def manual_seed(seed: int) -> None:
-    """The seed of every parameter filled and every mask drawn from now on by networks without a seed of their own."""
+    """Sets the seed for parameters filled and masks drawn from now on by networks without their own seed."""
     default_seed.set(int(seed))
 
 
 def set_default_dtype(dtype: Any) -> None:
-    """The type of every parameter filled from now on by networks without a type of their own.
+    """Sets the dtype of parameters filled from now on by networks without their own dtype.
 
-    float32 or float64; ValueError for another.
+    float32 or float64; ValueError for any other.
     """
     default_dtype.set(checked_dtype(dtype))
 

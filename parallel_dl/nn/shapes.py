@@ -1,8 +1,8 @@
-"""The shapes of what flows through a network, from its layers alone: nothing is computed, no weight is drawn.
+"""The shapes of the activations in a network, from its layers alone: nothing is computed, no weight is drawn.
 
-A layer says it itself: its method `output_shape(input_shape)` gives the shape of one sample's result, both without the
-axis of samples. A container says by `layer_shapes` in which order a sample passes its layers. Where a layer says
-nothing, a copy of it can be measured by a forward pass.
+A layer's method `output_shape(input_shape)` gives the shape of one sample's result, both without the sample axis. A
+container's `layer_shapes` gives the order in which a sample passes its layers. A layer without `output_shape` can be
+measured by a forward pass of a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class OneSample:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer on the way through a network: its `name` there, and the shapes of one sample, `input` and `output`."""
+    """One layer of a network: its `name` there, and the `input` and `output` shapes of one sample."""
 
     name: str
     layer: Module
@@ -41,16 +41,16 @@ class LayerShape:
 def layer_shapes(
     network: Module, input_shape: Sequence[int], name: str = "", measure: bool = False
 ) -> Iterator[LayerShape]:
-    """The layers that a sample (*input_shape) passes, in order; a Sequential in a Sequential is passed through.
+    """The layers that a sample (*input_shape) passes, in order; a nested Sequential is replaced by its layers.
 
-    Of Branches come the layers of each branch, one branch after the other, and then the Branches itself, which stands
-    for the join: its input is that of the branches.
+    For Branches, the layers of each branch come first, branch by branch, then the Branches itself, which represents the
+    join: its input is that of the branches.
 
-    A module of another kind is one layer, with whatever is in it. Its method `output_shape(input_shape)` says what
-    comes out; a module without it is refused, or with `measure` a copy of it takes a sample of zeros.
+    Any other module counts as one layer, whatever it contains. Its method `output_shape(input_shape)` gives its output
+    shape; a module without this method is refused or, with `measure`, a sample of zeros is passed through a copy.
 
-    `name` is the network's own. Raises InputError for shapes that do not fit, and for a module whose output is not
-    known.
+    `name` is the network's own name. Raises InputError for shapes that do not fit, and for a module whose output shape
+    is unknown.
     """
     layer: Any = network
     shape = tuple(input_shape)
@@ -70,7 +70,7 @@ def layer_shapes(
 
 
 def output_shape(network: Module, input_shape: Sequence[int], measure: bool = False) -> Shape:
-    """The shape of one sample's result, without the axis of samples: what the network's last layer makes.
+    """The shape of one sample's result, without the sample axis: the output of the network's last layer.
 
     `measure` and InputError are as in `layer_shapes`.
     """

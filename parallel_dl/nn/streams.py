@@ -23,14 +23,13 @@ Places = int | np.ndarray
 
 
 class Position:
-    """Where a network is in training: what its dropout masks depend on besides seed and layer name.
+    """A network's position in training: what its dropout masks depend on besides seed and layer name.
 
-    `step` is the number of the update and `first_sample` the place of the batch's first sample in the global batch, or
-    an array (samples,) with the place of each, where they are not neighbours. While `step` is None, every forward pass
-    in training mode counts as a step of its own.
+    `step` is the number of the update; `first_sample` is the index of the batch's first sample in the global batch or,
+    if samples are not contiguous, an array (samples,) with the index of each. While `step` is None, every forward pass
+    in training mode counts as a new step.
 
-    `calls` has how often each place has been passed since `Module.set_position`, or since the network's last forward
-    pass began.
+    `calls` counts the calls in each place since `Module.set_position`, or since the network's last forward pass began.
     """
 
     def __init__(self) -> None:

@@ -17,8 +17,8 @@ from parallel_dl.optim.rates import RatePolicy
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1); `weight_decay` adds weight_decay w to the gradient.
 
-    The first and second moment are running means of the gradient and its square: in each update what they were counts
-    `betas` times. Their corrections count the updates of each parameter: those in which it had a gradient.
+    The first and second moments are running means of the gradient and its square: each update multiplies the old values
+    by `betas`. The bias corrections count the updates of each parameter: those in which it had a gradient.
     """
 
     rule = "adam"

@@ -15,14 +15,14 @@ from parallel_dl.optim.rates import RatePolicy
 from parallel_dl.optim.sgd import SGD
 
 RULES: dict[str, type[Optimizer]] = {rule.rule: rule for rule in (SGD, Adam, AdamW, LARS)}
-"""name -> rule; a new rule needs a line here and nothing else"""
+"""name -> rule; a new rule only needs an entry here"""
 _RATE = 0.05  # for a rule that says none
 FLAGS = ("momentum", "weight_decay", "nesterov")
 """options that a rule has from flags of these names, if its constructor takes them"""
 
 
 def rule_named(name: str) -> Callable[..., Optimizer]:
-    """The rule of that name, or the one of a user's own file, FILE.py:NAME; InputError for an unknown name."""
+    """The rule of that name, or FILE.py:NAME from a user's own file; InputError for an unknown name."""
     return from_file.find("`optimizer`", name, RULES)
 
 
@@ -70,7 +70,7 @@ def takes(rule: Callable[..., Optimizer], option: str) -> bool:
 
 
 def make(name: str, parameters: Parameters, lr: float | RatePolicy, **options: Any) -> Optimizer:
-    """The optimizer of that name, as NAME(parameters, lr, **options); a user's own has to be an `Optimizer`."""
+    """Makes the optimizer of that name, as NAME(parameters, lr, **options); a user's own must be an `Optimizer`."""
     return from_file.call("`optimizer`", name, rule_named(name), parameters, lr, returns=Optimizer, **options)
 
 

@@ -21,13 +21,13 @@ class LARS(Optimizer):
         ratio = trust ||w|| / (||g|| + weight_decay ||w|| + eps)
         v = momentum v + lr ratio (g + weight_decay w);  w -= v
 
-    for each parameter by itself. Unlike in `SGD` the rate is inside v, as in the article. Parameters of one dimension
-    (biases, the scales and shifts of normalisations) have ratio 1 and no weight decay, as is usual; so have, for the
-    ratio, a weight or gradient that is all zeros. `trust_ratios` has the ratios of the last step, by parameter.
+    separately for each parameter. Unlike in `SGD`, the rate is inside v, as in the paper. One-dimensional parameters
+    (biases, the scales and shifts of normalisations) have ratio 1 and no weight decay, as is usual; a weight or
+    gradient that is all zeros also has ratio 1. `trust_ratios` has the ratios of the last step, by parameter.
 
-    The norms are those of whole weights: where ranks have pieces, give `squares_of` and `whole_squares` (the
-    `Trainer` does). Raises InputError for a momentum outside 0..1, a negative weight decay or eps, and a trust that is
-    not above 0.
+    The norms are those of whole weights: if ranks have shards, set `squares_of` and `whole_squares` (the `Trainer`
+    does). Raises InputError for a momentum outside 0..1, a negative weight decay or eps, and a trust that is not above
+    0.
     """
 
     rule = "lars"
@@ -60,11 +60,11 @@ class LARS(Optimizer):
 
     @property
     def adapted(self) -> list[bool]:
-        """For each parameter: whether its rate is adapted to its norm and it decays."""
+        """For each parameter, whether LARS adapts its rate and applies weight decay."""
         return [len(parameter.whole_shape) > 1 for parameter in self.parameters]
 
     def step(self, scale: float = 1.0) -> None:
-        """Updates every parameter that has a gradient, by `scale` times it. Collective where `whole_squares` is."""
+        """Updates every parameter that has a gradient, using `scale` times it. Collective if `whole_squares` is."""
         work = self._work()
         self.trust_ratios = self._ratios(scale)
         by_parameter = zip(self.parameters, self.adapted, self.trust_ratios)

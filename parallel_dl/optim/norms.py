@@ -12,7 +12,7 @@ from parallel_dl.nn.flat import BLOCK
 
 
 def sum_of_squares(array: np.ndarray) -> float:
-    """Of all values of an array of any shape, in float64: in float32 sums of millions of squares lose digits."""
+    """The sum of squares of an array of any shape, in float64: in float32, sums of millions of squares lose digits."""
     flat = array.reshape(-1)
     total = 0.0
     for start in range(0, len(flat), BLOCK):

@@ -26,26 +26,26 @@ def as_they_are(squares: np.ndarray) -> np.ndarray:
 
 
 class Optimizer:
-    """What the update rules share: parameters in groups, state in flat arrays, the learning rate.
+    """Base of the update rules: parameter groups, state in flat arrays, the learning rate.
 
-    `parameters` is a list of parameters, or of groups as in PyTorch: `[{"params": [...], "lr": 0.01}, ...]`, where what
-    a group does not say is as the other arguments say; a group may be empty. `param_groups` has the groups with all
-    their options, which may be changed between updates. An update changes exactly these parameters, whatever other
-    optimizers the network has.
+    `parameters` is a list of parameters, or of groups as in PyTorch: `[{"params": [...], "lr": 0.01}, ...]`, where the
+    other arguments give the defaults for options missing from a group; a group may be empty. `param_groups` has the
+    groups with all their options, which may be changed between updates. An update changes exactly these parameters,
+    whatever other optimizers the network has.
 
-    `lr` is a number or a `RatePolicy` (update number -> rate). A parameter without a gradient is left as it is. After
-    n calls of `step`, `updates` is n.
+    `lr` is a number or a `RatePolicy` (update number -> rate). A parameter without a gradient is not updated. After n
+    calls of `step`, `updates` is n.
 
-    Parameters may be frozen, unfrozen and given other arrays of the same shape and dtype between updates. `step` raises
-    InputError before it changes anything when a parameter has a shape or dtype other than its state, and when a weight
-    that came into the network, or was unfrozen, after this optimizer was made has a gradient but is in no optimizer.
-    TypeError for anything but a list of parameters or groups, InputError for a parameter that is given twice and for
+    Between updates, parameters may be frozen, unfrozen and assigned other arrays of the same shape and dtype. `step`
+    raises InputError, before changing anything, if the shape or dtype of a parameter differs from its state, and if a
+    weight that was added to the network, or unfrozen, after this optimizer was made has a gradient but is in no
+    optimizer. TypeError for anything but a list of parameters or groups; InputError for a parameter given twice and for
     options out of range.
 
-    `squares_of` and `whole_squares` are for rules that need norms where ranks have only pieces of weights. The first
-    gives the sum of squares of this rank's piece of a parameter (`norms.SquaresOf`). From all of them, (...,
-    parameters) or (..., parameters, summands), the second makes those of whole weights, (..., parameters); each step
-    calls it once.
+    `squares_of` and `whole_squares` are for rules that need norms when ranks have only shards of weights. The first
+    returns the sum of squares of this rank's shard of a parameter (`norms.SquaresOf`). The second turns these, (...,
+    parameters) or (..., parameters, summands), into the sums for whole weights, (..., parameters); each step calls it
+    once.
     """
 
     rule: ClassVar[str] = ""
@@ -79,7 +79,7 @@ class Optimizer:
         Optimizer._living.add(self)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Updates these parameters, too, from now on: {"params": [...]} and options other than those of all."""
+        """Adds a group to be updated from now on: {"params": [...]} and any options that differ from the defaults."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError("a group of parameters is a dict with the key 'params'")
         unknown = sorted(set(group) - {"params", *self.defaults})
@@ -121,7 +121,7 @@ class Optimizer:
             require("lr", lr, valid, "a finite number, at least 0")
 
     def state_of(self, options: Options) -> tuple[str, ...]:
-        """The names of the arrays that an update of a group with these options needs."""
+        """The names of the state arrays needed to update a group with these options."""
         return ()
 
     def _update(
@@ -155,7 +155,7 @@ class Optimizer:
     # -- an update -------------------------------------------------------------------------------------------------
     @property
     def rate(self) -> float:
-        """The learning rate of the next update, if all groups have the same."""
+        """The learning rate of the next update, if it is the same in all groups."""
         return self.rate_of({"lr": self.lr})
 
     def rate_of(self, options: Options) -> float:
@@ -166,16 +166,16 @@ class Optimizer:
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """The names of the state of all groups."""
+        """The names of the state arrays of all groups."""
         return tuple(dict.fromkeys(name for group in self.param_groups for name in self.state_of(group)))
 
     def zero_grad(self) -> None:
-        """Forgets the gradients (nothing is overwritten: the next backward does that)."""
+        """Clears the gradients (nothing is overwritten until the next backward)."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self, scale: float = 1.0) -> None:
-        """Updates every parameter that has a gradient, by `scale` times it. The gradients stay as they are."""
+        """Updates every parameter that has a gradient, using `scale` times it. The gradients do not change."""
         for part, rate, stretch, pieces in self._work():
             options = part.group
             state = [part.state[name][stretch.where] for name in self.state_of(options)]
@@ -269,7 +269,7 @@ class Optimizer:
         return [group for group in self.param_groups for _ in group["params"]]
 
     def updates_of(self) -> list[int]:
-        """How many updates each parameter has had, in the order of `parameters`: those in which it had a gradient."""
+        """The number of updates of each parameter, in the order of `parameters`: those in which it had a gradient."""
         return self._by_parameter([part.updates() for part in self._parts])
 
     def _by_parameter(self, by_part: list[list[Any]]) -> list[Any]:
@@ -282,7 +282,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """{"rule", "updates": n, "updates_of": [n per parameter], "state": [{name: array} per parameter]}: copies.
 
-        Parameters are in the order given. Options are not in it.
+        Parameters are in the order given. Options are not included.
         """
         return {
             "rule": self.rule,
@@ -292,9 +292,9 @@ class Optimizer:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continues from `saved`, what `state_dict` gave for the same parameters under the same rule.
+        """Restores the state `saved` by `state_dict` for the same parameters under the same rule.
 
-        InputError, and nothing is changed, for state of another rule, of other names, shapes or dtypes.
+        Raises InputError, and changes nothing, for the state of another rule, or for other names, shapes or dtypes.
         """
         missing = sorted({"rule", "updates", "updates_of", "state"} - set(saved))
         if missing:

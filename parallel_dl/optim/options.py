@@ -41,9 +41,9 @@ def require_weight_decay(options: Options) -> None:
 
 
 class Option:
-    """An option of an update rule as an attribute: gets the value that all groups of parameters have, sets it for all.
+    """An option of an update rule as an attribute: reads the value common to all groups, and sets it for all.
 
-    ValueError if groups have different values; those are in `param_groups`.
+    ValueError if groups have different values; read these from `param_groups`.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Learning-rate policies: pure functions from the number of the update (from 0) to the rate; they can be pickled."""
+"""Learning-rate policies: pure functions from the update number (from 0) to the rate; they can be pickled."""
 
 import functools
 import math
@@ -40,7 +40,7 @@ def cosine(rate: float, steps: int, final: float = 0.0) -> RatePolicy:
 
 
 def warmup(policy: RatePolicy, steps: int) -> RatePolicy:
-    """`policy`, but the first `steps` updates rise in a line: update k has (k + 1) / (steps + 1) of its rate.
+    """`policy` with a linear warm-up over the first `steps` updates: update k has (k + 1) / (steps + 1) of its rate.
 
     (Goyal et al. 2017, arXiv 1706.02677, section 2.2.)
     """

@@ -17,7 +17,7 @@ from parallel_dl.optim.rates import RatePolicy
 class SGD(Optimizer):
     """Stochastic gradient descent with PyTorch's momentum: v = momentum v + g; w -= lr v.
 
-    `weight_decay` adds weight_decay w to g; `nesterov` uses g + momentum v in place of v (Sutskever et al. 2013).
+    `weight_decay` adds weight_decay w to g; `nesterov` uses g + momentum v instead of v (Sutskever et al. 2013).
     """
 
     rule = "sgd"

@@ -1,4 +1,4 @@
-"""Pipelining: consecutive layers on consecutive ranks, fed with microbatches, as a schedule says.
+"""Pipelining: consecutive layers on consecutive ranks, fed with microbatches, run by a schedule.
 
 To read in this order, with `parallel_dl.schedule` and `parallel_dl.cost.stages` before it:
 

@@ -1,7 +1,7 @@
-"""What travels between stages: activations and gradients, sent and received without blocking.
+"""Messages between stages: activations and gradients, sent and received without blocking.
 
-Everything has a shape and a dtype that both sides know. In which order the axes lie in memory is told once, with the
-first message: sums then add up in the order of a serial run, to the same bits.
+Both sides know the shape and dtype of every message. The memory layout of the axes is announced once, with the first
+message: sums then add up in the order of a serial run, to the same bits.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Messages:
         }
 
     def begin(self, samples: Sequence[int]) -> None:
-        """For a step whose microbatches have so many samples here."""
+        """Starts a step whose microbatches have these numbers of samples here."""
         self.samples = samples
         self._sent: list[Pending] = []
         self._due: deque[Action] = deque()
         self._posted: dict[Action, Pending] = {}
 
     def expect(self, receives: Sequence[Action]) -> None:
-        """The receives to come, in order: the next two are posted ahead."""
+        """Announces the receives to come, in order; the next two are posted ahead."""
         self._due = deque(receives)
         self._post()
 
@@ -60,7 +60,7 @@ class Messages:
             self._posted[action] = self.comm.ireceive(buffer, self._peer(action), _tag(action.partner))
 
     def receive(self, action: Action) -> np.ndarray:
-        """Waits for what is received, (samples, ...)."""
+        """Waits for the received array, (samples, ...)."""
         flat = self._posted.pop(action).wait()
         self._post()
         shape = self._shape(action)
@@ -71,7 +71,7 @@ class Messages:
         return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
     def send(self, action: Action, array: np.ndarray) -> None:
-        """Begins to send (samples, ...) in the order of memory that the first such array had."""
+        """Starts to send (samples, ...) in the memory layout of the first such array."""
         self.require_fits(array, _boundary(action), self.samples[action.microbatch])
         comm = self._labelled[action.stage, action.kind]
         rank, tag = key = self._peer(action), _order_tag(_tag(action), len(array))
@@ -82,7 +82,7 @@ class Messages:
         self._sent.append(comm.isend(array.transpose(self._orders[key]), rank, _tag(action)))
 
     def require_fits(self, array: np.ndarray, boundary: int, samples: int) -> None:
-        """Raises InputError for so many samples of an activation, or of its gradient, that are not expected there."""
+        """Raises InputError for an activation, or gradient, of a shape or dtype that is not expected there."""
         if array.dtype != self.dtype:
             raise InputError(
                 f"stage {boundary - 1} gives {array.dtype}, but the network is {self.dtype}: "
@@ -96,7 +96,7 @@ class Messages:
             )
 
     def finish(self) -> None:
-        """Waits until everything is sent."""
+        """Waits until everything has been sent."""
         for pending in self._sent:
             pending.wait()
         self._sent = []

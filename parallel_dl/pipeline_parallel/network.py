@@ -1,4 +1,4 @@
-"""A serial network as one rank's stages of it, with a schedule; and whole weights to and from the stages."""
+"""One rank's stages of a serial network, with a schedule; converts between whole weights and stages."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from parallel_dl.whole import DividedNetwork
 
 
 class SplitStage(Protocol):
-    """What a pipeline asks of a network whose layers are split, too: among ranks that have the same stage."""
+    """What a pipeline needs from a network whose layers are also split, across ranks that have the same stage."""
 
     @property
     def placements(self) -> Mapping[str, Placement]:
-        """Of parameters and buffers by name, over the ranks of `comm`."""
+        """The placements of parameters and buffers, by name, over the ranks of `comm`."""
 
     @property
     def comm(self) -> Communicator:
-        """The ranks that share the layers."""
+        """The ranks that split the layers."""
 
     def activation_shape(self, name: str, samples: int) -> Shape:
         """What this rank has of so many samples before the layer `name` of the outermost Sequential."""
 
     def expect(self, samples: int) -> None:
-        """Says how many samples the next forward pass has."""
+        """Announces the number of samples in the next forward pass."""
 
     def ensure_root(self, output: Any) -> Tensor:
         """An output from which backward can start on every rank."""
 
 
 class PipelineParallel(DividedNetwork):
-    """The stages of `network` that this rank of `comm` has, run by a schedule of `parallel_dl.schedule`.
+    """This rank's stages of `network`, run by a schedule of `parallel_dl.schedule` over `comm`.
 
-    The network stays as it is; the weights of other ranks' stages are never drawn here. `starts` names the first layer
-    of each stage but the first, or is what `cut_stages` gave; with `chunks` each rank has several stages. `split` is
-    what `model_parallel.parallelize` made of the network, if its layers are split, too: `comm` then has the ranks with
-    the same place in the model axis. Raises InputError for a schedule or numbers that do not fit. The methods are
-    collective over `comm` and the model axis, except where they say otherwise.
+    The network does not change; the weights of other ranks' stages are never drawn here. `starts` names the first layer
+    of each stage but the first, or is the result of `cut_stages`; with `chunks`, each rank has several stages. `split`
+    is the result of `model_parallel.parallelize`, if the layers are split, too: `comm` then has the ranks with the same
+    coordinate on the model axis. Raises InputError for a schedule or numbers that do not fit. Methods are collective
+    over `comm` and the model axis, unless they say otherwise.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PipelineParallel(DividedNetwork):
 
     # -- computing -------------------------------------------------------------------------------------------------
     def run(self, microbatches: Sequence[Share], updates: Sequence[int]) -> list[float]:
-        """Forward and backward of all microbatches; the loss of each on the last stage's rank, zeros elsewhere.
+        """Runs forward and backward of all microbatches; the loss of each on the last stage's rank, zeros elsewhere.
 
         `updates` has the number of updates before each microbatch.
         """

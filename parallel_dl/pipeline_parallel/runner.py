@@ -1,7 +1,7 @@
-"""One rank of a pipeline: what the executor of a schedule asks for, action by action.
+"""One rank of a pipeline: what the executor of a schedule calls, action by action.
 
-A boundary between stages cuts the tape. What arrives from the stage before is a fresh leaf, and its gradient, once
-backward has run, is what that stage waits for: the schedule decides when gradients travel, not the tape.
+A boundary between stages cuts the tape. What arrives from the previous stage is a fresh leaf, and once backward has
+run, its gradient is what that stage waits for: the schedule decides when gradients travel, not the tape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Place = tuple[int, int]
 
 
 class StageRunner(NetworkStage):
-    """Runs the stages that this rank of `comm` has, for one batch at a time: `begin`, then a program's actions.
+    """Runs this rank's stages, one batch at a time: call `begin`, then a program's actions.
 
     `rank_of` maps stages to ranks. `shape_at(s, n)` is the shape of what this rank's stage s takes of n samples, if
     not that of the whole network, `expect_samples(n)` is told how many samples the next forward pass has, and `prepare`
@@ -84,12 +84,12 @@ class StageRunner(NetworkStage):
         self.messages.expect(receives)
 
     def finish(self) -> None:
-        """Waits until everything is sent."""
+        """Waits until everything has been sent."""
         self.messages.finish()
 
     # -- what the executor calls -----------------------------------------------------------------------------------
     def receive_activation(self, stage: int, microbatch: int) -> None:
-        """Waits for what the stage before has made."""
+        """Waits for the output of the previous stage."""
         self._activations[stage, microbatch] = self.messages.receive(Action(stage, "RF", microbatch))
 
     def forward(self, stage: int, microbatch: int) -> None:
@@ -115,7 +115,7 @@ class StageRunner(NetworkStage):
         self.peak_live = max(self.peak_live, len(self._passed) + len(self._deferred))
 
     def send_activation(self, stage: int, microbatch: int) -> None:
-        """Begins to send what forward has made."""
+        """Starts to send the output of forward."""
         self.messages.send(Action(stage, "SF", microbatch), self._activations.pop((stage + 1, microbatch)))
 
     def receive_gradient(self, stage: int, microbatch: int) -> None:
@@ -127,7 +127,7 @@ class StageRunner(NetworkStage):
         self._go_back(stage, microbatch, ())
 
     def backward_input(self, stage: int, microbatch: int) -> None:
-        """The gradient of the input; those of the weights are put off until `backward_weight`."""
+        """The gradient of the input; those of the weights are deferred to `backward_weight`."""
         self._deferred[stage, microbatch] = self._go_back(stage, microbatch, self._weights[stage])
 
     def backward_weight(self, stage: int, microbatch: int) -> None:
@@ -146,11 +146,11 @@ class StageRunner(NetworkStage):
         return deferred
 
     def send_gradient(self, stage: int, microbatch: int) -> None:
-        """Begins to send the gradient of the stage's input."""
+        """Starts to send the gradient of the stage's input."""
         self.messages.send(Action(stage, "SB", microbatch), self._gradients.pop((stage, microbatch)))
 
     def update(self, stage: int, microbatch: int) -> None:
-        """Updates the weights; after one microbatch those in use by others are kept for them."""
+        """Updates the weights; versions still in use by other microbatches are kept."""
         if microbatch != ALL:
             self.stash.advance({passed.version for passed in self._passed.values()})
         self.update_weights()

@@ -1,4 +1,4 @@
-"""Weight stashing: weights that microbatches under way were passed forward with, kept until their backward.
+"""Weight stashing: keeps the weights used in a microbatch's forward pass until its backward pass.
 
 (Narayanan et al. 2019, PipeDream, SOSP '19, section 3.3.)
 """
@@ -22,7 +22,7 @@ class WeightStash:
         self._kept: dict[int, list[np.ndarray]] = {}
 
     def advance(self, in_use: Collection[int]) -> None:
-        """Before an update: keeps the present version, and those of before, as far as they are in use."""
+        """Before an update: keeps the current and earlier versions that are still in use."""
         if self.version in in_use:
             self._kept[self.version] = [group.values.copy() for group in self._groups]
         self._kept = {version: values for version, values in self._kept.items() if version in in_use}
@@ -30,7 +30,7 @@ class WeightStash:
 
     @contextmanager
     def using(self, version: int) -> Iterator[None]:
-        """Inside, the weights are those of that version: the tape holds on to their memory."""
+        """Sets the weights to that version inside; the tape keeps their memory alive."""
         if version == self.version:
             yield
             return

@@ -1,4 +1,4 @@
-"""A training step as data: who computes and sends what, in which order; checked and timed before anything runs.
+"""A training step as data: what each rank computes and sends, in order; checked and timed before anything runs.
 
 Standard library only: nothing of the package but who owns which slice, no NumPy, no MPI. To read in this order:
 

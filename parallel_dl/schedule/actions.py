@@ -78,9 +78,9 @@ class PlanError(InputError):
 
 
 class Action(NamedTuple):
-    """What one rank does at a time: an action of this kind (F, B, ...) of a stage.
+    """One thing that a rank does: an action of this kind (F, B, ...) on a stage.
 
-    It may be for one `microbatch`, one `sub_batch` of it, or one `unit` of layers; what is not named is `ALL`.
+    It may apply to one `microbatch`, one `sub_batch` of it, or one `unit` of layers; the default is `ALL`.
     """
 
     stage: int
@@ -129,42 +129,42 @@ Program = tuple[Action, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """The programs of all ranks. Ranks that split layers among them do every action together: they count as one."""
+    """The programs of all ranks. Ranks that split the same layers do every action together and count as one."""
 
     name: str
     programs: tuple[Program, ...]
     blocking: bool = False
-    """whether a send may hold its rank until it is received, as MPI_Send; or never, as MPI_Isend. Exchanges of
-    sub-batches never do"""
+    """whether a send may block until it is received, like MPI_Send, or never does, like MPI_Isend. Exchanges of
+    sub-batches never block"""
 
     @property
     def ranks(self) -> int:
-        """How many ranks."""
+        """The number of ranks."""
         return len(self.programs)
 
     @property
     def pp(self) -> int:
-        """How many ranks share one copy of the stages."""
+        """The number of ranks that share one copy of the stages."""
         return self.ranks // max(1, *map(len, self.owners.values())) if self.owners else self.ranks
 
     @cached_property
     def stages(self) -> int:
-        """How many stages."""
+        """The number of stages."""
         return 1 + max((action.stage for _, action in self.actions()), default=-1)
 
     @cached_property
     def microbatches(self) -> int:
-        """How many microbatches."""
+        """The number of microbatches."""
         return 1 + max((action.microbatch for _, action in self.actions()), default=-1)
 
     @cached_property
     def has_messages(self) -> bool:
-        """Whether any send or receive is written out."""
+        """Whether it contains any send or receive."""
         return any(action.is_message for _, action in self.actions())
 
     @cached_property
     def is_asynchronous(self) -> bool:
-        """Whether a stage of a pipeline is updated before all microbatches are through: not what a serial run does."""
+        """Whether a stage of a pipeline is updated before all microbatches are done, unlike in a serial run."""
         return any(
             action.kind == "U" and action.microbatch != ALL and action.sub_batch == ALL for _, action in self.actions()
         )
@@ -172,7 +172,7 @@ class Plan:
     # -- who is where ----------------------------------------------------------------------------------------------
     @cached_property
     def owners(self) -> dict[int, tuple[int, ...]]:
-        """Stage -> the ranks that compute it, from the lowest on."""
+        """Stage -> the ranks that compute it, lowest first."""
         ranks: dict[int, dict[int, None]] = {}
         for rank, action in self.actions():
             if action.kind in COMPUTE and action.stage != ALL:
@@ -181,12 +181,12 @@ class Plan:
 
     @cached_property
     def rank_of(self) -> dict[int, int]:
-        """Stage -> the rank that computes it; of a replicated one the first."""
+        """Stage -> the rank that computes it; the first one if it is replicated."""
         return {stage: ranks[0] for stage, ranks in self.owners.items()}
 
     @cached_property
     def stages_of(self) -> tuple[tuple[int, ...], ...]:
-        """By rank: the stages that it computes."""
+        """The stages that each rank computes, by rank."""
         own: list[list[int]] = [[] for _ in self.programs]
         for stage in sorted(self.owners):
             for rank in self.owners[stage]:
@@ -194,10 +194,10 @@ class Plan:
         return tuple(map(tuple, own))
 
     def peers(self, rank: int, action: Action) -> tuple[int, ...]:
-        """The other ranks that this action of `rank` reaches: those that it sends to, receives from, or meets.
+        """The other ranks involved in this action of `rank`: those it sends to, receives from, or meets.
 
-        Of a replicated stage the i-th rank exchanges messages with the i-th of the neighbouring stage; a sub-batch goes
-        from each to all others.
+        In a replicated stage, the i-th rank exchanges messages with the i-th rank of the neighbouring stage; a
+        sub-batch goes from each rank to all others.
         """
         if action.kind in COLLECTIVES:
             if action.stage == ALL:
@@ -219,7 +219,7 @@ class Plan:
 
     # -- the whole -------------------------------------------------------------------------------------------------
     def actions(self) -> Iterator[tuple[int, Action]]:
-        """(rank, action) of all, rank by rank."""
+        """(rank, action) for all actions, rank by rank."""
         for rank, program in enumerate(self.programs):
             for action in program:
                 yield rank, action

@@ -62,7 +62,7 @@ class Report:
 
 
 def check(plan: Plan) -> Report:
-    """Everything about a plan with its messages (`lowering.with_messages` adds them). Actions are counted from 0."""
+    """Checks a plan with its messages (`lowering.with_messages` adds them). Actions are counted from 0."""
     faults = tuple(islice(_faults(plan), MOST_FAULTS))
     if faults:
         return Report(faults, (), (), peak_live(plan))

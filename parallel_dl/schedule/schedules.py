@@ -114,17 +114,17 @@ _OURS = frozenset(SCHEDULES.values())
 
 
 def register(name: str, schedule: Schedule) -> None:
-    """Makes a schedule from elsewhere known by this name, to `make`, to layouts and to the commands."""
+    """Registers your own schedule under this name, for `make`, layouts and commands."""
     SCHEDULES[name] = schedule
 
 
 def make(schedule: str | Schedule, pp: int, microbatches: int, chunks: int | None = None) -> Plan:
     """The plan of a schedule for `pp` ranks; `lowering.with_messages` adds the messages.
 
-    The schedule is a name, FILE.py:NAME of a user's own file, or a function; what comes from elsewhere is checked.
-    `chunks` is how many stages a rank has, for schedules that take it: interleaved (2 when not given). PlanError names
-    what is not valid, and begins with the parameter: an unknown name, a number below 1, more than `MOST_FORWARDS`
-    forward passes, and what the schedule refuses.
+    The schedule is a name, FILE.py:NAME of a user's own file, or a function; your own schedules are checked. `chunks`
+    is the number of stages per rank, for schedules that take it: interleaved (default 2). PlanError, which begins with
+    the parameter, for an unknown name, a number below 1, more than `MOST_FORWARDS` forward passes, and anything the
+    schedule refuses.
     """
     name, function = _named(schedule)
     for parameter, value in (("pp", pp), ("microbatches", microbatches), ("chunks", 1 if chunks is None else chunks)):

@@ -273,12 +273,13 @@ class Deadlock(RuntimeError):
 
 
 def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate: float | None = None) -> Simulation:
-    """Runs a plan with its messages, which `check` finds right, on a virtual clock; Deadlock when it stops half-way.
+    """Runs a plan with its messages, which must pass `check`, on a virtual clock; raises Deadlock if it gets stuck.
 
-    Each rank does one action at a time. A message is under way for `wire.seconds`, any number of them at once, and
-    takes no time of its sender or receiver, which goes on when it is there; but when the plan's sends block and the
-    message is above the eager limit, both ranks are held from when the later one is there until it has arrived. With
-    `input_rate` microbatch j enters stage 0 not before j / input_rate. PlanError for a rate that is not above 0.
+    Each rank does one action at a time. A message travels for `wire.seconds`, any number of messages at once, and takes
+    no time on its sender or receiver; the receiver continues once it has arrived. But if the plan's sends block and the
+    message is above the eager limit, both ranks are held from the time the later one gets there until the message has
+    arrived. With `input_rate`, microbatch j enters stage 0 no earlier than j / input_rate. PlanError for a rate that is
+    not above 0.
     """
     if input_rate is not None and not 1 / MOST <= input_rate <= MOST:
         raise PlanError("must be a finite number above 0", "input_rate", input_rate)

@@ -1,4 +1,4 @@
-"""Who does what of a layer: ways to split, a rule for each kind of layer, the plan of a network.
+"""How each layer is divided: the splits, a rule for each kind of layer, the plan of a network.
 
 Nothing is sent here, and MPI is not needed. To read in this order:
 

@@ -9,15 +9,15 @@ from parallel_dl.splits.leaves import computes_in_leaves, default_between_leaves
 
 
 def default_splits(network: nn.Module, input_shape: Sequence[int], ranks: int) -> dict[str, str]:
-    """A way for every layer that can be split; none at all on one rank.
+    """A way for every layer that can be split; none on one rank.
 
-    A network with towers (convolutions of several groups, like AlexNet) is divided as in 2012: each tower on a rank of
-    its own, or on several by filters; fully connected layers by their output (Krizhevsky, Sutskever and Hinton 2012,
-    section 3.5). Otherwise convolutions, with few weights and large images, are divided by image rows, and fully
-    connected layers in pairs, output and then input, which takes one all-reduce in either direction (Shoeybi et al.
-    2019, arXiv 1909.08053, section 3). Branches are given to ranks as wholes. A network that computes in leaves
-    (`parallel_dl.reproducible`) has convolutions in such pairs, too, by filters and then channels, or all by filters
-    where there are towers; Branches are divided layer by layer.
+    A network with towers (convolutions of several groups, like AlexNet) is divided as in 2012: each tower on its own
+    rank, or on several ranks by filters; fully connected layers by their output (Krizhevsky, Sutskever and Hinton 2012,
+    section 3.5). Otherwise convolutions, which have few weights and large images, are split by image rows, and fully
+    connected layers in pairs of output and input, which takes one all-reduce in each direction (Shoeybi et al. 2019,
+    arXiv 1909.08053, section 3). Branches are assigned to ranks whole. In a network that computes in leaves
+    (`parallel_dl.reproducible`), convolutions are split in such pairs, too, by filters and then channels, or all by
+    filters if there are towers; Branches are split layer by layer.
     """
     if ranks == 1:
         return {}

@@ -22,28 +22,28 @@ from parallel_dl.splits.way import Way
 
 @dataclass(frozen=True)
 class Plan:
-    """All layers of a network, `steps` in order, for so many ranks; `splits` are the ways by name of layer or group."""
+    """The layers of a network in order, as `steps`, for this many ranks; `splits` maps layers or groups to ways."""
 
     ranks: int
     splits: dict[str, str]
     steps: list[Step]
     input_shape: Shape
     input: Placement
-    """in which the network's input comes"""
+    """the placement of the network's input"""
     output: Placement
-    """in which the network's output is"""
+    """the placement of the network's output"""
 
     def weights(self) -> dict[str, Placement]:
-        """Name of a parameter or buffer in the network -> its placement; what is not named is invariant."""
+        """Name of a parameter or buffer in the network -> its placement; those not named are invariant."""
         return {f"{step.name}.{name}": place for step in self.steps for name, place in step.weights.items()}
 
     def shape_after(self, child: str, rank: int, samples: int) -> Shape:
-        """What `rank` has of so many samples after `child`, one of the network's own layers or what is in it."""
+        """The shape that `rank` has of this many samples after `child`, a layer of the network or one inside it."""
         last = [step for step in self.steps if step.name == child or step.name.startswith(f"{child}.")][-1]
         return last.after.shape(rank, (samples, *last.output))
 
     def partial_sizes(self) -> dict[str, int]:
-        """Name -> values of each weight whose gradient is a summand on each rank; they are summed once per update."""
+        """Name -> size of each weight whose gradient is a summand on each rank; these are summed once per update."""
         if self.ranks == 1:
             return {}
         found: dict[int, tuple[str, int]] = {}
@@ -54,11 +54,11 @@ class Plan:
         return dict(found.values())
 
     def parameters(self, rank: int) -> int:
-        """Values in the weights and biases that `rank` has."""
+        """The number of values in the weights and biases of `rank`."""
         return sum(self.layer_parameters(rank).values())
 
     def layer_parameters(self, rank: int) -> dict[str, int]:
-        """The same of `rank` by layer; a parameter used in two layers is counted in the first."""
+        """The same for each layer of `rank`; a parameter used in two layers is counted in the first."""
         counted: set[int] = set()
         found = {}
         for step in self.steps:
@@ -79,17 +79,17 @@ def plan(
     split_output: bool = True,
     partial_input: bool = False,
 ) -> Plan:
-    """The plan of `network` for samples (*input_shape) and that many ranks of the model axis.
+    """The plan of `network` for samples (*input_shape) and this many ranks of the model axis.
 
     `splits` maps names of layers to ways (`way`), like {"fc1": "output", "fc2": "input", "features": "rows"}. A name
-    may also be that of a Sequential, or "features" and "classifier" for the layers before and after the first Flatten:
-    then the way is for all layers in it that can be split that way, unless they are named themselves. Without `splits`
-    there is a default. With `split_output` False an output whose classes are split is made whole: a loss of the user's
-    own takes no slices of classes. The same holds for an output with more axes than (samples, classes).
+    may also be that of a Sequential, or "features" or "classifier" for the layers before or after the first Flatten:
+    the way then applies to all layers in it that can be split that way, unless they are named themselves. Without
+    `splits`, the default is used. With `split_output` False, an output whose classes are split is gathered, because a
+    user's own loss takes no slices of classes. The same holds for an output with more axes than (samples, classes).
 
-    With `partial_input` the input has a gradient, which may be a summand on each rank: then the input is Replicated,
-    and nothing is sent for it, if the first layer with weights is a fully connected one that is split; otherwise it is
-    Invariant. `Plan.input` says which.
+    With `partial_input`, the input has a gradient, which may be a summand on each rank: if the first layer with weights
+    is a split fully connected layer, the input is Replicated and nothing is sent for it; otherwise it is Invariant.
+    `Plan.input` says which.
 
     Raises InputError for an unknown name or way, with the nearest valid one.
     """
@@ -134,9 +134,9 @@ def _require_equal_ties(steps: list[Step]) -> None:
 
 # -- what is sent --------------------------------------------------------------------------------------------------
 def messages(plan: Plan, rank: int, samples: int = 1) -> Iterator[tuple[str, Message]]:
-    """(layer, message) of what `rank` sends over the model axis for one microbatch of so many samples in training.
+    """(layer, message) for everything `rank` sends over the model axis in training, per microbatch of `samples`.
 
-    `plan` is the network's, made by `splits.plan`. The loss's are not in it: that of a split cross-entropy sends 3
+    `plan` is the network's, made by `splits.plan`. Messages of the loss are not included: a split cross-entropy sends 3
     values per sample in two all-reduces. Nor are the sums of the gradients of replicated weights, which are made once
     per update.
     """

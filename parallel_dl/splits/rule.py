@@ -28,18 +28,18 @@ from parallel_dl.splits.way import ALIASES, Way
 
 @dataclass(frozen=True)
 class Position:
-    """Where one rank's part of a layer is; what local maths knows of the other ranks, which it never talks to."""
+    """One rank's position in a layer: all that local maths, which does not communicate, knows of the other ranks."""
 
     rank: int
     """along the model axis"""
     input: Shape
-    """of one whole sample before the layer"""
+    """the shape of one whole sample before the layer"""
     output: Shape
-    """of one whole sample after it"""
+    """the shape of one whole sample after it"""
     combine: Callable[..., np.ndarray]
-    """(array, op="sum") -> the ranks' arrays combined; a layer that uses it states the messages in its `Division`"""
+    """(array, op="sum") -> the ranks' arrays combined; a layer that uses it declares the messages in its `Division`"""
     samples: Callable[[], slice]
-    """which samples of the batch at hand this rank has, where it has a share of them"""
+    """the samples of the current batch that this rank has, if it has a share of them"""
     reshard: Callable[[Path, Any], Any]
     """(path, x) -> x after the moves"""
 
@@ -50,9 +50,9 @@ Local = Callable[[Any, Any, Position], Any]
 
 @dataclass(frozen=True)
 class Finish:
-    """What a layer adds to its output once the summands are summed: `apply(layer, y)`.
+    """What a layer adds to its output after the summands are summed: `apply(layer, y)`.
 
-    It uses the weights `names`, one value per feature or channel of the output, which is array axis `axis` of it.
+    It uses the weights `names`, which have one value per feature or channel: array axis `axis` of the output.
     """
 
     apply: Callable[[Any, Any], Any]
@@ -60,7 +60,7 @@ class Finish:
     axis: int
 
     def weights(self, output: Placement) -> dict[str, Placement]:
-        """The placements of these weights when the output is in that one."""
+        """The placements of these weights for this placement of the output."""
         state = output.states[0]
         if not isinstance(state, Shard):
             return {}
@@ -79,31 +79,31 @@ class Ending:
 
 @dataclass(frozen=True)
 class Division:
-    """How one layer is done by the ranks together."""
+    """How the ranks compute one layer together."""
 
     output: Placement
-    """in which the local maths leaves the result"""
+    """the placement of the result of the local maths"""
     input: Placement | None = None
-    """in which it wants x; None takes it as it comes"""
+    """the placement it needs for x; None takes x as it comes"""
     weights: Mapping[str, Placement] = field(default_factory=dict)
-    """attribute of the layer -> its placement; what is not named is invariant"""
+    """attribute of the layer -> its placement; those not named are invariant"""
     local: Local | None = None
-    """the local maths; None is the layer's own forward"""
+    """the local maths; None for the layer's own forward"""
     finish: Finish | None = None
-    """what comes after the sum of a Partial output"""
+    """what is applied after the sum of a Partial output"""
     messages: Sequence[Message] | Callable[[int], Sequence[Message]] = ()
-    """what every rank sends inside of the local maths; a function where it goes by the number of samples"""
+    """what every rank sends in the local maths; a function if it depends on the number of samples"""
     work_input: Callable[[int], Shape] | None = None
-    """rank -> the input of one sample that counts for its work; None where its work goes by its part of the output"""
+    """rank -> the input of one sample that counts for its work; None if its work is proportional to its output"""
     owners: tuple[int, ...] = ()
-    """of branches that are given to ranks: the rank of each"""
+    """for branches assigned to ranks: the rank of each"""
     endings: tuple[Ending, ...] = ()
-    """of branches whose ends are not alike: where each of them ends"""
+    """for branches with different output placements: the placement of each"""
     by: str = ""
-    """the layer, the rule that says so and its place; set for a user's own rule"""
+    """the layer, its rule and where that is defined; set for a user's own rule"""
 
     def sent(self, samples: int) -> Sequence[Message]:
-        """What every rank sends inside of the local maths for so many samples."""
+        """What every rank sends in the local maths for this many samples."""
         return self.messages(samples) if callable(self.messages) else self.messages
 
 
@@ -128,60 +128,60 @@ ANYWHERE = Cutting()
 
 @dataclass(frozen=True)
 class Site:
-    """A layer's place in the network: what it gets and gives, and the number of ranks of the model axis."""
+    """A layer in its network: its input and output, and the number of ranks of the model axis."""
 
     layer: Any
     way: Way | None
-    """in which it is split; None for a layer that is not split itself"""
+    """its split; None for a layer that is not split by name"""
     before: Placement
-    """in which its input comes"""
+    """the placement of the incoming input"""
     x: Shape
-    """its input, one whole sample"""
+    """the shape of one whole input sample"""
     y: Shape
-    """its output, one whole sample"""
+    """the shape of one whole output sample"""
     ranks: int
     next_way: str | None = None
-    """the way of the next layer that has weights"""
+    """the way of the next layer with weights"""
     cutting: Cutting = ANYWHERE
     """where it may be cut: anywhere, or between leaves only; `cutting.may_overlap`: whether slices may overlap"""
 
     @property
     def mesh(self) -> MeshShape:
-        """The model axis as one line."""
+        """The model axis as a mesh of one axis."""
         return MeshShape(model=self.ranks)
 
     def on(self, state: State) -> Placement:
-        """In this state along the model axis."""
+        """The placement in this state along the model axis."""
         return Placement(self.mesh, (state,))
 
     @property
     def invariant(self) -> Placement:
-        """The same on every rank."""
+        """The placement that is the same on every rank."""
         return self.on(Invariant())
 
     @property
     def batch(self) -> OneSample:
-        """x as a layer's own methods take it."""
+        """A stand-in for x that a layer's own methods accept."""
         return OneSample(self.x)
 
     @property
     def features(self) -> Shard | None:
-        """The slices of features or channels that come; None where they are whole."""
+        """The slices of the incoming features or channels; None if they are whole."""
         return self.before.shard(1)
 
     def even(self, dimension: str) -> tuple[int, ...]:
-        """The sizes by rank of the layer's `dimension` "inputs" or "outputs", its features or channels.
+        """The sizes, by rank, of the layer's `dimension`, "inputs" or "outputs": its features or channels.
 
-        They are even, or in a network that computes in leaves as even as can be between leaves.
+        They are even; in a network that computes in leaves, as even as cuts between leaves allow.
         """
         return self.cutting.sizes(self.layer, dimension, self.ranks)
 
     def weights(self, state: State, *names: str) -> dict[str, Placement]:
-        """Those of the attributes `names` that the layer has, in this state."""
+        """Places those of the attributes `names` that the layer has in this state."""
         return {name: self.on(state) for name in names if getattr(self.layer, name) is not None}
 
     def all_weights(self, state: State) -> dict[str, Placement]:
-        """All parameters of the layer, and of what is in it, in this state."""
+        """Places all parameters of the layer, and of everything in it, in this state."""
         return {name: self.on(state) for name, _ in self.layer.named_parameters()}
 
 
@@ -207,12 +207,12 @@ def rule(
     where: Callable[[Any], bool] = lambda layer: True,
     names: Iterable[str] = (),
 ) -> Callable[[Rule], Rule]:
-    """Registers a rule: of layers of this kind for this way, or for `way` None of those that are not split themselves.
+    """Registers a rule for a split `way` of layers of this `kind`, or, with `way` None, for layers not split by name.
 
-    The latter go along with their input. `where` restricts it to some layers of the kind; `names` are the ways that
-    have the rule, where they are several. A class derived from `kind` has the rule too, unless its forward is its own.
-    A rule for the same kind and way takes the place of an earlier one. Raises InputError for what is no Module's class
-    and for a way that cannot be written in `--split LAYER=WAY`.
+    The latter follow the placement of their input. `where` restricts the rule to some layers of the kind; `names` lists
+    the ways if several share the rule. Subclasses of `kind` have the rule, too, unless they override forward. A rule
+    for the same kind and way replaces an earlier one. Raises InputError for anything but a Module class, and for a way
+    that cannot be written as `--split LAYER=WAY`.
     """
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise InputError(f"rule({shown(kind)}): expected the class of a layer, derived from nn.Module")

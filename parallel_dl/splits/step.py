@@ -22,7 +22,7 @@ class Step:
     """of one sample, whole"""
     output: Shape
     before: Placement
-    """in which its input comes"""
+    """the placement of the incoming input"""
     arrive: Path
     """the moves from there to where the layer wants it"""
     division: Division

@@ -34,8 +34,8 @@ from parallel_dl.splits.way import Way
 class Walk:
     """Follows an activation through the network; afterwards `steps`, and in which placement the `output` is.
 
-    `input` is the state in which the network's input comes, `has_gradient` whether it has one. NotOffered if some layer
-    cannot take an input in that state.
+    `input` is the state of the network's input, `has_gradient` whether it has one. NotOffered if some
+    layer cannot take an input in that state.
     """
 
     def __init__(

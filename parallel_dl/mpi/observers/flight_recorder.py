@@ -28,7 +28,7 @@ class RecordedCall:
 
 
 class FlightRecorder(Observer):
-    """Keeps the last `length` calls of the communicators that it is given to, oldest first; see `calls`."""
+    """Keeps the last `length` calls of the communicators it observes, oldest first; see `calls`."""
 
     def __init__(self, length: int = 64) -> None:
         self._ring: deque[RecordedCall] = deque(maxlen=length)

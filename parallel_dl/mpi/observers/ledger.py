@@ -62,10 +62,10 @@ class LedgerRow:
 
 
 class Ledger(Observer):
-    """The counts of this rank, from the communicators that were made with this ledger, or from one that was.
+    """The counts of this rank, over the communicators made with this ledger, or derived from one of these.
 
-    `rank` is what the rows name this rank; by default its rank among all that were started together. It counts inside
-    `counting()` only: set-up and evaluation are not communication of the training.
+    `rank` is this rank's number in the rows; by default its rank among all ranks started together. It counts only
+    inside `counting()`: set-up and evaluation are not part of training.
     """
 
     def __init__(self, rank: int | None = None) -> None:
@@ -84,7 +84,7 @@ class Ledger(Observer):
 
     @property
     def is_listening(self) -> bool:  # type: ignore[override]
-        """The same: what is passed outside is not entered."""
+        """The same: what is passed outside `counting()` is not entered."""
         return self._depth > 0
 
     def passed(self, comm: Caller, passed: Passed) -> None:
@@ -94,7 +94,7 @@ class Ledger(Observer):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Calls made inside are counted. It may be nested."""
+        """Counts the calls made inside. It may be nested."""
         self._depth += 1
         try:
             yield
@@ -102,7 +102,7 @@ class Ledger(Observer):
             self._depth -= 1
 
     def clear(self) -> None:
-        """Forgets all counts."""
+        """Clears all counts."""
         self._counts.clear()
 
     def rows(self) -> list[LedgerRow]:
@@ -120,7 +120,7 @@ class Ledger(Observer):
         bytes: int,
         shared_memory_bytes: int = 0,
     ) -> None:
-        """Adds to the counts, whether it is counting or not; the arguments are those of a `LedgerRow`.
+        """Adds to the counts, whether counting or not; the arguments are those of a `LedgerRow`.
 
         `messages`, `values`, `bytes` and `shared_memory_bytes` are added under `axis`, `layer`, `direction` and `call`.
         """

@@ -36,8 +36,8 @@ class Span:
 class Timeline(Observer):
     """The spans of this rank's calls, in the order in which they began.
 
-    `rank` is what the spans name this rank, by default its rank among all that were started together. `clock` gives
-    seconds; by default Python's monotonic clock, which on Linux all processes of a machine share.
+    `rank` is this rank's number in the spans, by default its rank among all ranks started together. `clock` returns
+    seconds; by default it is Python's monotonic clock, which on Linux is shared by all processes of a machine.
     """
 
     def __init__(self, rank: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,5 +63,5 @@ class Timeline(Observer):
             span.bytes += passed.bytes
 
     def clear(self) -> None:
-        """Forgets the spans that have ended."""
+        """Clears the spans that have ended."""
         self.spans = [span for span in self.spans if span.end is None]
