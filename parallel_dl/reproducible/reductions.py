@@ -56,13 +56,13 @@ def layer_norm(x, weight=None, bias=None, *, leaves, dimensions=1, eps=1e-5):
 
 
 def squares_of_rows(array: np.ndarray, inputs: Own) -> np.ndarray:
-    """(rows, ...) -> (rows,) in float64: the squares of each row added up over the leaves of the second axis."""
+    """(rows, ...) -> (leaves, rows) in float64: the squares of each row in each leaf of the second axis, added up."""
     wide = array.reshape(len(array), sum(inputs.sizes), -1)
-    sums, step = np.empty(len(wide)), max(1, _BLOCK // max(1, wide[:1].size))
+    sums, step = np.empty((len(inputs.sizes), len(wide))), max(1, _BLOCK // max(1, wide[:1].size))
     for start in range(0, len(wide), step):
         squares = np.square(wide[start : start + step], dtype=np.float64)
         stack = np.moveaxis(inputs.cut(squares, 1), (0, 1), (-2, -1))  # (block, rest, I, rows)
-        sums[start : start + step] = inputs.add_up(sum_of_rows(stack.reshape(-1, *stack.shape[2:])))
+        sums[:, start : start + step] = sum_of_rows(stack.reshape(-1, *stack.shape[2:]))
     return sums
 
 

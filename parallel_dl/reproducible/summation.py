@@ -154,13 +154,17 @@ class InLeaves(Summation):
 
     # -- norms -----------------------------------------------------------------------------------------------------
     def squares_of(self, parameter: Parameter, array: np.ndarray | None) -> np.ndarray:
-        """(LEAVES,): a summand for each leaf of the first axis, which its own tree over the second axis has made."""
+        """(LEAVES,): a summand for each leaf of the first axis, which its own tree over the second axis has made.
+
+        All rows of a leaf are added up before that: of the tree's last sums each rank may have a part.
+        """
         found = np.zeros(LEAVES)
         if array is None or not array.size:
             return found
         outputs, inputs = self._own(parameter)
-        rows = squares_of_rows(array, inputs)
-        found[outputs.first : outputs.first + len(outputs.sizes)] = sum_of_rows(outputs.cut(rows, 0).T)
+        rows = outputs.cut(squares_of_rows(array, inputs), 1)  # (O, I, block)
+        own = slice(outputs.first, outputs.first + len(outputs.sizes))
+        found[own] = inputs.add_up(sum_of_rows(rows.transpose(2, 1, 0)))
         return found
 
     def whole_squares(self, squares: np.ndarray) -> np.ndarray:
