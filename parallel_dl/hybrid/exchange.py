@@ -1,4 +1,4 @@
-"""The exchange of sub-batches between the ranks: posted, and waited for when what is exchanged is needed.
+"""The exchange of sub-batches between the ranks: posted early, and waited for when the data is needed.
 
 Both go directly from rank to rank, without blocking. Activations of a sub-batch go from each rank that has some to all
 others: an all-gather in scheme a, a broadcast in b, an all-gather of chunks in c. The gradients come back as a
@@ -18,8 +18,8 @@ ACTIVATIONS, GRADIENTS = 1, 2  # tags
 class Exchange:
     """Exchanges sub-batches of activations (samples, values) between the ranks of `comm`.
 
-    All ranks start the exchanges in the same order. A ledger enters those of the activations under "activations",
-    forward, and their gradients' under the same name, backward.
+    All ranks start the exchanges in the same order. A ledger lists activations under "activations", forward, and their
+    gradients under the same name, backward.
     """
 
     def __init__(self, comm: Communicator, values: int) -> None:
@@ -66,7 +66,7 @@ class Exchange:
 
 
 class Gathering:
-    """Activations of a sub-batch that are on their way."""
+    """Activations of a sub-batch in transit."""
 
     def __init__(self, whole: np.ndarray, pending: list[Pending]) -> None:
         self._whole, self._pending = whole, pending
@@ -79,7 +79,7 @@ class Gathering:
 
 
 class Reduction:
-    """Summands of gradients that are on their way to the owners."""
+    """Summands of gradients in transit to their owners."""
 
     def __init__(self, summands: list[np.ndarray], pending: list[Pending]) -> None:
         self._summands, self._pending = summands, pending
