@@ -1,4 +1,4 @@
-"""An error that one rank finds is an error of all: they agree on it before any of them goes on."""
+"""An error on one rank is an error on all: they agree on it before any of them continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def agreed(comm: Communicator, prepare: Callable[[], T]) -> T:
-    """prepare() on every rank; when any rank raises InputError, all end in order with the first rank's line."""
+    """Calls prepare() on every rank; if any raises InputError, all end in order with the first such rank's line."""
     error, result = None, None
     try:
         result = prepare()

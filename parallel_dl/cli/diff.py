@@ -1,4 +1,4 @@
-"""`parallel-dl diff`: two files of tensors, name by name: equal, or where, by how much and in which way not."""
+"""`parallel-dl diff`: compares two files of tensors, name by name, and describes the differences."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def diff(
 
 
 def as_object(found: ArraysComparison) -> dict[str, Any]:
-    """The JSON object. An error that is no number is null."""
+    """The JSON object. An error that is not a number is null."""
 
     def error(tensor: TensorDifference) -> float | None:
         return tensor.error if math.isfinite(tensor.error) else None

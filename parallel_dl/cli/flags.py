@@ -23,7 +23,7 @@ NetworkName = Annotated[str, typer.Argument(help="{networks}, or FILE.py:NAME.")
 
 @dataclass
 class SplitFlags:
-    """How many ranks share one copy of the network, and what each does of a layer."""
+    """How many ranks share one copy of the network, and how they divide its layers."""
 
     mp: Annotated[
         int | None, typer.Option("--mp", "--tp", help="Model-parallel ranks, which split each layer. [default: 1]")
@@ -103,7 +103,7 @@ class LayoutFlags(HybridFlags, PipelineFlags, SplitFlags, ReplicaFlags):
 
 @dataclass
 class TrainingFlags:
-    """What is trained on which data, how, and what is reported."""
+    """What to train, on which data and how, and what to report."""
 
     dataset: Annotated[str, typer.Option(help="{datasets}, a path, or FILE.py:NAME.")] = "digits"
     data_dir: Annotated[str | None, typer.Option(help="Folder with the data set's files.")] = None
@@ -142,7 +142,7 @@ class TrainingFlags:
 
 @dataclass
 class VerifyLayoutFlags(LayoutFlags):
-    """A layout, or all those of so many ranks."""
+    """A layout, or all layouts of this many ranks."""
 
     microbatches: Annotated[
         int | None, typer.Option(help="Microbatches per batch. [default: --pp; 4 with --ranks]")
@@ -152,7 +152,7 @@ class VerifyLayoutFlags(LayoutFlags):
 
 @dataclass
 class VerifyFlags:
-    """What is compared, on which data, and which bugs are planted."""
+    """What to compare, on which data, and which bugs to plant."""
 
     everything: Annotated[
         bool, typer.Option("--all", help="Verify all small networks under every kind of layout on 1 to 8 ranks.")
@@ -190,7 +190,7 @@ _PerStage = "TIME[,TIME ...]"
 
 @dataclass
 class TimingFlags:
-    """What a simulated action and a message take."""
+    """The times of simulated actions and messages."""
 
     forward: Annotated[
         str, typer.Option(metavar=_PerStage, help="Time of a forward pass: one number, or one per stage.")
@@ -245,7 +245,7 @@ def taking_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class NamingCommand(TyperCommand):
-    """A command whose help lists names, like "{networks}"; only who asks for it waits for them to be imported."""
+    """A command whose help lists names, like "{networks}", which are imported only when help is requested."""
 
     def format_help(self, *arguments: Any) -> None:
         for parameter in self.params:

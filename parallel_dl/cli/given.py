@@ -1,4 +1,4 @@
-"""Which options were given, even with their default values: those that another option would ignore are refused."""
+"""Which options were given, even with their default values; options that another one would ignore are refused."""
 
 from __future__ import annotations
 

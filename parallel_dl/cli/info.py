@@ -1,4 +1,4 @@
-"""`parallel-dl info`: MPI, BLAS, threads and cores as this machine shows them."""
+"""`parallel-dl info`: the MPI, BLAS, threads and cores in use."""
 
 from __future__ import annotations
 

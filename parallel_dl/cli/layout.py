@@ -1,4 +1,4 @@
-"""The layout that the flags ask for, or --layout FILE, which says the same in a file."""
+"""The layout given by the flags, or by a file with --layout FILE."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def layout_of(flags: LayoutFlags) -> Layout:
     """The layout of the flags, and of the file, if there is one.
 
-    Inside an mpirun there are as many replicas as its ranks allow, unless --dp says it, and with a file all ranks call
-    it together. Raises InputError for what is in the file and in a flag, for what cannot be, and for ranks that read
-    different files: one line that names the flag, or the file and its key.
+    Inside an mpirun, there are as many replicas as its ranks allow, unless --dp is given; with a file, all ranks call
+    it together. Raises InputError for a setting given both in the file and by a flag, for invalid settings, and for
+    ranks that read different files: one line that names the flag, or the file and its key.
     """
     file = flags.layout_file
     if file is None or not launch.inside_mpirun():

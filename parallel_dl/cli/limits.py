@@ -1,4 +1,4 @@
-"""The numbers that a flag takes, and the flag's name at the beginning of a message."""
+"""The numbers that flags accept, and the flag's name at the beginning of a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results are shown: tables that fit the screen, progress bars, and numbers that JSON has."""
+"""How results are shown: tables that fit the screen, progress bars, and numbers that JSON can represent."""
 
 from __future__ import annotations
 

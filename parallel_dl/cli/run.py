@@ -1,4 +1,4 @@
-"""`parallel-dl run`: any Python program on N ranks, watched."""
+"""`parallel-dl run`: any Python program on N ranks, monitored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`parallel-dl schedule`: who does what when in a pipelined step, who is idle, and whether a plan is right."""
+"""`parallel-dl schedule`: draws a pipelined step, reports idle time, and checks plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What --mp and --split say: how many ranks share one copy of the network, and who does what of each layer."""
+"""--mp and --split: how many ranks share one copy of the network, and how each layer is divided."""
 
 from __future__ import annotations
 

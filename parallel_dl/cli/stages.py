@@ -1,4 +1,4 @@
-"""The stages that the flags of a pipeline ask for; what is refused begins with the flag."""
+"""The stages given by the flags of a pipeline; refusals begin with the flag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A time limit for each part of a command on ranks: after it each rank says in which call it waits, and all end."""
+"""A time limit for each part of a command on ranks; after it, each rank says in which call it waits, and all end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `parallel-dl train` says: a table of the run, and the ledger of its messages."""
+"""The output of `parallel-dl train`: a table of the run, and the ledger of its messages."""
 
 from __future__ import annotations
 

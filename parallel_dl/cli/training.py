@@ -1,4 +1,4 @@
-"""One training run of the command line: what of its flags is refused, the run itself, and what it gives."""
+"""One training run of the command line: its refused flags, the run itself, and its results."""
 
 from __future__ import annotations
 

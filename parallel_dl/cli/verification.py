@@ -1,4 +1,4 @@
-"""One `parallel-dl verify`: what of its flags is refused, the experiments, and what their ranks find."""
+"""One `parallel-dl verify`: its refused flags, the experiments, and what their ranks find."""
 
 from __future__ import annotations
 

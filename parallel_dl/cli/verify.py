@@ -1,4 +1,4 @@
-"""`parallel-dl verify`: a layout computes what the serial program does, shown by running both; known bugs do not."""
+"""`parallel-dl verify`: runs a layout and the serial program and compares them; known bugs must make them differ."""
 
 from __future__ import annotations
 

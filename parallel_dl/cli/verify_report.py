@@ -1,4 +1,4 @@
-"""What `parallel-dl verify` says: a table for people, one JSON object for programs, and the exit status."""
+"""The output of `parallel-dl verify`: a table for people, one JSON object for programs, and the exit status."""
 
 from __future__ import annotations
 

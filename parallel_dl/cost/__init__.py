@@ -1,4 +1,4 @@
-"""What a network costs, from its layers alone: nothing is computed, no weight is drawn.
+"""The cost of a network, from its layers alone: nothing is computed, no weight is drawn.
 
 To read in this order:
 

@@ -1,7 +1,7 @@
 """What each rank has, does, holds and sends in a pipeline whose layers are split.
 
-All ranks of a stage have its layers, each its share of them (`shares`); what a rank has at the end of a stage it sends
-to the rank of the next that has the same part.
+All ranks of a stage share its layers (`shares`); at the end of a stage, a rank sends its activation to the rank of the
+next stage at the same coordinate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GridRank(RankCost):
     pipe: int
     model: int
     share: Share
-    """what it has and does of the layers of its stages, and what it sends to the ranks of the same stages"""
+    """its share of the layers of its stages, and what it sends to the ranks of the same stages"""
     between: Share
     """what it sends to ranks of other stages"""
 
@@ -39,14 +39,14 @@ class Grid:
 
     ranks: tuple[GridRank, ...]
     shares: PlanShares
-    """of each layer: what the ranks of its stage have, do and send"""
+    """for each layer: what the ranks of its stage have, do and send"""
 
 
 def grid_of(network: NetworkCost, pipeline: PipelineCost, stages: Stages, schedule: Schedule, plan: Plan) -> Grid:
-    """What each rank has when `plan` splits the layers of a pipeline; all five are of one network.
+    """What each rank has if `plan` splits the layers of a pipeline; all five arguments are of one network.
 
-    A stage takes as long as the rank that has most to do in it. Ranks of a stage that have summands of gradients sum
-    them once per update: in an asynchronous schedule after each microbatch.
+    A stage takes as long as its busiest rank. Ranks of a stage with summands of gradients sum these once per update: in
+    an asynchronous schedule, after each microbatch.
     """
     found = _Counted(network, pipeline, stages, with_messages(schedule), plan)
     ranks = [found.rank(own, model) for own in pipeline.ranks for model in range(plan.ranks)]
@@ -118,7 +118,7 @@ class _Counted:
         return found + self.shares.loss[model] if len(self.stages) - 1 in stages else found
 
     def between(self, pipe: int, model: int) -> Share:
-        """At a boundary a rank sends what it has of the activation, and back the gradient of that."""
+        """At a boundary, a rank sends its shard of the activation, and the gradient comes back."""
 
         sends = [action for action in self.schedule.programs[pipe] if action.kind in ("SF", "SB")]
         found = Share(model)
@@ -131,7 +131,7 @@ class _Counted:
         return found
 
     def activation_bytes(self, pipe: int, model: int) -> int:
-        """The most in what the rank has of its layers' outputs."""
+        """The most that the rank's shards of its layers' outputs take."""
 
         @cache
         def held(stage: int, samples: int) -> int:

@@ -1,8 +1,8 @@
 """Bytes that a rank passes to MPI in one iteration: pure data parallelism against the hybrid, from shapes alone.
 
-They are what the ledger counts when gradients are summed by MPI: of a send what is sent, of an all-reduce the array, of
-an all-gather what the others have, of a reduce-scatter what they get. In shared memory gradients are not sent; there
-the same bytes are summed.
+They are what the ledger counts when MPI sums the gradients: for a send the data sent, for an all-reduce the array, for
+an all-gather what the others have, for a reduce-scatter what they get. In shared memory, gradients are not sent; the
+same bytes are summed there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Work and depth of one layer's forward pass: what the layer says (`nn.Operations`), or an estimate.
+"""Work and depth of one layer's forward pass: as the layer declares them (`nn.Operations`), or an estimate.
 
-A layer's method `operations(input_shape)` gives them for one sample; a layer of the user's own may give the number of
-operations alone. Without the method each of its weights is taken to be used once per sample, or each value of the
-input, if it has none: an estimate, by which stages are cut.
+A layer's method `operations(input_shape)` gives them for one sample; a user's own layer may give just the number of
+operations. Without the method, the estimate is one operation per weight and sample, or per input value if there are no
+weights; it is used to cut stages.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from parallel_dl.nn.shapes import says
 
 
 def operations(passed: nn.LayerShape) -> nn.Operations:
-    """What this layer does with one sample; InputError for a number of operations that is none.
+    """The operations of this layer for one sample; InputError for an invalid number of operations.
 
-    Where only their number is known, every value of the result is taken to be a sum of as many terms as any other.
+    If only their number is known, all values of the result are assumed to be sums of the same number of terms.
     """
     layer: Any = passed.layer
     if says(layer, "operations"):

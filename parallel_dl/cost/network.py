@@ -18,7 +18,7 @@ def _ratio(a: int, b: int) -> float | None:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer: what it holds, and what its forward pass does."""
+    """One layer: its parameters, and the cost of its forward pass."""
 
     name: str
     kind: str
@@ -27,7 +27,7 @@ class LayerCost:
     output_shape: tuple[int, ...]
     """both of one sample"""
     parameters: int
-    """values in weights and biases; those of a layer used again are counted where it comes first"""
+    """values in weights and biases; those of a reused layer are counted at its first use"""
     weights: int
     """values in weight matrices or kernels, without biases; counted as `parameters`, 0 without multiply-adds"""
     multiply_adds: int
@@ -55,7 +55,7 @@ class LayerCost:
     def activations_per_weight(self) -> float | None:
         """Activations of one sample / parameters; None for a layer without parameters.
 
-        What decides between data and model parallelism (Krizhevsky 2014, arXiv 1404.5997, section 2): convolutions have
+        This decides between data and model parallelism (Krizhevsky 2014, arXiv 1404.5997, section 2): convolutions have
         few weights and many activations, fully connected layers the reverse.
         """
         return _ratio(self.activations, self.parameters)
@@ -70,9 +70,9 @@ class LayerCost:
             data parallelism    2 (P-1)/P |w|           all-reduce of the weights' gradient
             split outputs       (P-1)/P B (|x| + |y|)   all-gather of y forward, reduce-scatter of x's gradient backward
 
-        They are equal at B = 2|w| / (|x| + |y|), whatever P is; for a fully connected layer that is 2 Fin Fout / (Fin +
-        Fout). Only the volume counts here: no latency, no overlap with computation, no biases, and groups of a
-        convolution are not made use of. With an all-reduce of x's gradient it is 2|w| / (2|x| + |y|).
+        They are equal at B = 2|w| / (|x| + |y|) for any P; for a fully connected layer, that is 2 Fin Fout / (Fin +
+        Fout). Only the volume is counted: no latency, no overlap with computation, no biases, and the groups of a
+        convolution are not exploited. With an all-reduce of x's gradient, it is 2|w| / (2|x| + |y|).
         """
         return _ratio(2 * self.weights, self.inputs + self.activations) if self.weights else None
 
@@ -93,7 +93,7 @@ class NetworkCost:
     layers: list[LayerCost]
     samples: int
     depth: int
-    """the longest chain: each layer waits for the one before it, the join of branches for the deepest of them"""
+    """the longest chain: each layer waits for the previous one, a join for its deepest branch"""
 
     @property
     def parameters(self) -> int:

@@ -1,7 +1,7 @@
-"""What each rank of a pipeline has, does and holds, how long it is idle, and whether its weights stay in its cache.
+"""What each rank of a pipeline has, computes and holds, how long it is idle, and whether its weights fit its cache.
 
-After Ben-Nun and Hoefler, arXiv 1802.09941, section "Pipelining": a rank that has one operation only, or few, can keep
-their weights in its cache, where a rank with the whole network loads all of them again for each microbatch.
+After Ben-Nun and Hoefler, arXiv 1802.09941, section "Pipelining": a rank with only a few operations can keep their
+weights in its cache, whereas a rank with the whole network reloads all of them for each microbatch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RankCost:
 
     rank: int
     stages: tuple[int, ...]
-    """the numbers of its stages: one, or with interleaved several"""
+    """the numbers of its stages: one, or several with interleaved"""
     layers: tuple[tuple[str, ...], ...]
     """the names of the layers of each of them"""
     parameters: int
@@ -32,9 +32,9 @@ class RankCost:
     multiply_adds: int
     """of the forward pass of the whole batch"""
     idle: float
-    """the share of the step that it does not compute, on the simulator's clock: see `pipeline_cost`"""
+    """the share of the step in which it does not compute, on the simulator's clock: see `pipeline_cost`"""
     peak_live: int
-    """the most forwards of a stage whose backward is still to come (`schedule.peak_live`)"""
+    """the most forwards of a stage that still await their backward (`schedule.peak_live`)"""
     activation_bytes: int
     """the most bytes in the outputs of its layers, for the microbatches that are alive at the same time; float32"""
     weight_bytes_loaded: int | None
@@ -48,7 +48,7 @@ class RankCost:
 
 @dataclass(frozen=True)
 class PipelineCost:
-    """All ranks of a pipeline, beside one rank that does the same microbatches alone."""
+    """All ranks of a pipeline, compared with one rank that runs the same microbatches alone."""
 
     schedule: str
     microbatches: int
@@ -64,9 +64,9 @@ class PipelineCost:
 def loaded(weight_bytes: int, microbatches: int, cache_bytes: int) -> int:
     """Bytes of weights that come from memory in the forward passes of one step.
 
-    Each weight once when all of the rank's fit into its cache, else each of them once for each microbatch: layers come
-    one after the other, and those of the end have replaced those of the beginning when these are needed again. Not
-    counted are the backward pass, and activations, which need room in the cache, too.
+    Each weight is loaded once if all of the rank's weights fit into its cache, otherwise once per microbatch: layers
+    run in order, and by the time the first ones are needed again, the last ones have replaced them. The backward pass
+    is not counted, nor are activations, which also need room in the cache.
     """
     return weight_bytes if weight_bytes <= cache_bytes else microbatches * weight_bytes
 
@@ -74,10 +74,10 @@ def loaded(weight_bytes: int, microbatches: int, cache_bytes: int) -> int:
 def pipeline_cost(network: NetworkCost, stages: Stages, plan: Plan, cache_bytes: int | None = None) -> PipelineCost:
     """What each rank of `plan` has of a network that is cut into `stages`, for a batch of `network.samples` samples.
 
-    `network` and `stages` are of one network (`cost_of`, `cut_stages`); the batch is divided into the microbatches of
-    the plan as evenly as can be. For the idle time a forward takes its multiply-adds, each half of a backward as long,
-    and a message no time. `cache_bytes` is the size of one rank's cache. Raises InputError when the plan has
-    another number of stages, and for less than 0 bytes.
+    `network` and `stages` are of one network (`cost_of`, `cut_stages`); the batch is divided into the plan's
+    microbatches as evenly as possible. For the idle time, a forward takes its multiply-adds, each half of a backward
+    takes as long, and messages take no time. `cache_bytes` is the size of one rank's cache. Raises InputError if the
+    plan has a different number of stages, and for negative bytes.
     """
     if len(stages) != plan.stages:
         raise InputError(

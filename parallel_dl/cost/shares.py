@@ -1,8 +1,8 @@
-"""What each rank of a plan has, does and sends: its parameters, its part of the work, its messages.
+"""What each rank of a plan has, computes and sends: its parameters, its share of the work, its messages.
 
-Divided work is divided exactly: the ranks' parts of a layer add up to the work of the whole layer. What every rank does
-in full is counted on each of them. A pooling, whose windows may overlap at a cut, is divided as its result is.
-Additions that an all-reduce makes count for the rank that has the summand.
+Work is divided exactly: the ranks' shares of a layer add up to the work of the whole layer. Work that every rank does
+in full is counted on each of them. Pooling, whose windows may overlap at a cut, is divided like its result. The
+additions of an all-reduce count for the rank with the summand.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from parallel_dl.splits.loss import messages_of_classes
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank has of a layer, or of all of them: weights, work, and what it sends for one step."""
+    """One rank's share of a layer, or of all layers: weights, work, and what it sends in one step."""
 
     rank: int
     parameters: int = 0
     """values in the weights and biases that it has"""
     work: int = 0
-    """operations of its part of the forward pass, for all samples"""
+    """operations of its share of the forward pass, for all samples"""
     messages: int = 0
-    """how many it sends, forward and backward"""
+    """the number of messages it sends, forward and backward"""
     values_forward: int = 0
     values_backward: int = 0
     """values in them, for all samples"""
@@ -58,7 +58,7 @@ class LayerShares:
     name: str
     way: str | None
     done: str
-    """the way; or "rank 1", the only one that does it; "follows" if each does the part it has; else "every rank" """
+    """the way; or "rank 1", if only it computes the layer; "follows" if each has a slice; else "every rank" does"""
     shares: list[Share]
 
 
@@ -66,7 +66,7 @@ class LayerShares:
 class PlanShares:
     """All layers in order; `loss` is what a cross-entropy of split scores sends, without messages elsewhere.
 
-    `gradients` is the sum, once per update, of the gradients of weights that every rank has but uses for its own part.
+    `gradients` is the sum, once per update, of the gradients of weights that every rank has but uses for its own slice.
     """
 
     layers: list[LayerShares]
@@ -81,9 +81,9 @@ class PlanShares:
 
 
 def shares_of(plan: Plan, samples: int = 1, microbatches: int = 1) -> PlanShares:
-    """What each rank of the plan has, and does and sends for one step with so many samples.
+    """What each rank of the plan has, computes and sends in one step with this many samples.
 
-    They pass the network in so many microbatches, as even as can be, each with messages of its own.
+    The samples pass through the network in microbatches of as even a size as possible, each with its own messages.
     """
     sizes = Counter(even_shares(samples, microbatches))
     sent = [_sent(plan, rank, sizes) for rank in range(plan.ranks)]
@@ -110,7 +110,7 @@ def shares_of(plan: Plan, samples: int = 1, microbatches: int = 1) -> PlanShares
 
 # -- work ----------------------------------------------------------------------------------------------------------
 def work_of(step: Step, rank: int, samples: int = 1) -> int:
-    """Operations of the part of this layer's forward pass that `rank` does."""
+    """Operations of `rank`'s share of this layer's forward pass."""
     if step.owner is not None and step.owner != rank:
         return 0
     owners = step.division.owners

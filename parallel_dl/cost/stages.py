@@ -1,4 +1,4 @@
-"""Stages: which consecutive layers of a network one rank has, and what travels between them."""
+"""Stages: the consecutive layers of a network that one rank has, and the activations between them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Shape = tuple[int, ...]
 class Stages:
     """A Sequential's layers, cut into stages.
 
-    `cuts` has the number of the first layer of each stage and, at the end, the number of layers. `inputs[s]` is the
-    shape of one sample that stage s takes.
+    `cuts` has the index of the first layer of each stage and, at the end, the number of layers. `inputs[s]` is the
+    input shape of one sample in stage s.
     """
 
     names: tuple[str, ...]
@@ -42,16 +42,16 @@ class Stages:
 def cut_stages(
     network: nn.Module, input_shape: Sequence[int], stages: int, starts: Sequence[str] | None = None
 ) -> Stages:
-    """The layers of a Sequential for samples (*input_shape) in so many stages.
+    """Cuts a Sequential for samples (*input_shape) into this many stages.
 
-    Each stage has weights: it begins with a layer that has some, and those without go along. `starts` names the first
-    layer of each stage but the first; without it the slowest stage has as little work as can be (`lightest`). A
-    Sequential or Branches inside is not cut, nor is a layer of the user's own. The shapes of such a layer are measured
-    where it does not say them (`nn.layer_shapes`), and its work may be an estimate (`cost.operations`).
+    Each stage must have weights: by default, it starts with a layer that has some, and layers without weights follow.
+    `starts` names the first layer of each stage but the first; without it, the slowest stage gets as little work as
+    possible (`lightest`). A Sequential or Branches inside is not cut, nor is a user's own layer. The shapes of such a
+    layer are measured if it does not define them (`nn.layer_shapes`), and its work may be an estimate
+    (`cost.operations`).
 
-    Raises InputError for a network that is no Sequential, or that has weights or hooks of its own beside its layers',
-    for more stages than layers with weights, for a name that is no layer's or out of order, and for a weight or buffer
-    in two stages.
+    Raises InputError for a network that is not a Sequential or that has its own weights or hooks, for more stages than
+    layers with weights, for a name that is unknown or out of order, and for a weight or buffer in two stages.
     """
     if not computes_as(network, nn.Sequential):
         raise InputError(f"a {type(network).__name__} cannot be cut into stages: put its layers into a Sequential")
@@ -102,10 +102,10 @@ def _by_hand(names: Sequence[str], stages: int, starts: Sequence[str]) -> tuple[
 
 
 def lightest(costs: Sequence[float], parts: int) -> tuple[int, ...]:
-    """Where to cut a row of costs so that the heaviest of so many parts, none of them empty, is as light as can be.
+    """Where to cut a list of costs into non-empty parts so that the heaviest part is as light as possible.
 
-    Returns where each part begins, and the number of costs. Dynamic programming, O(parts n^2); of several best cuts
-    those that come first.
+    Returns where each part begins, and the number of costs. Dynamic programming, O(parts n^2); of several best
+    solutions, the one with the earliest cuts.
     """
     sums, n = list(accumulate(costs, initial=0.0)), len(costs)
     # heaviest[i]: of the first i costs, in the number of parts so far; begins[k][i]: where the last of k parts begins

@@ -1,4 +1,4 @@
-"""The exchange of sub-batches between the ranks: posted, and waited for when what is exchanged is needed.
+"""The exchange of sub-batches between the ranks: posted early, and waited for when the data is needed.
 
 Both go directly from rank to rank, without blocking. Activations of a sub-batch go from each rank that has some to all
 others: an all-gather in scheme a, a broadcast in b, an all-gather of chunks in c. The gradients come back as a
@@ -20,8 +20,8 @@ ACTIVATIONS, GRADIENTS = 1, 2  # tags
 class Exchange:
     """Exchanges sub-batches of activations (samples, values) between the ranks of `comm`.
 
-    All ranks start the exchanges in the same order. A ledger enters those of the activations under "activations",
-    forward, and their gradients' under the same name, backward.
+    All ranks start the exchanges in the same order. A ledger lists activations under "activations", forward, and their
+    gradients under the same name, backward.
     """
 
     def __init__(self, comm: Communicator, values: int) -> None:
@@ -74,7 +74,7 @@ class Exchange:
 
 
 class Posted(NamedTuple):
-    """What is under way, and the arrays (samples, values) that it fills: one, or the owner's summands by rank."""
+    """Messages in transit, and the arrays (samples, values) that it fills: one, or the owner's summands by rank."""
 
     arrays: list[np.ndarray]
     pending: list[Pending]

@@ -26,12 +26,11 @@ from parallel_dl.stage import NetworkStage, Passed
 
 
 class OneWeirdTrick(NetworkStage):
-    """Turns `network`, a serial one for samples (*input_shape), in place, into what this rank of `comm` has of it.
+    """Turns a serial `network` for samples (*input_shape), in place, into the part that this rank of `comm` has.
 
-    That is all of the layers before the first Flatten, and its pieces of those after it, which are divided as by
+    That is all layers before the first Flatten, and its shards of those after it, which are divided as by
     `model_parallel.parallelize`. `scheme` is one of `schedule.SCHEMES`. Raises InputError for a network that
-    `cut_at_flatten` refuses, for splits that cannot be, and for ranks that do not start alike. All methods are
-    collective.
+    `cut_at_flatten` refuses, for invalid splits, and for ranks that do not start alike. All methods are collective.
 
     `parallel` knows the whole network: it gathers whole weights, and sets them. The gradients of `feature_parameters`
     are summands, to be summed over `comm` (`data_parallel.GradientAllReduce`); those of `classifier_parameters` are
@@ -77,11 +76,11 @@ class OneWeirdTrick(NetworkStage):
 
     @property
     def classifier_parameters(self) -> list[Parameter]:
-        """This rank's pieces of the weights after it."""
+        """This rank's shards of the weights after it."""
         return self.classifier.parameters()
 
     def update_after_sub_batches(self, optimizer: Optimizer, update: Callable[[], int]) -> None:
-        """Variable batch: lets `optimizer`, of `classifier_parameters`, make an update after each sub-batch.
+        """Variable batch: makes `optimizer`, of `classifier_parameters`, update after each sub-batch.
 
         Its learning rate is that of the iteration, whose number is `update()`.
         """
@@ -142,7 +141,7 @@ class OneWeirdTrick(NetworkStage):
         return y if isinstance(y, Tensor) else Tensor(y)
 
     def _divisor(self, microbatch: int, part: SubBatch) -> int:
-        """By what the loss of a sub-batch is divided.
+        """The number by which the loss of a sub-batch is divided.
 
         With variable batch by its own n_j samples among n, for the update of the classifier; what goes back to the
         features is multiplied by n_j / n: the gradient of the mean over the batch, each sub-batch passed through the
@@ -209,6 +208,6 @@ class OneWeirdTrick(NetworkStage):
         return self.parallel.whole_output(scores.data)
 
     def free(self) -> None:
-        """Gives back the communicators that were made (collective)."""
+        """Frees the communicators that were made (collective)."""
         self.parallel.free()
         self.comm.free()

@@ -33,25 +33,25 @@ MOST_FAULTS = 100  # in one report
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a plan."""
+    """The results of checking a plan."""
 
     faults: tuple[str, ...]
-    """one line each, the first fault first, up to `MOST_FAULTS`; none in a plan that is right"""
+    """one line each, in order, up to `MOST_FAULTS`; empty for a correct plan"""
     buffered: tuple[Wait, ...]
-    """the circle in which it deadlocks when sends are buffered; () if it does not, or if there are faults"""
+    """the cycle in which it deadlocks if sends are buffered; () if it does not, or if there are faults"""
     rendezvous: tuple[Wait, ...]
-    """the same when a blocking send waits for its receive; () for sends that do not block"""
+    """the same if a blocking send waits for its receive; () for non-blocking sends"""
     peak_live: tuple[int, ...]
-    """by rank: the most activations that wait for their backward; see `peak_live`"""
+    """by rank: the most activations that await their backward; see `peak_live`"""
 
     @property
     def ok(self) -> bool:
-        """Whether it runs to its end whatever sends do."""
+        """Whether it completes whatever sends do."""
         return not (self.faults or self.buffered or self.rendezvous)
 
     @property
     def line(self) -> str | None:
-        """The first fault, or the deadlock, in one line; None when all is well."""
+        """The first fault, or the deadlock, in one line; None if there is neither."""
         if self.faults:
             return self.faults[0]
         if self.buffered:
@@ -74,14 +74,14 @@ def check(plan: Plan) -> Report:
 def peak_live(plan: Plan) -> tuple[int, ...]:
     """By rank: the most forwards whose backward (B, or W) is still to come: m for gpipe, min(p - s, m) for 1f1b.
 
-    Counted are activations of a stage for a microbatch: of interleaved, whose stages are smaller by the number of
-    chunks, several make up what a rank of 1f1b keeps. What is recomputed is alive from then on.
+    Counted are activations of a stage for a microbatch: with interleaved, whose stages are smaller by the number of
+    chunks, several make up what a rank of 1f1b keeps. Recomputed activations are alive from then on.
     """
     return tuple(peak(program, lambda action: 1) for program in plan.programs)
 
 
 def peak(program: Program, size: Callable[[Action], int]) -> int:
-    """The most that is alive at a time in one program, where `size(action)` is what an action's forward leaves."""
+    """The most that is alive at a time in one program, where `size(action)` is what a forward leaves alive."""
     recomputed = {action._replace(kind="F") for action in program if action.kind == "R"}
     live = most = 0
     for action in program:
@@ -121,7 +121,7 @@ def _is_replicated(plan: Plan, stage: int) -> bool:
 
 
 class _Rank:
-    """One rank's program, seen for itself."""
+    """One rank's program, checked on its own."""
 
     def __init__(self, plan: Plan, rank: int) -> None:
         self.plan, self.rank, self.program = plan, rank, plan.programs[rank]

@@ -1,4 +1,4 @@
-"""The executor: goes through one rank's program and has a stage object do each action."""
+"""The executor: runs one rank's program by calling a stage object for each action."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from parallel_dl.schedule.actions import ALL, RECEIVES, Action, PlanError, Progr
 
 
 class StageObject:
-    """What stage objects have in common: `AR` and `U` call functions that whoever composes the step sets.
+    """Base of stage objects: `AR` and `U` call functions set by the code that composes the step.
 
-    A stage object does what the actions say, for one rank, and has the methods that its programs need (`METHODS`), each
-    called with (stage, microbatch). The stage is one of that rank's own, or `ALL` of them; the microbatch is `ALL` for
-    the whole batch. A sub-batch or unit that the action names is passed by keyword, as `sub_batch` and `unit`.
+    A stage object carries out actions for one rank. It has the methods that its programs need (`METHODS`), each called
+    with (stage, microbatch). The stage is one of that rank's own, or `ALL` of them; the microbatch is `ALL` for the
+    whole batch. A sub-batch or unit named by the action is passed by keyword, as `sub_batch` or `unit`.
     """
 
     sum_gradients: Callable[[], object]
     update_weights: Callable[[], object]
 
     def expect(self, receives: Sequence[Action]) -> None:
-        """Before the first action: all receives of the program in its order, so that they can be posted early."""
+        """Called before the first action with all receives of the program, in order, to post them early."""
 
     def all_reduce(self, stage: int, microbatch: int) -> None:
         """AR: when it returns, the gradients are summed over the ranks that have these weights."""
@@ -31,7 +31,7 @@ class StageObject:
         self.update_weights()
 
     def finish(self) -> None:
-        """After the last action: waits for whatever is still under way. Not called after an exception."""
+        """Called after the last action: waits for everything still in progress. Not called after an exception."""
 
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""Plan files: a line for each rank, actions separated by blanks; and PyTorch's CSV, a cell for each time step."""
+"""Plan files: one line per rank, with actions separated by blanks; and PyTorch's CSV, with one cell per time step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _OVERLAPPED = re.compile(r"\((.*)\)OVERLAP_F_B")  # "(0F3;3B1)OVERLAP_F_B": a fo
 def parse(text: str, name: str = "plan") -> Plan:
     """A plan from its text form, or from PyTorch's CSV; PlanError names the rank and what cannot be read.
 
-    A text with commas is CSV, whose empty cells are time steps in which a rank has nothing to do; of two actions that
-    PyTorch overlaps, one comes after the other. Empty lines and lines that begin with # are left out. Messages that
-    are written out are blocking; where none is, the plan has none, and `lowering.with_messages` adds them.
+    A text with commas is CSV; empty cells are time steps in which a rank is idle, and two actions that PyTorch overlaps
+    are put one after the other. Empty lines and lines that begin with # are ignored. Messages that are written out are
+    blocking; if there are none, `lowering.with_messages` adds them.
     """
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.lstrip().startswith("#")]
     if any("," in line for line in lines):

@@ -1,4 +1,4 @@
-"""A step as a picture of letters: a row for each rank, time from left to right."""
+"""A step drawn as text: one row per rank, time from left to right."""
 
 from __future__ import annotations
 

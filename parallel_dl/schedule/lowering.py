@@ -1,4 +1,4 @@
-"""Lowering: sends and receives are added to programs that only compute."""
+"""Lowering: adds sends and receives to programs that only compute."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from parallel_dl.schedule.actions import GRADIENTS, Action, Plan
 
 
 def with_messages(plan: Plan, blocking: bool | None = None) -> Plan:
-    """The plan with every send and receive that it needs; the programs of one that has any are left as they are.
+    """The plan with every send and receive that it needs; a plan that already has any is not changed.
 
-    A receive stands right before the action that needs it, a send right after the action that makes what is sent.
-    Nothing is sent between two stages of one rank. `blocking`: see `Plan`; None leaves it as it is.
+    Receives are placed right before the action that needs them, sends right after the action that produces the data.
+    Nothing is sent between two stages of the same rank. `blocking`: see `Plan`; None does not change it.
     """
     if blocking is None:
         blocking = plan.blocking

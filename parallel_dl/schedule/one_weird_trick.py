@@ -35,12 +35,12 @@ class SubBatch:
 
     @property
     def sizes(self) -> list[int]:
-        """How many samples each rank sends, by rank."""
+        """The number of samples that each rank sends, by rank."""
         return [own.stop - own.start for own in self.own]
 
     @property
     def size(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self.indices)
 
     def rows(self, rank: int) -> slice:
@@ -79,11 +79,11 @@ def require_scheme(scheme: str) -> None:
 
 
 def one_weird_trick(ranks: int, microbatches: Sequence[Sequence[int]], variable_batch: bool = False) -> Plan:
-    """Forward and backward on so many ranks; for each microbatch the numbers of its sub-batches with samples.
+    """Forward and backward on this many ranks, given the numbers of the non-empty sub-batches of each microbatch.
 
-    Each microbatch passes the scheme by itself. The next sub-batch is on its way while one computes, and the gradients
-    of one while the next goes forward. With `variable_batch` stage 1 is updated after each sub-batch: an asynchronous
-    pass.
+    Each microbatch goes through the scheme separately. The next sub-batch travels while one is computed, and the
+    gradients of one while the next goes forward. With `variable_batch`, stage 1 is updated after each sub-batch: an
+    asynchronous pass.
     """
     program = []
     for j, parts in enumerate(microbatches):
@@ -104,7 +104,7 @@ def one_weird_trick(ranks: int, microbatches: Sequence[Sequence[int]], variable_
 
 # -- what is sent --------------------------------------------------------------------------------------------------
 def largest_outbound(scheme: str, shares: Sequence[int], values: int) -> int:
-    """The most values that one rank sends in one step, with `values` in one sample's activations.
+    """The most values that one rank sends in one step, with `values` values in one sample's activations.
 
     With equal shares of n samples on K ranks (K - 1) n `values` in schemes a and b, which grows with K; in scheme c,
     when K divides n, (K - 1) / K of n `values`, so less than one share whatever K is.
@@ -113,5 +113,5 @@ def largest_outbound(scheme: str, shares: Sequence[int], values: int) -> int:
 
 
 def received(shares: Sequence[int], rank: int, values: int) -> int:
-    """The values of activations that `rank` gets in one iteration, the same in all schemes: those of all others."""
+    """The number of activation values that `rank` gets in one iteration: those of all others, in every scheme."""
     return (sum(shares) - shares[rank]) * values

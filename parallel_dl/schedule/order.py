@@ -1,4 +1,4 @@
-"""Who waits for whom: all programs side by side without a clock, as far as their messages and collectives let them."""
+"""Who waits for whom: runs all programs side by side, without a clock, as far as messages and collectives allow."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Wait(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """How far the programs come."""
+    """How far the programs get."""
 
     order: list[tuple[int, Action]]
     """(rank, action) in an order in which all of them can happen; of a plan that ends, every action"""
     stuck: dict[int, Wait]
-    """rank -> what it waits for in the end; empty when all programs end"""
+    """rank -> what it finally waits for; empty if all programs complete"""
 
 
 def walk(plan: Plan, rendezvous: bool) -> Walk:
     """Lets every rank go on until none can.
 
-    A receive waits for its sends. A send goes on at once; but if it is blocking and `rendezvous`, only when the other
-    rank stands at its receive, as MPI_Send may above a library's eager limit. A collective waits until all ranks of its
-    group stand at it. Messages of a stage that no rank computes are never received.
+    A receive waits for its sends. A send completes at once, unless it is blocking and `rendezvous`: then it waits until
+    the other rank is at its receive, as MPI_Send may above a library's eager limit. A collective waits until all ranks
+    of its group have reached it. Messages of a stage that no rank computes are never received.
     """
     programs = plan.programs
     at = [0] * plan.ranks
@@ -94,7 +94,7 @@ def _missing(
 
 
 def find_cycle(plan: Plan, rendezvous: bool) -> tuple[Wait, ...]:
-    """The ranks that wait for each other in a circle, from the lowest on; () when every program ends."""
+    """The cycle of ranks that wait for each other, lowest first; () if every program completes."""
     stuck = walk(plan, rendezvous).stuck
     path: list[int] = []
     rank = min(stuck, default=-1)

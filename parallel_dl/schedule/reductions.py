@@ -28,7 +28,7 @@ def with_all_reduce(plan: Plan, stage: int | None = None) -> Plan:
 
 
 def replicated(plan: Plan, replicas: int, partial: bool = False) -> Plan:
-    """Data parallelism: so many ranks, side by side, run each program, and sum their gradients before each update.
+    """Data parallelism: this many ranks, side by side, run each program, and sum their gradients before each update.
 
     That is once, over all weights of a rank; in an asynchronous plan it is for each stage and microbatch. One replica
     sums nothing, unless its gradients are `partial`: summands on ranks that share a layer.
@@ -51,7 +51,7 @@ def with_sharded_state(plan: Plan) -> Plan:
 
 
 def with_recomputation(plan: Plan) -> Plan:
-    """Each forward is done again right before its backward: only inputs are kept (Chen et al., arXiv 1604.06174)."""
+    """Repeats each forward right before its backward, so that only inputs are kept (Chen et al., arXiv 1604.06174)."""
     return _each(plan, lambda a: [a._replace(kind="R"), a] if a.kind in ("B", "I") else [a])
 
 

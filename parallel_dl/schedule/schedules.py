@@ -54,7 +54,7 @@ def one_forward_one_backward(pp: int, microbatches: int) -> Programs:
 
 
 def zb_h1(pp: int, microbatches: int) -> Programs:
-    """1f1b, but stage s puts its weight gradients off by s microbatches."""
+    """1f1b, but stage s defers its weight gradients by s microbatches."""
     programs = []
     for stage, program in enumerate(one_forward_one_backward(pp, microbatches)):
         split: list[Compute] = []
@@ -68,7 +68,7 @@ def zb_h1(pp: int, microbatches: int) -> Programs:
 
 
 def interleaved(pp: int, microbatches: int, chunks: int = 2) -> Programs:
-    """1f1b over `chunks` stages per rank, p microbatches of one stage after another; p divides the microbatches."""
+    """1f1b over `chunks` stages per rank, p microbatches per stage in turn; p divides the number of microbatches."""
     if microbatches % pp:
         valid = f"{pp}, {2 * pp}, {3 * pp} and so on"
         raise PlanError(f"`microbatches` {microbatches}: interleaved takes multiples of `pp`, here {valid}")
@@ -168,7 +168,7 @@ def _named(schedule: str | Schedule) -> tuple[str, Schedule]:
 
 
 def _checked(name: str, programs: Programs, pp: int, microbatches: int) -> Plan:
-    """The plan of a schedule from elsewhere; PlanError for what is not one, or is not right."""
+    """The plan of a user's own schedule; PlanError if it is not a plan, or not a correct one."""
     own = f"`schedule` {cut(name)}" if from_file.is_own(name) else name
     try:
         plan = plan_of(name, [[Action.parse(str(Action(*action))) for action in program] for program in programs])

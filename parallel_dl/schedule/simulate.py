@@ -30,11 +30,11 @@ def _require_numbers(of: Times | Wire) -> None:
 
 @dataclass(frozen=True)
 class Times:
-    """How long each kind of action takes, in any unit: a number for all stages, or one for each stage.
+    """The time of each kind of action, in any unit: a number for all stages, or one per stage.
 
-    A full backward (B) takes both its halves, and recomputing (R) is a forward. A collective takes its time from when
-    the last rank of its group is there. What names no stage takes the sum over the stages of its rank. PlanError for
-    what is negative or not finite.
+    A full backward (B) takes the time of both halves, and recomputing (R) that of a forward. A collective takes its
+    time from the arrival of the last rank of its group. An action without a stage takes the sum over the stages of its
+    rank. PlanError for negative or non-finite times.
     """
 
     forward: PerStage = 1.0
@@ -77,11 +77,11 @@ _TIMES = {
 
 @dataclass(frozen=True)
 class Wire:
-    """What a message costs, in the unit of `Times`: latency + bytes * seconds_per_byte.
+    """The cost of a message, in the unit of `Times`: latency + bytes * seconds_per_byte.
 
-    Above `eager_limit` bytes sender and receiver first agree (rendezvous): three latencies, and a blocking send holds
-    its rank until the message is there. Gradients have `gradient_bytes`, by default as many as activations. PlanError
-    for what is negative or not finite.
+    Above `eager_limit` bytes, sender and receiver first agree (rendezvous): this takes three latencies, and a blocking
+    send holds its rank until the message has arrived. Gradients have `gradient_bytes`, by default as many as
+    activations. PlanError for negative or non-finite values.
     """
 
     latency: float = 0.0
@@ -100,7 +100,7 @@ class Wire:
 
     @property
     def seconds(self) -> float:
-        """From the send to the arrival, when the receiver is there."""
+        """The time from send to arrival, if the receiver is waiting."""
         return self._seconds(self.bytes)
 
     def of(self, send: Action) -> float:
@@ -124,25 +124,25 @@ class Event:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What has happened, in the unit of `Times`. What is divided by nothing is nan, or inf."""
+    """The result of a simulation, in the unit of `Times`. Divisions by zero give nan or inf."""
 
     plan: Plan
     events: tuple[Event, ...]
-    """the computing, in order of its start"""
+    """the compute actions, in order of their start"""
     makespan: float
     """from 0 to the end of the last rank"""
     critical_path: tuple[Event, ...]
-    """the chain of computing that ends last: between its links is nothing but messages"""
+    """the chain of compute actions that ends last; only messages lie between its links"""
     busy: tuple[float, ...]
     """by rank: time spent computing"""
     input_rate: float | None = None
-    """microbatches that come in per unit of time; None: all are there from the start"""
+    """arrival rate in microbatches per unit of time; None: all are present from the start"""
     traffic: tuple[Event, ...] = ()
     """messages and collectives, of each rank that sends or takes part, in order of their start"""
 
     @property
     def idle(self) -> tuple[float, ...]:
-        """By rank: time in the step that it does not compute."""
+        """By rank: time in the step in which it does not compute."""
         return tuple(self.makespan - busy for busy in self.busy)
 
     @property
@@ -162,17 +162,17 @@ class Simulation:
 
     @property
     def concurrency(self) -> float:
-        """How many ranks compute at a time, in the mean over the makespan: p m/(m+p-1) for gpipe and 1f1b."""
+        """The average number of ranks computing over the makespan: p m/(m+p-1) for gpipe and 1f1b."""
         return _ratio(sum(self.busy), self.makespan)
 
     @property
     def communication(self) -> float:
-        """Time that messages and collectives would take one after the other, in the mean over the ranks."""
+        """The time that messages and collectives would take one after another, averaged over the ranks."""
         return math.fsum(event.end - event.start for event in self.traffic) / self.plan.ranks
 
     @property
     def hidden(self) -> float:
-        """The share of `communication` during which the ranks do not wait, in the mean over them; 0 without any."""
+        """The share of `communication` during which ranks do not wait, averaged over the ranks; 0 without any."""
         return 1 - sum(self.idle) / self.plan.ranks / self.communication if self.communication else 0.0
 
     @property
@@ -200,7 +200,7 @@ class Simulation:
 
     @property
     def peak_live(self) -> tuple[int, ...]:
-        """By rank: the most activations that wait for their backward; see `check.peak_live`."""
+        """By rank: the most activations that await their backward; see `check.peak_live`."""
         return peak_live(self.plan)
 
     @property
@@ -217,7 +217,7 @@ class Simulation:
     # -- a continuous stream ---------------------------------------------------------------------------------------
     @cached_property
     def entries(self) -> tuple[float, ...]:
-        """When each microbatch enters stage 0, in the order in which they do."""
+        """The times at which microbatches enter stage 0, in order."""
         return tuple(e.start for e in self.events if e.action.kind == "F" and e.action.stage == 0)
 
     @property
@@ -240,7 +240,7 @@ class Simulation:
 
     @property
     def queue_growth(self) -> float | None:
-        """By how many microbatches per unit of time the queue before stage 0 grows in the steady state.
+        """The growth of the queue before stage 0 in the steady state, in microbatches per unit of time.
 
         It is input rate - steady throughput: the slope of `queue`; 0 when the stages keep up. None without an input
         rate or a steady state.
@@ -252,7 +252,7 @@ class Simulation:
         return 0.0 if abs(growth) < 1e-9 * self.input_rate else growth
 
     def queue(self, time: float) -> int:
-        """How many microbatches of an endless stream have come until `time` and wait before stage 0.
+        """The number of microbatches of an endless stream that have arrived by `time` and wait before stage 0.
 
         Up to the plan's last entry, after which nothing is simulated; 0 without an input rate.
         """
@@ -269,7 +269,7 @@ def _ratio(above: float, below: float) -> float:
 
 
 class Deadlock(RuntimeError):
-    """The plan does not come to its end; `order.find_cycle` says why."""
+    """Raised if a plan does not complete; `order.find_cycle` says why."""
 
 
 def simulate(plan: Plan, times: Times = Times(), wire: Wire = Wire(), input_rate: float | None = None) -> Simulation:

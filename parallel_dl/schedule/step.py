@@ -1,4 +1,4 @@
-"""The plan of a whole step: serial, accumulated, replicated and pipelined ones, from the numbers of a layout."""
+"""The plan of a whole step, serial, accumulated, replicated or pipelined, from the numbers of a layout."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def plan_of_step(
 ) -> Plan:
     """The plan of `pp` x `replicas` ranks, replicas of a stage side by side, with messages, sums and updates.
 
-    With `partial` gradients are summed also on one replica: ranks that split layers among them have summands.
+    With `partial`, gradients are summed even on one replica: ranks that split layers have summands.
 
-    Without a schedule one rank does all: `0F0 0B0 U`, with more microbatches `0F0 0B0 0F1 0B1 U`. PlanError as `make`.
+    Without a schedule, one rank does everything: `0F0 0B0 U`, or with more microbatches `0F0 0B0 0F1 0B1 U`. PlanError
+    as in `make`.
     """
     plan = make("naive" if schedule is None else schedule, pp, microbatches, chunks)
     return with_messages(replicated(with_update(plan), replicas, partial))
 
 
 def plan_of_hybrid_step(scheme: str, microbatches: Sequence[Sequence[int]], variable_batch: bool = False) -> Plan:
-    """That of "One weird trick", from how many samples each rank has of each microbatch.
+    """The plan of "One weird trick", from the number of samples that each rank has of each microbatch.
 
-    Sub-batches without samples are left out. InputError for an unknown scheme.
+    Sub-batches without samples are omitted. InputError for an unknown scheme.
     """
     cut = [sub_batches(scheme, shares) for shares in microbatches]
     parts = [[number for number, part in enumerate(of_microbatch) if part.size] for of_microbatch in cut]
