@@ -15,7 +15,7 @@ from parallel_dl.reproducible import TreeSum
 def evaluate(engine: Engine, x: np.ndarray, y: np.ndarray, batch_size: int) -> Evaluation:
     """The mean loss of samples x (n, ...) with targets y (n, ...), and the share of samples classified correctly.
 
-    All ranks together; each goes through its samples in batches of at most so many.
+    All ranks call it together; each processes its samples in batches of at most `batch_size`.
     """
     engine.network.eval()
     own = engine.tested(len(x))
@@ -41,7 +41,7 @@ def own_outputs(engine: Engine, x: np.ndarray, batch_size: int) -> dict[int, np.
 
 
 def _batches(part: slice, length: int) -> Iterator[slice]:
-    """The part in slices of at most so many."""
+    """The part in slices of at most this many."""
     return (slice(start, min(start + length, part.stop)) for start in range(part.start, part.stop, length))
 
 

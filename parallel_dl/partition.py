@@ -8,8 +8,8 @@ and an owner beyond the last thing has an empty share.
 >>> share(10, 4, 2)
 slice(6, 8, None)
 
-With `leaves`, a multiple of `parts`, the things are first cut into so many, and each owner has equally many
-neighbouring leaves: wherever two owners meet, two of four do, too.
+With `leaves`, a multiple of `parts`, the things are first cut into this many leaves, and each owner has the same number
+of neighbouring leaves: a boundary between owners, if there are two, is also one if there are four.
 
 >>> shares(10, 4, leaves=8), shares(10, 2, leaves=8)
 ([4, 2, 2, 2], [6, 4])

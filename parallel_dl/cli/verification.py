@@ -238,7 +238,7 @@ class Job:
         return {"cells": cells}
 
     def _tasks(self, ranks: int, experiments: dict[str, Experiment]) -> list[tuple[str, Layout]]:
-        """Which network in which layout: the one asked for, all of so many ranks, or with --all a covering set."""
+        """The (network, layout) pairs: the one requested, all of this many ranks, or with --all a covering set."""
         from parallel_dl.equivalence import layouts_of
         from parallel_dl.equivalence.runs.replayed import program_of
         from parallel_dl.equivalence.specimens.layouts import covering_set

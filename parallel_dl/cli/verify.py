@@ -142,7 +142,7 @@ def _is_exact(job: Job, name: str) -> bool:
 
 
 def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
-    """Runs a job on so many ranks of its own; what rank 0 has found."""
+    """Runs a job on this many ranks of its own; returns what rank 0 found."""
     if ranks == 1:
         from parallel_dl.mpi import one_blas_thread, world
 

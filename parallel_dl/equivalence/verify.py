@@ -69,7 +69,7 @@ def synthetic_experiment(
     data: tuple[np.ndarray, np.ndarray] | None = None,
     clip_norm: float | None = None,
 ) -> Experiment:
-    """Normally distributed samples (*input_shape) with labels of so many classes, from the seed; or those of `data`."""
+    """Normally distributed samples (*input_shape), with labels below `classes`, from the seed; or those of `data`."""
     if data is None:
         random = np.random.default_rng(seed)
         samples = 2 * batch_size + min(SHORT, batch_size)

@@ -103,7 +103,7 @@ class OneWeirdTrick(NetworkStage):
         self._returning: dict[int, Posted] = {}
 
     def _cut_up(self, share: Share, samples: int) -> list[tuple[SubBatch, np.ndarray]]:
-        """The sub-batches of a microbatch of so many samples, and where their samples are in it."""
+        """The sub-batches of a microbatch of this many samples, and where their samples are in it."""
         shares = partition.shares(samples, self.comm.size)
         if shares[self.comm.rank] != len(share.x):
             has = f"rank {self.comm.rank} has {len(share.x)} of {number_of(samples, 'sample')}"

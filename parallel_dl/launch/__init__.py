@@ -1,4 +1,4 @@
-"""Starting ranks and watching them: everything about mpirun, nothing of MPI itself (it is never imported here).
+"""Starts and monitors ranks: everything about mpirun, nothing of MPI itself (which is never imported here).
 
 To read in this order: environment, rank, job, pages, ends, running.
 """

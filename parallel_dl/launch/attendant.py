@@ -1,4 +1,4 @@
-"""A rank's attendant: the process that mpirun started, which forks the rank, waits for it and reports how it ended.
+"""A rank's attendant: the process started by mpirun, which forks the rank, waits for it and reports how it ended.
 
 mpirun's own status is not enough: MPICH reports the end of any rank, often of one that it killed itself.
 """
@@ -25,7 +25,7 @@ _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)  # by mpirun to its processes and 
 
 
 def attend(folder: str) -> None:
-    """Forks: the child returns and goes on as the rank; this process waits, reports and ends as the rank did.
+    """Forks: the child returns and continues as the rank; this process waits, reports and ends as the rank did.
 
     It also reports whether mpirun has told it to end: then the rank's end was mpirun's doing.
     """

@@ -1,4 +1,4 @@
-"""How a job that did not complete has ended: which rank was first, and what is known about it."""
+"""How an incomplete job ended: which rank was first, and what is known about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mpirun there is, whether we are inside one, and the settings that ranks on one machine run well with."""
+"""Which mpirun is used, whether we are inside one, and good settings for ranks on one machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MPI_NEEDS = 64 << 20  # bytes of shared memory that MPI itself may take for a h
 
 
 def find_mpirun() -> Path:
-    """mpirun beside the interpreter, or else on PATH. InputError says what to install when there is none."""
+    """mpirun next to the interpreter, or else on PATH; if there is none, InputError says what to install."""
     for name in ("mpirun", "mpiexec"):
         beside = Path(sys.prefix, "bin", name)
         if beside.is_file() and os.access(beside, os.X_OK):
@@ -107,7 +107,7 @@ def home() -> str:
 
 
 def settings(ranks: int, folder: str, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for `ranks` ranks on this machine; whatever the user has set is left as it is.
+    """The environment for `ranks` ranks on this machine; settings made by the user are kept.
 
     `folder` is the job's own, for what MPI writes. Both MPIs get the settings of both: foreign ones do nothing.
     """

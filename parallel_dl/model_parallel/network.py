@@ -86,7 +86,7 @@ class ModelParallel(DividedNetwork):
         return self.comm.labelled("output").all_gather(output, state.axis, sizes)
 
     def activation_shape(self, name: str, samples: int) -> Shape:
-        """What this rank has of so many samples before the layer `name`, a child of the whole network but the first."""
+        """This rank's shape for this many samples before the layer `name`, a child of the network but not the first."""
         children = list(self.network._modules)
         return self.plan.shape_after(children[children.index(name) - 1], self.comm.rank, samples)
 

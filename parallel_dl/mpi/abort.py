@@ -1,4 +1,4 @@
-"""One rank's failure ends the job: without it the other ranks wait for ever for a rank that is gone.
+"""Makes one rank's failure end the job; otherwise the other ranks would wait forever for a rank that is gone.
 
 This is for a user's own `mpirun -n N python script.py`; under our launcher, which watches the ranks, and under pytest
 nothing is installed. From the import of `parallel_dl.mpi` on an uncaught exception ends all ranks with status 1; from

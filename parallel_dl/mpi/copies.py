@@ -1,4 +1,4 @@
-"""Copies of one rank's array or object on every rank, and of every rank's object."""
+"""Copies one rank's array or object to every rank, or every rank's object."""
 
 from __future__ import annotations
 

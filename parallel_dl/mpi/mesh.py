@@ -1,4 +1,4 @@
-"""The ranks as a mesh with named axes, and one communicator along each: by default pipe x data x model.
+"""The ranks as a mesh with named axes, and one communicator per axis: by default pipe x data x model.
 
     rank = (pipe * data_size + data) * model_size + model
 

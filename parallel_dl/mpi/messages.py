@@ -1,4 +1,4 @@
-"""Messages from one rank to another, and exchanges that are made of them."""
+"""Messages from one rank to another, and exchanges made of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAG_SHIFT, TAG_SLICES = 32701, 32702
 
 
 class Messages(Group):
-    """Sends and receives, shifts, and slices from anywhere."""
+    """Sends and receives, shifts, and exchanges of arbitrary slices."""
 
     @message()
     def send(self, array: Array, destination: int, tag: int = 0) -> None:

@@ -57,7 +57,7 @@ def architecture(name: str) -> Architecture:
 
 
 def create(name: str, input_shape: Sequence[int] | None = None, classes: int | None = None) -> Module:
-    """The network `name` for inputs (samples, *input_shape) and so many classes; its weights are not drawn yet.
+    """The network `name` for inputs (samples, *input_shape) and this many classes; its weights are not drawn yet.
 
     FILE.py:NAME is a user's own: what NAME(input_shape, classes) of that file returns.
 

@@ -133,7 +133,7 @@ class Optimizer:
         gradient: np.ndarray,
         *state: np.ndarray,
     ) -> None:
-        """One update, in place, of flat weights that have had so many `updates` before."""
+        """One update, in place, of flat weights that have had this many `updates` before."""
         raise TypeError(f"{type(self).__name__} defines no update rule")
 
     def _magnitudes(

@@ -119,5 +119,5 @@ def _tag(send: Action) -> int:
 
 
 def _order_tag(tag: int, samples: int) -> int:
-    """Of the message that tells the order of memory of so many samples."""
+    """The tag of the message that announces the memory layout of this many samples."""
     return _ORDERS + tag + (_ONE_SAMPLE if samples < 2 else 0)

@@ -30,7 +30,7 @@ class SplitStage(Protocol):
         """The ranks that split the layers."""
 
     def activation_shape(self, name: str, samples: int) -> Shape:
-        """What this rank has of so many samples before the layer `name` of the outermost Sequential."""
+        """This rank's shape for this many samples before the layer `name` of the outermost Sequential."""
 
     def expect(self, samples: int) -> None:
         """Announces the number of samples in the next forward pass."""

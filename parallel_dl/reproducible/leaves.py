@@ -140,7 +140,7 @@ class Leaves:
         return Leaves(tuple(size * length for size in self.sizes))
 
     def of_ranks(self, ranks: int) -> tuple[int, ...]:
-        """How many elements each of so many ranks has, equally many leaves each."""
+        """The number of elements of each of this many ranks, with the same number of leaves each."""
         each = len(self.sizes) // ranks
         return tuple(sum(self.sizes[rank * each : (rank + 1) * each]) for rank in range(ranks))
 
@@ -189,7 +189,7 @@ class Run:
         return self.leaves.stop - self.leaves.start
 
     def of(self, array: Array, axis: int = 0, per_sample: int = 1) -> Array:
-        """Axis `axis`, with so many elements per sample, as two: (..., count, size per_sample, ...); a view."""
+        """Axis `axis`, with this many elements per sample, as two: (..., count, size per_sample, ...); a view."""
         rows = slice(self.rows.start * per_sample, self.rows.stop * per_sample)
         shape = (*array.shape[:axis], self.count, self.size * per_sample, *array.shape[axis + 1 :])
         return array[(slice(None),) * axis + (rows,)].reshape(shape)

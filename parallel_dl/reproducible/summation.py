@@ -53,7 +53,7 @@ class Summation:
         return loss
 
     def gradients(self, accumulate: Callable[[], Sequence[float]], microbatches: int) -> float:
-        """Runs forward and backward passes of so many; afterwards the weights have gradients. The sum of the losses."""
+        """Runs forward and backward of the microbatches, and sets the gradients; returns the sum of the losses."""
         return sum(accumulate())
 
     @contextmanager

@@ -81,7 +81,7 @@ def _missing(
     """The first rank that has to come before `rank` can do this action, where all ranks stand `at`, and have `sent`."""
     peers = plan.peers(rank, action)
     if action.is_message and action.sub_batch == ALL:
-        peers = peers or (rank,)  # no rank computes that stage: it waits for ever
+        peers = peers or (rank,)  # no rank computes that stage: it waits forever
     if action.kind in RECEIVES:
         return next((other for other in peers if (other, action.partner) not in sent), None)
     if action.kind in COLLECTIVES:

@@ -23,7 +23,7 @@ class CutAtFlatten:
     """in one sample's activations after the features: 9,216 in AlexNet"""
 
     def plan(self, ranks: int, splits: Mapping[str, str] | None = None, split_output: bool = True) -> Plan:
-        """Who does what of the classifier, on so many ranks; InputError as `splits.plan`."""
+        """The plan of the classifier on this many ranks; InputError as in `splits.plan`."""
         return plan(self.classifier, (self.values,), ranks, splits, split_output, partial_input=True)
 
 

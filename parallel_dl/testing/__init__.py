@@ -1,4 +1,4 @@
-"""A pytest plugin: a test marked @pytest.mark.ranks(1, 2, 4) runs on so many MPI ranks under a plain `pytest`.
+"""A pytest plugin: a test marked @pytest.mark.ranks(1, 2, 4) runs on that many MPI ranks under a plain `pytest`.
 
 The main process decides what runs and never imports MPI; all tests for one number of ranks share one mpirun. To read in
 this order: marks, group and turn (in the main process), session (inside a rank), reports. PYTEST_DONT_REWRITE

@@ -37,11 +37,11 @@ PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
 
 
 class CollectiveMismatch(RuntimeError):
-    """The ranks did not call the same collective; raised on all of them, and nothing was communicated."""
+    """Raised on all ranks if they did not call the same collective; nothing was communicated."""
 
 
 class MessageMismatch(CollectiveMismatch, ValueError):
-    """A receive names a dtype or number of values other than what was sent; raised by the receiver."""
+    """Raised by the receiver if its dtype or number of values is not what was sent."""
 
 
 class _Open:

@@ -1,4 +1,4 @@
-"""The flight recorder: the last calls of a rank, which tell where it was when it failed or hung."""
+"""The flight recorder: the last calls of a rank, which show where it was when it failed or hung."""
 
 from __future__ import annotations
 
