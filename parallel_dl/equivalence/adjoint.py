@@ -1,9 +1,9 @@
 """The adjoint test: is the backward pass of a function that communicates the adjoint of its forward pass?
 
 Over all ranks together, a function F that is linear in x and its backward pass F* satisfy <F x, y> = <x, F* y> for
-every x and y. Both are drawn at random, independently of each other and on every rank: one draw for all would let a
-shift in the wrong direction pass. What is replicated is one value, though each rank holds it: it is drawn once, and
-counted once.
+every x and y. Both are drawn at random, independently of each other and on every rank: with the same draw on all ranks,
+a shift in the wrong direction would pass. A replicated value is one value, even though each rank holds it: it is drawn
+once, and counted once.
 
 After Hewett and Grady, "A Linear Algebraic Approach to Model Parallelism in Deep Learning", arXiv 2006.03108.
 """
@@ -78,7 +78,7 @@ class _Test:
         self.x = self.draw("x", x_kind, shape)
 
     def draw(self, role: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-        """This rank's values; of what is replicated the same on every rank."""
+        """This rank's values; replicated values are the same on every rank."""
         rank = 0 if kind == "replicated" else self.comm.rank
         return np.random.default_rng([self.seed, *role.encode(), rank]).standard_normal(shape).astype(self.dtype)
 
@@ -190,7 +190,7 @@ class _Test:
     def explained(
         self, forward: float, adjoint: float, ways: dict[tuple[int, int], tuple[float, float]], bound: float
     ) -> list[str]:
-        """The ratio of both sides, and what it speaks for; it counts when it is the same between all ranks."""
+        """The ratio of both sides, and what it suggests; it counts if it is the same between all ranks."""
         if forward == 0:
             return []
         ratio, ranks = adjoint / forward, self.comm.size

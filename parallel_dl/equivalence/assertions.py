@@ -1,4 +1,4 @@
-"""One call for a test: is a network, with layers of the user's own, under a layout what it is on one rank?"""
+"""One call for tests: does a network, with a user's own layers, compute the same under a layout as on one rank?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `verify` checks besides the steps of training.
+"""What `verify` checks beyond the training steps.
 
 batches.py    are the ranks' shares the batches?
 counted.py    do ranks hold and send what the plan of a layout says?

@@ -1,4 +1,4 @@
-"""Are the shares of the ranks the batches they are cut from? (A serial run has a loader, too: it may err with them.)"""
+"""Do the ranks' shares make up the batches? (The serial run uses the same loader, and could be wrong, too.)"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The calls of a communicator on arrays: what each gives, by its definition. On whole numbers, so every sum is exact.
+"""Compares a communicator's calls on arrays with their definitions, on whole numbers, so that every sum is exact.
 
-Calls that a differentiable movement makes are tried with it (`movements`); here are the types, operations and buffers
-that movements leave out.
+Calls made by differentiable movements are checked with these (`movements`); this checks the types, operations and
+buffers that movements leave out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a rank hold and send what the arithmetic on shapes says? Counted by a ledger, in one step."""
+"""Does a rank hold and send what the arithmetic on shapes says? A ledger counts one step."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from parallel_dl.mpi import Mesh
 
 
 def wrong_fit(experiment: Experiment, layout: Layout, mesh: Mesh, run: Run) -> str | None:
-    """What is different, the same on every rank; None if nothing is. `run` is the run of these steps under the layout.
+    """The first difference, the same on every rank, or None. `run` is the run of these steps under the layout.
 
-    Experiments that change their network under way are left out, since `fit` cannot do that.
+    Experiments that change their network during training are skipped, since `fit` cannot do that.
     """
     if experiment.changes is not None:
         return None

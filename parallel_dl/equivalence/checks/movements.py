@@ -1,6 +1,6 @@
-"""The differentiable movements themselves: what each gives, by its definition on whole arrays, and the adjoint test.
+"""Compares the differentiable movements with their definitions on whole arrays, and runs the adjoint test.
 
-And what a program may divide by hand, two layers and the losses, compared with the serial ones.
+It also compares what a program may split by hand, two layers and the losses, with the serial versions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Compares arrays by name, of two programs or from files: equal, or what is different and what that looks like.
+"""Compares arrays by name, of two programs or from files, and describes what differs.
 
-Nothing is known here of what was added up, so the scale of an error is the largest absolute value of the tensor, in
-either of the two. A difference that follows a pattern is named: each is the trace of one kind of mistake in a parallel
-program.
+Nothing is known here about the terms that were added, so errors are relative to the largest absolute value of the
+tensor on either side. Differences that follow a pattern are named: each pattern is the trace of one kind of mistake in
+a parallel program.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class TensorDifference:
     name: str
     equal: bool
     error: float
-    """the largest |a - b|, over the largest |a| or |b| of the tensor; infinite where they cannot be subtracted"""
+    """the largest |a - b|, divided by the largest |a| or |b| of the tensor; infinite if they cannot be subtracted"""
     bound: float
     factor: float | None = None
     """b / a, where it is the same for all values"""
     cause: str = ""
-    """in words; empty for tensors that are equal"""
+    """a description; empty for equal tensors"""
     rounds: str | None = None
     """the type below float64, if rounding that grew in training may explain the difference; else None"""
 
@@ -53,12 +53,12 @@ class ArraysComparison:
 
     @property
     def different(self) -> list[TensorDifference]:
-        """Those that are not, in order."""
+        """The tensors that differ, in order."""
         return [tensor for tensor in self.tensors if not tensor.equal]
 
     @property
     def worst(self) -> TensorDifference | None:
-        """The one with the largest error, different ones before equal ones; None without tensors."""
+        """The tensor with the largest error, different ones before equal ones; None without tensors."""
         return max(self.tensors, key=lambda tensor: (not tensor.equal, tensor.error), default=None)
 
     @property
@@ -78,9 +78,9 @@ def compare_arrays(
 ) -> ArraysComparison:
     """Compares two sets of arrays by name.
 
-    A tensor is equal when names, shapes and types are, all values are finite, and the largest |a - b| is at most
-    `bound` times the largest |a| or |b| in it: 1e-10 in float64, 1e-5 in float32 and 1e-2 in float16 unless given.
-    `exact` demands equal values; so do integers.
+    Tensors are equal if their names, shapes and types are, all values are finite, and the largest |a - b| is at most
+    `bound` times the largest |a| or |b|; by default, `bound` is 1e-10 in float64, 1e-5 in float32 and 1e-2 in float16.
+    With `exact`, and for integers, values must be equal.
     """
     names = sorted(a.keys() | b.keys(), key=by_number)
     return ArraysComparison([_compare(name, a.get(name), b.get(name), bound, exact) for name in names])

@@ -1,4 +1,4 @@
-"""Two sides of safetensors files, of several ranks also in shards: what whole arrays they have, compared by name."""
+"""Compares two sides of safetensors files by name; a side may be sharded over the files of several ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Placement = Mapping[str, int | str]
 def read_placement(path: str) -> Placement:
     """Name or pattern -> axis, "sum" or "replicated", from a TOML file, or a JSON one (.json).
 
-    InputError for a file that is missing or malformed, and for other values. Nested tables are names with dots.
+    InputError for a file that is missing or malformed, and for invalid values. Nested tables are names with dots.
     """
     try:
         said = read_table(path, "a placement, name to axis, in TOML or JSON")

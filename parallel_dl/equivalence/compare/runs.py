@@ -1,4 +1,4 @@
-"""Compares a parallel run with the serial one: equal, or where and by how much not."""
+"""Compares a parallel run with the serial one: are they equal, and if not, where and by how much do they differ?"""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`equal`, the worst difference found, the bound for it, and a sentence."""
+    """`equal`, the worst difference found, its bound, and a sentence."""
 
     equal: bool
     worst: Difference
     bound: float
     message: str
     void_from: int | None = None
-    """the first step that rounding makes void: it and what comes after it was not compared"""
+    """the first step that rounding makes meaningless; it and later steps were not compared"""
     note: str = ""
     """which steps and quantities were not compared, and why"""
 
 
 def compare(serial: Run, parallel: Run, bound: float | None = None, exact: bool = False) -> Comparison:
-    """Compares losses, gradients, optimizer state and weights of every step, and what is left after the last one.
+    """Compares losses, gradients, optimizer state and weights of every step, and the results after the last one.
 
-    Left are the outputs in evaluation mode, the test loss and accuracy, how many updates were counted, the digest of
-    the weights, and whether weights that are loaded are those that are read back.
+    The results are the outputs in evaluation mode, the test loss and accuracy, the update counts, the digest of the
+    weights, and whether loaded weights are read back unchanged.
 
-    `bound` is relative to the sum of the magnitudes that were added up (1e-10 in float64, 1e-5 in float32 unless
-    given). The noise of a quantity at a step is how far rounding alone moves it in the serial run: ten times that is
-    the bound there if it is larger, and a quantity whose noise is above `VOID` is not compared. `exact` demands equal
-    bits (integer-valued data, where every order of summation is exact). In any case replicas must be bitwise equal to
-    each other. Infinities are equal to themselves.
+    `bound` is relative to the sum of the magnitudes that were added (by default 1e-10 in float64, 1e-5 in float32). The
+    noise of a quantity at a step is how far rounding alone moves it in the serial run: if ten times the noise is larger
+    than the bound, it replaces the bound, and a quantity whose noise is above `VOID` is not compared. `exact` demands
+    equal bits (for integer-valued data, where every order of summation is exact). Replicas must always be bitwise equal
+    to each other. Infinities are equal to themselves.
     """
     if serial.magnitudes is None:
         raise ValueError("the first run must be a serial one: it measures the magnitudes")

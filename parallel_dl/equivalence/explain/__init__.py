@@ -1,4 +1,4 @@
-"""Where does a parallel run leave the serial one, and what is the likely cause?
+"""Where does a parallel run diverge from the serial one, and what is the likely cause?
 
 trace.py         what passes through every layer in one step, on one rank
 pieces.py        what each rank has of a tensor, and should have

@@ -1,4 +1,4 @@
-"""What a difference is likely to come from: of weights, samples, sums over ranks, the loss, an update.
+"""The likely causes of differences in weights, samples, sums over ranks, the loss, or an update.
 
 Each function gets what a rank has (`got`) and should have (`expected`), and gives a phrase, or None.
 """

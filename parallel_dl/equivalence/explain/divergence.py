@@ -1,6 +1,6 @@
-"""Where a parallel run leaves the serial one: the first tensor that differs, on which rank, by which factor, and why.
+"""Where a parallel run diverges from the serial one: the first tensor that differs, its rank, its factor, and why.
 
-Both runs are traced at the step in which they part; `search` goes through the traces.
+Both runs are traced at the step in which they diverge; `search` compares the traces.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def first_divergence(
     allreduce: str | Mapping[str, Any] = "auto",
     bound: float | None = None,
 ) -> Divergence | None:
-    """Runs both again, and finds where they part; on rank 0, None on the others and when nothing is found.
+    """Reruns both and finds where they diverge; returned on rank 0, None on the others and if nothing is found.
 
     `bound` and `exact` are those of the comparison: they decide which step is the first that differs.
 

@@ -1,4 +1,4 @@
-"""Why a layer's output differs although what was computed before it is right: the way to it, or the layer itself."""
+"""Why a layer's output differs although all before it is right: its input arrived wrong, or the layer is wrong."""
 
 from __future__ import annotations
 

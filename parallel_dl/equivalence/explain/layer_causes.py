@@ -1,4 +1,4 @@
-"""What a wrong output of a layer, or a wrong gradient of it, is likely to come from.
+"""The likely causes of a wrong output, or wrong gradient, of a layer.
 
 As in `causes`; here it matters what kind of layer it is, and where a rank's tile of an image has neighbours.
 """
