@@ -151,7 +151,7 @@ def test_facts_that_are_no_json(tmp_path):
         checkpoint.save(tmp_path / "a", {"a": np.ones(2)}, {"a": object()})
 
 
-def test_no_flag_is_blamed_in_a_program_of_ones_own(tmp_path):
+def test_no_flag_is_blamed_in_own_programs(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "damaged").write_bytes(b"no tensors")
     (tmp_path / "header").write_bytes(struct.pack("<Q", 10**15) + b"{}")
@@ -204,7 +204,7 @@ def test_weights_by_name_are_readable_by_everyone(tmp_path):
 
 
 @pytest.mark.parametrize("state", [[1, 2], (1, 2), np.ones(3), 5, None, "x"])
-def test_what_is_no_dictionary_is_refused(tmp_path, state):
+def test_states_that_are_not_dictionaries_are_refused(tmp_path, state):
     with pytest.raises(InputError, match="cannot be saved; expected a dict, as state_dict"):
         checkpoint.save(tmp_path / "w", state)
     assert not list(tmp_path.iterdir())

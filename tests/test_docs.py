@@ -75,7 +75,7 @@ def test_every_page_is_linked_from_the_readme():
     assert set(linked) == {str(page.relative_to(ROOT)) for page in PAGES[1:]} | {"docs/reference/README.md"}
 
 
-def test_what_contributing_names_is_there():
+def test_names_in_contributing_exist():
     """Files and folders, from the root or in the package; and the tables that take a line."""
     page = CONTRIBUTING.read_text()
     paths = re.findall(r"`((?:[\w.]+/)+[\w.]*|\w+\.(?:py|cfg))`", page)

@@ -96,7 +96,7 @@ def _layout(flags: LayoutFlags) -> Layout:
 def require_hybrid(
     hybrid: str | None, ranks: int | None, scheme: str | None = None, variable_batch: bool = False
 ) -> None:
-    """Refuses what belongs to --hybrid without it; with it, an unknown one and wrong ranks."""
+    """Refuses flags that need --hybrid without it; with it, an unknown hybrid and wrong ranks."""
     if hybrid is None:
         for field, value in (("ranks", ranks), ("scheme", scheme), ("variable_batch", variable_batch or None)):
             if value is not None:

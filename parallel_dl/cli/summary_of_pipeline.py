@@ -31,7 +31,7 @@ _NAMED = 3  # layers of a stage that are all named; of more the first and the la
 
 
 def require_pp(flags: PipelineFlags, cache_bytes: int | None) -> None:
-    """Refuses numbers that cannot be, and what belongs to --pp without it."""
+    """Refuses invalid numbers, and flags that need --pp without it."""
     of_pipeline = {
         "schedule": flags.schedule,
         "stage": flags.stage[0] if flags.stage else None,

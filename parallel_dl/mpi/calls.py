@@ -118,14 +118,18 @@ class _Declared:
         """TypeError unless it is known of each argument what the ranks compare of it."""
         for name, fact in self._facts.items():
             if name not in self._names:
-                raise TypeError(f"{self.name}: is declared with {name!r}, which is no argument; {one_of(self._names)}")
+                raise TypeError(
+                    f"{self.name}: is declared with {name!r}, which is not an argument; {one_of(self._names)}"
+                )
             if not callable(fact):
-                raise TypeError(f"{self.name}: {name}={shown(fact)} is no fact; valid are functions as in mpi.facts")
+                raise TypeError(
+                    f"{self.name}: {name}={shown(fact)} is not a fact; expected a function like those of mpi.facts"
+                )
         for name in self._names:
             if parameters[name].annotation is inspect.Parameter.empty and name not in self._facts:
                 raise TypeError(
-                    f"{self.name}: argument {name} has no annotation, by which the ranks compare it; valid are an "
-                    f"annotation, like Array or int, and own=({name!r},) for what each rank has for itself"
+                    f"{self.name}: argument {name} has no annotation, by which the ranks compare it; expected an "
+                    f"annotation, like Array or int, or own=({name!r},) if it may differ between ranks"
                 )
 
     @functools.cached_property
@@ -211,7 +215,7 @@ def collective(function: Any = None, /, *, name: str | None = None, own: tuple[s
     neither, for an unknown name in these, and when called for an argument that by its annotation cannot be meant.
     """
     if isinstance(own, str):
-        raise TypeError(f"collective: own is {own!r}; valid is a tuple of names, ({own!r},)")
+        raise TypeError(f"collective: own is {own!r}; expected a tuple of names, ({own!r},)")
     if function is None:
         return functools.partial(_declared, kind=COLLECTIVE, name=name, facts=dict.fromkeys(own, nothing) | facts)
     return _declared(function, COLLECTIVE)

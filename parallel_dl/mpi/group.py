@@ -33,13 +33,13 @@ def _has(observer: Observer, *names: str) -> bool:
 def _require_observers(observers: Any, ledger: Any) -> None:
     """TypeError for what cannot see calls."""
     if not isinstance(observers, Sequence):
-        raise TypeError(f"Communicator: observers is {shown(observers)}; valid is a list of observers")
+        raise TypeError(f"Communicator: observers is {shown(observers)}; expected a list of observers")
     for observer in observers:
         if not isinstance(observer, Observer):
             made = f"; did you mean {observer.__name__}()?" if isinstance(observer, type) else ""
             raise TypeError(f"Communicator: observer {shown(observer)} is no parallel_dl.mpi.Observer{made}")
     if not isinstance(ledger, Ledger | None):
-        raise TypeError(f"Communicator: ledger is {shown(ledger)}; valid is a Ledger() of parallel_dl.mpi")
+        raise TypeError(f"Communicator: ledger is {shown(ledger)}; expected a Ledger() of parallel_dl.mpi")
 
 
 class Group(Caller):

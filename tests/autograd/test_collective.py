@@ -128,7 +128,7 @@ def test_it_does_not_run_twice(recorder):
     np.testing.assert_array_equal(x.grad, [4])
 
 
-def test_what_is_abandoned_is_met_by_no_later_backward(recorder):
+def test_later_backward_passes_skip_abandoned_nodes(recorder):
     """A forward pass that an error has ended."""
     recorder.replicate(leaf(1.0), name="before")
     abandon()
@@ -196,7 +196,7 @@ def test_several_results_unreached(recorder):
     assert not awaited()
 
 
-def test_what_is_sent_has_the_values_dtype_on_every_rank(recorder):
+def test_messages_have_the_dtype_of_the_value_on_every_rank(recorder):
     x = leaf(1.0, 2.0, dtype=np.float32)
     y = recorder.replicate(x, name="reached")
     a, _ = recorder.halves(x, name="halves")

@@ -71,7 +71,7 @@ def small(monkeypatch, server):
 
 
 @pytest.mark.parametrize("into", [False, True])
-def test_fetch_says_what_is_where(server, monkeypatch, capfd, tmp_path, into):
+def test_fetch_reports_where_the_files_are(server, monkeypatch, capfd, tmp_path, into):
     files = small(monkeypatch, server)
     folder = tmp_path / "here" if into else tmp_path / "cache" / "parallel_dl" / "fashion-mnist"
     arguments = ["fetch", "fashion-mnist", *(["--into", str(folder)] if into else [])]

@@ -63,7 +63,7 @@ def line_of(capfd, arguments):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_what_is_no_file(here, capfd, flag):
+def test_paths_that_are_not_files_are_refused(here, capfd, flag):
     for name, said in (
         ("pipe", "is not a regular file"),
         ("/dev/zero", "is not a regular file"),
@@ -85,7 +85,7 @@ def test_what_is_no_file(here, capfd, flag):
 
 
 @pytest.mark.parametrize("kind", IN_FOLDERS)
-def test_what_is_no_file_in_a_folder(here, capfd, kind):
+def test_folders_with_entries_that_are_not_files_are_refused(here, capfd, kind):
     name, arguments = IN_FOLDERS[kind]
     others = {
         "idx": ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"],
@@ -197,7 +197,7 @@ PLACEMENT = "diff", "whole.safetensors", "whole.safetensors", "--placement"
         ("a.txt", "0F" + "9" * 5000, ("schedule", "--check"), "is not an action"),
     ],
 )  # fmt: skip
-def test_what_is_in_them(here, capfd, name, text, arguments, said):
+def test_bad_contents_are_refused(here, capfd, name, text, arguments, said):
     (here / name).write_text(text)
     line = line_of(capfd, (*arguments, name))
     assert said in line

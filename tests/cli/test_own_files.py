@@ -75,7 +75,7 @@ def test_ranks_train_as_one(here):
     assert four["losses"] == pytest.approx(one["losses"], rel=1e-12)
 
 
-def test_a_layer_of_ones_own_is_divided(here):
+def test_own_layer_is_split(here):
     """Its rule, and the local maths of another that combines values of all ranks: the losses of one rank, also in a
     pipeline; and what is sent is what its rule says, by the page's split."""
     common = ("train", "my_layers.py:MyNet", "--dtype", "float64", "--steps", 2, "--microbatches", 2, "--json")

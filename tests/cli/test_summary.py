@@ -180,7 +180,7 @@ def test_what_alexnets_towers_send(capfd):
     assert [total["work_share"] for total in found["ranks"]] == [0.5, 0.5]
 
 
-def test_what_is_said_is_what_training_sends(capfd):
+def test_summary_states_what_training_sends(capfd):
     """Layer by layer and rank by rank, against the ledger of three ranks: image rows, a pair, and the loss."""
     options = ["--mp", 3, "--split", "features=rows", "--split", "fc2=output", "--batch-size", 30]
     found = summary(capfd, "lenet5_small", *options)
@@ -250,7 +250,7 @@ def test_one_weird_trick_by_hand(capfd):
     assert [share["values"] for share in one["gradients"]] == [2_334_080] * 2
 
 
-def test_splits_of_ones_own(capfd):
+def test_own_splits(capfd):
     """As written or as its synonym; what is not named is done by all, of what it gets."""
     for flag in ("--mp", "--tp"):
         found = summary(capfd, "mlp", flag, 2, "--split", "fc2=row", "--split", " fc1 = output ", "--batch-size", 10)

@@ -109,7 +109,7 @@ def test_json_with_split_layers(capfd):
 
 
 @pytest.mark.parametrize("splits", [ONE_WEIRD_TRICK, ("--split", "features=rows", "--split", "classifier=output")])
-def test_what_is_said_is_what_a_pipeline_with_split_layers_sends(splits, capfd):
+def test_summary_states_what_a_pipeline_with_split_layers_sends(splits, capfd):
     """Rank by rank, along both axes, against the ledger of four ranks.
 
     The order of memory is told once, by a message of 2 values.

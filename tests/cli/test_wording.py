@@ -130,7 +130,7 @@ def test_a_flag_after_the_program_is_told_where_it_goes(program, capfd, flag):
     "line",
     ["-n 3 exc.py --name -x n", "-- exc.py -n 3", "-n 2 -- exc.py --ranks 1"],
 )
-def test_no_hint_for_what_is_meant(program, capfd, line):
+def test_no_hint_for_intended_flags(program, capfd, line):
     assert main(["run", *line.split()]) == 0
     assert capfd.readouterr() == ("", "")
 

@@ -142,7 +142,7 @@ def test_layers_that_follow():
     assert {found[name].way for name in (*following, "flat", "norm", "fc")} == {None}
 
 
-def test_what_is_not_split_is_done_by_all():
+def test_every_rank_computes_layers_that_are_not_split():
     found = shares(nn.Sequential(a=nn.Linear(4, 6), b=nn.ReLU(), c=nn.Linear(6, 2)), (4,), 2, {"c": "input"})
     assert [layer.done for layer in found.values()] == ["every rank", "every rank", "input"]
     assert [work(layer) for layer in found.values()] == [[24, 24], [6, 6], [6, 6]]

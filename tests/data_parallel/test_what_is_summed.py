@@ -145,7 +145,7 @@ def test_gradients_outlive_the_shared_memory(comm):
 
 
 @pytest.mark.ranks(2)
-def test_what_was_not_summed_yet_can_be_summed_by_the_next(comm):
+def test_unsummed_gradients_can_be_summed_by_the_next_all_reduce(comm):
     model, plain = network(), network()
     backward(plain)
     first = all_reduce(comm, model, "window")

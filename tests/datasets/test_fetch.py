@@ -75,7 +75,7 @@ def test_all_files_and_then_none(server, contents, tmp_path):
     assert len(server.asked) == 4
 
 
-def test_a_file_that_is_there_but_wrong_is_replaced(server, contents, tmp_path):
+def test_existing_wrong_file_is_replaced(server, contents, tmp_path):
     fetch(table(contents), server.address, tmp_path)
     damaged = bytearray(contents[FIRST])
     damaged[1000] ^= 1

@@ -251,7 +251,7 @@ def test_training_and_test_have_one_scale(npz, train):
             load(**given)
 
 
-def test_a_scale_of_ones_own():
+def test_own_scale():
     """Bytes up to 16 are divided by 16; what was divided by 255 before is another scale."""
     x, y = RNG.integers(0, 17, (9, 7), dtype=np.uint8), np.arange(9) % 4
     alike = Dataset.from_arrays("own", x, y, x / 16, y, scale=16)

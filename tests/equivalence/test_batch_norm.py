@@ -153,7 +153,7 @@ def test_measuring_magnitudes_changes_nothing(comm):
 
 
 @pytest.mark.ranks(2, 3, 8)
-def test_a_loop_of_ones_own_with_overlap_equals_serial(comm):
+def test_own_loop_with_overlap_equals_serial(comm):
     """Nothing but a GradientAllReduce: it makes batch norm synchronised; buckets leave during backward."""
     random = np.random.default_rng(4)
     x, y = random.normal(size=(13, 12)), random.integers(0, 4, 13)

@@ -34,7 +34,7 @@ def test_every_mutant_is_caught_and_named(comm, mutant):
 
 
 @pytest.mark.ranks(2)
-def test_a_bug_that_is_there_already_is_not_caught(comm, monkeypatch):
+def test_existing_bug_does_not_count_as_caught(comm, monkeypatch):
     """Batch norm that is never synchronised: planting that again changes nothing, and must not count."""
     (mutant,) = [mutant for mutant in MUTANTS if mutant.name == "batch norm unsynchronised"]
     with planted(mutant):

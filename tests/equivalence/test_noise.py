@@ -141,7 +141,7 @@ def test_generators_of_the_process_are_as_after_the_run_itself():
     assert "differs each time" in compare(run, run).message
 
 
-def test_what_is_shared_in_a_network_is_shared_in_its_copy():
+def test_copies_of_a_network_keep_sharing():
     first, second, norm = Average(), Average(), Norm()
     second.register_buffer("other", np.zeros(2))
     network = nn.Sequential(nn.Linear(8, 8), norm, first, norm, second).initialize(0, "float64")

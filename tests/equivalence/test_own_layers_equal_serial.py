@@ -130,7 +130,7 @@ def message(comm, *arguments, **keywords):
 
 
 @pytest.mark.ranks(2)
-def test_what_is_different_is_named_on_every_rank(comm):
+def test_difference_is_named_on_every_rank(comm):
     text = message(comm, lambda: nn.Sequential(nn.Linear(6, 5), Centred(), nn.Linear(5, 4)), Layout(dp=2), drawn())
     assert text.startswith("Layout(dp=2) is not the serial run\n  first divergence: output of 1 at step 0 on rank ")
     assert "likely a layer that depends on which samples it is given, or how many" in text

@@ -204,7 +204,7 @@ def constant(before):
         ("inception", COLUMNS, wrongly(checkpoint.Stored, "__getitem__", from_the_start)),
     ],
 )
-def test_what_is_wrong_is_seen(comm, name, layout, plant):
+def test_planted_errors_are_seen(comm, name, layout, plant):
     with ExitStack() as stack:
         plant(stack)
         ((equal, _),) = cells(comm, (name, layout))
@@ -490,7 +490,7 @@ def test_an_unknown_network():
 
 # -- what is sent --------------------------------------------------------------------------------------------------
 @pytest.mark.ranks(2)
-def test_what_is_sent_is_what_is_planned(comm):
+def test_ranks_send_what_is_planned(comm):
     """In float32, too; and a plan that forgets what goes back is seen."""
     mesh = Mesh(Communicator(comm.mpi, checked=False, ledger=Ledger()), model=2)
     small = synthetic_experiment(lambda: network_named("residual", SHAPE, 4), SHAPE, 4, dtype="float32")
@@ -515,7 +515,7 @@ def test_what_is_sent_is_what_is_planned(comm):
 
 
 @pytest.mark.ranks(2)
-def test_what_a_hybrid_sends_and_what_a_rank_holds_is_what_is_planned(comm):
+def test_hybrids_send_and_ranks_hold_what_is_planned(comm):
     """And targets that are forgotten, or a weight that is counted once too often, are seen."""
     ranks = Communicator(comm.mpi, checked=False, ledger=Ledger())
     replicas, shared = Mesh(ranks, data=2), Mesh(ranks, model=2)

@@ -39,7 +39,7 @@ def not_regular(tmp_path):
 
 
 @pytest.mark.parametrize("read", [require_regular, read_text, read_table])
-def test_what_is_no_file(not_regular, tmp_path, read):
+def test_paths_that_are_not_files_are_refused(not_regular, tmp_path, read):
     for path in not_regular:
         assert refused(read, path, "a thing") == f"{path}: is not a regular file; expected a thing"
     assert refused(read, tmp_path, "a thing") == f"{tmp_path}: is a folder; expected a thing"
@@ -57,7 +57,7 @@ def sparse(path, size):
 
 
 @pytest.mark.parametrize("read", [require_regular, read_text, read_table])
-def test_what_is_too_large(tmp_path, read):
+def test_files_too_large_are_refused(tmp_path, read):
     path = sparse(tmp_path / "sparse", 20_000_000_000)
     line = refused(read, path, "a thing")
     assert line.startswith(f"{path}: has 20,000,000,000 bytes; expected a thing, of at most ")

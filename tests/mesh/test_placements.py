@@ -71,7 +71,7 @@ def test_nothing_moves_to_where_it_is(state):
     [(Replicated(), Invariant()), (Replicated(), Partial()), (Invariant(), Partial()), (SLICES, Partial())],
     ids=str,
 )
-def test_what_is_not_offered(before, after):
+def test_paths_that_are_not_offered(before, after):
     with pytest.raises(NotOffered):
         reshard(on(before), on(after), WHOLE)
 

@@ -113,7 +113,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.ranks(1, 2, 3, 8)
-def test_a_block_of_ones_own(comm):
+def test_own_block(comm):
     """Twice the same block, one after the other, with one all-reduce in either direction for each."""
     counted = Communicator(comm.mpi, checked=False, ledger=Ledger())
     x, weights = draw(SAMPLES, 6), draw(SAMPLES, 6)

@@ -80,19 +80,22 @@ def a_collective(comm, array: np.ndarray, op: str, rest=None):
 DECLARED = {
     "own": (
         {"own": ("rest", "arry")},
-        "a_collective: is declared with 'arry', which is no argument; valid are array, op, rest",
+        "a_collective: is declared with 'arry', which is not an argument; expected one of array, op, rest",
     ),
     "a fact": (
         {"own": ("rest",), "opp": type_only},
-        "a_collective: is declared with 'opp', which is no argument; valid",
+        "a_collective: is declared with 'opp', which is not an argument; expected",
     ),
-    "the communicator": ({"own": ("comm",)}, "a_collective: is declared with 'comm', which is no argument"),
-    "no fact": ({"rest": "type"}, "a_collective: rest='type' is no fact; valid are functions as in mpi.facts"),
+    "the communicator": ({"own": ("comm",)}, "a_collective: is declared with 'comm', which is not an argument"),
+    "no fact": (
+        {"rest": "type"},
+        "a_collective: rest='type' is not a fact; expected a function like those of mpi.facts",
+    ),
     "no annotation": (
         {"op": type_only},
         "a_collective: argument rest has no annotation, by which the ranks compare it;",
     ),
-    "one word": ({"own": "rest"}, "collective: own is 'rest'; valid is a tuple of names, ('rest',)"),
+    "one word": ({"own": "rest"}, "collective: own is 'rest'; expected a tuple of names, ('rest',)"),
 }
 
 
@@ -127,8 +130,8 @@ def test_to_a_traceback_a_call_is_no_file_of_the_users():
 WATCHING = {
     "a word": ({"observers": ["x"]}, "Communicator: observer 'x' is no parallel_dl.mpi.Observer"),
     "a class": ({"observers": [Timeline]}, "is no parallel_dl.mpi.Observer; did you mean Timeline()?"),
-    "one": ({"observers": Timeline()}, "; valid is a list of observers"),
-    "no ledger": ({"ledger": True}, "Communicator: ledger is True; valid is a Ledger() of parallel_dl.mpi"),
+    "one": ({"observers": Timeline()}, "; expected a list of observers"),
+    "no ledger": ({"ledger": True}, "Communicator: ledger is True; expected a Ledger() of parallel_dl.mpi"),
 }
 
 

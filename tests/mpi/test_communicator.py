@@ -446,7 +446,7 @@ def wrong_at_root(comm, root):
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_what_is_wrong_at_the_root_fails_on_every_rank(comm, checked):
+def test_errors_at_the_root_fail_on_every_rank(comm, checked):
     comm = comm if checked else Communicator(comm.mpi, checked=False)
     root = comm.size - 1
     for name, (call, error, words) in wrong_at_root(comm, root).items():

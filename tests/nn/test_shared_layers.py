@@ -150,7 +150,7 @@ def by_number_from_behind(network, layer):
 
 
 @pytest.mark.parametrize("assign", [by_name, by_number, by_number_from_behind])
-def test_what_is_assigned_takes_the_place(assign):
+def test_assignment_replaces_in_place(assign):
     network = three()
     layer = nn.Linear(4, 5)
     assign(network, layer)

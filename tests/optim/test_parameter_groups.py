@@ -371,7 +371,7 @@ def test_what_was_frozen_is_remembered(how):
         optimizer.step()
 
 
-def test_what_was_left_out_on_purpose_is_left_out_by_a_copy_too():
+def test_copies_leave_out_what_was_left_out_on_purpose():
     optimizer, model = copy.deepcopy((lambda m: (optim.SGD(m[4].parameters(), 0.1), m))(network()))
     before = model.state_dict()
     backward(model)

@@ -75,7 +75,7 @@ def test_pytorchs_names(theirs, ours):
 @pytest.mark.parametrize(
     "text", ["", "F", "2F", "F0", "2f0", "2X0", "-1F0", "2F0 2F1", "2F1.5", "2_F0", "9" * 5000 + "F0"]
 )
-def test_what_is_no_action(text):
+def test_invalid_actions_are_refused(text):
     with pytest.raises(PlanError, match="is not an action: expected stage, kind and microbatch, like 2F0"):
         Action.parse(text)
 

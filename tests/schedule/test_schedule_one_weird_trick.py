@@ -58,7 +58,7 @@ def test_one_rank_sends_nothing():
         assert (one.makespan, one.communication, one.hidden) == (8, 0, 0)
 
 
-def test_what_is_where():
+def test_where_samples_are():
     """The second part is under way while the first computes; its forward is over the first one's reduction."""
     found = timeline("b", 2, 4, 8, 1)
     for rank in range(2):

@@ -228,7 +228,7 @@ def test_refusals_of_other_networks():
     assert refusal(2, None, images, 8).startswith("input_shape 8: is the shape of one sample")
 
 
-def test_a_module_of_ones_own_is_refused_by_name():
+def test_own_module_is_refused_by_name():
     class Mine(nn.Module):
         def forward(self, x):
             return x
@@ -434,7 +434,7 @@ def test_shares_of_a_layer_add_up_to_it():
         assert sum(planned.parameters(rank) for rank in range(ranks)) == 60_965_224
 
 
-def test_what_is_left_split_has_to_stay_so():
+def test_outputs_left_split_must_stay_split():
     """`:split` is refused wherever the slices would have to be moved."""
     linear, relu, identity = nn.Linear, nn.ReLU, nn.Identity
     for network, given in (
