@@ -110,7 +110,12 @@ EXTENSIONS = (
     ("a collective", "collectives", "movement", "a function on arrays and a communicator, with its adjoint"),
     ("an optimizer", "optim", "Optimizer", "a subclass with `state_of` and `_update`"),
     ("a data set", "datasets", "Dataset", "one object of this class"),
-    ("a schedule", "schedule", "register", "a function (pp, microbatches) that returns a `Plan`"),
+    (
+        "a schedule",
+        "schedule",
+        "register",
+        "a function (pp, microbatches) that returns a list of (stage, kind, microbatch) per rank",
+    ),
     ("a loss", "trainer", "Trainer", "a function (outputs, targets, total) for its argument `loss`"),
     ("a test of any of these", "equivalence", "assert_equivalent", "a network, a layout and a batch"),
 )
