@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from parallel_dl import launch
-from parallel_dl.cli import losses
+from parallel_dl.cli import losses, trial
 from parallel_dl.cli.flags import BATCH_SIZE, TrainingFlags
 from parallel_dl.cli.layout import require_fits
 from parallel_dl.cli.limits import of_flag, require_count, require_seed
@@ -59,9 +59,15 @@ class Job:
                 require_writable(flags.output)
         data = datasets.load(flags.dataset, flags.data_dir, flags.dtype).with_flat_targets()
         data = losses.fitted(flags.loss, data)
-        losses.require_scalar(flags.loss, data)
+        trial.try_loss(flags.loss, data.outputs, data.x_train, data.y_train)
         layout.require_microbatches(min(flags.batch_size, len(data.x_train)))
-        network = network_for(self.network, data, flags.dataset)
+
+        def build() -> Module:
+            return network_for(self.network, data, flags.dataset)
+
+        network = build()
+        loss, samples = losses.function_of(flags.loss), (data.x_train, data.y_train)
+        trial.try_network(self.network, build, flags.loss, loss, *samples, flags.seed, flags.dtype)
         if layout.reproducible:
             self._check_reproducible(network, data)
         require_fits(network, data.input_shape, layout)
