@@ -68,8 +68,6 @@ class Job:
         network = build()
         loss, samples = losses.function_of(flags.loss), (data.x_train, data.y_train)
         trial.try_network(self.network, build, flags.loss, loss, *samples, flags.seed, flags.dtype)
-        if layout.reproducible:
-            self._check_reproducible(network, data)
         require_fits(network, data.input_shape, layout)
         layout.updates(len(data.x_train), flags.batch_size, flags.epochs, flags.steps)
         if flags.weights is not None:
@@ -100,12 +98,6 @@ class Job:
         flags = self.flags
         self.layout.require_training(clip_norm=flags.clip_norm, optimizer=flags.optimizer, allreduce=flags.allreduce)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
-
-    def _check_reproducible(self, network: Module, data: Dataset) -> None:
-        """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
-        from parallel_dl.reproducible import cut_into_leaves
-
-        cut_into_leaves(network, data.input_shape)
 
     # -- the optimizer ---------------------------------------------------------------------------------------------
     @property
