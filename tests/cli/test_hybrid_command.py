@@ -60,6 +60,7 @@ def test_the_table_says_so(capsys):
     assert main(["train", "alexnet_small", *flags]) == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "one weird trick, scheme b, fully connected layers updated after each part" in out
+    assert "(features data parallel 2, classifier model parallel 2, microbatches 1)" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
