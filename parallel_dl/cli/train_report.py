@@ -39,11 +39,10 @@ def _of_layout(facts: dict[str, Any], method: str) -> Iterator[tuple[str, str]]:
     if "hybrid" in layout:
         of_halves = f"features data parallel {layout['dp']}, classifier model parallel {layout['dp']}"
         yield "ranks", f"{facts['ranks']} ({of_halves}, microbatches {layout['microbatches']})"
-    else:
-        yield "ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})"
-    if "hybrid" in layout:
         updated = ", fully connected layers updated after each sub-batch" if layout["hybrid"]["variable_batch"] else ""
         yield "hybrid", f"one weird trick, scheme {layout['hybrid']['scheme']}{updated}"
+    else:
+        yield "ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})"
     if layout["schedule"]:
         yield "schedule", layout["schedule"]
     if layout["split"]:

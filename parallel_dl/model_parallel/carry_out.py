@@ -104,7 +104,7 @@ def _position(step: Step, axis: ModelAxis, name: str) -> Position:
     def require_stated(what: str) -> None:
         if by and not step.division.sent(1):  # by which `summary` counts
             raise InputError(
-                f"{by}: its local maths uses position.{what}, but the rule does not say what that sends; valid is "
+                f"{by}: its local maths uses position.{what}, but the rule does not say what that sends; expected "
                 "messages=lambda samples: [splits.Message(...), ...] in its Division"
             )
 
