@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -65,15 +66,30 @@ def call(
     found = _OWN.fullmatch(name)
     if found is None:
         return function(*arguments, **named_arguments)
-    own = f"{what} {cut(name)}"
-    try:
+    with telling(what, name):
         value = function(*arguments, **named_arguments)
-    except (Exception, SystemExit) as error:
-        raise failure(own, found[1], error) from error
     if not isinstance(value, returns):
         where = _line_of(function)
-        raise InputError(f"{own}: {where}returns a value of type {type(value).__name__}; expected {returns.__name__}")
+        raise InputError(
+            f"{what} {cut(name)}: {where}returns a value of type {type(value).__name__}; expected {returns.__name__}"
+        )
     return value
+
+
+@contextmanager
+def telling(what: str, name: str) -> Iterator[None]:
+    """What is raised inside is, for FILE.py:NAME, an InputError: one line with `what`, the name and the place."""
+    found = _OWN.fullmatch(name)
+    if found is None:
+        yield
+        return
+    own = f"{what} {cut(name)}"
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, InputError) and error.marked.startswith(own):
+            raise
+        raise failure(own, found[1], error) from error
 
 
 def _module(file: str) -> ModuleType:
@@ -106,6 +122,8 @@ def failure(own: str, file: str, error: Exception | SystemExit) -> InputError:
         inside = [(frame.filename, frame.lineno) for frame in frames if frame.filename == path]
         where = inside[-1] if inside else (path, None)
         said = error.marked if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, InputError) and not inside:  # the line says all that is known
+            return InputError(f"{own}: {said}")
     there = named(file if where[0] == path else where[0])
     at = there if where[1] is None else f"{there}, line {where[1]}"
     return InputError(f"{own}: {at}: {said}")

@@ -118,10 +118,14 @@ def refuse_beside(hybrid: str, others: Mapping[str, int | None]) -> None:
 
 
 def require_fits(network: Module, input_shape: Sequence[int], layout: Layout) -> None:
-    """Refuses (InputError) splits, stages or a hybrid that this network cannot have.
+    """Refuses (InputError) splits, stages, a hybrid or leaves that this network cannot have.
 
-    It is for samples (*input_shape). No MPI is needed.
+    It is for samples (*input_shape); with `reproducible` it is cut into leaves, as training does. No MPI is needed.
     """
+    if layout.reproducible:
+        from parallel_dl.reproducible import cut_into_leaves
+
+        cut_into_leaves(network, input_shape)
     if layout.splits_layers:
         plan_for(network, input_shape, layout.mp, layout.split)
     if layout.hybrid:

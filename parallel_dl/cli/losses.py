@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from parallel_dl import from_file
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError
 
 if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
@@ -20,23 +20,6 @@ def function_of(loss: str) -> Callable[..., Any]:
 
     shipped = (nn.cross_entropy, nn.logistic_loss, nn.mse)
     return from_file.find("`loss`", loss, dict(zip(LOSSES, shipped)))
-
-
-def require_scalar(loss: str, data: Dataset) -> None:
-    """Tries a user's own loss on two samples, with zeros as outputs; InputError unless it gives one number."""
-    import numpy as np
-
-    from parallel_dl.autograd import Tensor
-
-    if not from_file.is_own(loss):
-        return
-    targets = data.y_train[:2]
-    outputs = Tensor(np.zeros((len(targets), data.outputs), data.x_train.dtype), requires_grad=True)
-    value = from_file.call("`loss`", loss, function_of(loss), outputs, targets, len(targets), returns=Tensor)
-    if value.size != 1:
-        raise InputError(
-            f"returns shape {value.shape}; expected one number, summed over the samples", "loss", cut(loss)
-        )
 
 
 def require_classes(loss: str | None) -> None:

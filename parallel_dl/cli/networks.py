@@ -29,10 +29,14 @@ def network_and_shape(name: str, dataset: str | None, data_dir: str | None) -> t
 def network_for(name: str, dataset: Dataset, flag: str) -> Module:
     """The network `name` for the data set that `--dataset flag` gave; InputError when the two do not fit together."""
     from parallel_dl import from_file, networks
+    from parallel_dl.nn import output_shape
 
     shipped = networks.architecture(name)
     if from_file.is_own(name):
-        return networks.create(name, dataset.input_shape, dataset.outputs)
+        network = networks.create(name, dataset.input_shape, dataset.outputs)
+        with from_file.telling("network", name):
+            output_shape(network, dataset.input_shape)
+        return network
     with of_flag(f"--dataset {named(flag)}:"):
         if dataset.classes is None and shipped.classes is not None and shipped.classes != dataset.outputs:
             raise InputError(

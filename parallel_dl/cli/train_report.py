@@ -36,10 +36,13 @@ def print_result(facts: dict[str, Any], result: Result, method: str, rounds: boo
 def _of_layout(facts: dict[str, Any], method: str) -> Iterator[tuple[str, str]]:
     layout = facts["layout"]
     kinds = {"dp": "data parallel", "mp": "model parallel", "pp": "pipeline", "microbatches": "microbatches"}
-    yield "ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})"
     if "hybrid" in layout:
+        of_halves = f"features data parallel {layout['dp']}, classifier model parallel {layout['dp']}"
+        yield "ranks", f"{facts['ranks']} ({of_halves}, microbatches {layout['microbatches']})"
         updated = ", fully connected layers updated after each sub-batch" if layout["hybrid"]["variable_batch"] else ""
         yield "hybrid", f"one weird trick, scheme {layout['hybrid']['scheme']}{updated}"
+    else:
+        yield "ranks", f"{facts['ranks']} ({', '.join(f'{kind} {layout[key]}' for key, kind in kinds.items())})"
     if layout["schedule"]:
         yield "schedule", layout["schedule"]
     if layout["split"]:

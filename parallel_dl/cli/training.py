@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from parallel_dl import launch
-from parallel_dl.cli import losses
+from parallel_dl.cli import losses, trial
 from parallel_dl.cli.flags import BATCH_SIZE, TrainingFlags
 from parallel_dl.cli.layout import require_fits
 from parallel_dl.cli.limits import of_flag, require_count, require_seed
@@ -59,11 +59,15 @@ class Job:
                 require_writable(flags.output)
         data = datasets.load(flags.dataset, flags.data_dir, flags.dtype).with_flat_targets()
         data = losses.fitted(flags.loss, data)
-        losses.require_scalar(flags.loss, data)
+        trial.try_loss(flags.loss, data.outputs, data.x_train, data.y_train)
         layout.require_microbatches(min(flags.batch_size, len(data.x_train)))
-        network = network_for(self.network, data, flags.dataset)
-        if layout.reproducible:
-            self._check_reproducible(network, data)
+
+        def build() -> Module:
+            return network_for(self.network, data, flags.dataset)
+
+        network = build()
+        loss, samples = losses.function_of(flags.loss), (data.x_train, data.y_train)
+        trial.try_network(self.network, build, flags.loss, loss, *samples, flags.seed, flags.dtype)
         require_fits(network, data.input_shape, layout)
         layout.updates(len(data.x_train), flags.batch_size, flags.epochs, flags.steps)
         if flags.weights is not None:
@@ -94,12 +98,6 @@ class Job:
         flags = self.flags
         self.layout.require_training(clip_norm=flags.clip_norm, optimizer=flags.optimizer, allreduce=flags.allreduce)
         self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
-
-    def _check_reproducible(self, network: Module, data: Dataset) -> None:
-        """Refuses what cannot be the same bits in every layout; `network` is then cut into leaves."""
-        from parallel_dl.reproducible import cut_into_leaves
-
-        cut_into_leaves(network, data.input_shape)
 
     # -- the optimizer ---------------------------------------------------------------------------------------------
     @property
@@ -175,6 +173,7 @@ class Job:
         forward = cost_of(network, dataset.input_shape, min(flags.batch_size, len(dataset.x_train)))
         if _work_in_products(forward) < _WORK_FOR_THREADS:
             one_blas_thread()
+        idle = _nothing_split(network, dataset.input_shape, layout)
         # with it MPICH takes ranks of one node for ranks of several
         unshared = world.size > 1 and not world.is_one_node and launch.without_shared_memory()
         trainer = Trainer(
@@ -191,6 +190,7 @@ class Job:
             with of_flag("--weights"):
                 weights = checkpoint.read(flags.weights)
             trainer.load_state_dict(weights)
+        _say(world, idle)
         note = trainer.gradients.note
         if unshared and flags.allreduce != "mpi" and not layout.reproducible:
             note = "gradients are summed by MPI's all-reduce: /dev/shm is too small for MPICH's shared memory"
@@ -255,6 +255,20 @@ def _say(world: Communicator, *notes: str | None) -> None:
     for note in notes:
         if note and world.rank == 0:
             print(f"parallel-dl: {note}", file=sys.stderr)
+
+
+def _nothing_split(network: Module, input_shape: Sequence[int], layout: Layout) -> str | None:
+    """A note if --mp leaves every layer whole: there is no default for layers of the user's own."""
+    from parallel_dl.nn import layer_shapes
+    from parallel_dl.splits import default_splits
+    from parallel_dl.splits.rule import ways_of
+
+    if not layout.splits_layers or layout.split or default_splits(network, input_shape, layout.mp):
+        return None
+    layers = [passed for passed in layer_shapes(network, input_shape) if passed.layer.parameters()]
+    ways = [f"--split {passed.name}={way}" for passed in layers for way in ways_of(passed.layer)]
+    does = f"--mp {layout.mp}: no layer is split, so each rank computes all of the network"
+    return f"{does}; possible are {', '.join(ways[:4])}{', ...' * (len(ways) > 4)}" if ways else does
 
 
 def _diverged(found: list[float]) -> str | None:

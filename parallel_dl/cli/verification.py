@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from parallel_dl.cli import losses
+from parallel_dl import from_file
+from parallel_dl.cli import losses, trial
 from parallel_dl.cli.flags import VerifyFlags
 from parallel_dl.cli.layout import flags_of_ranks, require_fits
 from parallel_dl.cli.limits import require_count, require_seed
@@ -101,6 +102,9 @@ class Job:
 
         what = self.experiment(name)
         what.make_optimizer([Parameter((1,), initializers.constant(0.0))])
+        trial.try_network(
+            name, what.build, self.flags.loss, what.loss, what.x, what.y, self.flags.seed, self.flags.dtype
+        )
         if self.layout is None:
             return
         program = program_of(what.build(), self.layout)
@@ -175,10 +179,10 @@ class Job:
         if loss is None:
             loss = losses.LOSSES[0] if found.classes is not None else "mse"
         found = losses.fitted(loss, found)
-        losses.require_scalar(loss, found)
+        trial.try_loss(loss, found.outputs, found.x_train, found.y_train)
 
         def build() -> Module:
-            if shipped is None:
+            if shipped is None or from_file.is_own(name):
                 return network_named(name, found.input_shape, found.outputs)
             return network_for(name, found, chosen)
 

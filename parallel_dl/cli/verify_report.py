@@ -52,7 +52,8 @@ def layout_text(layout: dict[str, Any]) -> str:
         return f"{layout_text({**layout, 'reproducible': False})} reproducible"
     if "hybrid" in layout:
         variable = ", variable batch" if layout["hybrid"]["variable_batch"] else ""
-        return f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}{variable}"
+        scheme = f"{layout['hybrid']['name']} {layout['hybrid']['scheme']} {layout['dp']}{variable}"
+        return f"{scheme}, {number_of(layout['microbatches'], 'microbatch')}"
     parts = [f"{key} {layout[key]}" for key in ("dp", "mp", "pp") if layout[key] > 1] or ["serial"]
     if layout["schedule"]:
         parts.append(layout["schedule"])

@@ -99,7 +99,14 @@ def _ended(finish: Finish | None, layer: nn.Module, y: Any, by: str) -> Any:
 
 
 def _position(step: Step, axis: ModelAxis, name: str) -> Position:
-    labelled = axis.comm.labelled(name)
+    labelled, by = axis.comm.labelled(name), step.division.by
+
+    def require_stated(what: str) -> None:
+        if by and not step.division.sent(1):  # by which `summary` counts
+            raise InputError(
+                f"{by}: its local maths uses position.{what}, but the rule does not say what that sends; expected "
+                "messages=lambda samples: [splits.Message(...), ...] in its Division"
+            )
 
     def combine(array: np.ndarray, op: str = "sum") -> np.ndarray:
         if isinstance(array, Tensor):
@@ -109,11 +116,15 @@ def _position(step: Step, axis: ModelAxis, name: str) -> Position:
                 f"{name} combines values over a communicator that was freed: run backward before free(), "
                 "and use no_grad() for a forward without backward"
             )
+        require_stated("combine")
         return labelled.all_reduce(array, op)
 
-    return Position(
-        axis.comm.rank, step.input, step.output, combine, axis.own_samples, lambda path, x: axis.make(path, x, name)
-    )
+    def moved(path: Path, x: Any) -> Any:
+        if path:
+            require_stated("reshard")
+        return axis.make(path, x, name)
+
+    return Position(axis.comm.rank, step.input, step.output, combine, axis.own_samples, moved)
 
 
 def name_of(module: nn.Module) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from parallel_dl import from_file
-from parallel_dl.errors import InputError, number_of
+from parallel_dl.errors import InputError, cut, number_of
 from parallel_dl.networks.alexnet import AlexNet, alexnet_one_tower, alexnet_small
 from parallel_dl.networks.lenet5 import LeNet5, lenet5_small
 from parallel_dl.networks.mlp import MLP, mlp_deep
@@ -69,7 +69,10 @@ def create(name: str, input_shape: Sequence[int] | None = None, classes: int | N
         if input_shape is None or classes is None:
             raise InputError(f"network {name}: takes input shape and classes from the data; give both")
         try:
-            return shipped.create(tuple(input_shape), classes)
+            network = shipped.create(tuple(input_shape), classes)
+            if "_modules" not in vars(network):
+                raise InputError(f"network {cut(name)}: its __init__ does not call super().__init__()")
+            return network
         except InputError as error:
             if from_file.is_own(name):
                 raise

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from parallel_dl.autograd import Tensor, ops
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, shown
 from parallel_dl.nn.calls import frames
 from parallel_dl.nn.initializers import uniform
 from parallel_dl.nn.module import Module
@@ -175,6 +175,8 @@ class Layers(Module):
     def __init__(self, *layers: Module, **named: Module) -> None:
         super().__init__()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
+            if not isinstance(layer, Module):
+                raise TypeError(f"{type(self).__name__}: layer {name} is {shown(layer)}; expected a Module")
             setattr(self, name, layer)
 
     def __iter__(self) -> Iterator[Module]:

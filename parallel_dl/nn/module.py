@@ -90,6 +90,8 @@ class Module:
             if value._owner is None:
                 value._owner = (weakref.ref(self), name)
         elif isinstance(value, Module):
+            if "_modules" not in value.__dict__:
+                raise AttributeError(f"call super().__init__() in {type(value).__name__}.__init__")
             self._modules[name] = value
             if value._parent is None or value._parent[0]() is None:
                 value.__dict__["_parent"] = (weakref.ref(self), name)

@@ -59,7 +59,8 @@ def test_the_table_says_so(capsys):
     flags = ("--hybrid", "owt", "--scheme", "b", "--variable-batch", "--ranks", "1", "--steps", "1")
     assert main(["train", "alexnet_small", *flags]) == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "one weird trick, scheme b, fully connected layers updated after each part" in out
+    assert "one weird trick, scheme b, fully connected layers updated after each sub-batch" in out
+    assert "(features data parallel 1, classifier model parallel 1, microbatches 1)" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

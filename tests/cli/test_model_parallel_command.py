@@ -164,3 +164,24 @@ def test_inside_a_users_own_mpirun():
 def test_bad_input(refused, flags, words):
     message = refused(*flags)
     assert all(word in message for word in words), message
+
+
+OWN = """from parallel_dl import nn
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter((64, 10), nn.initializers.uniform(0.1))
+    def forward(self, x): return x @ self.w
+    def output_shape(self, s): return (10,)
+net = lambda shape, classes: nn.Sequential(flatten=nn.Flatten(), own=Own())
+"""
+
+
+@pytest.mark.parametrize("split", [(), ("--split", "own=samples")], ids=["nothing", "samples"])
+def test_a_line_when_no_layer_is_split(tmp_path, monkeypatch, split):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    status, out, err = call("train", "own.py:net", "--mp", 2, "--steps", 1, "--json", *split)
+    assert (status, out.count("\n")) == (0, 1), err
+    does = "no layer is split, so each rank computes all of the network; possible are --split own=samples"
+    assert err == ("" if split else f"parallel-dl: --mp 2: {does}\n")

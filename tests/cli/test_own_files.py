@@ -109,6 +109,60 @@ BROKEN = {
     "halves.py": "def f(pp, m):\n    return [[0, 0]]\n",
     "quits.py": "def f(*arguments):\n    raise SystemExit(3)\n",
     "many.py": "def f(outputs, targets, total):\n    return outputs\n",
+    "float.py": "def f(outputs, targets, total):\n    return float(outputs.data.sum())\n",
+    "constant.py": """from parallel_dl.autograd import Tensor
+def f(outputs, targets, total): return Tensor(outputs.data.sum())
+""",
+    "back.py": """from parallel_dl.autograd import primitive
+@primitive
+def f(outputs, *, targets=None, total=None):
+    def back(g): raise RuntimeError("planted")
+    return outputs.sum(), (back,)
+loss = lambda outputs, targets, total: f(outputs)
+""",
+    "nets.py": """import math
+from parallel_dl import nn
+from parallel_dl.autograd import primitive
+
+
+class Own(nn.Module):
+    def __init__(self, forward, shape=lambda s: s):
+        super().__init__()
+        self.maths, self.shape = forward, shape
+
+    def forward(self, x):
+        return self.maths(x)
+
+    def output_shape(self, input_shape):
+        return self.shape(input_shape)
+
+
+@primitive
+def no_way_back(x):
+    def back(g):
+        raise RuntimeError("planted")
+    return x + 0, (back,)
+
+
+class Bare(nn.Module):
+    def __init__(self): pass
+
+
+def net(*own, outputs=10):
+    return lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs), *own)
+
+
+few = net(outputs=7)
+empty = lambda shape, classes: nn.Sequential()
+bare = lambda shape, classes: Bare()
+inner = lambda shape, classes: nn.Sequential(Bare())
+number = net(3)
+raises = net(Own(lambda x: x.nothing))
+backward = net(Own(no_way_back))
+pair = net(Own(lambda x: (x,)))
+one = net(Own(lambda x: x[:1]))
+no_shape = net(Own(lambda x: x, lambda s: s.nothing))
+""",
 }
 
 
@@ -143,6 +197,35 @@ def test_a_network_that_is_wrong(broken, said, command, name, line):
     assert line in told
 
 
+NETWORKS = {
+    "few": "gives (7,) for a sample: cross_entropy: targets must be in 0..6",
+    "empty": "has no parameters, so there is nothing to train",
+    "bare": "its __init__ does not call super().__init__()",
+    "inner": "nets.py, line N: AttributeError: call super().__init__() in Bare.__init__",
+    "number": "nets.py, line N: TypeError: Sequential: layer 2 is 3; expected a Module",
+    "raises": "nets.py, line N: AttributeError: 'Tensor' object has no attribute 'nothing'",
+    "backward": "nets.py, line N: RuntimeError: planted",
+    "pair": "gives a value of type tuple; expected a Tensor",
+    "one": "makes (1, 10) of 2 samples; expected (2, ...)",
+}
+
+
+@pytest.mark.parametrize("command", ["train", "verify"])
+@pytest.mark.parametrize("layout", [("--dp", 2), ("--mp", 2)], ids=["dp", "mp"])
+@pytest.mark.parametrize(("name", "line"), NETWORKS.items(), ids=NETWORKS)
+def test_a_network_that_cannot_be_trained(broken, said, command, layout, name, line):
+    told = re.sub(r"line \d+", "line N", said(command, f"nets.py:{name}", *layout))
+    assert told.startswith(f"network nets.py:{name}: {line}")
+
+
+@pytest.mark.parametrize("command", ["train", "summary", "plan"])
+def test_a_network_whose_shapes_raise(broken, said, command):
+    told = re.sub(r"line \d+", "line N", said(command, "nets.py:no_shape"))
+    assert (
+        told == "network nets.py:no_shape: nets.py, line N: AttributeError: 'tuple' object has no attribute 'nothing'"
+    )
+
+
 def test_a_file_without_a_name_in_it(broken, said):
     assert (
         said("train", "number.py")
@@ -168,6 +251,9 @@ OTHERS = [
     (("--optimizer", "inside.py:f"), "--optimizer inside.py:f: inside.py, line 2: NameError: "),
     (("--loss", "wrong.py:f"), "--loss wrong.py:f: line 1: returns a value of type str; expected Tensor"),
     (("--loss", "many.py:f"), "--loss many.py:f: returns shape (2, 10); expected one number, summed over the samples"),
+    (("--loss", "float.py:f"), "--loss float.py:f: line 1: returns a value of type float; expected Tensor"),
+    (("--loss", "constant.py:f"), "--loss constant.py:f: has no gradient; expected a Tensor computed from the outputs"),
+    (("--loss", "back.py:loss"), "--loss back.py:loss: back.py, line 4: RuntimeError: planted"),
     (("--dataset", "wrong.py:f"), "dataset wrong.py:f: line 1: returns a value of type str; expected Dataset"),
     (("--dataset", "inside.py:f"), "dataset inside.py:f: inside.py, line 2: NameError"),
 ]

@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import HANG
 
+from parallel_dl import launch
 from parallel_dl.cli import main
 from parallel_dl.layout import Layout
 from parallel_dl.schedule import check, parse
@@ -102,3 +103,34 @@ def test_it_needs_no_mpi(environment):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
     assert run.returncode == 0, run.stderr
+
+
+OWN = """from parallel_dl import nn
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter((64, 10), nn.initializers.uniform(0.1))
+    def forward(self, x): return x @ self.w
+    def output_shape(self, s): return (10,)
+net = lambda shape, classes: nn.Sequential(flatten=nn.Flatten(), own=Own())
+"""
+REFUSED = {
+    "alexnet_small --mp 2 --reproducible --split conv1=rows": "--split conv1=rows: --reproducible divides only",
+    "own.py:net --dp 2 --reproducible": "layer own: --reproducible cannot add up a Own's sums in the same order",
+    "mlp --dp 3 --reproducible": "--dp 3: ",
+    "mlp --pp 2 --schedule pipedream --reproducible": "--schedule pipedream: --reproducible needs one update per batch",
+    "alexnet_small --hybrid owt --ranks 2 --reproducible": "--hybrid owt: cannot be combined with --reproducible",
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "train", "verify"])
+@pytest.mark.parametrize(("flags", "line"), REFUSED.items(), ids=REFUSED)
+def test_no_plan_of_what_is_not_trained(capfd, tmp_path, monkeypatch, command, flags, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("ranks were started"))
+    (tmp_path / "own.py").write_text(OWN)
+    dataset = ["--dataset", "digits"] if "own" in flags and command == "verify" else []
+    assert main([command, *flags.split(), *dataset]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"parallel-dl: {line}")

@@ -222,7 +222,10 @@ def test_a_rank_alone_goes_on_after_an_error(monkeypatch, capsys):
     monkeypatch.setattr(module, "verify_one", fails_once)
     assert main(["verify", "lenet5_small", "--ranks", "1", "--steps", "1"]) == 1
     out = capsys.readouterr().out
-    assert "lenet5_small, owt b 1: DIFFERENT; worst is the run, which ends on rank 0 with ZeroDivisionError" in out
+    assert (
+        "lenet5_small, owt b 1, 1 microbatch: DIFFERENT; worst is the run, which ends on rank 0 with ZeroDivisionError"
+        in out
+    )
     assert "3 of 4 equal to the serial run" in out
 
 

@@ -1,14 +1,15 @@
 """A rule of the user's own: what it leaves open is filled in, and what it says wrong is one line, before any rank."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
 from parallel_dl import nn, splits
-from parallel_dl.autograd import Tensor, abandon, ops
+from parallel_dl.autograd import Tensor, abandon, ops, primitive
 from parallel_dl.errors import InputError
-from parallel_dl.mesh import MeshShape
+from parallel_dl.mesh import MeshShape, reshard
 from parallel_dl.model_parallel import parallelize
 from parallel_dl.splits import Division, Invariant, Message, Partial, Placement, Replicated, Shard, Windows
 
@@ -170,6 +171,34 @@ def test_a_part_of_another_shape_than_its_placement(comm):
     model = network(of(local=whole)).initialize(seed=0)
     parallelize(model, comm, (5,), {"own": "output"})
     said = r"layer own: rule said .*: rank \d has an output of shape \(4, 6\); .* it is \(samples, 3\)"
+    with pytest.raises(InputError, match=said):
+        model(np.zeros((4, 5), np.float32))
+    abandon()
+
+
+@primitive
+def less_the_mean(y, *, combine):
+    """Over all ranks' features."""
+    mean = combine(y.sum(axis=1, keepdims=True)) / 6
+    return y - mean, (lambda g: g - combine(g.sum(axis=1, keepdims=True)) / 6,)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("what", ["combine", "reshard"])
+@pytest.mark.parametrize("messages", [(), lambda samples: []], ids=["none", "an empty list"])
+def test_what_the_local_maths_sends_has_to_be_stated(comm, what, messages):
+    path = reshard(Placement.on(MeshShape(model=2), model=Shard(1)), Placement.on(MeshShape(model=2)), (1, 6))
+
+    def local(layer, x, position):
+        y = ops.linear(x, layer.weight, layer.bias)
+        return less_the_mean(y, combine=position.combine) if what == "combine" else position.reshard(path, y)
+
+    def unstated(site):
+        return dataclasses.replace(by_output(site), local=local, messages=messages)
+
+    model = network(unstated).initialize(seed=0)
+    parallelize(model, comm, (5,), {"own": "output"})
+    said = rf"layer own: rule unstated \(.*: its local maths uses position.{what}, but the rule does not say what that"
     with pytest.raises(InputError, match=said):
         model(np.zeros((4, 5), np.float32))
     abandon()
