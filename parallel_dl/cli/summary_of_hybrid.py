@@ -25,7 +25,7 @@ def as_object(found: Traffic) -> dict[str, Any]:
         "activations": found.activations,
         "activation_gradients": found.activation_gradients,
         "targets": found.targets,
-        "fully_connected": found.fully_connected,
+        "fully_connected": found.fully_connected + found.partial_gradients,
         "loss": found.loss,
         "convolution_gradients": found.convolution_gradients,
     }
@@ -40,7 +40,7 @@ def table(network: str, found: Traffic) -> Table:
         ("activations, to all other ranks", 0, found.activations),
         ("their gradients, back to the owners", 0, found.activation_gradients),
         ("targets", 0, found.targets),
-        ("fully connected layers", 0, found.fully_connected),
+        ("fully connected layers", 0, found.fully_connected + found.partial_gradients),
         ("loss", 0, found.loss),
         ("in all", found.data_parallel, found.hybrid),
     ):

@@ -27,7 +27,8 @@ class Traffic:
 
     `data_parallel` is the all-reduce of all gradients. The hybrid has the others: activations to all other ranks, the
     summands of their gradients back to the owners, the targets, what the split fully connected layers and the loss
-    exchange, and the all-reduce of the gradients of the layers before the Flatten. The same in all three schemes.
+    exchange, and the all-reduces of gradients: of the layers before the Flatten (`convolution_gradients`), and of those
+    after it that are split by samples (`partial_gradients`). The same in all three schemes.
     """
 
     ranks: int
@@ -39,6 +40,7 @@ class Traffic:
     fully_connected: int
     loss: int
     convolution_gradients: int
+    partial_gradients: int
 
     @property
     def hybrid(self) -> int:
@@ -50,6 +52,7 @@ class Traffic:
             + self.fully_connected
             + self.loss
             + self.convolution_gradients
+            + self.partial_gradients
         )
 
 
@@ -80,19 +83,23 @@ def traffic(
     return Traffic(
         ranks=ranks,
         batch_size=batch_size,
-        data_parallel=0 if alone else _all_reduce(network.parameters(), itemsize),
+        data_parallel=0 if alone else _all_reduce(_sizes(network.parameters()), itemsize),
         activations=(ranks - 1) * shares[rank] * cut.values * itemsize,
         activation_gradients=others * itemsize,
         targets=(batch_size - shares[rank]) * _LABEL,
         fully_connected=_bytes(sent, 1, itemsize),
         loss=_bytes(loss_messages(plan), batch_size, itemsize),
-        convolution_gradients=0 if alone else _all_reduce(cut.features.parameters(), itemsize),
+        convolution_gradients=0 if alone else _all_reduce(_sizes(cut.features.parameters()), itemsize),
+        partial_gradients=_all_reduce(list(plan.partial_sizes().values()), itemsize),
     )
 
 
-def _all_reduce(parameters: Iterable[nn.Parameter], itemsize: int) -> int:
+def _sizes(parameters: Iterable[nn.Parameter]) -> list[int]:
+    return [parameter.size for parameter in parameters if parameter.requires_grad]
+
+
+def _all_reduce(sizes: Sequence[int], itemsize: int) -> int:
     """Of all gradients in one flat array, and of one value for each that says whether there is one."""
-    sizes = [parameter.size for parameter in parameters if parameter.requires_grad]
     return (laid_out(sizes, itemsize)[1] + len(sizes)) * itemsize
 
 

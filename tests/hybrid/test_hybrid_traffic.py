@@ -42,7 +42,14 @@ def counted(comm, layout, samples, build=lambda: networks.create("alexnet_small"
 @pytest.mark.ranks(2, 3, 4)
 @pytest.mark.parametrize(
     ("scheme", "samples", "splits"),
-    [("a", 24, None), ("b", 24, None), ("c", 24, {"classifier": "output"}), ("c", 10, {"fc6": "input"})],
+    [
+        ("a", 24, None),
+        ("b", 24, None),
+        ("c", 24, {"classifier": "output"}),
+        ("c", 10, {"fc6": "input"}),
+        ("a", 10, {"fc7": "samples"}),
+        ("b", 24, {"fc6": "samples"}),
+    ],
 )
 def test_alexnet_small(comm, scheme, samples, splits):
     """24 samples are equal shares; 10 are not on 3 and 4 ranks."""
@@ -50,10 +57,11 @@ def test_alexnet_small(comm, scheme, samples, splits):
     layout = Layout(dp=comm.size, hybrid="owt", scheme=scheme, split=splits)
     found = counted(comm, layout, samples)
     assert found.pop(("model", "activations", "forward")) == said.activations
-    assert found.pop(("model", "activations", "backward")) == said.activation_gradients
+    assert found.pop(("model", "activations", "backward"), 0) == said.activation_gradients
     assert found.pop(("model", "targets", "forward")) == said.targets
     assert found.pop(("model", "loss", "forward"), 0) == said.loss
-    assert found.pop(("data", "gradients", "backward")) == said.convolution_gradients
+    assert found.pop(("data", "gradients", "backward")) == said.convolution_gradients + said.partial_gradients
+    assert (said.partial_gradients > 0) == ("samples" in (splits or {}).values())
     assert {(axis, layer[:2]) for axis, layer, _ in found} == {("model", "fc")}
     assert sum(found.values()) == said.fully_connected
     assert said.hybrid == sum(counted(comm, layout, samples).values())

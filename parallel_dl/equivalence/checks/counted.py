@@ -106,7 +106,7 @@ def _wrong_traffic(
         "activations backward": said.activation_gradients,
         "targets forward": said.targets,
         "loss forward": said.loss,
-        "gradients backward": said.convolution_gradients,
+        "gradients backward": said.convolution_gradients + said.partial_gradients,
         "fully connected": said.fully_connected,
     }
     counted = dict.fromkeys(planned, 0)
