@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_dl import from_file
 from parallel_dl.cli.losses import function_of
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError, cut, number_of
 from parallel_dl.from_file import telling
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def _step(name: str, network: Module, loss: str | None, function: Loss, x: np.nd
                 if not isinstance(outputs, Tensor):
                     raise InputError(f"gives a value of type {type(outputs).__name__}; expected a Tensor")
                 if tuple(outputs.shape[:1]) != (len(x),):
-                    raise InputError(f"makes {tuple(outputs.shape)} of {len(x)} samples; expected ({len(x)}, ...)")
+                    raise InputError(
+                        f"makes {tuple(outputs.shape)} of {number_of(len(x), 'sample')}; expected ({len(x)}, ...)"
+                    )
             value = _loss_of(name, loss, function, outputs, y)
             with telling("network", name):
                 value.backward()

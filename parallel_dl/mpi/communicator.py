@@ -22,6 +22,9 @@ class Communicator(Reductions):
     to MPI (`mpi.observers.ledger`), under `axis`, the mesh axis along which the communicator runs: "pipe", "data" or
     "model", or "world" for none of these. `observers` see its calls (`mpi.observers`).
 
+    In the signatures `Array` is np.ndarray, and `Sizes` the lengths by rank, `Sequence[int] | None`, None being even
+    ones; `Call`, `Caller` and `Passed` are what observers see (`mpi.calls`, `mpi.transport`), `Fact` is in `mpi.facts`.
+
     Duplicates, splits and the communicators of a mesh inherit all of this, and the label. `mpi` may be another
     Communicator: the new one then has the same ranks and inherits what is not given, except `checked`.
     """
