@@ -16,7 +16,7 @@ _LARGEST_IN_OLD_GLIBC = 1 << 25  # 32 MiB: older versions refuse more
 
 
 def keep_freed_memory() -> None:
-    """Tells malloc to keep what is freed."""
+    """Tells malloc to keep freed memory."""
     if platform.libc_ver()[0] != "glibc" or any(os.environ.get(name) for name in _TUNED):
         return
     malloc = ctypes.CDLL(None)

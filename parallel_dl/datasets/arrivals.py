@@ -1,4 +1,4 @@
-"""Samples that come in at a limited rate: what is not there yet is waited for, and what waits is counted."""
+"""Samples that arrive at a limited rate: waits for those not there yet, and counts those that queue."""
 
 from __future__ import annotations
 

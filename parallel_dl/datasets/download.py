@@ -1,4 +1,4 @@
-"""Download one file over HTTP, resuming a partial download: what is there already is not sent again.
+"""Downloads one file over HTTP, resuming a partial download.
 
 That is why it is not pooch's: pooch 1.9 starts a download that broke off from the beginning.
 """

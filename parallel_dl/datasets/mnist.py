@@ -27,7 +27,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_folder(folder: Path) -> tuple[list[Path], list[np.ndarray]]:
-    """The paths and the arrays of x_train, y_train, x_test, y_test; InputError names what is missing or damaged."""
+    """The paths and arrays of x_train, y_train, x_test, y_test; InputError names missing or damaged files."""
     present = listed(folder, "a folder of IDX files")
     paths, missing = [], []
     for stem in STEMS:

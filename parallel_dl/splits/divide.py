@@ -125,7 +125,7 @@ class _Asked:
 
     # -- what has to go together -----------------------------------------------------------------------------------
     def _require_summed(self, division: Division) -> None:
-        """Where each rank does something of its own, no value and no gradient may pass for whole that is a summand."""
+        """If each rank computes something of its own, no summand, value or gradient, may be mistaken for a whole."""
         comes, output = division.input or self.site.before, division.output
         cut = [name for name, one in division.weights.items() if one.has(Shard)]
         if not (cut or comes.has((Shard, Windows)) or output.has((Shard, Partial))):

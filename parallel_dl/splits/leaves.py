@@ -41,7 +41,7 @@ def cutting_of(layers: Iterable[nn.LayerShape]) -> Cutting:
 
 
 def default_between_leaves(layers: Iterable[nn.LayerShape], towers: int) -> dict[str, str]:
-    """The splits for which none are given: convolutions in pairs, too, and all by filters where there are towers."""
+    """The default splits: convolutions in pairs, too, or all by filters if there are towers."""
     pairs = itertools.cycle(("output", "input") if towers == 1 else ("output",))
     splits = {}
     for passed in layers:

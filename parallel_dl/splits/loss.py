@@ -1,4 +1,4 @@
-"""Losses of class scores of which each rank has a slice of the classes, or a share of the samples.
+"""Losses of class scores if each rank has a slice of the classes, or a share of the samples.
 
     cross_entropy   the maximum and the sum of exponentials of each sample are combined: 3 values per sample
     logistic_loss   each class is a question of its own (Krizhevsky 2014, arXiv 1404.5997): nothing is exchanged

@@ -1,4 +1,4 @@
-"""Normalisation of what is split: response norm reaches over to the neighbours' channels, batch norm sums over all."""
+"""Normalisation of split activations: response norm needs the neighbours' channels, batch norm sums over all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pooling: each channel by itself, so it goes along with slices of channels; tiles of an image need halos."""
+"""Pooling: treats each channel separately, so it follows slices of channels; image tiles need halos."""
 
 from __future__ import annotations
 

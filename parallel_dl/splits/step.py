@@ -27,7 +27,7 @@ class Step:
     """the moves from there to where the layer wants it"""
     division: Division
     after: Placement
-    """in which its output is for the next layer"""
+    """the placement of its output for the next layer"""
     depart: Path = ()
     """the moves to there from where the layer's own maths leaves it"""
     constant: bool = False

@@ -68,7 +68,7 @@ class Walk:
 
     # -- through modules -------------------------------------------------------------------------------------------
     def _through(self, module: nn.Module, name: str, before: Placement, constant: bool) -> Placement:
-        """Adds the steps of the module and what is in it; returns where its output is."""
+        """Adds the steps of the module and its layers; returns the placement of its output."""
         if isinstance(module, nn.Branches) and computes_as(module, nn.Branches):
             return (self._towers if name in self.ways else self._branches)(module, name, before, constant)
         if computes_as(module, nn.Sequential):

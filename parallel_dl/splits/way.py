@@ -29,7 +29,7 @@ _MEANT = {
 
 @dataclass(frozen=True)
 class Way:
-    """How one layer is split: `name`, and with `ending` "split" or "whole" what is to become of its output."""
+    """How one layer is split: `name`, and an `ending`, "split" or "whole", for its output."""
 
     name: str
     ending: str | None = None
@@ -38,7 +38,7 @@ class Way:
 
     @classmethod
     def parse(cls, text: str) -> Way | None:
-        """From "output", "output:whole", "output:split", "2x2", ...; None for what cannot be the name of a way."""
+        """Parses "output", "output:whole", "output:split", "2x2", ...; None for anything else."""
         name, *ending = str(text).split(":")
         name = ALIASES.get(name, name)
         if len(ending) > 1 or (ending and (ending[0] not in ("split", "whole") or name not in LEFT_SPLIT)):

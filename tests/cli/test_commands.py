@@ -149,7 +149,7 @@ def test_the_table_is_plain_text_when_piped():
     assert (status, err) == (0, "")
     assert "test accuracy" in out
     assert "\x1b" not in out
-    assert out.splitlines()[-1].startswith("In float32 the losses of another layout differ from these by rounding")
+    assert out.splitlines()[-1].startswith("In float32, rounding makes losses differ between layouts")
 
 
 @pytest.mark.parametrize(

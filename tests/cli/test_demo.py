@@ -61,7 +61,7 @@ def test_all_of_it():
     assert (status, err) == (0, "")
     assert len(rows(out)) == 10
     assert re.search(r"The two runs agree: all 23 losses to 1\d digits", out)
-    assert f"a bug is planted, on two ranks of a small network: {demo.BUG}." in out
+    assert f"planting a bug in a small network on two ranks: {demo.BUG}." in out
     assert re.search("caught: first divergence: gradient of .*\n  named:  a missing reduction over the replicas", out)
     assert len(out.splitlines()) < 30
 

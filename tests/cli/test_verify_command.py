@@ -342,7 +342,7 @@ def _cell(layout, **facts):
 
 
 def test_step_numbers_above_the_number_of_batches_are_explained(capsys):
-    note = "pipedream: an update after each microbatch; its steps count these updates\n"
+    note = "pipedream updates after each microbatch; its steps count these updates\n"
     for schedule in ("1f1b", "pipedream"):
         assert report([{"cells": [_cell({"schedule": schedule})]}], as_json=False) == 0
         assert (note in capsys.readouterr().out) == (schedule == "pipedream")

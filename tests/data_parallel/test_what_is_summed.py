@@ -309,7 +309,9 @@ def test_weights_that_nobody_would_sum_are_refused_on_every_rank(comm, method, o
     model.zero_grad()
     backward(model, comm=comm)
     who = "" if everywhere else "rank 1: "
-    with pytest.raises(InputError, match=rf"^{who}\d.\w+ has a gradient but is in no GradientAllReduce: it came into"):
+    with pytest.raises(
+        InputError, match=rf"^{who}\d.\w+ has a gradient but is in no GradientAllReduce: it was added to"
+    ):
         gradients.all_reduce()
     gradients.free()
 

@@ -472,9 +472,9 @@ def test_which_program(layout, program):
 @pytest.mark.parametrize(
     ("network", "layout", "words"),
     [
-        ("local_norm", Layout(dp=2, pp=2, schedule="pipedream"), "schedule pipedream: is not compared with local"),
-        ("residual", VARIABLE, "variable_batch: is not compared for networks with batch norm"),
-        (None, Layout(dp=2), "batch norm with local and with global statistics"),
+        ("local_norm", Layout(dp=2, pp=2, schedule="pipedream"), "schedule pipedream: cannot be compared with local"),
+        ("residual", VARIABLE, "variable_batch: cannot be compared for networks with batch norm"),
+        (None, Layout(dp=2), "batch norm with both local and global statistics"),
     ],
 )
 def test_without_a_program(network, layout, words):

@@ -1,4 +1,4 @@
-"""Variable batch: the fully connected layers are updated after each part. A serial program replays that order."""
+"""Variable batch: the fully connected layers are updated after each sub-batch. A serial program replays that order."""
 
 import numpy as np
 import pytest

@@ -74,7 +74,7 @@ def test_arguments(comm):
     with pytest.raises(InputError, match="are a dictionary"):
         parallelize(mlp(), comm, (6,), "fc1=output")
     parallel = parallelize(mlp(), comm, (6,))
-    with pytest.raises(InputError, match=r"name it where the network is divided, parallelize\(\.\.\., loss=\.\.\.\)"):
+    with pytest.raises(InputError, match=r"pass it to parallelize\(\.\.\., loss=\.\.\.\)"):
         parallel.loss(lambda scores, targets, total: scores)
     with pytest.raises(ValueError, match=r"fc1\.weight has shape \(5, 6\), .* a piece of \(5, 6\)"):
         parallel.network.load_state_dict(mlp().state_dict())

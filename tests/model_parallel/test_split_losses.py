@@ -157,7 +157,7 @@ def test_a_loss_that_nobody_told_of_is_refused(comm):
         return nn.cross_entropy(logits, targets, total)
 
     parallel = parallelize(network(), comm, (5,), SPLITS)
-    with pytest.raises(InputError, match=r"split by class, which sharp cannot take: name it where"):
+    with pytest.raises(InputError, match=r"split by class, which sharp cannot take: pass it to"):
         parallel.loss(sharp)
     whole = parallelize(network(), comm, (5,), SPLITS, loss=sharp)
     assert whole.loss(sharp) is sharp

@@ -115,5 +115,5 @@ def test_layouts_that_cannot_be():
     layout, network = Layout(reproducible=True), create("mlp", (1, 8, 8), 10)
     with pytest.raises(ValueError, match="needs input_shape"):
         Trainer(network, SGD, layout, Mesh.serial())
-    with pytest.raises(InputError, match=r"all-reduce method 'mpi': a reproducible layout sums in a tree"):
+    with pytest.raises(InputError, match=r"all-reduce method 'mpi': a reproducible layout sums in its own tree"):
         Trainer(network, SGD, layout, Mesh.serial(), "mpi", input_shape=(1, 8, 8))

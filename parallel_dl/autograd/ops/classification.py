@@ -1,4 +1,4 @@
-"""log_softmax, softmax, and losses of class scores: the cross-entropy of all, the logistic loss of each by itself."""
+"""log_softmax, softmax, and losses of class scores: cross-entropy over all classes, logistic loss for each class."""
 
 import numpy as np
 
@@ -100,10 +100,10 @@ def cross_entropy(logits, *, targets, total=1):
 def logistic_loss(logits, *, targets, total=1):
     """sum(log(1 + exp(logits)) - targets * logits) / total for targets in 0..1, of the logits' shape; a scalar.
 
-    Each value is a yes/no question of its own: log(1 + exp(-z)) where the target is 1, log(1 + exp(z)) where it is 0.
-    So the losses of slices of the classes, with the same slices of the targets, add up to the loss of all classes.
-    `total` is the number of samples in the *global* batch. InputError for targets that have another shape,
-    are not numbers or are outside 0..1.
+    Each value is a separate yes/no question: log(1 + exp(-z)) where the target is 1, log(1 + exp(z)) where it is 0. So
+    the losses of slices of the classes, with the same slices of the targets, add up to the loss of all classes. `total`
+    is the number of samples in the *global* batch. InputError for targets that have another shape, are not numbers or
+    are outside 0..1.
     """
     targets = answers(targets, logits.shape, "logistic_loss").astype(logits.dtype, copy=False)
     small = np.exp(-np.abs(logits))  # in 0..1: cannot overflow

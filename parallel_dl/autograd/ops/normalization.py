@@ -239,7 +239,7 @@ def _over_the_batch(x, weight, bias, total, eps, observe):
 def _centred(x, dtype, pieces, total):
     """(x - mean, mean, variance, number of values per channel); sums are those that `total` gives.
 
-    The mean comes first, then the squares of what is left: nothing cancels, however large the mean is.
+    The mean is computed first, then the squared deviations: nothing cancels, however large the mean is.
     """
     channels, others, products = x.shape[1], _all_but_channels(x), _products(x)
     sums = np.zeros(channels + 1)

@@ -9,7 +9,7 @@ from parallel_dl.autograd.tensor import Tensor
 
 @primitive
 def reshape(a, *, shape):
-    """The elements of a in another shape, of which one length may be -1."""
+    """The elements of a in another shape; one length may be -1."""
     return a.reshape(shape), (lambda g: g.reshape(a.shape),)
 
 
