@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from parallel_dl.errors import InputError
+
 
 class Verified:
     """The cells of the jobs of `ranks` ranks, in a folder that they share; without a folder, of this job alone."""
@@ -37,7 +39,11 @@ class Verified:
 
     @contextmanager
     def failing_on(self, rank: int) -> Iterator[None]:
-        """Inside, an exception that has a `cell` is noted for the next job; then it ends this one."""
+        """Inside, an exception that has a `cell` is noted for the next job; then it ends this one.
+
+        An InputError, such as that of a rule of the user's own, ends it as one line that names the network and layout.
+        """
+        from parallel_dl.cli.verify_report import layout_text
         from parallel_dl.equivalence.verify import CellFailed
 
         try:
@@ -45,7 +51,10 @@ class Verified:
         except CellFailed as error:
             if self._file is not None:
                 self._noted(rank).write_text(json.dumps(error.as_cell()))
-            raise
+            if not isinstance(error.__cause__, InputError):
+                raise
+            where = f"{error.cell.network}, {layout_text(error.cell.layout)}"
+            raise InputError(f"{where}: {error.__cause__.marked}") from error
 
     def go_on(self) -> bool:
         """After a job that failed: whether a cell has failed in it, which is added now, so that the rest can go on."""

@@ -70,10 +70,9 @@ def _told_of(by: str, what: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise error if not by or by in str(error) else InputError(f"in the {what} of {by}: {error.marked}") from error
+        raise error if by in str(error) else InputError(f"in the {what} of {by}: {error.marked}") from error
     except Exception as error:
-        if by:
-            error.add_note(f"in the {what} of {by}")
+        error.add_note(f"in the {what} of {by}")
         raise
 
 
@@ -92,8 +91,8 @@ def _require_said(step: Step, rank: int, y: Any) -> Any:
 
 
 def _ended(finish: Finish | None, layer: nn.Module, y: Any, by: str) -> Any:
-    if finish is None:
-        return y
+    if finish is None or not by:
+        return y if finish is None else finish.apply(layer, y)
     with _told_of(by, "finish"):
         return finish.apply(layer, y)
 

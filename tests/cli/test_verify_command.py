@@ -210,6 +210,38 @@ def test_a_layout_that_ends_with_an_error_is_one_of_many(tmp_path, monkeypatch, 
     assert "mlp, Layout(microbatches=4, pp=2, schedule='gpipe'): ZeroDivisionError: by design" in err
 
 
+WRONG_RULE = """
+import math
+from parallel_dl import nn, splits
+
+class Same(nn.Linear):
+    pass
+
+@splits.rule(Same, "output")
+def by_output(site):
+    wrong = lambda layer, x, position: layer.forward(x).reshape((len(x), -1, 1))
+    placed = site.weights(splits.Shard(0), "weight", "bias")
+    return splits.Division(site.on(splits.Shard(1)), site.on(splits.Replicated()), placed, local=wrong)
+
+def Net(input_shape, classes):
+    return nn.Sequential(flat=nn.Flatten(), same=Same(math.prod(input_shape), 8), fc=nn.Linear(8, classes))
+"""
+
+
+def test_a_rule_that_is_wrong_on_the_ranks_is_a_line(tmp_path, capfd):
+    """As bad input is: without a traceback."""
+    (tmp_path / "wrong.py").write_text(WRONG_RULE)
+    net = f"{tmp_path / 'wrong.py'}:Net"
+    said = f"layer same: rule by_output ({tmp_path / 'wrong.py'}, line 8): rank "
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", net, "--mp", "2", "--split", "same=output", "--steps", "1"])
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert all(
+        line.startswith(f"parallel-dl: {net}, mp 2 same=output, 1 microbatch: {said}") for line in err.splitlines()
+    ), err
+
+
 def test_a_rank_alone_goes_on_after_an_error(monkeypatch, capsys):
     module = import_module("parallel_dl.equivalence.verify")
     right = module.verify_one
