@@ -149,7 +149,7 @@ class Engine:
 
     def _over_partial(self) -> Communicator | None:
         """The ranks over which partial gradients are summed; None if there are none."""
-        has_partial = self.parallel is not None and bool(self.parallel.plan.partial_sizes())
+        has_partial = self.parallel is not None and self.parallel.plan.has_partial
         return self.mesh.over("data", "model") if has_partial else None
 
     @property
@@ -162,7 +162,7 @@ class Engine:
         """This rank's program for a batch."""
         key = self._key(microbatches, batch_size)
         if key not in self._programs:
-            partial = self.parallel is not None and bool(self.parallel.plan.partial_sizes())
+            partial = self.parallel is not None and self.parallel.plan.has_partial
             plan = self.layout.plan(batch_size, microbatches, partial)
             self._programs[key] = plan.programs[self.mesh.pipe.rank * self.layout.dp + self.mesh.data.rank]
         return self._programs[key]

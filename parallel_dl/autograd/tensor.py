@@ -26,8 +26,8 @@ _counting = threading.Lock()
 class Tensor:
     """An array and, while history is recorded, edges to the tensors it was computed from.
 
-    `grad` is None or the gradient accumulated by `backward` (for leaves only), of the same shape and dtype as `data`.
-    The next backward after `zero_grad` overwrites it, so keep `grad.copy()`, not `grad`.
+    `grad` is overwritten by the next backward after `zero_grad`: keep `grad.copy()`, not `grad`. It is None or the
+    gradient accumulated by `backward` (for leaves only), of the same shape and dtype as `data`.
 
     `data` is the array. `grad_buffer`, if an optimizer or an all-reduce sets it, is the array for `grad`: the gradient
     is written there, without a copy. Python floats, also in lists, become float32; arrays keep their dtype.

@@ -58,7 +58,7 @@ def plan(
     layout.require_microbatches(batch_size)
     from parallel_dl.splits import plan as plan_of_splits
 
-    partial = layout.splits_layers and bool(plan_of_splits(model, shape, layout.mp, layout.split).partial_sizes())
+    partial = layout.splits_layers and plan_of_splits(model, shape, layout.mp, layout.split).has_partial
     step = layout.plan(batch_size, partial=partial)
     report = check(step)
     if report.line is not None:

@@ -99,7 +99,6 @@ class GradientAllReduce:
         self.networks = networks_of(given)
         self._of_partial = self._sums_of_partial(given, partial_comm, method, overlap, bucket_bytes)
         self._set_up([p for p in given if not p.is_partial], comm, method, overlap, bucket_bytes)
-        self._accumulation = _Accumulation([self] if self._of_partial is None else [self, self._of_partial])
 
     @classmethod
     def _sums_of_partial(
@@ -315,7 +314,7 @@ class GradientAllReduce:
 
         Without it, the sum is the same, but gradients exchanged in an earlier backward are exchanged again.
         """
-        return self._accumulation
+        return _Accumulation([self] if self._of_partial is None else [self, self._of_partial])
 
     def free(self) -> None:
         """Frees the shared memory; gradients are private again, batch norm is serial. A second call does nothing."""

@@ -42,6 +42,12 @@ class Plan:
         last = [step for step in self.steps if step.name == child or step.name.startswith(f"{child}.")][-1]
         return last.after.shape(rank, (samples, *last.output))
 
+    @property
+    def has_partial(self) -> bool:
+        """Whether the gradient of a weight is a summand on each rank: also of a frozen one, which may be unfrozen."""
+        placements = (placement for step in self.steps for _, _, placement in step.parameters())
+        return self.ranks > 1 and any(one is not None and one.has(Replicated) for one in placements)
+
     def partial_sizes(self) -> dict[str, int]:
         """Name -> size of each weight whose gradient is a summand on each rank; these are summed once per update."""
         if self.ranks == 1:

@@ -91,7 +91,7 @@ class Walk:
             before = self._settle(_asked(division.input, site) if site.way is not None else Invariant())
             site = dataclasses.replace(site, before=before)
             division = divide(site, name)
-        if division.input is None and before.has(Replicated) and layer._parameters:
+        if division.input is None and before.has(Replicated) and layer.parameters():
             division = dataclasses.replace(division, input=site.invariant)  # their gradient is to count once
         way = site.way
         if way is not None and isinstance(layer, nn.Linear) and len(site.x) > 1 and way.ending == "split":

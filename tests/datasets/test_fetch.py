@@ -154,7 +154,7 @@ def test_a_file_of_another_size(server, contents, tmp_path, lengths):
     if lengths:
         expect_error(f"{server.address}/{FIRST}", f"has {len(server.files[FIRST])} bytes", **arguments)
         (tmp_path / f"{FIRST}.part").write_bytes(contents[FIRST][:5000])
-        expect_error(f"has {len(server.files[FIRST])} bytes", f"has {len(contents[FIRST])}", **arguments)
+        expect_error(f"has {len(server.files[FIRST])} bytes", f"expected {len(contents[FIRST])}", **arguments)
         assert in_folder(tmp_path) == {f"{FIRST}.part": contents[FIRST][:5000]}
     else:
         assert fetch(**arguments) == NAMES

@@ -128,7 +128,7 @@ def test_ten_classes_whatever_labels_occur(tmp_path):
 def test_other_images_are_refused(tmp_path, shape, dtype):
     folder = fashion(tmp_path, shape=shape, dtype=np.dtype(dtype))
     path = folder / "train-images-idx3-ubyte.gz"
-    expect_error(path, str(shape), "valid for fashion-mnist", name_or_path="fashion-mnist", data_dir=folder)
+    expect_error(path, str(shape), "expected (28, 28) and uint8", name_or_path="fashion-mnist", data_dir=folder)
 
 
 def test_damage_names_the_file(tmp_path):

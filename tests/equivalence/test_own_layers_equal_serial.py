@@ -95,7 +95,7 @@ def test_in_stages(comm):
 def test_among_split_layers(comm):
     split = {"0": "output", "4": "input"}
     assert_equivalent(lambda: network(SplitGate), Layout(mp=2, split=split), drawn(), 2, comm=comm)
-    with pytest.raises(InputError, match=r"what a Gate computes is not known here.* define output_shape"):
+    with pytest.raises(InputError, match=r"what a Gate computes is not known here.* defines output_shape"):
         assert_equivalent(network, Layout(mp=2, split=split), drawn(), 1, comm=comm)
 
 
