@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
     from parallel_dl import schedule as schedules
     from parallel_dl.layout import Layout
-    from parallel_dl.mesh import Placement
+    from parallel_dl.mesh import Placement, State
     from parallel_dl.nn import Module
     from parallel_dl.splits import Plan, Step
 
 _MOST_PROGRAMS = 64  # that are printed
 _NOTES = (
-    "Placements: what each rank has. all: the whole array; samples: a share of the batch; features, rows, columns and",
-    "axis (of the weight): a slice of the size given, by rank of the model axis.",
+    "Placements: what each rank has. all, whole: the whole array; replicated: the whole array, but a summand of its",
+    "gradient; partial: a summand of it; samples: a share of the batch; features, rows, columns and axis (of the",
+    "weight): a slice of the size given, by rank of the model axis. An arrow is a move: from what arrives to what the",
+    "layer needs, or from what its own maths gives to what the next layer gets.",
 )
 _COLUMNS = ("layer", "stage", "split", "input", "weights", "output")
 
@@ -122,19 +124,29 @@ def placements(network: Module, shape: Sequence[int], layout: Layout) -> Iterato
     for layer in cost_of(network, shape).layers:
         step = steps.get(layer.name)
         shared = "all" if layout.hybrid and step else samples
+        taken = made = "all"
+        if step is not None:
+            taken = _moved(step.before, step.division.input or step.before)
+            made = _moved(step.division.output, step.after)
         yield {
             "name": layer.name,
             "stage": stage_of.get(layer.name.split(".")[0], 0),
             "split": str(step.way) if step is not None and step.way is not None else None,
-            "input": _joined(shared, "all" if step is None else _words(step.before)),
+            "input": _joined(shared, taken),
             "weights": _weights(step) if layer.parameters else "",
-            "output": _joined(shared, "all" if step is None else _words(step.after)),
+            "output": _joined(shared, made),
         }
 
 
 def _joined(samples: str, of_model: str) -> str:
-    words = [word for word in (samples, of_model) if word != "all"]
-    return ", ".join(words) or "all"
+    if of_model == "all":
+        return samples
+    return of_model if samples == "all" else f"{samples}, {of_model.replace('all', 'whole')}"
+
+
+def _moved(before: Placement, after: Placement) -> str:
+    """What the ranks of the model axis have of an activation, before and after the moves."""
+    return " -> ".join(dict.fromkeys((_words(before), _words(after))))
 
 
 _AXES = ("samples", "features", "rows", "columns")
@@ -142,19 +154,30 @@ _AXES = ("samples", "features", "rows", "columns")
 
 def _words(placement: Placement) -> str:
     """What each rank of the model axis has of an activation, with the sizes by rank."""
-    from parallel_dl.mesh import Shard
+    words = dict.fromkeys(_state(state, _AXES) for state in placement.states)
+    return ", ".join(filter(None, words)) or "all"
 
-    cut = [state for state in placement.states if isinstance(state, Shard)]
-    return ", ".join(f"{_AXES[state.axis]} {_sizes(state.sizes or ())}".strip() for state in cut) or "all"
+
+def _state(state: State, axes: Sequence[str] | None = None) -> str:
+    """One state in words; nothing if it is invariant. `axes` are names of array axes, else they have numbers."""
+    from parallel_dl.mesh import Partial, Replicated, Shard, Windows
+
+    if isinstance(state, Shard | Windows):
+        sizes = state.sizes if isinstance(state, Shard) else [part.stop - part.start for part in state.wanted]
+        return f"{f'axis {state.axis}' if axes is None else axes[state.axis]} {_sizes(sizes or ())}".strip()
+    return {Replicated: "replicated", Partial: "partial"}.get(type(state), "")
 
 
 def _weights(step: Step | None) -> str:
-    from parallel_dl.mesh import Shard
-
-    placements = list(step.weights.values()) if step is not None else []
-    states = [state for placement in placements for state in placement.states]
-    cut = dict.fromkeys(f"axis {s.axis} {_sizes(s.sizes or ())}" for s in states if isinstance(s, Shard))
-    return ", ".join(cut) or ("all, gradients partial" if placements else "all")
+    """The placements of a layer's weights; with names, if there are several."""
+    named: dict[str, list[str]] = {}
+    for name, _, placement in [] if step is None else step.parameters():
+        states = () if placement is None else placement.states
+        words = ", ".join(word for word in map(_state, states) if word) or "all"
+        named.setdefault(words, []).append(name.rpartition(".")[2])
+    if len(named) < 2:
+        return next(iter(named), "all")
+    return "; ".join(f"{', '.join(names)} {words}" for words, names in named.items())
 
 
 def _sizes(sizes: Sequence[int]) -> str:

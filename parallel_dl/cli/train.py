@@ -19,6 +19,7 @@ from parallel_dl.errors import InputError, number_of
 if TYPE_CHECKING:
     from parallel_dl.datasets import Dataset
     from parallel_dl.layout import Layout
+    from parallel_dl.mpi import Communicator
 
 
 @taking_flags
@@ -42,13 +43,16 @@ def train(
 
 def _train_here(job: Job, data: Dataset | None, as_json: bool) -> int:
     """This process is one rank: of an mpirun's, or the only one."""
-    from parallel_dl.cli.agreement import agreed
-    from parallel_dl.mpi import Communicator, Ledger, world
+    from parallel_dl.mpi import Ledger
+    from parallel_dl.mpi.communicator import observed_world
 
-    comm = world()
-    if job.flags.checked or job.flags.ledger:
-        ledger = Ledger() if job.flags.ledger else None
-        comm = Communicator(comm.mpi, checked=job.flags.checked or None, ledger=ledger)
+    ledger = Ledger() if job.flags.ledger else None
+    with observed_world(job.flags.checked or None, ledger) as comm:  # also for what the user's own layers send
+        return _train_on(comm, job, data, as_json)
+
+
+def _train_on(comm: Communicator, job: Job, data: Dataset | None, as_json: bool) -> int:
+    from parallel_dl.cli.agreement import agreed
 
     def prepare() -> Dataset:
         with in_words_of(job.layout_file):

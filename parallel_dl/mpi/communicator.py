@@ -8,7 +8,11 @@ the root can see that a call is wrong, it tells the others, and all ranks raise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from parallel_dl.mpi import abort, stress
+from parallel_dl.mpi.observers.ledger import Ledger
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.reductions import Reductions
 from parallel_dl.mpi.startup import MPI, limit_blas_threads
@@ -50,6 +54,18 @@ def world() -> Communicator:
         stress.install()
         own.world = Communicator(MPI.COMM_WORLD, name="world")
     return own.world
+
+
+@contextmanager
+def observed_world(checked: bool | None = None, ledger: Ledger | None = None) -> Iterator[Communicator]:
+    """Inside, `world()` is one that compares its calls, or enters them in a ledger. All ranks together."""
+    plain, own = world(), mine(Own)
+    if checked is not None or ledger is not None:
+        own.world = Communicator(plain.mpi, checked=checked, name=plain.name, ledger=ledger)
+    try:
+        yield world()
+    finally:
+        own.world = plain
 
 
 def alone() -> Communicator:

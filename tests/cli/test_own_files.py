@@ -288,3 +288,38 @@ def test_an_optimizer_is_one_file(name):
     assert type(made) is optim.RULES[name]
     assert by_name.default_rate(name) > 0
     assert "_magnitudes" in {key for base in type(made).__mro__[:-2] for key in vars(base)}
+
+
+SENDS = """
+import math
+import numpy as np
+from parallel_dl import nn
+from parallel_dl.mpi import world
+
+class Sends(nn.Module):
+    def forward(self, x):
+        if world().size > 1:
+            world().all_reduce(np.ones(2 + WRONG * world().rank))
+        return x
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+def Net(input_shape, classes):
+    return nn.Sequential(flat=nn.Flatten(), sends=Sends(), fc=nn.Linear(math.prod(input_shape), classes))
+"""
+
+
+def test_what_a_layer_sends_by_itself_is_checked_and_counted(tmp_path, monkeypatch, capfd):
+    """Over `world()`, which the layer finds by itself."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "right.py").write_text(SENDS.replace("WRONG", "0"))
+    (tmp_path / "wrong.py").write_text(SENDS.replace("WRONG", "1"))
+    flags = ("--dp", "2", "--steps", "1")
+    assert main(["train", "right.py:Net", *flags, "--ledger", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["ledger"]
+    sent = [(row["rank"], row["layer"], row["values"]) for row in rows if row["axis"] == "world"]
+    assert sent == [(0, "", 2), (1, "", 2)]
+    assert main(["train", "wrong.py:Net", *flags, "--checked"]) == 1
+    said = capfd.readouterr().err.splitlines()[0]
+    assert "CollectiveMismatch: on communicator 'world': rank 0 calls all_reduce #1 (sum, float64, shape (2,))" in said

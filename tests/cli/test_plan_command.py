@@ -57,15 +57,16 @@ def test_placements(capfd):
     layers = plan(capfd, "mlp_deep", "--pp", 2, "--dp", 2, "--mp", 2)["layers"]
     found = {layer.pop("name"): list(layer.values()) for layer in layers}
     assert found["flatten"] == [0, None, "samples", "", "samples"]
-    assert found["fc1"] == [0, "output", "samples", "axis 0 64+64", "samples, features 64+64"]
-    assert found["fc8"] == [1, "input", "samples, features 64+64", "axis 1 64+64", "samples"]
+    assert found["fc1"] == [0, "output", "samples, whole -> replicated", "axis 0 64+64", "samples, features 64+64"]
+    weights = "weight axis 1 64+64; bias all"
+    assert found["fc8"] == [1, "input", "samples, features 64+64", weights, "samples, partial -> whole"]
     layers = plan(capfd, "lenet5_small", "--mp", 2, "--split", "features=rows")["layers"]
     found = {layer.pop("name"): list(layer.values()) for layer in layers}
-    assert found["conv1"] == [0, "rows", "all", "all, gradients partial", "rows 4+4"]
+    assert found["conv1"] == [0, "rows", "all -> rows 6+6", "replicated", "rows 4+4"]
     layers = plan(capfd, "lenet5_small", "--hybrid", "owt", "--ranks", 2)["layers"]
     found = {layer.pop("name"): list(layer.values()) for layer in layers}
     assert found["conv2"] == [0, None, "samples", "all", "samples"]
-    assert found["fc1"] == [1, "output", "all", "axis 0 60+60", "features 60+60"]
+    assert found["fc1"] == [1, "output", "replicated", "axis 0 60+60", "features 60+60"]
 
 
 def test_text(capfd):
