@@ -92,12 +92,10 @@ class Job:
 
     def _check_rule(self) -> None:
         """Refuses what the update rule cannot have."""
-        from parallel_dl.nn import Parameter, initializers
-
         require_count("warmup", self.flags.warmup, 0)
         flags = self.flags
         self.layout.require_training(clip_norm=flags.clip_norm, optimizer=flags.optimizer, allreduce=flags.allreduce)
-        self.make_optimizer([Parameter((1,), initializers.constant(0.0))], 1)
+        trial.try_optimizer(flags.optimizer, lambda parameters: self.make_optimizer(parameters, 1))
 
     # -- the optimizer ---------------------------------------------------------------------------------------------
     @property

@@ -1,4 +1,4 @@
-"""A user's own network and loss, tried with two samples before a rank is started: what is wrong is one line."""
+"""A user's own network, loss and optimizer, tried before a rank is started: what is wrong is one line."""
 
 from __future__ import annotations
 
@@ -98,6 +98,35 @@ def try_loss(loss: str, outputs: int, x: np.ndarray, y: np.ndarray) -> None:
         value = _own_loss(loss, zeros, targets)
         with telling("`loss`", loss):
             value.backward()
+
+
+def try_optimizer(name: str, make: Callable[[list[Any]], Any]) -> None:
+    """Makes three updates of a small layer with a user's own optimizer, which `make(parameters)` makes.
+
+    Raises InputError for whatever goes wrong, and for an optimizer that changes no weight.
+    """
+    import numpy as np
+
+    from parallel_dl.nn import Linear
+
+    layer = Linear(3, 2)
+    optimizer = make(layer.parameters())
+    if not from_file.is_own(name):
+        return
+    layer.initialize(0, "float64")
+    before = {key: array.copy() for key, array in layer.state_dict().items()}
+    with np.errstate(all="ignore"), telling("`optimizer`", name):
+        for _ in range(3):
+            layer.zero_grad()
+            (layer(np.ones((1, 3))) ** 2).sum().backward()
+            optimizer.step()
+    rates = [rate(0) if callable(rate := group["lr"]) else rate for group in optimizer.param_groups]
+    if any(rates) and all(np.array_equal(array, before[key]) for key, array in layer.state_dict().items()):
+        raise InputError(
+            "changes no weight in three updates; expected _update to write into its arrays, as in `weights -= ...`",
+            "optimizer",
+            cut(name),
+        )
 
 
 def _own_loss(loss: str, outputs: Any, y: np.ndarray) -> Any:

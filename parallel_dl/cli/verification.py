@@ -98,10 +98,9 @@ class Job:
 
     def _check_network(self, name: str) -> None:
         from parallel_dl.equivalence.runs.replayed import program_of
-        from parallel_dl.nn import Parameter, initializers
 
         what = self.experiment(name)
-        what.make_optimizer([Parameter((1,), initializers.constant(0.0))])
+        trial.try_optimizer(self.optimizer, what.make_optimizer)
         trial.try_network(
             name, what.build, self.flags.loss, what.loss, what.x, what.y, self.flags.seed, self.flags.dtype
         )

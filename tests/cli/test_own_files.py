@@ -102,6 +102,22 @@ BROKEN = {
     "fails.py": "x = 1\ny = x / 0\n",
     "inside.py": "def f(*arguments):\n    return undefined\n",
     "number.py": "f = 3\n",
+    "rules.py": """
+from parallel_dl import optim
+
+class Rebinds(optim.Optimizer):
+    rule = "rebinds"
+
+    def __init__(self, parameters, lr=0.1):
+        super().__init__(parameters, lr)
+
+    def _update(self, options, rate, updates, weights, gradient):
+        weights = weights - rate * gradient
+
+class Lacks(Rebinds):
+    def state_of(self, options):
+        return ("m",)
+""",
     "wrong.py": "def f(*arguments):\n    return 'x'\n",
     "layers.py": "from parallel_dl import nn\n\n\ndef f(shape, classes):\n    return nn.Conv2d(3, 2, 1, groups=2)\n",
     "circle.py": "def f(pp, m):\n    return [[(s, k, j) for k in 'BF' for j in range(m)] for s in range(pp)]\n",
@@ -247,6 +263,11 @@ OTHERS = [
         ("--schedule", "wrong.py:f", "--pp", 2),
         "--schedule wrong.py:f: line 1: returns a value of type str; expected list",
     ),
+    (
+        ("--optimizer", "rules.py:Rebinds"),
+        "--optimizer rules.py:Rebinds: changes no weight in three updates; expected _update to write into its arrays",
+    ),
+    (("--optimizer", "rules.py:Lacks"), "--optimizer rules.py:Lacks: rules.py: TypeError: Lacks._update() takes 6 "),
     (("--optimizer", "wrong.py:f"), "--optimizer wrong.py:f: line 1: returns a value of type str; expected Optimizer"),
     (("--optimizer", "inside.py:f"), "--optimizer inside.py:f: inside.py, line 2: NameError: "),
     (("--loss", "wrong.py:f"), "--loss wrong.py:f: line 1: returns a value of type str; expected Tensor"),
