@@ -160,6 +160,7 @@ json.dump(results, sys.stdout)
 """
 PRINTED = {
     "index": "equal: no difference at all",
+    "sharp-bits": "[1 2]",
     **dict.fromkeys(
         ("convolution", "model-parallelism", "pipelining", "programs", "hybrids", "verification", "reproducibility"), ""
     ),

@@ -207,9 +207,13 @@ def collective(
 def collective(function: Any = None, /, *, name: str | None = None, own: tuple[str, ...] = (), **facts: Fact) -> Any:
     """Declares a function that all ranks call together: its first argument is the communicator.
 
+        @mpi.collective
+        def largest(comm, array: np.ndarray, count: int = 1) -> np.ndarray:
+            return np.sort(comm.all_gather(array))[-count:]
+
     In checked mode they compare its `name` (by default the function's) and its arguments, by their annotations: of
-    `str`, `int`, `float` and `bool` the value, of `Array` dtype and shape, of `Sequence[int]`, `tuple[int, ...]` and
-    `Sequence[slice]` the items; each also with `| None`. Arguments with any other annotation, such as Any, are not
+    `str`, `int`, `float` and `bool` the value, of `np.ndarray` dtype and shape, of `Sequence[int]`, `tuple[int, ...]`
+    and `Sequence[slice]` the items; each also with `| None`. Arguments with any other annotation, such as Any, are not
     compared, nor are those that `own` names, which each rank has for itself. `facts`, under an argument's name, say
     what else is to be compared (`parallel_dl.mpi.facts`). TypeError for an argument without an annotation that is in
     neither, for an unknown name in these, and when called for an argument that by its annotation cannot be meant.

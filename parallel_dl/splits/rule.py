@@ -6,8 +6,11 @@ Everything else follows from the placements: the moves, their adjoints, their by
 
     @splits.rule(MyLayer, "output")
     def by_output(site):
-        weights = site.weights(splits.Shard(0), "weight")
-        return splits.Division(site.on(splits.Shard(1)), site.on(splits.Replicated()), weights)
+        return splits.Division(
+            input=site.on(splits.Replicated()),
+            weights=site.weights(splits.Shard(0), "weight"),
+            output=site.on(splits.Shard(1)),
+        )
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class Position:
     output: Shape
     """the shape of one whole sample after it"""
     combine: Callable[..., np.ndarray]
-    """(array, op="sum") -> the ranks' arrays combined; a layer that uses it declares the messages in its `Division`"""
+    """(array, op="sum") -> the ranks' arrays combined; a layer that uses it declares the messages in its `Division`,
+    and a primitive whose pullbacks call it is declared with `collective=True`"""
     samples: Callable[[], slice]
     """the samples of the current batch that this rank has, if it has a share of them"""
     reshard: Callable[[Path, Any], Any]
@@ -94,7 +98,7 @@ class Division:
     messages: Sequence[Message] | Callable[[int], Sequence[Message]] = ()
     """what every rank sends in the local maths; a function if it depends on the number of samples"""
     work_input: Callable[[int], Shape] | None = None
-    """rank -> the input of one sample that counts for its work; None if its work is proportional to its output"""
+    """rank -> the shape of the input of a sample that counts for its work; None if work is proportional to the output"""
     owners: tuple[int, ...] = ()
     """for branches assigned to ranks: the rank of each"""
     endings: tuple[Ending, ...] = ()

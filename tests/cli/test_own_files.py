@@ -90,6 +90,22 @@ def test_own_layer_is_split(here):
     assert sent == {("forward", 2 * 4, 4 * 64), ("backward", 2 * 4, 4 * 64)}
 
 
+def test_own_layer_meets_in_backward_if_one_rank_needs_no_gradient(here):
+    """The softmax of the page after branches of which one rank has only the Identity, at the network's input."""
+    text = (here / "my_layers.py").read_text()
+    net = """
+def Both(input_shape, classes):
+    n = math.prod(input_shape)
+    both = nn.Branches(a=nn.Linear(n, n), b=nn.Identity(), join="concatenate")
+    return nn.Sequential(flatten=nn.Flatten(), both=both, softmax=Softmax(2 * n), fc=nn.Linear(2 * n, classes))
+"""
+    (here / "my_layers.py").write_text(text + net)
+    common = ("train", "my_layers.py:Both", "--dtype", "float64", "--steps", 2, "--json")
+    split = ("--mp", 2, "--split", "both=towers", "--split", "fc=input", "--checked")
+    one, two = (json.loads(call(*common, *ranks)[1])["losses"] for ranks in ((), split))
+    assert two == pytest.approx(one, rel=1e-12)
+
+
 def test_verify_with_all_of_them(here):
     flags = ["--dp", 2, "--optimizer", "my_rule.py:Rule", "--dataset", "my_data.py:load", "--loss", "my_loss.py:loss"]
     status, out, err = call("verify", "my_net.py:MyNet", *flags)
