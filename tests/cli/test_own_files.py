@@ -283,7 +283,7 @@ OTHERS = [
         ("--optimizer", "rules.py:Rebinds"),
         "--optimizer rules.py:Rebinds: changes no weight in three updates; expected _update to write into its arrays",
     ),
-    (("--optimizer", "rules.py:Lacks"), "--optimizer rules.py:Lacks: rules.py: TypeError: Lacks._update() takes 6 "),
+    (("--optimizer", "rules.py:Lacks"), "--optimizer rules.py:Lacks: rules.py: TypeError: Rebinds._update() takes 6 "),
     (("--optimizer", "wrong.py:f"), "--optimizer wrong.py:f: line 1: returns a value of type str; expected Optimizer"),
     (("--optimizer", "inside.py:f"), "--optimizer inside.py:f: inside.py, line 2: NameError: "),
     (("--loss", "wrong.py:f"), "--loss wrong.py:f: line 1: returns a value of type str; expected Tensor"),
@@ -357,6 +357,9 @@ def test_what_a_layer_sends_by_itself_is_checked_and_counted(tmp_path, monkeypat
     rows = json.loads(capfd.readouterr().out)["ledger"]
     sent = [(row["rank"], row["layer"], row["values"]) for row in rows if row["axis"] == "world"]
     assert sent == [(0, "", 2), (1, "", 2)]
-    assert main(["train", "wrong.py:Net", *flags, "--checked"]) == 1
-    said = capfd.readouterr().err.splitlines()[0]
-    assert "CollectiveMismatch: on communicator 'world': rank 0 calls all_reduce #1 (sum, float64, shape (2,))" in said
+    assert main(["train", "wrong.py:Net", *flags, "--checked"]) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said == (
+        "parallel-dl: network wrong.py:Net: wrong.py, line 10: CollectiveMismatch: on communicator 'world': rank 0 calls "
+        "all_reduce #1 (sum, float64, shape (2,)) but rank 1 calls all_reduce #1 (sum, float64, shape (3,))"
+    )
