@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from parallel_dl.cost import Grid, LayerCost, NetworkCost, PlanShares, Share
 
 _PREFIXES = "kMGTPEZYRQ"
+_MOST_NAMES = 5
 _SIDE_BY_SIDE = 4  # so many ranks' numbers stand side by side, those of more as the least and the most
 
 
@@ -67,6 +68,8 @@ def layers(network: str, shape: Iterable[int], classes: int, facts: NetworkCost)
 
 def notes_of_layers(facts: NetworkCost) -> list[str]:
     """What the columns of `layers` are."""
+    from parallel_dl import nn
+
     samples = number_of(facts.samples, "sample")
     lines = [f"A forward pass: multiply-adds and activations for 1 sample, work W and depth D for {samples}."]
     convolutions = [layer for layer in facts.layers if layer.kind == "Conv2d"]
@@ -74,12 +77,19 @@ def notes_of_layers(facts: NetworkCost) -> list[str]:
         multiply_adds = sum(layer.multiply_adds for layer in convolutions) / facts.multiply_adds
         parameters = sum(layer.parameters for layer in convolutions) / facts.parameters
         lines.append(f"Convolutions: {multiply_adds:.1%} of the multiply-adds, {parameters:.1%} of the parameters.")
+    own = [layer.name for layer in facts.layers if layer.parameters and not hasattr(nn, layer.kind)]
+    if own:
+        lines.append(f"Multiply-adds are not known for your own layers ({_names(own)}), and not counted.")
     lines += [
         "Threshold batch: 2|w| / (|x| + |y|), for weights w without biases, a sample's input x and output y. Below it,",
         "splitting a layer's outputs (model) moves fewer values than all-reducing its gradient (data). Assumed: ring",
         "algorithms, bandwidth only (no latency), no overlap, reduce-scatter backward.",
     ]
     return lines
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + ", ..." * (len(names) > _MOST_NAMES)
 
 
 # -- with --mp -----------------------------------------------------------------------------------------------------

@@ -327,6 +327,15 @@ def test_an_optimizer_is_one_file(name):
     assert "_magnitudes" in {key for base in type(made).__mro__[:-2] for key in vars(base)}
 
 
+def test_summary_says_whose_multiply_adds_are_not_known(here, capfd):
+    assert main(["summary", "my_layers.py:MyNet"]) == 0
+    assert (
+        "Multiply-adds are not known for your own layers (gated, softmax), and not counted." in capfd.readouterr().out
+    )
+    assert main(["summary", "vgg_small"]) == 0
+    assert "your own layers" not in capfd.readouterr().out
+
+
 SENDS = """
 import math
 import numpy as np
@@ -360,6 +369,6 @@ def test_what_a_layer_sends_by_itself_is_checked_and_counted(tmp_path, monkeypat
     assert main(["train", "wrong.py:Net", *flags, "--checked"]) == 2
     (said,) = capfd.readouterr().err.splitlines()
     assert said == (
-        "parallel-dl: network wrong.py:Net: wrong.py, line 10: CollectiveMismatch: on communicator 'world': rank 0 calls "
-        "all_reduce #1 (sum, float64, shape (2,)) but rank 1 calls all_reduce #1 (sum, float64, shape (3,))"
+        "parallel-dl: network wrong.py:Net: wrong.py, line 10: CollectiveMismatch: on communicator 'world': "
+        "rank 0 calls all_reduce #1 (sum, float64, shape (2,)) but rank 1 calls all_reduce #1 (sum, float64, shape (3,))"
     )
