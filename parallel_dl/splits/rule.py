@@ -98,7 +98,7 @@ class Division:
     messages: Sequence[Message] | Callable[[int], Sequence[Message]] = ()
     """what every rank sends in the local maths; a function if it depends on the number of samples"""
     work_input: Callable[[int], Shape] | None = None
-    """rank -> the shape of the input of a sample that counts for its work; None if work is proportional to the output"""
+    """rank -> the shape of a sample's input that counts for its work; None if work is proportional to the output"""
     owners: tuple[int, ...] = ()
     """for branches assigned to ranks: the rank of each"""
     endings: tuple[Ending, ...] = ()
