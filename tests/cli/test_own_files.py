@@ -370,5 +370,6 @@ def test_what_a_layer_sends_by_itself_is_checked_and_counted(tmp_path, monkeypat
     (said,) = capfd.readouterr().err.splitlines()
     assert said == (
         "parallel-dl: network wrong.py:Net: wrong.py, line 10: CollectiveMismatch: on communicator 'world': "
-        "rank 0 calls all_reduce #1 (sum, float64, shape (2,)) but rank 1 calls all_reduce #1 (sum, float64, shape (3,))"
+        "rank 0 calls all_reduce #1 (sum, float64, shape (2,)) "
+        "but rank 1 calls all_reduce #1 (sum, float64, shape (3,))"
     )
