@@ -69,6 +69,14 @@ def test_placements(capfd):
     assert found["fc1"] == [1, "output", "replicated", "axis 0 60+60", "features 60+60"]
 
 
+def test_sizes_and_peaks_are_those_of_each_rank(capfd):
+    """Ten classes on three ranks, of which the first has the most; stage 0 keeps two microbatches, stage 1 one."""
+    found = plan(capfd, "mlp_deep", "--pp", 2, "--mp", 3)
+    assert found["peak_live"] == [2, 2, 2, 1, 1, 1]
+    (last,) = [layer for layer in plan(capfd, "mlp", "--mp", 3)["layers"] if layer["name"] == "fc3"]
+    assert (last["weights"], last["output"]) == ("axis 0 4+3+3", "features 4+3+3")
+
+
 def test_text(capfd):
     assert main(["plan", "mlp_deep", "--pp", "2", "--dp", "3"]) == 0
     out, _ = capfd.readouterr()

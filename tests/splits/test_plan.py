@@ -461,3 +461,15 @@ def test_inner_groups_count_more_in_either_order():
         assert ways == {"features.a.0": "input", "features.b": "output"}
     with pytest.raises(InputError, match="the name of a layer is a string"):
         plan(network, (6,), 2, {0: "output"})
+
+
+def test_partial_gradients_are_those_of_weights_that_train():
+    """Frozen weights send nothing; that they may be unfrozen is known."""
+    network = nn.Sequential(fc1=nn.Linear(6, 5), fc2=nn.Linear(5, 3))
+    assert plan(network, (6,), 2, {"fc1": "samples"}).partial_sizes() == {"fc1.weight": 30, "fc1.bias": 5}
+    network.fc1.bias.requires_grad = False
+    assert plan(network, (6,), 2, {"fc1": "samples"}).partial_sizes() == {"fc1.weight": 30}
+    network.fc1.weight.requires_grad = False
+    found = plan(network, (6,), 2, {"fc1": "samples"})
+    assert (found.partial_sizes(), found.has_partial) == ({}, True)
+    assert not plan(network, (6,), 2, {"fc1": "output"}).has_partial
