@@ -33,7 +33,7 @@ from parallel_dl.data_parallel.changes import News, Watch
 from parallel_dl.data_parallel.exchange import Exchange, lengths
 from parallel_dl.data_parallel.replicas import agreed_trainable, require_equal_replicas
 from parallel_dl.errors import InputError
-from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow
+from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow, world
 from parallel_dl.nn import Newcomers, Parameter, networks_of, ordered
 
 METHODS = ("auto", "window", "mpi", "tree")
@@ -97,7 +97,7 @@ class GradientAllReduce:
             raise InputError(f"all-reduce method {method!r}: expected one of {', '.join(METHODS)}")
         given = list({id(p): p for p in ordered(parameters, "GradientAllReduce")}.values())
         self.networks = networks_of(given)
-        self._of_partial = self._sums_of_partial(given, partial_comm, method, overlap, bucket_bytes)
+        self._of_partial = self._sums_of_partial(given, partial_comm, comm, method, overlap, bucket_bytes)
         self._set_up([p for p in given if not p.is_partial], comm, method, overlap, bucket_bytes)
 
     @classmethod
@@ -105,11 +105,12 @@ class GradientAllReduce:
         cls,
         parameters: Sequence[Parameter],
         comm: Communicator | None,
+        replicas: Communicator,
         method: str,
         overlap: bool | None,
         bucket_bytes: int,
     ) -> GradientAllReduce | None:
-        """What sums the partial gradients; None if there are none. The batch norms are not its business."""
+        """Sums the partial gradients over `comm`; None if there are none. The batch norms are not its business."""
         partial = [parameter for parameter in parameters if parameter.is_partial]
         if not partial:
             return None
@@ -117,6 +118,13 @@ class GradientAllReduce:
             raise InputError(
                 f"the gradient of {partial[0].name} is a summand on each rank of the model axis, too: give "
                 'GradientAllReduce(..., partial_comm=mesh.over("data", "model"))'
+            )
+        own = world().rank
+        missing = set(replicas.all_gather_object(own)) - set(comm.all_gather_object(own))
+        if missing:
+            raise InputError(
+                f"partial_comm {comm.name!r} is without rank {min(missing)}, which has a replica of {partial[0].name}: "
+                'give partial_comm=mesh.over("data", "model")'
             )
         sums = cls.__new__(cls)
         sums.networks, sums._of_partial = [], None

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from parallel_dl import nn, optim, splits
+from parallel_dl.data_parallel import GradientAllReduce
+from parallel_dl.errors import InputError
 from parallel_dl.layout import Layout
+from parallel_dl.model_parallel import parallelize
 from parallel_dl.mpi import Mesh
 from parallel_dl.trainer import Trainer
 
@@ -71,6 +74,20 @@ def test_the_only_partial_gradients_are_those_of_frozen_weights(comm):
     split = {"fc1": "samples", "fc2": "output"}
     require_equal(comm, frozen_first, (6,), Layout(dp=comm.size // 2, mp=2, split=split), unfreeze=True)
     require_equal(comm, frozen_first, (6,), Layout(dp=comm.size // 2, mp=2, split=split))
+
+
+@pytest.mark.ranks(4)
+def test_over_which_ranks_they_are_summed(comm):
+    """Those of the data and the model axis; what lacks a replica is refused on every rank."""
+    mesh = Mesh(comm, data=2, model=2)
+    network = nn.Sequential(fc1=nn.Linear(6, 5), fc2=nn.Linear(5, 3)).initialize(0, "float64")
+    parallelize(network, mesh.model, (6,), {"fc1": "samples", "fc2": "output"})
+    with pytest.raises(InputError, match="is a summand on each rank of the model axis, too"):
+        GradientAllReduce(network.parameters(), mesh.data)
+    with pytest.raises(InputError, match=r"partial_comm 'model' is without rank \d, which has a replica of fc1.weight"):
+        GradientAllReduce(network.parameters(), mesh.data, partial_comm=mesh.model)
+    GradientAllReduce(network.parameters(), mesh.data, partial_comm=mesh.over("data", "model")).free()
+    mesh.free()
 
 
 @pytest.mark.ranks(2, 3)
