@@ -7,7 +7,15 @@ from typing import Any
 
 from parallel_dl.errors import number_of
 from parallel_dl.mpi.buffers import Array
+from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
+
+
+class _Abandoned:
+    """What nobody has waited for: MPI may still write into its memory, or read it."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
 
 
 class Pending:
@@ -31,6 +39,10 @@ class Pending:
         self._requests = requests
         self._source = source
         self._into = array if into is None else into
+
+    def __del__(self) -> None:
+        if getattr(self, "_requests", None) and mine is not None:  # which it is while the interpreter ends
+            mine(_Abandoned).kept.append(dict(self.__dict__))
 
     def wait(self) -> Array:
         """Waits until the array may be used again, and returns it; ValueError if less was received than it holds."""

@@ -1,5 +1,6 @@
 """Checked mode: whatever ranks call differently is reported on all of them, and the communicator lives on."""
 
+import gc
 import os
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from parallel_dl.mpi import MPI, CollectiveMismatch, Communicator, MessageMismatch
 from parallel_dl.mpi.observers import checked
+from parallel_dl.mpi.pending import _Abandoned
+from parallel_dl.mpi.rank import mine
 
 pytestmark = pytest.mark.ranks(2, 3, 4)
 
@@ -196,3 +199,24 @@ def test_messages_of_other_ranks_and_tags_are_told_apart(comm):
         assert first.wait().tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"expected .* but it sends"):
         comm.shift(DOUBLES, 1, shape=(3,))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.ranks(2)
+def test_what_nobody_waits_for_keeps_its_memory(comm, checked):
+    """MPI writes what arrives into the array and, in checked mode, its note into another one: both have to be there."""
+    ranks = comm if checked else Communicator(comm.mpi, checked=False)
+    kept = mine(_Abandoned).kept
+    before = len(kept)
+    if comm.rank == 0:
+        ranks.ireceive(np.empty(5), 1)
+        gc.collect()  # an observed call and its result hold each other
+        assert len(kept) == before + 1
+        assert kept[-1]["_array"].shape == (5,)
+        assert ("_line" in kept[-1]) == checked
+    ranks.barrier()
+    if comm.rank == 1:
+        ranks.send(np.ones(5), 0)
+    ranks.barrier()
+    if comm.rank == 0:
+        assert kept[-1]["_array"].tolist() == [1.0] * 5

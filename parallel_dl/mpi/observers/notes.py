@@ -72,6 +72,7 @@ class Noted(Pending):
         self, message: Pending, told: Any, line: Array, check: Callable[[], Exception | None] = lambda: None
     ) -> None:
         self.__dict__.update(message.__dict__)
+        message._requests = []  # they are waited for here
         self._told, self._line, self._check = told, line, check
 
     def _complete(self) -> Array:
