@@ -19,11 +19,12 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from parallel_dl import interrupts
-from parallel_dl.launch import tracebacks
+from parallel_dl.launch import tracebacks, watching
 from parallel_dl.launch.attendant import ATTENDED, ENDED_BY_LAUNCHER_SECONDS, attend
 from parallel_dl.launch.environment import MPI_FILES, mapped_shared_memory, mpirun_rank
 from parallel_dl.launch.folder import connection_to
 from parallel_dl.launch.pages import not_started
+from parallel_dl.watchdog.watchdog import STATE
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -34,6 +35,7 @@ INTERRUPTED = "was interrupted (SIGINT)"
 _INTERRUPT_SECONDS = 0.5  # in which Python hears of a SIGINT, unless it waits inside MPI
 
 _connection: Connection | None = None
+_watching: watching.Watching | None = None
 _sending = threading.Lock()
 _commands: queue.SimpleQueue = queue.SimpleQueue()
 _completed = False
@@ -63,7 +65,14 @@ def complete(status: int = 0, message: str | None = None) -> None:
     if connected() and not _completed:
         _completed = True
         _flush()
+        tell_end()
         send(("done", status, message))
+
+
+def tell_end() -> None:
+    """Tells the launcher's watchdog that this rank makes no more calls."""
+    if _watching is not None:
+        _watching.end()
 
 
 def _flush() -> None:
@@ -88,7 +97,7 @@ def connect(attendant: int | None = None) -> None:
     `attendant` is the process id of this rank's, if it has one. If it cannot connect it ends the process, and says
     why through mpirun, for the launcher to repeat; if the launcher has gone, nobody hears it.
     """
-    global _connection
+    global _connection, _watching
     folder = os.environ[JOB_VARIABLE]
     try:
         _connection = connection_to(folder)
@@ -98,6 +107,10 @@ def connect(attendant: int | None = None) -> None:
     faulthandler.register(signal.SIGUSR1, file=_open(folder, "stack"), all_threads=True)
     faulthandler.enable(_open(folder, "crash"))
     send(("hello", mpirun_rank(), os.getpid(), attendant))
+    if watching.is_on():
+        _watching = watching.Watching(mpirun_rank(), send)
+        _watching.start()
+        watching.watch_mpi()
     threading.Thread(target=_watch, name="launcher watch", daemon=True).start()
 
 
@@ -119,7 +132,12 @@ def _watch() -> None:
     assert _connection is not None
     try:
         while True:
-            _commands.put(_connection.recv())
+            command = _connection.recv()
+            if isinstance(command, tuple) and command[0] == STATE:  # of the launcher's watchdog
+                if _watching is not None:
+                    _watching.answer(command[1])
+            else:
+                _commands.put(command)
     except (EOFError, OSError):  # the launcher has died; its folder has a guard
         for path in mapped_shared_memory("self"):
             if os.path.basename(path).startswith(MPI_FILES):
@@ -190,6 +208,7 @@ def main() -> None:
     except SystemExit as ended:
         if not _completed and ended.code in (None, 0):
             _flush()
+            tell_end()
             send(("exited",))
         elif not _completed:
             text = "" if isinstance(ended.code, int) else f"{ended.code}\n"

@@ -24,6 +24,7 @@ from parallel_dl.launch.ends import (
 from parallel_dl.launch.environment import check_launcher, find_mpirun
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.pages import pages_in
+from parallel_dl.watchdog.watchdog import HEARD, Watchdog
 from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_closed, say
 
 _START_SECONDS = 60.0  # within which the first rank must have connected, and then each further one
@@ -126,6 +127,7 @@ class _Run:
         status, lines = 0, []
         latest = time.monotonic()  # when a rank connected
         exit_deadline = refusal_deadline = None
+        watchdog = Watchdog(job.send)
         while len(ended) < job.ranks:
             if self.stopped or isinstance(self.stdout.error, BrokenPipeError):
                 return status
@@ -150,10 +152,16 @@ class _Run:
                     exit_deadline = exit_deadline or time.monotonic() + _EXIT_SECONDS
                 elif kind == "failed":
                     return failed(job, rank, *content)
+                elif kind in HEARD:
+                    watchdog.hear(rank, kind, content)
                 elif kind == "late":
                     return late(job, rank, *content)
                 elif kind == "lost" and rank not in ended:
                     return lost(job, rank, ended, self._said)
+            if (deadlock := watchdog.look()) is not None:
+                return End(deadlock.line, 1, deadlock.picture)
+            while watchdog.notices:
+                self._tell(f"parallel-dl: {watchdog.notices.pop(0)}")
             for rank, exit in job.exits.items():  # a child of the rank may hold its connection open
                 if rank not in ended and time.monotonic() - exit.heard > _RECORD_SECONDS:
                     return lost(job, rank, ended, self._said)

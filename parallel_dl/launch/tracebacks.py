@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -120,6 +120,7 @@ def _is_truncation(error: BaseException) -> bool:
 _CALLS = ("communicator", "copies", "group", "messages", "pending", "reductions", "shards", "window")
 _COMMUNICATION = tuple(os.path.join(_PACKAGE, "mpi", f"{name}.py") for name in _CALLS)
 _ON_THE_WAY = tuple(os.path.join(_PACKAGE, "mpi", *path) for path in (("calls.py",), ("observers", "checked.py")))
+_ON_THE_WAY += (os.path.join(_PACKAGE, "watchdog", "wrapping.py"),)
 
 
 def _call_of(frames: TracebackType | None) -> str:
@@ -136,22 +137,46 @@ def _call_of(frames: TracebackType | None) -> str:
     return name
 
 
-def call_of_thread(thread: int) -> str:
-    """What a thread is doing: in which call to other ranks it waits, and from which line, or else where it is."""
+def frames_of(thread: int | None) -> list[Any]:
+    """The frames of a thread, innermost first; none of one that has ended."""
     frames: list[Any] = []
-    frame: Any = sys._current_frames().get(thread)
+    frame: Any = sys._current_frames().get(thread or 0)
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
+    return frames
+
+
+def call_of_thread(thread: int) -> str:
+    """What a thread is doing: in which call to other ranks it waits, and from which line, or else where it is."""
+    frames = frames_of(thread)
+    first, last = _calls_among(frames)
+    if first is None:
+        files = [os.path.abspath(frame.f_code.co_filename) for frame in frames]
+        place = next((place for place, file in enumerate(files) if not _is_library(file)), 0)
+        return f"is in {frames[place].f_code.co_name} ({_where(frames[place])})" if frames else "has ended"
+    called = call_in(frames) or f"{frames[last - 1].f_code.co_name}()"
+    return f"waits in {called}, called from {_where(frames[last])}"
+
+
+def _calls_among(frames: Sequence[Any]) -> tuple[int | None, int]:
+    """Of frames, innermost first: the first one that is part of a call to other ranks, and the one that called it."""
     files = [os.path.abspath(frame.f_code.co_filename) for frame in frames]
     on_the_way = [file in _COMMUNICATION or file in _ON_THE_WAY or _is_wrapper(file) for file in files]
     first = next((place for place, passed in enumerate(on_the_way) if passed), None)
     if first is None:
-        place = next((place for place, file in enumerate(files) if not _is_library(file)), 0)
-        return f"is in {frames[place].f_code.co_name} ({_where(frames[place])})" if frames else "has ended"
-    last = next((place for place in range(first, len(files)) if not on_the_way[place]), len(files) - 1)
-    within = [frame for frame, file in zip(frames[first:last], files[first:last]) if file in _COMMUNICATION]
-    observed = [frame.f_locals["call"] for frame in frames[first:last] if frame.f_code.co_name == "_observed"]
+        return None, 0
+    return first, next((place for place in range(first, len(files)) if not on_the_way[place]), len(files) - 1)
+
+
+def call_in(frames: Sequence[Any]) -> str:
+    """The call of a communicator of ours among these frames, innermost first, with its arguments; empty without one."""
+    first, last = _calls_among(frames)
+    if first is None:
+        return ""
+    passed = frames[first:last]
+    within = [frame for frame in passed if os.path.abspath(frame.f_code.co_filename) in _COMMUNICATION]
+    observed = [frame.f_locals["call"] for frame in passed if frame.f_code.co_name == "_observed"]
     if within:
         code, values = within[-1].f_code, within[-1].f_locals
         called, names = code.co_name, code.co_varnames[: code.co_argcount]
@@ -160,11 +185,22 @@ def call_of_thread(thread: int) -> str:
         called, values, comm = observed[-1].name, observed[-1].arguments, observed[-1].comm
         names = tuple(values)
     else:
-        called, values, names, comm = frames[last - 1].f_code.co_name, {}, (), None
+        return ""
     given = ", ".join(_argument(name, values) for name in names if name not in ("self", "comm"))
     name, source = getattr(comm, "name", None), getattr(comm, "_source", None)
     on = f" on {name!r}" if isinstance(name, str) else f" for rank {source}" if isinstance(source, int) else ""
-    return f"waits in {called}({given}){on}, called from {_where(frames[last])}"
+    return f"{called}({given}){on}"
+
+
+def lines_of(frames: Sequence[Any]) -> list[str]:
+    """`FILE:LINE in FUNCTION` of the program's own frames, innermost first; of ours, where there is no other."""
+    code = [frame for frame in frames if not _is_library(os.path.abspath(frame.f_code.co_filename))]
+    own = [frame for frame in code if not is_ours(frame.f_code.co_filename)] or code
+    return [_where(frame) + _function(frame.f_code.co_name) for frame in own]
+
+
+def _function(name: str) -> str:
+    return "" if name == "<module>" else f" in {name}"
 
 
 def _is_wrapper(file: str) -> bool:

@@ -13,6 +13,7 @@ from parallel_dl.mpi.observers.checked import Checked
 from parallel_dl.mpi.observers.ledger import Ledger
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.stress import under_stress
+from parallel_dl.watchdog import group_of
 from parallel_dl.mpi.transport import Heard, Passed, Transport
 
 
@@ -81,6 +82,8 @@ class Group(Caller):
         self.watchers = tuple(one for one in seen if _has(one, "begin", "end"))
         self._listeners = tuple(one for one in seen if _has(one, "passed"))
         self._shared = _Shared()
+        if (watched := group_of(mpi)) is not None:
+            watched.name = self.name
         self._go_over(under_stress(mpi, self.name))
         if self.size > 1:
             abort.watch_exits()

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_dl import watchdog
 from parallel_dl.errors import number_of
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.calls import COLLECTIVE, MESSAGE, Call, Caller, Observer
@@ -76,6 +77,12 @@ class Checked(Observer):
         self.calls = 0
         self.ended: str | None = None  # who, once a rank's program has ended
         self._told: tuple[Any, Array]  # the note of the message that is being sent
+        self._watched = watchdog.group_of(mpi)
+        self._compared: watchdog.Group | None = None  # whose collectives are the comparisons
+        if self._watched is not None:
+            key = f"{self._watched.key} compared"
+            self._compared = watchdog.Group(key, self._watched.ranks, self._watched.name)
+            watchdog.this_rank.groups[key] = self._compared
         mine(_Open).checks.append(self)
 
     def free(self) -> None:
@@ -110,7 +117,14 @@ class Checked(Observer):
         self.calls += 1
         line = f"calls {call.name} #{self.calls}" + (f" ({', '.join(call.facts)})" if call.facts else "")
         request, own, all_lines = self.start(line)
-        self._wait(request, own, call.comm)
+        if self._compared is not None:
+            self._compared.collectives += 1
+            number = self._compared.collectives
+            watchdog.begin(call.name, watchdog.Waited(watchdog.COLLECTIVE, call.name, self._compared, number=number))
+        try:
+            self._wait(request, own, call.comm)
+        finally:
+            watchdog.over()
         if (all_lines == own).all():
             return
         lines = [text_of(line) for line in all_lines]
@@ -147,7 +161,13 @@ class Checked(Observer):
     def _expect(self, call: Call) -> None:
         """Receives the note before the message. If it is another message, that one is received, too, and refused."""
         given, line, status = call.arguments, np.empty(LINE, np.uint8), MPI.Status()
-        self.private.Recv(line, given["source"], given["tag"], status)
+        source, tag = given["source"], given["tag"]
+        if self._watched is not None:
+            watchdog.begin(call.name, watchdog.Waited(watchdog.RECEIVE, call.name, self._watched, source, tag))
+        try:
+            self.private.Recv(line, source, tag, status)
+        finally:
+            watchdog.over()
         given["source"], given["tag"] = status.Get_source(), status.Get_tag()  # also where any would do
         wrong = _mismatch(line, np.empty(given["shape"], given["dtype"]), call)
         if wrong is not None:

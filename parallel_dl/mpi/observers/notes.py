@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from parallel_dl import watchdog
 from parallel_dl.mpi import buffers
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.pending import Pending
@@ -76,7 +77,13 @@ class Noted(Pending):
         self._told, self._line, self._check = told, line, check
 
     def _complete(self) -> Array:
-        self._told.Wait()
+        under_way = [one.started.waited for one in self._requests if getattr(one, "started", None) is not None]
+        if under_way:
+            watchdog.begin("wait", under_way)
+        try:
+            self._told.Wait()
+        finally:
+            watchdog.over()
         wrong = self._check() if self._requests else None
         if wrong is None:
             return super()._complete()

@@ -1,0 +1,71 @@
+"""A rank's watching thread: tells the launcher when this rank has waited for a while, and how it is when asked."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from parallel_dl import watchdog
+from parallel_dl.launch.tracebacks import call_in, frames_of, is_ours, lines_of
+from parallel_dl.watchdog.watchdog import ENDS, GOES_ON, STATE, WAITS
+
+VARIABLE = "PARALLEL_DL_WATCHDOG"
+"""0: no calls are written down, and nobody looks; `unwrapped`: mpi4py is left alone; `synchronous`: sends wait"""
+
+_LOOK_SECONDS = 0.2  # between two looks
+_WAITS_SECONDS = 0.5  # after which a rank says that it waits
+_OURS = ("launcher watch", "interrupt watch", "rank watch", "time limit", "passage")
+
+
+class Watching(threading.Thread):
+    """Looks at this rank's record as long as it lives; `send` passes a message to the launcher."""
+
+    def __init__(self, rank: int, send: Callable[[tuple], None]) -> None:
+        super().__init__(name="rank watch", daemon=True)
+        self._watch = watchdog.Watch(watchdog.this_rank, rank)
+        self._send = send
+        self._main = threading.main_thread().ident
+
+    def run(self) -> None:
+        told: int | None = None  # the number of the call that was said to wait
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            number = watchdog.this_rank.number
+            if told is not None and (number != told or not self._watch.is_waiting):
+                self._send((GOES_ON,))
+                told = None
+            if told is None and self._watch.seconds >= _WAITS_SECONDS and self._watch.is_waiting:
+                state = self.state()
+                if state.waits:
+                    told = state.number
+                    self._send((WAITS, state))
+
+    def state(self) -> watchdog.State:
+        """How this rank is now."""
+        frames = frames_of(self._main)
+        lines = lines_of(frames)
+        others = sum(thread.name not in _OURS and thread.ident != self._main for thread in threading.enumerate())
+        return self._watch.state(lines[0] if lines else "", tuple(lines), call_in(frames), others)
+
+    def answer(self, round: int) -> None:
+        """The launcher has asked."""
+        self._send((STATE, round, self.state()))
+
+    def end(self) -> None:
+        """The program has ended."""
+        self._send((ENDS, self._watch.state()))
+
+
+def is_on() -> bool:
+    """Whether this rank's calls are to be written down."""
+    return os.environ.get(VARIABLE, "") != "0"
+
+
+def watch_mpi() -> None:
+    """Wraps mpi4py as soon as it is imported, by whom ever."""
+    wanted = os.environ.get(VARIABLE, "").split(",")
+    watchdog.know_ours(is_ours)
+    if "0" not in wanted and "unwrapped" not in wanted:
+        watchdog.when_imported("mpi4py.MPI", lambda MPI: watchdog.wrap(MPI, "synchronous" in wanted))

@@ -1,0 +1,47 @@
+"""Hangs are named: what each rank waits for, and whether that can still come.
+
+No MPI is called here, and the package knows none but the module it is given. To read in this order:
+
+    record.py      what a rank's calls write down
+    wrapping.py    mpi4py's communicators and requests, which write it
+    importing.py   wraps them as soon as they are imported
+    state.py       what a rank tells of itself
+    deadlock.py    which ranks can never go on
+    picture.py     what they do, side by side
+    watchdog.py    the launcher's side, which asks and decides
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parallel_dl.watchdog import record as _record
+from parallel_dl.watchdog.importing import when_imported
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Group, Waited, begin, over, this_rank
+from parallel_dl.watchdog.state import State, Watch
+from parallel_dl.watchdog.watchdog import Deadlock, Watchdog
+from parallel_dl.watchdog.wrapping import group_of, is_watched, wrap
+
+__all__ = [
+    "COLLECTIVE",
+    "RECEIVE",
+    "Deadlock",
+    "Group",
+    "State",
+    "Waited",
+    "Watch",
+    "Watchdog",
+    "begin",
+    "group_of",
+    "is_watched",
+    "know_ours",
+    "over",
+    "this_rank",
+    "when_imported",
+    "wrap",
+]
+
+
+def know_ours(is_ours: Callable[[str], bool]) -> None:
+    """How to tell a file of this package from the program's."""
+    _record.is_ours = is_ours

@@ -1,0 +1,118 @@
+"""What the ranks of a deadlock do, side by side: who is to blame first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, waits_for
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
+from parallel_dl.watchdog.state import State, Wait
+
+
+def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> str:
+    """One line: which ranks wait for each other, or for whom who has ended."""
+    circle = in_circles(ranks, states)
+    gone = sorted(rank for rank in ended if any(rank in waits_for(states[other], states) for other in ranks))
+    if gone:
+        have, it = ("has", "it") if len(gone) == 1 else ("have", "them")
+        waiting = sorted(rank for rank in ranks if waits_for(states[rank], states) & set(gone))
+        return f"{named(gone)} {have} ended, and {named(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for {it}"
+    if circle == {next(iter(circle), -1)}:
+        return f"{named(circle)} waits for itself"
+    if circle:
+        return f"{named(circle)} wait for each other"
+    return f"{named(ranks)} can never go on"
+
+
+def rows(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[tuple[str, str, str]]:
+    """(rank, what it does, where) of every rank, those first that are to blame."""
+    odd, circle = odd_ones(states), in_circles(ranks, states)
+    gone = {rank for rank in ended if any(rank in waits_for(states[other], states) for other in ranks)}
+
+    def blame(rank: int) -> tuple:
+        core = rank in circle or rank in gone
+        return (not core, rank not in gone, rank not in odd, not hint(states.get(rank), states), rank)
+
+    found = []
+    for rank in sorted({*states, *ended}, key=blame):
+        state = states.get(rank)
+        if rank in ended:
+            last = f", after {state.call}" if state is not None and state.call else ""
+            found.append((f"rank {rank}", f"has ended{last}", state.where if state is not None else ""))
+        elif state is not None and state.waits:
+            what = f"waits in {state.call}{_for_whom(state, states)}"
+            if rank in odd:
+                what += f"; most ranks call {odd[rank]} there"
+            found.append((f"rank {rank}", what + hint(state, states), state.where))
+        elif state is not None:
+            found.append((f"rank {rank}", "is in its own code", state.where))
+    return found
+
+
+def lines(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[str]:
+    """The rows as text: aligned, in columns."""
+    table = rows(ranks, states, ended)
+    widths = [max((len(row[column]) for row in table), default=0) for column in range(2)]
+    return [f"  {rank:<{widths[0]}}  {what:<{widths[1]}}  {where}".rstrip() for rank, what, where in table]
+
+
+def _for_whom(state: State, states: Mapping[int, State]) -> str:
+    parts = []
+    for wait in state.waits:
+        if wait.kind == COLLECTIVE:
+            missing = missing_in(wait, states)
+            parts.append(f"for {named(missing)}" if missing else "")
+        elif wait.kind == SEND:
+            parts.append("" if wait.peer is None else f"for {named([wait.peer])} to receive")
+        else:
+            parts.append("for any rank to send" if wait.peer is None else f"for {named([wait.peer])} to send")
+    said = [part for part in dict.fromkeys(parts) if part]
+    return f" {(' or ' if state.one_is_enough else ' and ').join(said)}" if said else ""
+
+
+def hint(state: State | None, states: Mapping[int, State]) -> str:
+    """What else is known: a message that waits under another tag, or on another communicator."""
+    if state is None:
+        return ""
+    for wait in state.waits:
+        if wait.kind == RECEIVE:
+            found = _waiting_for(state, wait, states)
+            if found:
+                return found
+    return ""
+
+
+def _waiting_for(state: State, wait: Wait, states: Mapping[int, State]) -> str:
+    for source, other in states.items():
+        if wait.peer not in (None, source):
+            continue
+        for (group, to, tag), sent in other.sent.items():
+            left = sent - state.received.get((group, source, tag), 0)
+            if to != state.rank or left <= 0:
+                continue
+            if group == wait.group and wait.tag not in (None, tag):
+                return f"; rank {source} has sent it {_messages(left)} with tag {tag}"
+            if group != wait.group:
+                return f"; rank {source} has sent it {_messages(left)} on another communicator"
+    return ""
+
+
+def notice(state: State, waiting: Collection[int]) -> str:
+    """One line about a rank in its own code for which others wait."""
+    where = f", at {state.where}" if state.where else ""
+    wait = "waits" if len(waiting) == 1 else "wait"
+    return f"rank {state.rank} has been in its own code for {state.seconds:.0f} s{where}; {named(waiting)} {wait} for it"
+
+
+def _messages(number: int) -> str:
+    return "a message" if number == 1 else f"{number} messages"
+
+
+def named(ranks: Iterable[int]) -> str:
+    """`rank 1`, `ranks 0 and 2`, `ranks 0 to 5`."""
+    numbers = sorted(ranks)
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    if len(numbers) > 4 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"ranks {numbers[0]} to {numbers[-1]}"
+    return f"ranks {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

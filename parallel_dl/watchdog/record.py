@@ -1,0 +1,129 @@
+"""What a rank is doing, as its calls write it down and its watching thread reads it.
+
+Everything is kept in numbers that all ranks agree on: a communicator has the same key on each of its ranks, a
+collective is the n-th on its communicator, and messages are counted by destination and tag.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any, NamedTuple
+
+SEND, RECEIVE, COLLECTIVE = "send", "receive", "collective"
+
+Place = tuple[CodeType, int]
+"""a code object and the index of an instruction: its line is looked up only when somebody asks"""
+
+
+class Group:
+    """One communicator: who is in it, and what this rank has done on it."""
+
+    def __init__(self, key: str, ranks: Sequence[int], name: str) -> None:
+        self.key = key
+        """the same on all its ranks, and on no other communicator"""
+        self.ranks = tuple(ranks)
+        """their numbers in the world, in the order of the communicator"""
+        self.name = name
+        self.collectives = 0
+        """collectives that this rank has begun"""
+        self.made = 0
+        """communicators made from it"""
+        self.sent: dict[tuple[int, int], int] = {}
+        """(destination, tag) -> messages whose send has begun; ranks as the communicator numbers them"""
+        self.received: dict[tuple[int, int], int] = {}
+        """(source, tag) -> messages that have been received"""
+        self.is_exact = True
+        """whether all its messages are counted: some calls of MPI are not looked at"""
+
+    def __repr__(self) -> str:
+        return f"Group({self.key!r}, {self.name!r}, ranks {self.ranks})"
+
+
+class Waited(NamedTuple):
+    """One thing that a call waits for."""
+
+    kind: str
+    """SEND, RECEIVE or COLLECTIVE"""
+    call: str
+    group: Group
+    peer: int = -1
+    """the other rank of a message, as the group numbers them; negative: any, or none"""
+    tag: int = -1
+    """negative: any"""
+    what: Any = None
+    """what is passed, as the call was given it"""
+    number: int = 0
+    """of a collective: which one it is on its communicator"""
+
+
+class Started:
+    """A call that does not block, until its request is complete."""
+
+    __slots__ = ("is_done", "place", "waited")
+
+    def __init__(self, waited: Waited, place: Place) -> None:
+        self.waited, self.place, self.is_done = waited, place, False
+
+
+class Record:
+    """This rank's calls. Written by the thread that calls; the watching thread only reads."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """calls begun so far: as long as it does not change, the rank is where it was"""
+        self.waiting: Waited | Sequence[Waited] | None = None
+        """what the call under way waits for; None outside calls"""
+        self.one_is_enough = False
+        """whether one of several will do"""
+        self.call = ""
+        """the last call, whether it is under way or over"""
+        self.place: Place | None = None
+        """where it was made: the innermost frame that is not of this package"""
+        self.groups: dict[str, Group] = {}
+        self.started: dict[int, Started] = {}
+        """what was started and is not complete, by id"""
+
+
+this_rank = Record()  # of the process, like MPI
+
+
+
+def begin(call: str, waiting: Waited | Sequence[Waited], depth: int = 3) -> None:
+    """A call begins; the frame at `depth` made it."""
+    this_rank.number += 1
+    this_rank.call = call
+    this_rank.place = caller(depth)
+    this_rank.waiting = waiting
+
+
+def over() -> None:
+    """It is over."""
+    this_rank.waiting, this_rank.one_is_enough = None, False
+
+
+is_ours: Callable[[str], bool] = lambda file: False  # noqa: E731  (set by who knows)
+_ours: dict[CodeType, bool] = {}
+
+
+def caller(depth: int) -> Place:
+    """The innermost frame, from `depth` on, that is not of this package; the innermost one if all are."""
+    frame: Any = sys._getframe(depth)
+    first = frame
+    while frame is not None:
+        code = frame.f_code
+        ours = _ours.get(code)
+        if ours is None:
+            ours = _ours[code] = is_ours(code.co_filename)
+        if not ours:
+            return code, frame.f_lasti
+        frame = frame.f_back
+    return first.f_code, first.f_lasti
+
+
+def file_and_line(place: Place) -> tuple[str, int]:
+    """Of a place."""
+    code, index = place
+    lines = [number for start, end, number in code.co_lines() if start <= index < end and number is not None]
+    return code.co_filename, lines[0] if lines else code.co_firstlineno
