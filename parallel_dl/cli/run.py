@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from parallel_dl import launch
+from parallel_dl.cli.time_limit import MOST_SECONDS
 from parallel_dl.cli.limits import of_flag, of_ranks, require_count
 from parallel_dl.errors import InputError, bounded, named
 from parallel_dl.files import MOST_TEXT, require_regular
 from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.launch.tracebacks import FULL_VARIABLE as FULL_TRACEBACK
 
-_OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback")
+_OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback|--timeout(=.*)?")
 
 
 def run(
@@ -24,6 +25,9 @@ def run(
     program: Annotated[str, typer.Argument(help="A Python file.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="Arguments for the program.")] = None,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="Number of ranks.")] = 2,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="End after this many seconds, and say where each rank is.")
+    ] = None,
     full_traceback: Annotated[
         bool, typer.Option("--full-traceback", help="Show the launcher's own frames in tracebacks, too.")
     ] = False,
@@ -39,8 +43,10 @@ def run(
         raise InputError("run: starts the ranks itself; call it outside mpirun, or use mpirun python PROGRAM instead")
     _hint(program, arguments or [], context.obj)
     environment = {FULL_TRACEBACK: "1"} if full_traceback else None
+    if timeout is not None and not 0 < timeout <= MOST_SECONDS:
+        raise InputError(f"--timeout {timeout:g}: must be a number of seconds above 0, at most {MOST_SECONDS:g}")
     with of_ranks(f"-n {ranks}", ranks):
-        return launch.run(ranks, [program, *(arguments or [])], environment)
+        return launch.run(ranks, [program, *(arguments or [])], environment, timeout=timeout)
 
 
 def _hint(program: str, arguments: Sequence[str], line: Sequence[str]) -> None:

@@ -13,11 +13,15 @@ from typing import NamedTuple
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.pages import Said, end_in, not_started_in
 from parallel_dl.launch.rank import INTERRUPTED
-from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH
+from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH, lines_of_stack
+from parallel_dl.watchdog import State, Watchdog
+from parallel_dl.watchdog.picture import positions
+from parallel_dl.watchdog.watchdog import ENDS, STATE
 
 _ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
 _PASSING_SECONDS = 0.2  # for mpirun to pass on what ranks have printed
 _MOST_TEXTS = 3
+_POSITION_SECONDS = 1.0  # for the ranks to say where they are
 _LATE_SECONDS = 2.0  # within which all ranks notice that a time limit is over
 _PAGE_SECONDS = 1.0  # within which mpirun says that a rank has called MPI_Abort
 _MPIRUN_SECONDS = 0.5  # within which it is seen that mpirun itself was killed
@@ -76,6 +80,25 @@ def late(job: Job, rank: int, line: str, where: str) -> End:
         places.update({event.rank: event.content[1] for event in job.events(left) if event.kind == "late"})
     said = [f"rank {r} {places.get(r, 'does not say')}" for r in range(job.ranks)]
     return End(f"{line}: {'; '.join(said)}", 1)
+
+
+def positions_of(job: Job, watchdog: Watchdog) -> list[str]:
+    """Where every rank is, in lines of text; of one that does not answer, since C code runs there, from its stack."""
+    states: dict[int, State] = {}
+    job.send((STATE, 0))
+    deadline = time.monotonic() + _POSITION_SECONDS
+    while len(states) + len(watchdog.ended) < len(job.pids) and (left := deadline - time.monotonic()) > 0:
+        for event in job.events(left):
+            if event.kind == STATE:
+                states[event.rank] = event.content[1]
+            elif event.kind == ENDS:
+                watchdog.hear(event.rank, event.kind, event.content)
+    silent = [rank for rank in job.pids if rank not in states and rank not in watchdog.ended]
+    stacks = job.stacks() if silent else {}
+    for rank in silent:
+        frames = tuple(lines_of_stack(stacks.get(rank, "")))
+        states[rank] = State(rank, -1, 0.0, where=frames[0] if frames else "", frames=frames)
+    return positions({**watchdog.ended, **states}, watchdog.ended)
 
 
 def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from parallel_dl.launch.ends import (
     late,
     lost,
     not_started,
+    positions_of,
     signal_name,
 )
 from parallel_dl.launch.environment import check_launcher, find_mpirun
@@ -39,6 +40,7 @@ def run(
     arguments: list[str],
     environment: Mapping[str, str] | None = None,
     results: list[bytes] | None = None,
+    timeout: float | None = None,
 ) -> int:
     """Runs `(-m MODULE | SCRIPT) [ARGUMENT ...]` on N ranks of this machine; returns the exit status.
 
@@ -61,7 +63,7 @@ def run(
     for number in caught:
         signal.signal(number, lambda number, _: stopped.append(number))
     try:
-        return _Run(stopped, results).run(ranks, arguments, environment)
+        return _Run(stopped, results, timeout).run(ranks, arguments, environment)
     finally:
         for number in caught:
             signal.signal(number, before[number])
@@ -70,8 +72,8 @@ def run(
 class _Run:
     """One run: the job, what its ranks print, and the signals that have come."""
 
-    def __init__(self, stopped: list[int], results: list[bytes] | None) -> None:
-        self.stopped, self.results = stopped, results
+    def __init__(self, stopped: list[int], results: list[bytes] | None, timeout: float | None) -> None:
+        self.stopped, self.results, self.timeout = stopped, results, timeout
         self.stdout, self.stderr = Outlet(1), Outlet(2)
         self.one_place = os.path.sameopenfile(1, 2)  # a terminal, or 2>&1
 
@@ -88,10 +90,13 @@ class _Run:
                 passage.start()
             self.job, self.passages, self.errors = job, passages, passages[1]
             end = self._watch(job)
+            positions = positions_of(job, self.watchdog) if self.stopped else []
         for passage in passages:
             passage.drain(_LEFT_OPEN_SECONDS, self.stopped)
         if self.stopped:
             self._tell(f"parallel-dl: stopped by {signal_name(self.stopped[0])}; ended all ranks")
+            for line in positions:
+                self._tell(line)
             return 128 + self.stopped[0]
         return self._say(end, "; ended the other ranks" if ranks > 1 else "")
 
@@ -127,7 +132,8 @@ class _Run:
         status, lines = 0, []
         latest = time.monotonic()  # when a rank connected
         exit_deadline = refusal_deadline = None
-        watchdog = Watchdog(job.send)
+        watchdog = self.watchdog = Watchdog(job.send)
+        started = time.monotonic()
         while len(ended) < job.ranks:
             if self.stopped or isinstance(self.stdout.error, BrokenPipeError):
                 return status
@@ -165,6 +171,8 @@ class _Run:
             for rank, exit in job.exits.items():  # a child of the rank may hold its connection open
                 if rank not in ended and time.monotonic() - exit.heard > _RECORD_SECONDS:
                     return lost(job, rank, ended, self._said)
+            if self.timeout is not None and time.monotonic() - started > self.timeout:
+                return End(f"took more than {self.timeout:g} s", 1, positions_of(job, watchdog))
             if refusal_deadline is not None and time.monotonic() > refusal_deadline:
                 return status
             if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:

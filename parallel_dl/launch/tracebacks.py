@@ -153,7 +153,7 @@ def call_of_thread(thread: int) -> str:
     first, last = _calls_among(frames)
     if first is None:
         files = [os.path.abspath(frame.f_code.co_filename) for frame in frames]
-        place = next((place for place, file in enumerate(files) if not _is_library(file)), 0)
+        place = next((place for place, file in enumerate(files) if not is_library(file)), 0)
         return f"is in {frames[place].f_code.co_name} ({_where(frames[place])})" if frames else "has ended"
     called = call_in(frames) or f"{frames[last - 1].f_code.co_name}()"
     return f"waits in {called}, called from {_where(frames[last])}"
@@ -194,9 +194,19 @@ def call_in(frames: Sequence[Any]) -> str:
 
 def lines_of(frames: Sequence[Any]) -> list[str]:
     """`FILE:LINE in FUNCTION` of the program's own frames, innermost first; of ours, where there is no other."""
-    code = [frame for frame in frames if not _is_library(os.path.abspath(frame.f_code.co_filename))]
+    code = [frame for frame in frames if not is_library(os.path.abspath(frame.f_code.co_filename))]
     own = [frame for frame in code if not is_ours(frame.f_code.co_filename)] or code
+    while len(own) > 1 and _leads_to_program(own[-1].f_code.co_filename):
+        own.pop()
     return [_where(frame) + _function(frame.f_code.co_name) for frame in own]
+
+
+def lines_of_stack(text: str) -> list[str]:
+    """The same, from what faulthandler has written of a process: its main thread is the last one."""
+    found = re.findall(r'File "([^"]*)", line (\d+) in (.*)', text.strip().rpartition("\n\n")[2])
+    code = [entry for entry in found if not is_library(entry[0])]
+    own = [entry for entry in code if not is_ours(entry[0])] or code
+    return [f"{os.path.basename(file)}:{line}{_function(name)}" for file, line, name in own]
 
 
 def _function(name: str) -> str:
@@ -226,13 +236,14 @@ def _place(error: BaseException) -> str:
         place = f" ({os.path.basename(error.filename)}:{error.lineno})"
     while frames is not None:
         file = frames.tb_frame.f_code.co_filename
-        if not is_ours(file) and not _is_library(file):
+        if not is_ours(file) and not is_library(file):
             place = f" ({os.path.basename(file)}:{frames.tb_lineno})"
         frames = frames.tb_next
     return place
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Whether it is a file of Python, or of an installed package."""
     return (
         file.startswith("<")
         or file.endswith((".pyx", ".pxi"))

@@ -78,6 +78,7 @@ class RankSession:
                 return True
             item, following = items[content[0]], items.get(content[1])
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            rank.tell_end()
             rank.send(("finished", item.nodeid))
 
     @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,9 @@ import pytest
 from parallel_dl.launch import Job
 from parallel_dl.testing.marks import timeout_of
 from parallel_dl.testing.reports import failing_parts, failure, merged, message_of, ranks_named
+from parallel_dl.watchdog.watchdog import HEARD, Deadlock, Watchdog
+
+_LOOK_SECONDS = 0.1  # between two looks at ranks that wait
 
 
 class Turn:
@@ -23,6 +26,8 @@ class Turn:
         self.dead: int | None = None
         self.began = time.monotonic()
         self.reason = ""
+        self.deadlock: Deadlock | None = None
+        self._watchdog = Watchdog(job.send)
 
     @property
     def in_order(self) -> bool:
@@ -30,13 +35,16 @@ class Turn:
         return len(self.finished) == self.job.ranks
 
     def wait(self) -> None:
-        """Until all ranks have finished, one has died, the time is up, or the grace after a failure is."""
+        """Until all ranks have finished, one has died, those left never can, or the time or a failure's grace is up."""
         limit = timeout_of(self.item)
         deadline = self.began + limit
         self.reason = f"within {limit:g} s"
         failed = False
         while not self.in_order and self.dead is None and time.monotonic() < deadline:
-            for event in self.job.events(max(0.0, deadline - time.monotonic())):
+            self.deadlock = self._watchdog.look()
+            if self.deadlock is not None:
+                break
+            for event in self.job.events(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic()))):
                 self._take(event.rank, event.kind, event.content)
             if not failed and any(report.failed for reports in self.phases.values() for report in reports.values()):
                 failed = True
@@ -54,6 +62,8 @@ class Turn:
             self.phases[rank][report.when] = report
         elif kind == "finished":
             self.finished.add(rank)
+        elif kind in HEARD:
+            self._watchdog.hear(rank, kind, content)
         elif kind in ("lost", "closed", "exited", "failed") and self.dead is None:
             self.dead = rank
 
@@ -73,6 +83,9 @@ class Turn:
             line = how_it_died(self.dead)
             parts.append((f"rank {self.dead} of {size}", "\n".join([line, *_up_to_pytest(self.job.crash(self.dead))])))
             headline = headline or line
+        elif self.deadlock is not None:
+            parts.append((None, "\n".join([self.deadlock.line, *self.deadlock.picture])))
+            headline = headline or self.deadlock.line
         else:
             waiting = [rank for rank in range(size) if rank not in self.finished]
             line = f"{ranks_named(waiting)} of {size} had not finished {self.reason}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, waits_for
+from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, under_way, waits_for
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
 from parallel_dl.watchdog.state import State, Wait
+
+_MOST_FRAMES = 8
 
 
 def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> str:
@@ -24,8 +26,8 @@ def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collect
     return f"{named(ranks)} can never go on"
 
 
-def rows(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[tuple[str, str, str]]:
-    """(rank, what it does, where) of every rank, those first that are to blame."""
+def by_blame(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[int]:
+    """All ranks, those first that are to blame when `ranks` cannot go on."""
     odd, circle = odd_ones(states), in_circles(ranks, states)
     gone = {rank for rank in ended if any(rank in waits_for(states[other], states) for other in ranks)}
 
@@ -33,12 +35,18 @@ def rows(ranks: Collection[int], states: Mapping[int, State], ended: Collection[
         core = rank in circle or rank in gone
         return (not core, rank not in gone, rank not in odd, not hint(states.get(rank), states), rank)
 
+    return sorted({*states, *ended}, key=blame)
+
+
+def rows(order: Iterable[int], states: Mapping[int, State], ended: Collection[int]) -> list[tuple[str, str, str]]:
+    """(rank, what it does, where) of every rank."""
+    odd = odd_ones(states)
     found = []
-    for rank in sorted({*states, *ended}, key=blame):
+    for rank in order:
         state = states.get(rank)
         if rank in ended:
-            last = f", after {state.call}" if state is not None and state.call else ""
-            found.append((f"rank {rank}", f"has ended{last}", state.where if state is not None else ""))
+            where = state.where if state is not None else ""
+            found.append((f"rank {rank}", f"has ended{'; its last call:' if where else ''}", where))
         elif state is not None and state.waits:
             what = f"waits in {state.call}{_for_whom(state, states)}"
             if rank in odd:
@@ -50,8 +58,22 @@ def rows(ranks: Collection[int], states: Mapping[int, State], ended: Collection[
 
 
 def lines(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[str]:
-    """The rows as text: aligned, in columns."""
-    table = rows(ranks, states, ended)
+    """A line for every rank, aligned: of a deadlock of these ranks."""
+    return _aligned(rows(by_blame(ranks, states, ended), states, ended))
+
+
+def positions(states: Mapping[int, State], ended: Collection[int]) -> list[str]:
+    """Where all ranks are, with the lines that led there; those that wait for others come last."""
+    order = sorted({*states, *ended}, key=lambda rank: (bool(states[rank].waits) if rank in states else True, rank))
+    found = []
+    for rank, line in zip(order, _aligned(rows(order, states, ended))):
+        found.append(line)
+        if rank not in ended:
+            found += [f"      called from {frame}" for frame in states[rank].frames[1:_MOST_FRAMES]]
+    return found
+
+
+def _aligned(table: Sequence[tuple[str, str, str]]) -> list[str]:
     widths = [max((len(row[column]) for row in table), default=0) for column in range(2)]
     return [f"  {rank:<{widths[0]}}  {what:<{widths[1]}}  {where}".rstrip() for rank, what, where in table]
 
@@ -64,7 +86,7 @@ def _for_whom(state: State, states: Mapping[int, State]) -> str:
             parts.append(f"for {named(missing)}" if missing else "")
         elif wait.kind == SEND:
             parts.append("" if wait.peer is None else f"for {named([wait.peer])} to receive")
-        else:
+        elif wait.peer is None or under_way(state, wait.peer, wait, states) == 0:
             parts.append("for any rank to send" if wait.peer is None else f"for {named([wait.peer])} to send")
     said = [part for part in dict.fromkeys(parts) if part]
     return f" {(' or ' if state.one_is_enough else ' and ').join(said)}" if said else ""

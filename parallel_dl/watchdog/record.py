@@ -34,6 +34,8 @@ class Group:
         """(destination, tag) -> messages whose send has begun; ranks as the communicator numbers them"""
         self.received: dict[tuple[int, int], int] = {}
         """(source, tag) -> messages that have been received"""
+        self.has_context = False
+        """whether mpi4py has made a communicator of its own from it"""
         self.is_exact = True
         """whether all its messages are counted: some calls of MPI are not looked at"""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Record, Started, Waited, file_and_line
@@ -99,7 +100,7 @@ class Watch:
             seconds=seconds,
             waits=tuple(map(_wait, parts)),
             one_is_enough=record.one_is_enough,
-            call=call or record.call,
+            call=call or _call(record.call, parts),
             where=where or _where(record),
             frames=frames,
             sent={(group.key, group.ranks[d], tag): n for group in groups for (d, tag), n in _items(group.sent) if d >= 0},
@@ -111,6 +112,16 @@ class Watch:
             inexact=frozenset(group.key for group in groups if not group.is_exact),
             others=others,
         )
+
+
+def _call(name: str, parts: Sequence[Waited]) -> str:
+    """The call in words, and what it waits for where that was started before."""
+    said = [f"{words(part)} on {part.group.name}" for part in parts]
+    if [part.call for part in parts] == [name]:
+        return said[0]
+    if len({part.call for part in parts}) == 1 and parts[0].call == name:  # both halves of an exchange
+        return f"{name}({', '.join(words(part).partition('(')[2].removesuffix(')') for part in parts)})"
+    return f"{name} of {', '.join(said[:3])}{', ...' if len(said) > 3 else ''}" if said else name
 
 
 def _items(counts: dict[tuple[int, int], int]) -> list[tuple[tuple[int, int], int]]:

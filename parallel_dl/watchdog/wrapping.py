@@ -32,6 +32,8 @@ _COLLECTIVES = (
     *("Barrier", "Bcast", "Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv", "Alltoall"),
     *("Alltoallv", "Alltoallw", "Reduce", "Allreduce", "Reduce_scatter", "Reduce_scatter_block", "Scan", "Exscan"),
 )
+# the first of them on a communicator makes another one, for mpi4py's own use
+_IN_CONTEXT = ("reduce", "allreduce", "scan", "exscan")
 _MAKERS = (
     *("Clone", "Dup", "Dup_with_info", "Split", "Split_type", "Create", "Create_cart", "Create_graph"),
     *("Create_dist_graph", "Create_dist_graph_adjacent", "Sub"),
@@ -71,11 +73,14 @@ def wrap(MPI: Any, synchronous: bool = False) -> None:
         setattr(MPI, name, _watched(classes[type(plain)], plain, group))
     MPI.Request = _request_class(MPI)
     _FINALIZE.ranks = tuple(range(size))
-    finalize = MPI.Finalize
+    this_rank.groups[_FINALIZE.key] = _FINALIZE
+    finalize, barrier = MPI.Finalize, MPI.Intracomm.Barrier
 
     def Finalize() -> None:
-        begin("Finalize", Waited(COLLECTIVE, "Finalize", _FINALIZE, number=1))
+        _FINALIZE.collectives += 1
+        begin("Finalize", Waited(COLLECTIVE, "Finalize", _FINALIZE, number=_FINALIZE.collectives))
         try:
+            barrier(MPI.COMM_WORLD)  # MPI.Finalize keeps the interpreter's lock: no thread could look at it
             finalize()
         finally:
             over()
@@ -116,7 +121,8 @@ def _calls(MPI: Any, kind: Any, classes: dict[Any, Any], synchronous: bool) -> d
     for name in _EXCHANGES:
         calls[name] = _exchange(name, base(name), MPI)
     for name in (*_COLLECTIVES, *_OBJECT_COLLECTIVES):
-        calls[name] = _collective(name, base(name))
+        call = base(name)
+        calls[name] = _collective(name, _after_barrier(call, kind.Barrier) if name in _IN_CONTEXT else call)
     for name in _COLLECTIVES:
         started = f"I{name.lower()}"
         calls[started] = _started_collective(started, base(started), MPI)
@@ -261,6 +267,18 @@ def _collective(name: str, base: Callable) -> Callable:
             return base(self, *given, **named)
         finally:
             over()
+
+    return call
+
+
+def _after_barrier(base: Callable, barrier: Callable) -> Callable:
+    """The first time after a barrier: mpi4py keeps the interpreter's lock meanwhile, and no thread could look at it."""
+
+    def call(self: Any, *given: Any, **named: Any) -> Any:
+        if not self.watched.has_context:
+            self.watched.has_context = True
+            barrier(self)
+        return base(self, *given, **named)
 
     return call
 
