@@ -15,9 +15,11 @@ from parallel_dl.cli.limits import of_flag, of_ranks, require_count
 from parallel_dl.errors import InputError, bounded, named
 from parallel_dl.files import MOST_TEXT, require_regular
 from parallel_dl.launch.limits import MOST_RANKS
+from parallel_dl.launch.tracebacks import CHECKED_VARIABLE as CHECKED
 from parallel_dl.launch.tracebacks import FULL_VARIABLE as FULL_TRACEBACK
+from parallel_dl.launch.watching import VARIABLE as WATCHDOG
 
-_OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback|--timeout(=.*)?")
+_OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback|--timeout(=.*)?|--(un)?checked|--synchronous|--(no-)?wrap")
 
 
 def run(
@@ -28,6 +30,15 @@ def run(
     timeout: Annotated[
         float | None, typer.Option("--timeout", help="End after this many seconds, and say where each rank is.")
     ] = None,
+    checked: Annotated[
+        bool, typer.Option("--checked/--unchecked", help="Compare the ranks' calls before they are made.")
+    ] = True,
+    synchronous: Annotated[
+        bool, typer.Option("--synchronous", help="Let each send wait for its receive, as large messages do.")
+    ] = False,
+    wrap: Annotated[
+        bool, typer.Option("--wrap/--no-wrap", help="Watch mpi4py's own communicators, to name what a rank waits for.")
+    ] = True,
     full_traceback: Annotated[
         bool, typer.Option("--full-traceback", help="Show the launcher's own frames in tracebacks, too.")
     ] = False,
@@ -42,7 +53,11 @@ def run(
     if launch.inside_mpirun():
         raise InputError("run: starts the ranks itself; call it outside mpirun, or use mpirun python PROGRAM instead")
     _hint(program, arguments or [], context.obj)
-    environment = {FULL_TRACEBACK: "1"} if full_traceback else None
+    watched = [name for name, wanted in (("synchronous", synchronous), ("unwrapped", not wrap)) if wanted]
+    if synchronous and not wrap:
+        raise InputError("--synchronous with --no-wrap: sends are made to wait by wrapping mpi4py; leave one of them out")
+    environment = {CHECKED: "1" if checked else "0", **({WATCHDOG: ",".join(watched)} if watched else {})}
+    environment |= {FULL_TRACEBACK: "1"} if full_traceback else {}
     if timeout is not None and not 0 < timeout <= MOST_SECONDS:
         raise InputError(f"--timeout {timeout:g}: must be a number of seconds above 0, at most {MOST_SECONDS:g}")
     with of_ranks(f"-n {ranks}", ranks):

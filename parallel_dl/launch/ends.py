@@ -13,14 +13,13 @@ from typing import NamedTuple
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.pages import Said, end_in, not_started_in
 from parallel_dl.launch.rank import INTERRUPTED
-from parallel_dl.launch.tracebacks import CALLS_DIFFER, MISMATCH, lines_of_stack
+from parallel_dl.launch.tracebacks import CALLS_DIFFER, FULL_VARIABLE, MISMATCHES, lines_of_stack
 from parallel_dl.watchdog import State, Watchdog
 from parallel_dl.watchdog.picture import positions
 from parallel_dl.watchdog.watchdog import ENDS, STATE
 
 _ATTENDANT_SECONDS = 1.0  # within which a lost rank's attendant tells how it ended
 _PASSING_SECONDS = 0.2  # for mpirun to pass on what ranks have printed
-_MOST_TEXTS = 3
 _POSITION_SECONDS = 1.0  # for the ranks to say where they are
 _LATE_SECONDS = 2.0  # within which all ranks notice that a time limit is over
 _PAGE_SECONDS = 1.0  # within which mpirun says that a rank has called MPI_Abort
@@ -37,6 +36,7 @@ _ABORTED = re.compile(
     """,
     re.VERBOSE,
 )
+_MISMATCH = re.compile(rf"\S*\.({'|'.join(MISMATCHES)}): (.*)")
 _ERROR = re.compile(rb"(?:Fatal error in (?:internal_)?|\*\*\* An error occurred in MPI_)(\w+)")
 
 
@@ -65,11 +65,20 @@ def failed(job: Job, rank: int, what: str, text: str, status: int) -> End:
     if what == INTERRUPTED and any(other == what for other, _, _ in others.values()):
         interrupted = sorted([rank, *(r for r, (other, _, _) in others.items() if other == what)])
         return End(f"ranks {', '.join(map(str, interrupted))} were interrupted (SIGINT)", status)
+    if FULL_VARIABLE not in job.variables and (mismatch := _mismatch(text)) is not None:
+        return mismatch
     lines = _of_rank(rank, text.splitlines())
-    if MISMATCH in what:  # each of them has called something else
-        for other, (_, its_text, _) in sorted(others.items())[:_MOST_TEXTS]:
-            lines += _of_rank(other, its_text.splitlines())
     return End(f"rank {rank} {what}", status or 1, lines)
+
+
+def _mismatch(text: str) -> End | None:
+    """Ranks have found that their calls differ: what they call, side by side, in place of a traceback of each."""
+    lines = text.splitlines()
+    for place, line in enumerate(lines):
+        found = _MISMATCH.match(line)
+        if found is not None and lines[place + 1 :]:
+            return End(f"{found[1]}: {found[2]}", 1, lines[place + 1 :])
+    return None
 
 
 def late(job: Job, rank: int, line: str, where: str) -> End:

@@ -73,7 +73,7 @@ class Job:
         self._folder = Folder(backlog=ranks)
         self.folder = self._folder.path
         self._listener = self._folder.listener
-        variables = {**os.environ, **(environment or {})}
+        self.variables = variables = {**os.environ, **(environment or {})}
         variables.update(settings(ranks, self.folder, variables))
         variables[JOB_VARIABLE] = self.folder
         # by its path, and with -P: a folder called parallel_dl where we are started is not taken for the package

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -19,9 +20,10 @@ _STANDARD = os.path.dirname(os.path.abspath(traceback.__file__))
 _RUNPY = ("runpy.py", "<frozen runpy>")
 _TYPER = re.compile(r"-packages/(typer|click)/")
 _FRAME = re.compile(r'  File "(?P<file>[^"]*)", line (?P<line>\d+) in ')
+CHECKED_VARIABLE = "PARALLEL_DL_CHECKED"
 FULL_VARIABLE = "PARALLEL_DL_FULL_TRACEBACK"
 
-MISMATCH = "CollectiveMismatch"  # of parallel_dl.mpi.observers
+MISMATCHES = ("CollectiveMismatch", "MessageMismatch")  # of parallel_dl.mpi.observers
 
 # what a message that was too long comes from; the rank that got it may be as innocent as the one that sent it
 CALLS_DIFFER = (
@@ -68,7 +70,7 @@ def own(frames: TracebackType | None) -> TracebackType | None:
 def end_at_the_call(error: BaseException) -> None:
     """Ends the traceback of a mismatch of calls at the frame that called; the frames below show how it was noticed."""
     frames, last = error.__traceback__, None
-    while type(error).__name__ == MISMATCH and frames is not None:
+    while type(error).__name__ in MISMATCHES and frames is not None:
         last = frames if not is_ours(frames.tb_frame.f_code.co_filename) else last
         frames = frames.tb_next
     if last is not None:
@@ -207,6 +209,12 @@ def lines_of_stack(text: str) -> list[str]:
     code = [entry for entry in found if not is_library(entry[0])]
     own = [entry for entry in code if not is_ours(entry[0])] or code
     return [f"{os.path.basename(file)}:{line}{_function(name)}" for file, line, name in own]
+
+
+def place_of_call() -> str:
+    """FILE:LINE in FUNCTION of the program that has called, of this thread."""
+    lines = lines_of(frames_of(threading.get_ident()))
+    return lines[0] if lines else ""
 
 
 def _function(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from parallel_dl.launch.tracebacks import MISMATCH
+from parallel_dl.launch.tracebacks import MISMATCHES
 
 
 class Crash:
@@ -107,16 +107,19 @@ def _worst(reports: dict[int, pytest.TestReport], size: int) -> pytest.TestRepor
     if size > 1:
         report.sections = _sections({**chosen, **reports})
         if failed:
-            parts = failing_parts(failed, size)
-            report.longrepr = Tracebacks(message_of(report), [*_mismatches(failed), *parts])  # type: ignore[assignment]
+            mismatches = _mismatches(failed)
+            parts = [] if len(mismatches) == len(failed) else failing_parts(failed, size)
+            shown = [(None, text) for text in dict.fromkeys(mismatches)]
+            report.longrepr = Tracebacks(message_of(report).splitlines()[0], [*shown, *parts])  # type: ignore[assignment]
     return report
 
 
-def _mismatches(failed: dict[int, pytest.TestReport]) -> list[tuple[str | None, Any]]:
-    """What the ranks called that does not match, once and first: all of them say it."""
-    messages = dict.fromkeys(message_of(report) for report in failed.values())
-    found = [message for message in messages if message.partition(":")[0].rpartition(".")[2] == MISMATCH]
-    return [(None, message[message.index(MISMATCH) :]) for message in found]
+def _mismatches(failed: dict[int, pytest.TestReport]) -> list[str]:
+    """What the ranks called that does not match, of each that has found it: side by side, in place of tracebacks."""
+    messages = [message_of(report) for report in failed.values()]
+    heads = [text.partition(":")[0] for text in messages]
+    found = [(text, head) for text, head in zip(messages, heads) if head.rpartition(".")[2] in MISMATCHES]
+    return [text[len(head.rpartition(".")[0]) :].lstrip(".") for text, head in found]
 
 
 def _sections(reports: dict[int, pytest.TestReport]) -> list[tuple[str, str]]:

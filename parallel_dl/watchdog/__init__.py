@@ -13,11 +13,8 @@ No MPI is called here, and the package knows none but the module it is given. To
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from parallel_dl.watchdog import record as _record
 from parallel_dl.watchdog.importing import when_imported
-from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Group, Waited, begin, over, this_rank
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Group, Waited, begin, know_ours, last_call, over, this_rank, where
 from parallel_dl.watchdog.state import State, Watch
 from parallel_dl.watchdog.watchdog import Deadlock, Watchdog
 from parallel_dl.watchdog.wrapping import group_of, is_watched, wrap
@@ -35,13 +32,11 @@ __all__ = [
     "group_of",
     "is_watched",
     "know_ours",
+    "last_call",
     "over",
     "this_rank",
     "when_imported",
+    "where",
     "wrap",
 ]
 
-
-def know_ours(is_ours: Callable[[str], bool]) -> None:
-    """How to tell a file of this package from the program's."""
-    _record.is_ours = is_ours

@@ -59,23 +59,27 @@ def rows(order: Iterable[int], states: Mapping[int, State], ended: Collection[in
 
 def lines(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[str]:
     """A line for every rank, aligned: of a deadlock of these ranks."""
-    return _aligned(rows(by_blame(ranks, states, ended), states, ended))
+    return columns(rows(by_blame(ranks, states, ended), states, ended))
 
 
 def positions(states: Mapping[int, State], ended: Collection[int]) -> list[str]:
     """Where all ranks are, with the lines that led there; those that wait for others come last."""
     order = sorted({*states, *ended}, key=lambda rank: (bool(states[rank].waits) if rank in states else True, rank))
     found = []
-    for rank, line in zip(order, _aligned(rows(order, states, ended))):
+    for rank, line in zip(order, columns(rows(order, states, ended))):
         found.append(line)
         if rank not in ended:
             found += [f"      called from {frame}" for frame in states[rank].frames[1:_MOST_FRAMES]]
     return found
 
 
-def _aligned(table: Sequence[tuple[str, str, str]]) -> list[str]:
+def columns(table: Sequence[tuple[str, str, str]], marks: Sequence[bool] = ()) -> list[str]:
+    """Rows of three as aligned lines; those that are to be marked begin with >."""
     widths = [max((len(row[column]) for row in table), default=0) for column in range(2)]
-    return [f"  {rank:<{widths[0]}}  {what:<{widths[1]}}  {where}".rstrip() for rank, what, where in table]
+    return [
+        f"{'>' if index < len(marks) and marks[index] else ' '} {rank:<{widths[0]}}  {what:<{widths[1]}}  {where}".rstrip()
+        for index, (rank, what, where) in enumerate(table)
+    ]
 
 
 def _for_whom(state: State, states: Mapping[int, State]) -> str:

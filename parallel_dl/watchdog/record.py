@@ -105,8 +105,15 @@ def over() -> None:
     this_rank.waiting, this_rank.one_is_enough = None, False
 
 
-is_ours: Callable[[str], bool] = lambda file: False  # noqa: E731  (set by who knows)
+_is_ours: Callable[[str], bool] = lambda file: False  # noqa: E731
+_is_known = False
 _ours: dict[CodeType, bool] = {}
+
+
+def know_ours(is_ours: Callable[[str], bool]) -> None:
+    """How to tell the files that are not the program's: this package's, and those of libraries."""
+    global _is_ours, _is_known
+    _is_ours, _is_known = is_ours, True
 
 
 def caller(depth: int) -> Place:
@@ -117,11 +124,27 @@ def caller(depth: int) -> Place:
         code = frame.f_code
         ours = _ours.get(code)
         if ours is None:
-            ours = _ours[code] = is_ours(code.co_filename)
+            ours = _ours[code] = _is_ours(code.co_filename)
         if not ours:
             return code, frame.f_lasti
         frame = frame.f_back
     return first.f_code, first.f_lasti
+
+
+def where(depth: int = 3) -> str:
+    """FILE:LINE of the program that has made the call; empty if nobody has said which files are the program's."""
+    if not _is_known:
+        return ""
+    file, line = file_and_line(caller(depth))
+    return f"{file.rpartition('/')[2]}:{line}"
+
+
+def last_call() -> str:
+    """FILE:LINE of the last call that was made; empty before the first."""
+    if this_rank.place is None or not _is_known:
+        return ""
+    file, line = file_and_line(this_rank.place)
+    return f"{file.rpartition('/')[2]}:{line}"
 
 
 def file_and_line(place: Place) -> tuple[str, int]:

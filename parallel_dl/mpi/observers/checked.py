@@ -25,14 +25,16 @@ import numpy as np
 
 from parallel_dl import watchdog
 from parallel_dl.errors import number_of
+from parallel_dl.launch.tracebacks import place_of_call
 from parallel_dl.mpi.buffers import Array
 from parallel_dl.mpi.calls import COLLECTIVE, MESSAGE, Call, Caller, Observer
 from parallel_dl.mpi.observers.notes import LINE, Note, Noted, line_of, text_of
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.transport import plain
+from parallel_dl.watchdog.picture import columns
 
-_ENDED = "has ended"
+_ENDED, _LAST_CALL = "has ended", "; last call: "
 
 PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
 
@@ -63,7 +65,8 @@ class _Open:
         """Tells every rank that shares a checked communicator with this one; waits for them, as MPI_Finalize does."""
         if MPI.Is_finalized():
             return
-        waiting = [checks.start(_ENDED) for checks in self.checks]
+        last = watchdog.last_call()
+        waiting = [checks.start(f"{_ENDED}{_LAST_CALL}{last}" if last else _ENDED) for checks in self.checks]
         self.checks.clear()
         MPI.Request.Waitall([request for request, _, _ in waiting])
 
@@ -94,7 +97,7 @@ class Checked(Observer):
         if call.kind == COLLECTIVE:
             self._compare(call)
         elif call.kind == MESSAGE and call.name in ("send", "isend"):
-            line = Note.of(np.asarray(call.arguments["array"])).line
+            line = Note.of(np.asarray(call.arguments["array"]), watchdog.where()).line
             self._told = self.private.Isend(line, call.arguments["destination"], call.arguments["tag"]), line
         elif call.kind == MESSAGE and call.name == "receive":
             self._expect(call)
@@ -128,16 +131,21 @@ class Checked(Observer):
         if (all_lines == own).all():
             return
         lines = [text_of(line) for line in all_lines]
-        ended = [rank for rank, line in enumerate(lines) if line == _ENDED]
+        ended = [rank for rank, line in enumerate(lines) if line.startswith(_ENDED)]
         if ended:
             self.ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
             mine(_Open).forget(self)
-        sides = []
-        for line in dict.fromkeys(lines):
-            ranks = [rank for rank, other in enumerate(lines) if other == line]
-            verb = line if len(ranks) == 1 else line.replace("calls", "call", 1).replace("has ended", "have ended")
-            sides.append(f"{_who(ranks)} {verb}")
-        raise CollectiveMismatch(f"on communicator {call.comm.name!r}: {sides[0]} but {', '.join(sides[1:])}")
+        places = self._places() if not ended else [line.partition(_LAST_CALL)[2] for line in lines]
+        if ended:  # who has ended cannot be asked; each of the others knows its own place
+            places[call.comm.rank] = place_of_call()
+            lines = [line.partition(_LAST_CALL)[0] for line in lines]
+        raise CollectiveMismatch(_told(call.comm.name, lines, places))
+
+    def _places(self) -> list[str]:
+        """Where each rank's program made the call; all of them have found that the calls differ, and ask."""
+        request, _, all_lines = self.start(place_of_call())
+        request.Wait()
+        return [text_of(line) for line in all_lines]
 
     def start(self, line: str) -> tuple[Any, Array, Array]:
         """Begins to exchange the ranks' lines: the request, this rank's line and all ranks' lines."""
@@ -189,14 +197,39 @@ def _mismatch(line: Array, array: Array, call: Call) -> MessageMismatch | None:
     """What is wrong if the note in this line says what is sent and `array` is to receive it."""
     expected, comm = Note.of(array), call.comm
     source, tag = call.arguments["source"], call.arguments["tag"]
-    if source == MPI.PROC_NULL or (line == expected.line).all():
+    if source == MPI.PROC_NULL:
         return None
     note = Note.read(line)
+    if note[:-1] == expected[:-1]:
+        return None
     wanted, sent = number_of(array.nbytes, "byte"), number_of(note.bytes, "byte")
-    return MessageMismatch(
-        f"expected {wanted} from rank {source}, {expected.values:,} {expected.kind}, but it sends "
-        f"{sent}, {note.values:,} {note.kind} (to rank {comm.rank} on {comm.name!r}, tag {tag})"
+    here, there = f"{expected.values:,} {expected.kind}", f"{note.values:,} {note.kind}"
+    told = (
+        f"expected {wanted} from rank {source}, {here}, but it sends {sent}, {there} "
+        f"(to rank {comm.rank} on {comm.name!r}, tag {tag})"
     )
+    rows = [(f"rank {comm.rank}", f"receives {here}", place_of_call()), (f"rank {source}", f"sends {there}", note.place)]
+    return MessageMismatch("\n".join([told, *columns(rows)]) if note.place else told)
+
+
+def _told(communicator: str, lines: Sequence[str], places: Sequence[str]) -> str:
+    """What does not match, in one line, the odd ranks first; and, if `places` are known, a line for each rank."""
+    alike: dict[str, list[int]] = {}
+    for rank, line in enumerate(lines):
+        alike.setdefault(line, []).append(rank)
+    order = sorted(alike, key=lambda line: len(alike[line]))  # most ranks are right, one thinks
+    sides = []
+    for line in order:
+        ranks = alike[line]
+        verb = line if len(ranks) == 1 else line.replace("calls", "call", 1).replace("has ended", "have ended")
+        sides.append(f"{_who(ranks)} {verb}")
+    told = [f"on communicator {communicator!r}: {sides[0]} but {', '.join(sides[1:])}"]
+    if any(places):
+        odd = set() if len(alike[order[0]]) == len(alike[order[-1]]) else set(alike[order[0]])
+        ranks = [rank for line in order for rank in alike[line]]
+        rows = [(f"rank {rank}", lines[rank].removeprefix("calls "), places[rank]) for rank in ranks]
+        told += columns(rows, [rank in odd for rank in ranks])
+    return "\n".join(told)
 
 
 def _who(ranks: Sequence[int]) -> str:

@@ -37,25 +37,28 @@ class Note(NamedTuple):
     elements: int
     travels_as: np.dtype
     kind: str
+    place: str = ""
+    """where the program sends it, if that is known"""
 
     @classmethod
-    def of(cls, array: Array) -> Self:
+    def of(cls, array: Array, place: str = "") -> Self:
         """The note of an array."""
         dtype = buffers.native(array.dtype)
         return cls(
-            array.size, array.size * buffers.units(dtype), buffers.on_the_wire(np.empty(0, dtype)).dtype, str(dtype)
+            array.size, array.size * buffers.units(dtype), buffers.on_the_wire(np.empty(0, dtype)).dtype, str(dtype), place
         )
 
     @classmethod
     def read(cls, line: Array) -> Self:
         """The note that was sent as this line."""
-        values, elements, wire, kind = text_of(line).split(" ", 3)
-        return cls(int(values), int(elements), np.dtype(wire), kind)
+        said, _, place = text_of(line).partition("\n")
+        values, elements, wire, kind = said.split(" ", 3)
+        return cls(int(values), int(elements), np.dtype(wire), kind, place)
 
     @property
     def line(self) -> Array:
         """As it is sent."""
-        return line_of(f"{self.values} {self.elements} {self.travels_as.str} {self.kind}")
+        return line_of(f"{self.values} {self.elements} {self.travels_as.str} {self.kind}\n{self.place}")
 
     @property
     def bytes(self) -> int:
