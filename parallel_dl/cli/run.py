@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from parallel_dl import launch
-from parallel_dl.cli.time_limit import MOST_SECONDS
 from parallel_dl.cli.limits import of_flag, of_ranks, require_count
+from parallel_dl.cli.time_limit import MOST_SECONDS
 from parallel_dl.errors import InputError, bounded, named
 from parallel_dl.files import MOST_TEXT, require_regular
 from parallel_dl.launch.limits import MOST_RANKS
@@ -19,7 +19,9 @@ from parallel_dl.launch.tracebacks import CHECKED_VARIABLE as CHECKED
 from parallel_dl.launch.tracebacks import FULL_VARIABLE as FULL_TRACEBACK
 from parallel_dl.launch.watching import VARIABLE as WATCHDOG
 
-_OWN_FLAG = re.compile(r"-n\d*|--ranks(=.*)?|--full-traceback|--timeout(=.*)?|--(un)?checked|--synchronous|--(no-)?wrap")
+_OWN_FLAG = re.compile(
+    r"-n\d*|--ranks(=.*)?|--full-traceback|--timeout(=.*)?|--(un)?checked|--synchronous|--(no-)?wrap"
+)
 
 
 def run(
@@ -55,7 +57,9 @@ def run(
     _hint(program, arguments or [], context.obj)
     watched = [name for name, wanted in (("synchronous", synchronous), ("unwrapped", not wrap)) if wanted]
     if synchronous and not wrap:
-        raise InputError("--synchronous with --no-wrap: sends are made to wait by wrapping mpi4py; leave one of them out")
+        raise InputError(
+            "--synchronous with --no-wrap: sends are made to wait by wrapping mpi4py; leave one of them out"
+        )
     environment = {CHECKED: "1" if checked else "0", **({WATCHDOG: ",".join(watched)} if watched else {})}
     environment |= {FULL_TRACEBACK: "1"} if full_traceback else {}
     if timeout is not None and not 0 < timeout <= MOST_SECONDS:

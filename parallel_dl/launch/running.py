@@ -25,8 +25,8 @@ from parallel_dl.launch.ends import (
 from parallel_dl.launch.environment import check_launcher, find_mpirun
 from parallel_dl.launch.job import Job
 from parallel_dl.launch.pages import pages_in
-from parallel_dl.watchdog.watchdog import HEARD, Watchdog
 from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_closed, say
+from parallel_dl.watchdog.watchdog import HEARD, Watchdog
 
 _START_SECONDS = 60.0  # within which the first rank must have connected, and then each further one
 _EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0)

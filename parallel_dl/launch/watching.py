@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from parallel_dl import watchdog
-from parallel_dl.launch.tracebacks import call_in, frames_of, is_library, is_ours, lines_of
+from parallel_dl.launch.tracebacks import CHECKED_VARIABLE, call_in, frames_of, is_library, is_ours, lines_of
 from parallel_dl.watchdog.watchdog import ENDS, GOES_ON, STATE, WAITS
 
 VARIABLE = "PARALLEL_DL_WATCHDOG"
@@ -68,4 +68,5 @@ def watch_mpi() -> None:
     wanted = os.environ.get(VARIABLE, "").split(",")
     watchdog.know_ours(lambda file: is_ours(file) or is_library(os.path.abspath(file)))
     if "0" not in wanted and "unwrapped" not in wanted:
-        watchdog.when_imported("mpi4py.MPI", lambda MPI: watchdog.wrap(MPI, "synchronous" in wanted))
+        checked = os.environ.get(CHECKED_VARIABLE, "0") not in ("", "0")
+        watchdog.when_imported("mpi4py.MPI", lambda MPI: watchdog.wrap(MPI, "synchronous" in wanted, checked))

@@ -13,8 +13,8 @@ from parallel_dl.mpi.observers.checked import Checked
 from parallel_dl.mpi.observers.ledger import Ledger
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.stress import under_stress
-from parallel_dl.watchdog import group_of
 from parallel_dl.mpi.transport import Heard, Passed, Transport
+from parallel_dl.watchdog import group_of, uncompared
 
 
 class _Shared:
@@ -82,6 +82,7 @@ class Group(Caller):
         self.watchers = tuple(one for one in seen if _has(one, "begin", "end"))
         self._listeners = tuple(one for one in seen if _has(one, "passed"))
         self._shared = _Shared()
+        mpi = uncompared(mpi)
         if (watched := group_of(mpi)) is not None:
             watched.name = self.name
         self._go_over(under_stress(mpi, self.name))

@@ -8,16 +8,27 @@ No MPI is called here, and the package knows none but the module it is given. To
     state.py       what a rank tells of itself
     deadlock.py    which ranks can never go on
     picture.py     what they do, side by side
+    mismatch.py    collectives of plain mpi4py compared before they are made
     watchdog.py    the launcher's side, which asks and decides
 """
 
 from __future__ import annotations
 
 from parallel_dl.watchdog.importing import when_imported
-from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Group, Waited, begin, know_ours, last_call, over, this_rank, where
+from parallel_dl.watchdog.record import (
+    COLLECTIVE,
+    RECEIVE,
+    Group,
+    begin,
+    know_ours,
+    last_call,
+    over,
+    this_rank,
+    where,
+)
 from parallel_dl.watchdog.state import State, Watch
 from parallel_dl.watchdog.watchdog import Deadlock, Watchdog
-from parallel_dl.watchdog.wrapping import group_of, is_watched, wrap
+from parallel_dl.watchdog.wrapping import group_of, is_watched, uncompared, wrap
 
 __all__ = [
     "COLLECTIVE",
@@ -25,7 +36,6 @@ __all__ = [
     "Deadlock",
     "Group",
     "State",
-    "Waited",
     "Watch",
     "Watchdog",
     "begin",
@@ -35,8 +45,8 @@ __all__ = [
     "last_call",
     "over",
     "this_rank",
+    "uncompared",
     "when_imported",
     "where",
     "wrap",
 ]
-

@@ -27,14 +27,10 @@ def stuck(states: Mapping[int, State], ended: Collection[int]) -> set[int]:
         left -= able
 
 
-def _can_go_on(
-    state: State, waiting: Mapping[int, State], lost: Collection[int], states: Mapping[int, State]
-) -> bool:
+def _can_go_on(state: State, waiting: Mapping[int, State], lost: Collection[int], states: Mapping[int, State]) -> bool:
     """Whether a rank's call may still end, when the `lost` ranks do nothing any more."""
     possible = [(wait, _may_come(state, wait, waiting, lost, states)) for wait in state.waits]
-    if any(can for _, can in possible) and (state.one_is_enough or not _never_comes(possible)):
-        return True
-    return False
+    return any(can for _, can in possible) and (state.one_is_enough or not _never_comes(possible))
 
 
 def _never_comes(possible: list[tuple[Wait, bool]]) -> bool:
@@ -93,9 +89,7 @@ def _collective_may_end(wait: Wait, lost: Collection[int], states: Mapping[int, 
 def missing_in(wait: Wait, states: Mapping[int, State]) -> list[int]:
     """The ranks that have not come to this collective; of a rank that is not known nobody can say."""
     return [
-        rank
-        for rank in wait.members
-        if rank not in states or states[rank].collectives.get(wait.group, 0) < wait.number
+        rank for rank in wait.members if rank not in states or states[rank].collectives.get(wait.group, 0) < wait.number
     ]
 
 

@@ -76,10 +76,11 @@ def positions(states: Mapping[int, State], ended: Collection[int]) -> list[str]:
 def columns(table: Sequence[tuple[str, str, str]], marks: Sequence[bool] = ()) -> list[str]:
     """Rows of three as aligned lines; those that are to be marked begin with >."""
     widths = [max((len(row[column]) for row in table), default=0) for column in range(2)]
-    return [
-        f"{'>' if index < len(marks) and marks[index] else ' '} {rank:<{widths[0]}}  {what:<{widths[1]}}  {where}".rstrip()
-        for index, (rank, what, where) in enumerate(table)
-    ]
+    found = []
+    for index, (rank, what, where) in enumerate(table):
+        mark = ">" if index < len(marks) and marks[index] else " "
+        found.append(f"{mark} {rank:<{widths[0]}}  {what:<{widths[1]}}  {where}".rstrip())
+    return found
 
 
 def _for_whom(state: State, states: Mapping[int, State]) -> str:
@@ -127,7 +128,8 @@ def notice(state: State, waiting: Collection[int]) -> str:
     """One line about a rank in its own code for which others wait."""
     where = f", at {state.where}" if state.where else ""
     wait = "waits" if len(waiting) == 1 else "wait"
-    return f"rank {state.rank} has been in its own code for {state.seconds:.0f} s{where}; {named(waiting)} {wait} for it"
+    computes = f"rank {state.rank} has been in its own code for {state.seconds:.0f} s{where}"
+    return f"{computes}; {named(waiting)} {wait} for it"
 
 
 def _messages(number: int) -> str:

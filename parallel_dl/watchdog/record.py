@@ -25,6 +25,7 @@ class Group:
         """the same on all its ranks, and on no other communicator"""
         self.ranks = tuple(ranks)
         """their numbers in the world, in the order of the communicator"""
+        self.size = len(self.ranks)
         self.name = name
         self.collectives = 0
         """collectives that this rank has begun"""
@@ -60,23 +61,34 @@ class Waited(NamedTuple):
     """of a collective: which one it is on its communicator"""
 
 
+Told = tuple[str, str, Group, int, int, Any, int]
+"""the same as a plain tuple: to make one takes a tenth of the time"""
+
+
 class Started:
     """A call that does not block, until its request is complete."""
 
     __slots__ = ("is_done", "place", "waited")
 
-    def __init__(self, waited: Waited, place: Place) -> None:
+    def __init__(self, waited: Told, place: Place) -> None:
         self.waited, self.place, self.is_done = waited, place, False
+
+    @property
+    def has_any(self) -> bool:
+        """Whether it is a receive of which only its status tells whose message it has got."""
+        return self.waited[0] == RECEIVE and (self.waited[3] < 0 or self.waited[4] < 0)
 
 
 class Record:
     """This rank's calls. Written by the thread that calls; the watching thread only reads."""
 
+    __slots__ = ("call", "groups", "number", "one_is_enough", "place", "started", "waiting")
+
     def __init__(self) -> None:
         self.number = 0
         """calls begun so far: as long as it does not change, the rank is where it was"""
-        self.waiting: Waited | Sequence[Waited] | None = None
-        """what the call under way waits for; None outside calls"""
+        self.waiting: Told | list[Told] | None = None
+        """what the call under way waits for, or a list of what it waits for; None outside calls"""
         self.one_is_enough = False
         """whether one of several will do"""
         self.call = ""
@@ -91,8 +103,7 @@ class Record:
 this_rank = Record()  # of the process, like MPI
 
 
-
-def begin(call: str, waiting: Waited | Sequence[Waited], depth: int = 3) -> None:
+def begin(call: str, waiting: Told | list[Told], depth: int = 3) -> None:
     """A call begins; the frame at `depth` made it."""
     this_rank.number += 1
     this_rank.call = call
@@ -107,7 +118,8 @@ def over() -> None:
 
 _is_ours: Callable[[str], bool] = lambda file: False  # noqa: E731
 _is_known = False
-_ours: dict[CodeType, bool] = {}
+_ours: set[CodeType] = set()
+_others: set[CodeType] = set()
 
 
 def know_ours(is_ours: Callable[[str], bool]) -> None:
@@ -117,18 +129,22 @@ def know_ours(is_ours: Callable[[str], bool]) -> None:
 
 
 def caller(depth: int) -> Place:
-    """The innermost frame, from `depth` on, that is not of this package; the innermost one if all are."""
+    """The innermost frame, from `depth` on, that is the program's; the innermost one if none is."""
     frame: Any = sys._getframe(depth)
     first = frame
     while frame is not None:
         code = frame.f_code
-        ours = _ours.get(code)
-        if ours is None:
-            ours = _ours[code] = _is_ours(code.co_filename)
-        if not ours:
+        if code in _ours or (code not in _others and _is_new_and_ours(code)):
+            frame = frame.f_back
+        else:
             return code, frame.f_lasti
-        frame = frame.f_back
     return first.f_code, first.f_lasti
+
+
+def _is_new_and_ours(code: CodeType) -> bool:
+    ours = _is_ours(code.co_filename)
+    (_ours if ours else _others).add(code)
+    return ours
 
 
 def where(depth: int = 3) -> str:

@@ -89,11 +89,12 @@ class Watch:
         """How it is now; what the program's frames show is told by the caller."""
         record, seconds = self.record, self.seconds
         number, waiting = record.number, record.waiting
-        parts = () if waiting is None else (waiting,) if isinstance(waiting, Waited) else tuple(waiting)
+        told = [] if waiting is None else waiting if isinstance(waiting, list) else [waiting]
+        parts = [Waited(*one) for one in told]
         groups = list(record.groups.values())
         if record.number != number:  # it has gone on meanwhile
-            parts = ()
-        posted = [one.waited for one in list(record.started.values()) if one.waited.kind == RECEIVE]
+            parts = []
+        posted = [Waited(*one.waited) for one in list(record.started.values()) if one.waited[0] == RECEIVE]
         return State(
             rank=self.rank,
             number=number,
@@ -103,10 +104,8 @@ class Watch:
             call=call or _call(record.call, parts),
             where=where or _where(record),
             frames=frames,
-            sent={(group.key, group.ranks[d], tag): n for group in groups for (d, tag), n in _items(group.sent) if d >= 0},
-            received={
-                (group.key, group.ranks[s], tag): n for group in groups for (s, tag), n in _items(group.received)
-            },
+            sent={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g.sent)},
+            received={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g.received)},
             posted=tuple(map(_wait, posted)),
             collectives={group.key: group.collectives for group in groups},
             inexact=frozenset(group.key for group in groups if not group.is_exact),
@@ -125,7 +124,8 @@ def _call(name: str, parts: Sequence[Waited]) -> str:
 
 
 def _items(counts: dict[tuple[int, int], int]) -> list[tuple[tuple[int, int], int]]:
-    return list(dict(counts).items())  # a copy in one step: the calling thread goes on
+    copied = dict(counts)  # in one step: the calling thread goes on
+    return [(key, number) for key, number in copied.items() if key[0] >= 0]
 
 
 def _where(record: Record) -> str:

@@ -8,20 +8,11 @@ intercommunicators, persistent requests and neighbourhood collectives; who waits
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from parallel_dl.watchdog.record import (
-    COLLECTIVE,
-    RECEIVE,
-    SEND,
-    Group,
-    Started,
-    Waited,
-    begin,
-    caller,
-    over,
-    this_rank,
-)
+from parallel_dl.watchdog.mismatch import Comparison
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND, Group, begin, over, this_rank
+from parallel_dl.watchdog.requests import brief, count, request_class, start
 
 _SENDS = ("Send", "Ssend", "Bsend", "Rsend", "send", "ssend", "bsend")
 _STARTED_SENDS = ("Isend", "Issend", "Ibsend", "Irsend", "isend", "issend", "ibsend")
@@ -61,8 +52,18 @@ def group_of(comm: Any) -> Group | None:
     return getattr(comm, "watched", None)
 
 
-def wrap(MPI: Any, synchronous: bool = False) -> None:
-    """Watches mpi4py's communicators from now on; `synchronous`: each send waits for its receive."""
+def uncompared(comm: Any) -> Any:
+    """The same communicator, but that its collectives are not compared: whoever makes them does that."""
+    if getattr(comm, "comparison", None) is None:
+        return comm
+    return _watched(type(comm), type(comm)(comm), comm.watched)
+
+
+def wrap(MPI: Any, synchronous: bool = False, checked: bool = False) -> None:
+    """Watches mpi4py's communicators from now on.
+
+    `synchronous`: each send waits for its receive; `checked`: ranks compare their collectives before making them.
+    """
     if is_watched(MPI.COMM_WORLD):
         return
     classes = _classes(MPI, synchronous)
@@ -70,15 +71,17 @@ def wrap(MPI: Any, synchronous: bool = False) -> None:
     for name, key, ranks in (("COMM_WORLD", WORLD, range(size)), ("COMM_SELF", f"self {rank}", (rank,))):
         plain = getattr(MPI, name)
         group = this_rank.groups[key] = Group(key, ranks, f"MPI.{name}")
-        setattr(MPI, name, _watched(classes[type(plain)], plain, group))
-    MPI.Request = _request_class(MPI)
+        watched = _watched(classes[type(plain)], plain, group)
+        watched.comparison = Comparison(group) if checked and group.size > 1 else None
+        setattr(MPI, name, watched)
+    MPI.Request = request_class(MPI)
     _FINALIZE.ranks = tuple(range(size))
     this_rank.groups[_FINALIZE.key] = _FINALIZE
     finalize, barrier = MPI.Finalize, MPI.Intracomm.Barrier
 
     def Finalize() -> None:
         _FINALIZE.collectives += 1
-        begin("Finalize", Waited(COLLECTIVE, "Finalize", _FINALIZE, number=_FINALIZE.collectives))
+        begin("Finalize", (COLLECTIVE, "Finalize", _FINALIZE, -1, -1, None, _FINALIZE.collectives), 2)
         try:
             barrier(MPI.COMM_WORLD)  # MPI.Finalize keeps the interpreter's lock: no thread could look at it
             finalize()
@@ -99,7 +102,8 @@ def _classes(MPI: Any, synchronous: bool) -> dict[Any, Any]:
     classes: dict[Any, Any] = {}
     for kind in (MPI.Intracomm, MPI.Cartcomm, MPI.Graphcomm, MPI.Distgraphcomm):
         calls = _calls(MPI, kind, classes, synchronous)
-        classes[kind] = type(kind.__name__, (kind,), {"watched": None, "__module__": kind.__module__, **calls})
+        own = {"watched": None, "comparison": None, "__module__": kind.__module__}
+        classes[kind] = type(kind.__name__, (kind,), {**own, **calls})
     return classes
 
 
@@ -122,7 +126,7 @@ def _calls(MPI: Any, kind: Any, classes: dict[Any, Any], synchronous: bool) -> d
         calls[name] = _exchange(name, base(name), MPI)
     for name in (*_COLLECTIVES, *_OBJECT_COLLECTIVES):
         call = base(name)
-        calls[name] = _collective(name, _after_barrier(call, kind.Barrier) if name in _IN_CONTEXT else call)
+        calls[name] = _collective(name, _after_barrier(call, kind.Barrier) if name in _IN_CONTEXT else call, MPI)
     for name in _COLLECTIVES:
         started = f"I{name.lower()}"
         calls[started] = _started_collective(started, base(started), MPI)
@@ -153,10 +157,13 @@ def _first(given: Given, named: Named) -> Any:
 
 def _send(name: str, base: Callable) -> Callable:
     def call(self: Any, *given: Any, **named: Any) -> None:
-        dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
+        if len(given) == 3:
+            _, dest, tag = given
+        else:
+            dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
         group = self.watched
         group.sent[dest, tag] = group.sent.get((dest, tag), 0) + 1
-        begin(name, Waited(SEND, name, group, dest, tag, _first(given, named)))
+        begin(name, (SEND, name, group, dest, tag, _first(given, named), 0))
         try:
             base(self, *given, **named)
         finally:
@@ -167,11 +174,14 @@ def _send(name: str, base: Callable) -> Callable:
 
 def _started_send(name: str, base: Callable, MPI: Any) -> Callable:
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
+        if len(given) == 3:
+            _, dest, tag = given
+        else:
+            dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
         group = self.watched
         group.sent[dest, tag] = group.sent.get((dest, tag), 0) + 1
-        waited = Waited(SEND, name, group, dest, tag, brief(_first(given, named)))
-        return _start(MPI, base(self, *given, **named), waited)
+        waited = (SEND, name, group, dest, tag, brief(_first(given, named)), 0)
+        return start(MPI, base(self, *given, **named), waited)
 
     return call
 
@@ -187,32 +197,27 @@ def _receive(name: str, base: Callable, MPI: Any, place: int = 1, counts: bool =
             status = MPI.Status()
             given, named = given[: place + 2], {**named, "status": status}
         group = self.watched
-        begin(name, Waited(RECEIVE, name, group, source, tag, given[0] if place and given else named.get("buf")))
+        begin(name, (RECEIVE, name, group, source, tag, given[0] if place and given else named.get("buf"), 0))
         try:
             result = base(self, *given, **named)
         finally:
             over()
         if counts:
-            _count(group, source, tag, status, MPI)
+            count(group, source, tag, status, MPI)
         return result
 
     return call
 
 
-def _count(group: Group, source: int, tag: int, status: Any, MPI: Any) -> None:
-    """A message has been received."""
-    if source == MPI.PROC_NULL:
-        return
-    key = (source, tag) if source >= 0 and tag >= 0 else (status.Get_source(), status.Get_tag())
-    group.received[key] = group.received.get(key, 0) + 1
-
-
 def _started_receive(name: str, base: Callable, MPI: Any) -> Callable:
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        source = _argument(given, named, 1, "source", MPI.ANY_SOURCE)
-        tag = _argument(given, named, 2, "tag", MPI.ANY_TAG)
-        waited = Waited(RECEIVE, name, self.watched, source, tag, brief(_first(given, named)))
-        return _start(MPI, base(self, *given, **named), waited)
+        if len(given) == 3:
+            _, source, tag = given
+        else:
+            source = _argument(given, named, 1, "source", MPI.ANY_SOURCE)
+            tag = _argument(given, named, 2, "tag", MPI.ANY_TAG)
+        waited = (RECEIVE, name, self.watched, source, tag, brief(_first(given, named)), 0)
+        return start(MPI, base(self, *given, **named), waited)
 
     return call
 
@@ -235,13 +240,13 @@ def _exchange(name: str, base: Callable, MPI: Any) -> Callable:
             given, named = given[:at_status], {**named, "status": status}
         group = self.watched
         group.sent[dest, sendtag] = group.sent.get((dest, sendtag), 0) + 1
-        receive = Waited(RECEIVE, name, group, source, recvtag, named.get("recvbuf"))
-        begin(name, (Waited(SEND, name, group, dest, sendtag, _first(given, named)), receive))
+        receive = (RECEIVE, name, group, source, recvtag, named.get("recvbuf"), 0)
+        begin(name, [(SEND, name, group, dest, sendtag, _first(given, named), 0), receive])
         try:
             result = base(self, *given, **named)
         finally:
             over()
-        _count(group, source, recvtag, status, MPI)
+        count(group, source, recvtag, status, MPI)
         return result
 
     return call
@@ -258,11 +263,15 @@ def _uncounted(base: Callable) -> Callable:
 
 
 # -- collectives ------------------------------------------------------------------------------------------------------
-def _collective(name: str, base: Callable) -> Callable:
+def _collective(name: str, base: Callable, MPI: Any = None) -> Callable:
+    """A collective; compared with the other ranks' before, where it is asked for and MPI is given."""
+
     def call(self: Any, *given: Any, **named: Any) -> Any:
         group = self.watched
+        if self.comparison is not None and MPI is not None:
+            self.comparison.compare(MPI, self, name, given, named)
         group.collectives += 1
-        begin(name, Waited(COLLECTIVE, name, group, -1, -1, (given, named), group.collectives))
+        begin(name, (COLLECTIVE, name, group, -1, -1, (given, named), group.collectives))
         try:
             return base(self, *given, **named)
         finally:
@@ -286,17 +295,19 @@ def _after_barrier(base: Callable, barrier: Callable) -> Callable:
 def _started_collective(name: str, base: Callable, MPI: Any) -> Callable:
     def call(self: Any, *given: Any, **named: Any) -> Any:
         group = self.watched
+        if self.comparison is not None:
+            self.comparison.compare(MPI, self, name, given, named)
         group.collectives += 1
         what = tuple(brief(one) for one in given), {key: brief(one) for key, one in named.items()}
-        waited = Waited(COLLECTIVE, name, group, -1, -1, what, group.collectives)
-        return _start(MPI, base(self, *given, **named), waited)
+        waited = (COLLECTIVE, name, group, -1, -1, what, group.collectives)
+        return start(MPI, base(self, *given, **named), waited)
 
     return call
 
 
 def _maker(name: str, base: Callable, MPI: Any, classes: dict[Any, Any]) -> Callable:
     """A collective that makes a communicator."""
-    make = _collective(name, base)
+    make = _collective(name, base, MPI)
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
         parent = self.watched
@@ -308,7 +319,9 @@ def _maker(name: str, base: Callable, MPI: Any, classes: dict[Any, Any]) -> Call
         numbers = MPI.Group.Translate_ranks(members, list(range(members.size)), MPI.COMM_WORLD.Get_group())
         key = f"{parent.key}/{parent.made}:{numbers[0]}"
         group = this_rank.groups[key] = Group(key, numbers, made.name)
-        return _watched(classes.get(type(made), type(made)), made, group)
+        watched = _watched(classes.get(type(made), type(made)), made, group)
+        watched.comparison = None if self.comparison is None or group.size == 1 else Comparison(group)
+        return watched
 
     return call
 
@@ -322,161 +335,3 @@ def _end(name: str, base: Callable) -> Callable:
         this_rank.groups.pop(self.watched.key, None)
 
     return call
-
-
-# -- what was started -------------------------------------------------------------------------------------------------
-def brief(thing: Any) -> Any:
-    """What is kept of an argument: an array's type and shape, not the array."""
-    shape = getattr(thing, "shape", None)
-    return Array(str(thing.dtype), shape) if isinstance(shape, tuple) and hasattr(thing, "dtype") else type(thing)
-
-
-class Array(NamedTuple):
-    """What is kept of an array."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def _start(MPI: Any, request: Any, waited: Waited) -> Any:
-    this_rank.number += 1
-    this_rank.call, this_rank.place = waited.call, caller(3)
-    request = MPI.Request(request)
-    request.started = started = Started(waited, this_rank.place)
-    this_rank.started[id(started)] = started
-    return request
-
-
-def _finish(started: Started | None, status: Any, MPI: Any) -> None:
-    """A request is complete; status: of which message."""
-    if started is None or started.is_done:
-        return
-    started.is_done = True
-    this_rank.started.pop(id(started), None)
-    waited = started.waited
-    if waited.kind == RECEIVE:
-        _count(waited.group, waited.peer, waited.tag, status, MPI)
-
-
-def _under_way(requests: Any) -> list[Any]:
-    return [one.started for one in requests if getattr(one, "started", None) is not None and not one.started.is_done]
-
-
-def _request_class(MPI: Any) -> Any:
-    """A class of requests that say what they wait for."""
-    Base = MPI.Request
-
-    class OfAnyKind(type(Base)):
-        def __instancecheck__(cls, thing: Any) -> bool:
-            return isinstance(thing, Base)
-
-    def one(name: str, tests: bool) -> Callable:
-        """Wait or test; what the base returns is true, or starts with true, when it is complete."""
-        base = getattr(Base, name)
-
-        def call(self: Any, status: Any = None) -> Any:
-            started = self.started
-            if started is None or started.is_done:
-                return base(self, status)
-            status = MPI.Status() if status is None else status
-            if tests:
-                result = base(self, status)
-                if not (result[0] if isinstance(result, tuple) else result):
-                    return result
-            else:
-                begin(name, started.waited)
-                try:
-                    result = base(self, status)
-                finally:
-                    over()
-            _finish(started, status, MPI)
-            return result
-
-        return call
-
-    def all_of(name: str, tests: bool) -> Any:
-        base = getattr(Base, name)
-
-        def call(cls: Any, requests: Any, statuses: Any = None) -> Any:
-            requests = list(requests)
-            started = [getattr(one, "started", None) for one in requests]
-            statuses = [] if statuses is None else statuses
-            if tests:
-                result = base(requests, statuses)
-                if not (result[0] if isinstance(result, tuple) else result):
-                    return result
-            else:
-                begin(name, [one.waited for one in _under_way(requests)])
-                try:
-                    result = base(requests, statuses)
-                finally:
-                    over()
-            for one, status in zip(started, statuses):
-                _finish(one, status, MPI)
-            return result
-
-        return classmethod(call)
-
-    def any_of(name: str, tests: bool) -> Any:
-        base = getattr(Base, name)
-
-        def call(cls: Any, requests: Any, status: Any = None) -> Any:
-            requests = list(requests)
-            started = [getattr(one, "started", None) for one in requests]
-            status = MPI.Status() if status is None else status
-            if not tests:
-                begin(name, [one.waited for one in _under_way(requests)])
-                this_rank.one_is_enough = True
-            try:
-                result = base(requests, status)
-            finally:
-                over()
-            index = result[0] if isinstance(result, tuple) else result
-            if index is not None and index >= 0:
-                _finish(started[index], status, MPI)
-            return result
-
-        return classmethod(call)
-
-    def some_of(name: str, tests: bool) -> Any:
-        base = getattr(Base, name)
-
-        def call(cls: Any, requests: Any, statuses: Any = None) -> Any:
-            requests = list(requests)
-            started = [getattr(one, "started", None) for one in requests]
-            statuses = [] if statuses is None else statuses
-            if not tests:
-                begin(name, [one.waited for one in _under_way(requests)])
-                this_rank.one_is_enough = True
-            try:
-                result = base(requests, statuses)
-            finally:
-                over()
-            indices = result[0] if isinstance(result, tuple) else result
-            for index, status in zip(indices or (), statuses):
-                _finish(started[index], status, MPI)
-            return result
-
-        return classmethod(call)
-
-    def dropped(name: str) -> Callable:
-        """After Cancel or Free nobody knows what becomes of it."""
-        base = getattr(Base, name)
-
-        def call(self: Any) -> None:
-            if self.started is not None and not self.started.is_done:
-                self.started.is_done = True
-                this_rank.started.pop(id(self.started), None)
-                self.started.waited.group.is_exact = False
-            base(self)
-
-        return call
-
-    calls = {name: one(name, tests) for name, tests in (("Wait", False), ("wait", False), ("Test", True), ("test", True))}
-    for made, kind in ((all_of, "all"), (any_of, "any"), (some_of, "some")):
-        for name in (f"Wait{kind}", f"wait{kind}"):
-            calls[name] = made(name, tests=False)
-        for name in (f"Test{kind}", f"test{kind}"):
-            calls[name] = made(name, tests=True)
-    calls |= {name: dropped(name) for name in ("Cancel", "cancel", "Free", "free")}
-    return OfAnyKind("Request", (Base,), {"started": None, "__module__": Base.__module__, **calls})

@@ -18,7 +18,6 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,15 +31,12 @@ from parallel_dl.mpi.observers.notes import LINE, Note, Noted, line_of, text_of
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.transport import plain
-from parallel_dl.watchdog.picture import columns
+from parallel_dl.watchdog.mismatch import CollectiveMismatch, calls_differ
+from parallel_dl.watchdog.picture import columns, named
 
 _ENDED, _LAST_CALL = "has ended", "; last call: "
 
 PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
-
-
-class CollectiveMismatch(RuntimeError):
-    """Raised on all ranks if they did not call the same collective; nothing was communicated."""
 
 
 class MessageMismatch(CollectiveMismatch, ValueError):
@@ -123,7 +119,7 @@ class Checked(Observer):
         if self._compared is not None:
             self._compared.collectives += 1
             number = self._compared.collectives
-            watchdog.begin(call.name, watchdog.Waited(watchdog.COLLECTIVE, call.name, self._compared, number=number))
+            watchdog.begin(call.name, (watchdog.COLLECTIVE, call.name, self._compared, -1, -1, None, number))
         try:
             self._wait(request, own, call.comm)
         finally:
@@ -133,13 +129,13 @@ class Checked(Observer):
         lines = [text_of(line) for line in all_lines]
         ended = [rank for rank, line in enumerate(lines) if line.startswith(_ENDED)]
         if ended:
-            self.ended = f"{_who(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+            self.ended = f"{named(ended)} {'has' if len(ended) == 1 else 'have'} ended"
             mine(_Open).forget(self)
         places = self._places() if not ended else [line.partition(_LAST_CALL)[2] for line in lines]
         if ended:  # who has ended cannot be asked; each of the others knows its own place
             places[call.comm.rank] = place_of_call()
             lines = [line.partition(_LAST_CALL)[0] for line in lines]
-        raise CollectiveMismatch(_told(call.comm.name, lines, places))
+        raise CollectiveMismatch(calls_differ(call.comm.name, lines, places))
 
     def _places(self) -> list[str]:
         """Where each rank's program made the call; all of them have found that the calls differ, and ask."""
@@ -171,7 +167,7 @@ class Checked(Observer):
         given, line, status = call.arguments, np.empty(LINE, np.uint8), MPI.Status()
         source, tag = given["source"], given["tag"]
         if self._watched is not None:
-            watchdog.begin(call.name, watchdog.Waited(watchdog.RECEIVE, call.name, self._watched, source, tag))
+            watchdog.begin(call.name, (watchdog.RECEIVE, call.name, self._watched, source, tag, None, 0))
         try:
             self.private.Recv(line, source, tag, status)
         finally:
@@ -208,33 +204,6 @@ def _mismatch(line: Array, array: Array, call: Call) -> MessageMismatch | None:
         f"expected {wanted} from rank {source}, {here}, but it sends {sent}, {there} "
         f"(to rank {comm.rank} on {comm.name!r}, tag {tag})"
     )
-    rows = [(f"rank {comm.rank}", f"receives {here}", place_of_call()), (f"rank {source}", f"sends {there}", note.place)]
+    receives = f"rank {comm.rank}", f"receives {here}", place_of_call()
+    rows = [receives, (f"rank {source}", f"sends {there}", note.place)]
     return MessageMismatch("\n".join([told, *columns(rows)]) if note.place else told)
-
-
-def _told(communicator: str, lines: Sequence[str], places: Sequence[str]) -> str:
-    """What does not match, in one line, the odd ranks first; and, if `places` are known, a line for each rank."""
-    alike: dict[str, list[int]] = {}
-    for rank, line in enumerate(lines):
-        alike.setdefault(line, []).append(rank)
-    order = sorted(alike, key=lambda line: len(alike[line]))  # most ranks are right, one thinks
-    sides = []
-    for line in order:
-        ranks = alike[line]
-        verb = line if len(ranks) == 1 else line.replace("calls", "call", 1).replace("has ended", "have ended")
-        sides.append(f"{_who(ranks)} {verb}")
-    told = [f"on communicator {communicator!r}: {sides[0]} but {', '.join(sides[1:])}"]
-    if any(places):
-        odd = set() if len(alike[order[0]]) == len(alike[order[-1]]) else set(alike[order[0]])
-        ranks = [rank for line in order for rank in alike[line]]
-        rows = [(f"rank {rank}", lines[rank].removeprefix("calls "), places[rank]) for rank in ranks]
-        told += columns(rows, [rank in odd for rank in ranks])
-    return "\n".join(told)
-
-
-def _who(ranks: Sequence[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if len(ranks) > 4 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
-        return f"ranks {ranks[0]} to {ranks[-1]}"
-    return "ranks " + ", ".join(map(str, ranks[:-1])) + f" and {ranks[-1]}"

@@ -44,9 +44,8 @@ class Note(NamedTuple):
     def of(cls, array: Array, place: str = "") -> Self:
         """The note of an array."""
         dtype = buffers.native(array.dtype)
-        return cls(
-            array.size, array.size * buffers.units(dtype), buffers.on_the_wire(np.empty(0, dtype)).dtype, str(dtype), place
-        )
+        travels_as = buffers.on_the_wire(np.empty(0, dtype)).dtype
+        return cls(array.size, array.size * buffers.units(dtype), travels_as, str(dtype), place)
 
     @classmethod
     def read(cls, line: Array) -> Self:
