@@ -192,6 +192,9 @@ class _Run:
 
     def _finalized(self, job: Job, status: int) -> int | End:
         """Waits until MPI has shut down, after all ranks have completed."""
+        if not status:
+            for line in self.watchdog.leftovers():
+                self._tell(f"parallel-dl: {line}")
         deadline = time.monotonic() + _FINALIZE_SECONDS
         while job.mpirun.poll() is None and time.monotonic() < deadline and not self.stopped:
             list(job.events(0.01))

@@ -9,6 +9,8 @@ from typing import Any
 
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Record, Started, Waited, file_and_line
 
+_MOST = 3  # that are told of what was started
+
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
@@ -59,8 +61,12 @@ class State:
     """receives that were started and are not complete"""
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
     """communicator -> collectives begun"""
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+    """communicator -> how the program calls it"""
     inexact: frozenset[str] = frozenset()
     """communicators of which not all messages are counted"""
+    unfinished: tuple[str, ...] = ()
+    """what was started and has not been waited for, in words"""
     others: int = 0
     """threads of the program beside the main one, which may call, too"""
 
@@ -107,7 +113,9 @@ class Watch:
             sent={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g.sent)},
             received={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g.received)},
             posted=tuple(map(_wait, posted)),
+            unfinished=tuple(map(_started, list(record.started.values())[:_MOST])),
             collectives={group.key: group.collectives for group in groups},
+            names={group.key: group.name for group in groups},
             inexact=frozenset(group.key for group in groups if not group.is_exact),
             others=others,
         )
@@ -180,7 +188,7 @@ def described(thing: Any) -> str:
     return name if isinstance(name, str) and name else type(thing).__name__
 
 
-def place_of(started: Started) -> str:
-    """FILE:LINE at which it was started."""
+def _started(started: Started) -> str:
+    waited = Waited(*started.waited)
     file, line = file_and_line(started.place)
-    return f"{file.rpartition('/')[2]}:{line}"
+    return f"{words(waited)} on {waited.group.name} ({file.rpartition('/')[2]}:{line})"

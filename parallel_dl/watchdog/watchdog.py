@@ -84,6 +84,23 @@ class Watchdog:
             self._ask((STATE, self._round))
         return None
 
+    def leftovers(self) -> list[str]:
+        """After the end of all ranks: what nobody has waited for, and messages that nobody has received."""
+        found = []
+        for rank, state in sorted(self.ended.items()):
+            found += [f"rank {rank} never waited for {what}" for what in state.unfinished]
+        for source, state in sorted(self.ended.items()):
+            for (group, to, tag), sent in state.sent.items():
+                other = self.ended.get(to)
+                if other is None or group in other.inexact or group in state.inexact:
+                    continue
+                left = sent - other.received.get((group, source, tag), 0)
+                if left > 0:
+                    messages = "a message" if left == 1 else f"{left} messages"
+                    name = state.names.get(group, group)
+                    found.append(f"rank {to} never received {messages} from rank {source} with tag {tag} on {name}")
+        return found
+
     def _is_quiet(self, now: float) -> bool:
         return now >= self._quiet_until and any(now - self._since[rank] >= QUIET for rank in self.states)
 

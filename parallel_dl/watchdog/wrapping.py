@@ -331,7 +331,9 @@ def _end(name: str, base: Callable) -> Callable:
     end = _collective(name, base)
 
     def call(self: Any) -> None:
+        group = self.watched
         end(self)
-        this_rank.groups.pop(self.watched.key, None)
+        if not group.sent and not group.received:  # else what is left of its messages is told at the end
+            this_rank.groups.pop(group.key, None)
 
     return call
