@@ -110,7 +110,7 @@ def connect(attendant: int | None = None) -> None:
     if watching.is_on():
         _watching = watching.Watching(mpirun_rank(), send)
         _watching.start()
-        watching.watch_mpi()
+        watching.watch_mpi(_watching.end)
     threading.Thread(target=_watch, name="launcher watch", daemon=True).start()
 
 

@@ -164,7 +164,7 @@ class _Run:
                     return late(job, rank, *content)
                 elif kind == "lost" and rank not in ended:
                     return lost(job, rank, ended, self._said)
-            if (deadlock := watchdog.look()) is not None:
+            if refusal_deadline is None and (deadlock := watchdog.look()) is not None:
                 return End(deadlock.line, 1, deadlock.picture)
             while watchdog.notices:
                 self._tell(f"parallel-dl: {watchdog.notices.pop(0)}")

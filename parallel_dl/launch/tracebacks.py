@@ -253,7 +253,7 @@ def _place(error: BaseException) -> str:
 def is_library(file: str) -> bool:
     """Whether it is a file of Python, or of an installed package."""
     return (
-        file.startswith("<")
+        os.path.basename(file).startswith("<")
         or file.endswith((".pyx", ".pxi"))
         or f"{os.sep}site-packages{os.sep}" in file
         or file.startswith(_STANDARD + os.sep)

@@ -63,10 +63,12 @@ def is_on() -> bool:
     return os.environ.get(VARIABLE, "") != "0"
 
 
-def watch_mpi() -> None:
-    """Wraps mpi4py as soon as it is imported, by whom ever."""
+def watch_mpi(before_end: Callable[[], None]) -> None:
+    """Wraps mpi4py as soon as it is imported, by whom ever; `before_end` is called when the program ends MPI."""
     wanted = os.environ.get(VARIABLE, "").split(",")
     watchdog.know_ours(lambda file: is_ours(file) or is_library(os.path.abspath(file)))
     if "0" not in wanted and "unwrapped" not in wanted:
         checked = os.environ.get(CHECKED_VARIABLE, "0") not in ("", "0")
-        watchdog.when_imported("mpi4py.MPI", lambda MPI: watchdog.wrap(MPI, "synchronous" in wanted, checked))
+        watchdog.when_imported(
+            "mpi4py.MPI", lambda MPI: watchdog.wrap(MPI, "synchronous" in wanted, checked, before_end)
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from parallel_dl.launch import Job
+from parallel_dl.launch.ends import positions_of
 from parallel_dl.testing.marks import timeout_of
 from parallel_dl.testing.reports import failing_parts, failure, merged, message_of, ranks_named
 from parallel_dl.watchdog.watchdog import HEARD, Deadlock, Watchdog
@@ -89,23 +90,13 @@ class Turn:
         else:
             waiting = [rank for rank in range(size) if rank not in self.finished]
             line = f"{ranks_named(waiting)} of {size} had not finished {self.reason}"
-            parts.append((None, line))
-            stacks = self.job.stacks()
-            for rank in range(size):
-                state = "is here" if rank in waiting else "had finished and is here"
-                parts.append((f"rank {rank} of {size} {state}", _own_frames(stacks.get(rank, "(no answer)"))))
+            parts.append((None, "\n".join([line, *positions_of(self.job, self._watchdog)])))
             headline = headline or line
         sections = []
         for rank, reports in self.phases.items():
             for last in list(reports.values())[-1:]:  # a phase's report has the output of the phases before it too
                 sections += [(f"{title} (rank {rank})", text) for title, text in last.sections]
         return failure(self.item, headline, parts, sections, time.monotonic() - self.began)
-
-
-def _own_frames(stack: str) -> str:
-    """A stack without the thread that waits for the launcher and without the frames of pytest that lead to the test."""
-    threads = [thread for thread in stack.strip().split("\n\n") if " in _watch" not in thread]
-    return "\n\n".join("\n".join(_up_to_pytest(thread.splitlines())) for thread in threads)
 
 
 def _up_to_pytest(lines: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Record, Started, Waited, file_and_line
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, Group, Record, Started, Waited, file_and_line
 
 _MOST = 3  # that are told of what was started
 
@@ -110,8 +110,8 @@ class Watch:
             call=call or _call(record.call, parts),
             where=where or _where(record),
             frames=frames,
-            sent={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g.sent)},
-            received={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g.received)},
+            sent={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g, g.sent)},
+            received={(g.key, g.ranks[peer], tag): n for g in groups for (peer, tag), n in _items(g, g.received)},
             posted=tuple(map(_wait, posted)),
             unfinished=tuple(map(_started, list(record.started.values())[:_MOST])),
             collectives={group.key: group.collectives for group in groups},
@@ -131,9 +131,10 @@ def _call(name: str, parts: Sequence[Waited]) -> str:
     return f"{name} of {', '.join(said[:3])}{', ...' if len(said) > 3 else ''}" if said else name
 
 
-def _items(counts: dict[tuple[int, int], int]) -> list[tuple[tuple[int, int], int]]:
+def _items(group: Group, counts: dict[tuple[int, int], int]) -> list[tuple[tuple[int, int], int]]:
+    """The counts of ranks that there are: some calls are given others."""
     copied = dict(counts)  # in one step: the calling thread goes on
-    return [(key, number) for key, number in copied.items() if key[0] >= 0]
+    return [(key, number) for key, number in copied.items() if 0 <= key[0] < group.size]
 
 
 def _where(record: Record) -> str:

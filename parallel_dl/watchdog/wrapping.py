@@ -39,7 +39,6 @@ _SYNCHRONOUS = {"Send": "Ssend", "Rsend": "Ssend", "Isend": "Issend", "Irsend": 
 }
 
 WORLD = "world"  # the key of the group of all ranks
-_FINALIZE = Group("end", (), "MPI")
 
 
 def is_watched(comm: Any) -> bool:
@@ -59,10 +58,13 @@ def uncompared(comm: Any) -> Any:
     return _watched(type(comm), type(comm)(comm), comm.watched)
 
 
-def wrap(MPI: Any, synchronous: bool = False, checked: bool = False) -> None:
+def wrap(
+    MPI: Any, synchronous: bool = False, checked: bool = False, before_end: Callable[[], None] = lambda: None
+) -> None:
     """Watches mpi4py's communicators from now on.
 
     `synchronous`: each send waits for its receive; `checked`: ranks compare their collectives before making them.
+    `before_end` is called when the program ends MPI.
     """
     if is_watched(MPI.COMM_WORLD):
         return
@@ -75,18 +77,12 @@ def wrap(MPI: Any, synchronous: bool = False, checked: bool = False) -> None:
         watched.comparison = Comparison(group) if checked and group.size > 1 else None
         setattr(MPI, name, watched)
     MPI.Request = request_class(MPI)
-    _FINALIZE.ranks = tuple(range(size))
-    this_rank.groups[_FINALIZE.key] = _FINALIZE
-    finalize, barrier = MPI.Finalize, MPI.Intracomm.Barrier
+    finalize = MPI.Finalize
 
     def Finalize() -> None:
-        _FINALIZE.collectives += 1
-        begin("Finalize", (COLLECTIVE, "Finalize", _FINALIZE, -1, -1, None, _FINALIZE.collectives), 2)
-        try:
-            barrier(MPI.COMM_WORLD)  # MPI.Finalize keeps the interpreter's lock: no thread could look at it
-            finalize()
-        finally:
-            over()
+        """Keeps the interpreter's lock while it waits: what this rank will never do is told before."""
+        before_end()
+        finalize()
 
     MPI.Finalize = Finalize
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 
 import numpy as np
 import pytest
@@ -65,10 +66,16 @@ def test_every_pair_of_different_calls_is_reported_on_every_rank(comm):
 def test_the_message_names_both_sides(comm):
     with pytest.raises(CollectiveMismatch) as caught:
         comm.broadcast(ONES) if comm.rank == 1 else comm.all_reduce(ONES)
-    first = "rank 0 calls" if comm.size == 2 else "ranks 0 and 2 call" if comm.size == 3 else "ranks 0, 2 and 3 call"
-    assert f"{first} all_reduce #1 (sum, float32, shape (4,)) but rank 1 calls broadcast #1 (root 0)" in str(
-        caught.value
-    )
+    most, odd = "all_reduce #1 (sum, float32, shape (4,))", "broadcast #1 (root 0)"
+    said, *rows = str(caught.value).splitlines()
+    if comm.size == 2:
+        assert said.endswith(f"rank 0 calls {most} but rank 1 calls {odd}")
+    else:
+        others = "ranks 0 and 2 call" if comm.size == 3 else "ranks 0, 2 and 3 call"
+        assert said.endswith(f"rank 1 calls {odd} but {others} {most}")
+        assert rows[0].startswith(f"> rank 1  {odd} ")
+    assert len(rows) == comm.size
+    assert all(re.search(r"test_checked.py:\d+ in test_the_message_names_both_sides$", row) for row in rows)
 
 
 def test_lengths_along_the_concatenated_axis_may_differ(comm):
