@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from parallel_dl import watchdog
 from parallel_dl.launch.tracebacks import CHECKED_VARIABLE, call_in, frames_of, is_library, is_ours, lines_of
@@ -66,9 +67,11 @@ def is_on() -> bool:
 def watch_mpi(before_end: Callable[[], None]) -> None:
     """Wraps mpi4py as soon as it is imported, by whom ever; `before_end` is called when the program ends MPI."""
     wanted = os.environ.get(VARIABLE, "").split(",")
-    watchdog.know_ours(lambda file: is_ours(file) or is_library(os.path.abspath(file)))
+    watchdog.know_ours(lambda file: is_ours(file) or is_library(file))
     if "0" not in wanted and "unwrapped" not in wanted:
         checked = os.environ.get(CHECKED_VARIABLE, "0") not in ("", "0")
-        watchdog.when_imported(
-            "mpi4py.MPI", lambda MPI: watchdog.wrap(MPI, "synchronous" in wanted, checked, before_end)
-        )
+
+        def wrap(MPI: Any) -> None:
+            watchdog.wrap(MPI, "synchronous" in wanted, checked, before_end)
+
+        watchdog.when_imported("mpi4py.MPI", wrap)

@@ -314,7 +314,8 @@ def _maker(name: str, base: Callable, MPI: Any, classes: dict[Any, Any]) -> Call
         members = made.Get_group()
         numbers = MPI.Group.Translate_ranks(members, list(range(members.size)), MPI.COMM_WORLD.Get_group())
         key = f"{parent.key}/{parent.made}:{numbers[0]}"
-        group = this_rank.groups[key] = Group(key, numbers, made.name)
+        kind = "copy" if name in ("Dup", "Clone", "Dup_with_info") else "part"
+        group = this_rank.groups[key] = Group(key, numbers, made.name or f"a {kind} of {parent.name}")
         watched = _watched(classes.get(type(made), type(made)), made, group)
         watched.comparison = None if self.comparison is None or group.size == 1 else Comparison(group)
         return watched
