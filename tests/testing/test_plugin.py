@@ -185,9 +185,7 @@ def test_next(world): world.Barrier()
     said = lines(result)
     assert "ranks 0, 1 of 2 had not finished within 2 s" in said
     assert re.search(r"\n +rank 0  is in its own code +test_it.py:6 in test_hangs\n", said)
-    assert re.search(
-        r"\n +rank 1  waits in Barrier\(\) on .* for rank 0 +test_it.py:7 in test_hangs\n", said
-    )
+    assert re.search(r"\n +rank 1  waits in Barrier\(\) on .* for rank 0 +test_it.py:7 in test_hangs\n", said)
     assert "ranks 0, 1 of 2 had not finished within 1 s" in said
     assert "in _watch" not in said
     waiting = "rank 0 of 2 had not finished within 1 s after another rank had failed"
