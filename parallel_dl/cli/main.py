@@ -14,6 +14,7 @@ import typer.core
 
 import parallel_dl
 from parallel_dl import interrupts
+from parallel_dl.cli.compare import compare
 from parallel_dl.cli.demo import demo
 from parallel_dl.cli.diff import diff
 from parallel_dl.cli.fetch import fetch
@@ -69,6 +70,7 @@ app.command(cls=NamingCommand)(summary)
 app.command(cls=NamingCommand)(plan)
 app.command(cls=NamingCommand)(schedule)
 app.command(cls=NamingCommand)(verify)
+app.command()(compare)
 app.command()(demo)
 app.command()(diff)
 app.command()(info)
