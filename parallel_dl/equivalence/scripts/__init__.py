@@ -4,7 +4,7 @@ To read in this order:
 
     files.py       what a rank writes down at each update, and how it is read again
     recording.py   inside a rank: runs the script, and writes it down
-    watch.py       `watch`: what the user's own program adds to it
+    watched.py     `watch`: what the user's own program adds to it
     runs.py        starts the script, each time in a folder of its own
     whole.py       the ranks' parts put together
     causes.py      what the difference of two gradients looks like
@@ -13,6 +13,6 @@ To read in this order:
 
 from parallel_dl.equivalence.scripts.compared import Verdict, compare_runs
 from parallel_dl.equivalence.scripts.runs import ScriptRun, run_script
-from parallel_dl.equivalence.scripts.watch import watch
+from parallel_dl.equivalence.scripts.watched import watch
 
 __all__ = ["ScriptRun", "Verdict", "compare_runs", "run_script", "watch"]

@@ -17,8 +17,11 @@ Vector = np.ndarray
 class Gradients:
     """The gradients of one update as flat vectors of the parameters that all ranks have as a whole."""
 
-    def __init__(self, serial: Update, ranks: Sequence[Update], before: Update | None) -> None:
-        self.serial_update, self.updates = serial, list(ranks)
+    def __init__(
+        self, serial: Update, ranks: Sequence[Update], before: Update | None, after: Sequence[Update] = ()
+    ) -> None:
+        """`before` is the serial update before this one, `after` the ranks' next one, where there is one."""
+        self.serial_update, self.updates, self.after = serial, list(ranks), list(after)
         have = [set(one.of_kind(GRADIENT)) for one in (serial, *ranks)]
         self.names = [name for name in serial.of_kind(GRADIENT) if all(name in one for one in have)]
         self.names = [n for n in self.names if all(not one.parts[n].piece for one in ranks)]
@@ -43,7 +46,7 @@ class Gradients:
 
 def cause_of_samples(serial: Update, ranks: Sequence[Update]) -> str:
     """What the ranks have computed that the serial run has not, or more than once; empty if it is the same."""
-    wanted, found = Counter(serial.samples), Counter()
+    wanted, found = Counter(serial.samples), Counter[int]()
     for one in ranks:
         found.update(one.samples)
     if not wanted or not found or wanted == found:
@@ -105,7 +108,7 @@ def _of_different(g: Gradients) -> str:
     """The ranks have different gradients when they update."""
     size = len(g.ranks)
     total = np.sum(g.ranks, axis=0)
-    after = any(one.calls[1] > 0 for one in g.updates) and not any(one.calls[0] for one in g.updates)
+    after = any(one.calls[1] > 0 for one in g.after) and not any(one.calls[0] for one in g.updates)
     when = "they are summed after the update, not before" if after else "no all-reduce before the update"
     if g.same(total, g.serial):
         return f"each rank updates with its own gradient, whose sum is the serial one: {when}"

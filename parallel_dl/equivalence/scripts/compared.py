@@ -49,11 +49,10 @@ class Verdict:
         if self.verdict != DIFFERENT:
             return f"{self.verdict}: {self.cause}"
         at = f"update {self.update}" if self.update is not None else "the start"
-        of = f" of {self.name}" if self.name else ""
         by = "" if self.error is None or not np.isfinite(self.error) else f" by {self.error:.1e}"
         bound = f" (bound {self.bound:.0e})" if by and self.bound else ""
         why = f"; likely: {self.cause}" if self.cause else ""
-        return f"DIFFERENT from {at} on: {self.what}{of}{by}{bound}{why}"
+        return f"DIFFERENT from {at} on: {self.what}{by}{bound}{why}"
 
 
 class _Parted(Exception):
@@ -72,7 +71,8 @@ def not_deterministic(first: ScriptRun, second: ScriptRun) -> str:
             for name in names_of(a, [kind]):
                 one, other = whole(a, kind, name), whole(b, kind, name)
                 if one is None or other is None or not np.array_equal(one.values, other.values, equal_nan=True):
-                    return f"two runs on {number_of(first.ranks, 'rank')} differ from update {number} on ({name}): set a seed"
+                    runs = f"two runs on {number_of(first.ranks, 'rank')}"
+                    return f"{runs} differ from update {number} on ({name}): set a seed"
     return ""
 
 
@@ -82,10 +82,6 @@ def compare_runs(serial: ScriptRun, nudged: ScriptRun | None, run: ScriptRun) ->
     Values are equal if they differ by no more than the bound of their type, relative to the largest value, or by a
     hundred times what `nudged`, a serial run with weights changed in their last bits, differs by there.
     """
-    if run.status or serial.status:
-        failed = run if run.status else serial
-        where = f"the run on {number_of(failed.ranks, 'rank')} ended with status {failed.status}"
-        return Verdict(run.ranks, FAILED, 0, cause=where)
     wanted, found = _by_update(serial), _by_update(run)
     if not wanted:
         return Verdict(
@@ -97,15 +93,19 @@ def compare_runs(serial: ScriptRun, nudged: ScriptRun | None, run: ScriptRun) ->
         before = wanted[number - 1][0] if number else None
         noise = nudges[number] if number < len(nudges) else None
         try:
-            worst = max(worst, _compare_update(a, b, before, noise, number))
+            after = found[number + 1] if number + 1 < len(found) else ()
+            worst = max(worst, _compare_update(a, b, before, after, noise, number))
         except _Parted as parted:
             losses = [one.losses[-1] for one in (a[0], *b) if one.losses]
             return Verdict(
                 run.ranks, parted.verdict, number, number, parted.what, parted.name, parted.error, parted.bound,
                 parted.cause, losses,
             )  # fmt: skip
-    if (uneven := _uneven(serial, run)) is not None:
+    if (uneven := _uneven(serial, run)) is not None and (not run.status or _is_far(run)):
         return uneven
+    if run.status:
+        why = f"the run on {number_of(run.ranks, 'rank')} ended with status {run.status}"
+        return Verdict(run.ranks, FAILED, len(found), cause=f"{why}: {run.said}" if run.said else why)
     return Verdict(run.ranks, EQUAL, len(wanted), error=worst)
 
 
@@ -114,10 +114,16 @@ def _by_update(run: ScriptRun) -> list[list[Update]]:
     return [list(ranks) for ranks in zip(*run.updates)]
 
 
+def _is_far(run: ScriptRun) -> bool:
+    """Whether its ranks' numbers of updates differ by more than where a failure finds them."""
+    counts = [len(updates) for updates in run.updates]
+    return bool(counts) and max(counts) - min(counts) > 1
+
+
 def _uneven(serial: ScriptRun, run: ScriptRun) -> Verdict | None:
     """A verdict on numbers of updates that are not all the same."""
     counts = [len(updates) for updates in run.updates] or [0]
-    wanted = len(serial.updates[0])
+    wanted = len(serial.updates[0]) if serial.updates else 0
     if set(counts) == {wanted}:
         return None
     if len(set(counts)) > 1:
@@ -139,6 +145,7 @@ def _compare_update(
     serial: Sequence[Update],
     ranks: Sequence[Update],
     before: Update | None,
+    after: Sequence[Update],
     noise: Sequence[Update] | None,
     number: int,
 ) -> float:
@@ -155,7 +162,7 @@ def _compare_update(
     try:
         worst = max(worst, _compare_kind(serial, ranks, noise, GRADIENT))
     except _Parted as parted:
-        parted.cause = samples or cause_of_gradient(Gradients(serial[0], ranks, before)) or parted.cause
+        parted.cause = samples or cause_of_gradient(Gradients(serial[0], ranks, before, after)) or parted.cause
         raise
     for kind in (WATCHED, WEIGHT):
         worst = max(worst, _compare_kind(serial, ranks, noise, kind))
@@ -163,10 +170,10 @@ def _compare_update(
 
 
 _WHAT = {
-    BEFORE: "the first weights",
-    GRADIENT: "the gradient",
-    WEIGHT: "the weights after it",
-    WATCHED: "what is watched",
+    BEFORE: "the first values of {}",
+    GRADIENT: "the gradient of {}",
+    WEIGHT: "{} after the update",
+    WATCHED: "{}",
 }
 
 
@@ -182,10 +189,10 @@ def _compare_kind(
         try:
             wanted, found = whole(serial, kind, name), whole(ranks, kind, name)
         except ValueError as error:
-            raise _Parted(_WHAT[kind], name, cause=str(error)) from None
+            raise _Parted(_WHAT[kind].format(name), name, cause=str(error)) from None
         if wanted is None or found is None:
             where = "serially" if wanted is not None else f"on {len(ranks)} ranks"
-            raise _Parted(_WHAT[kind], name, cause=f"there is one only {where}")
+            raise _Parted(_WHAT[kind].format(name), name, cause=f"there is one only {where}")
         bound = _bound(wanted, None if noise is None else whole(noise, kind, name), scale)
         worst = max(worst, _compare_one(wanted, found, kind, name, bound))
     return worst
@@ -207,7 +214,7 @@ def _compare_one(wanted: Whole, found: Whole, kind: str, name: str, bound: float
     apart = {rank: error for rank, error in found.others.items() if error > bound}
     error = distance(wanted.values, found.values)
     if wanted.values.shape != found.values.shape or not error <= bound or apart or found.lacking != wanted.lacking:
-        parted = _Parted(_WHAT[kind], name, max([error, *apart.values()]))
+        parted = _Parted(_WHAT[kind].format(name), name, max([error, *apart.values()]))
         parted.bound = bound
         parted.cause = _cause(wanted, found, kind, apart, error <= bound)
         raise parted

@@ -57,21 +57,28 @@ class Update:
         return {key[len(start) :]: array for key, array in self.arrays.items() if key.startswith(start)}
 
 
+def begin(folder: str, rank: int) -> Path:
+    """Makes the folder of a rank, which may never make an update."""
+    path = Path(folder, f"rank-{rank}")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write(folder: str, rank: int, number: int, update: Update) -> None:
     """Writes one update; it is there as a whole, or not at all."""
     told: dict[str, Any] = dataclasses.asdict(update)
     del told["arrays"]
-    path = Path(folder, f"rank-{rank}")
-    path.mkdir(parents=True, exist_ok=True)
+    path = begin(folder, rank)
     text = np.frombuffer(json.dumps(told).encode(), np.uint8)
     with open(path / "writing", "wb") as file:
-        np.savez(file, **{**update.arrays, "told": text})
+        arrays: dict[str, Any] = {**update.arrays, "told": text}
+        np.savez(file, **arrays)
     os.replace(path / "writing", path / f"{number:06}.npz")
 
 
 def read(folder: str | os.PathLike[str]) -> list[list[Update]]:
     """Rank -> its updates, in order."""
-    found = []
+    found: list[list[Update]] = []
     while (path := Path(folder, f"rank-{len(found)}")).is_dir():
         found.append([_read(file) for file in sorted(path.glob("*.npz"))])
     return found

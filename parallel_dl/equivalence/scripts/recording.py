@@ -19,8 +19,9 @@ import numpy as np
 
 from parallel_dl import watchdog
 from parallel_dl.autograd import Tensor, is_grad_enabled
-from parallel_dl.equivalence.scripts import watch
-from parallel_dl.equivalence.scripts.files import BEFORE, FOLDER_VARIABLE, GRADIENT, LOCAL, WEIGHT, Part, Update
+from parallel_dl.equivalence.scripts import watched
+from parallel_dl.equivalence.scripts.files import BEFORE, FOLDER_VARIABLE, GRADIENT, LOCAL, WEIGHT, Part, Update, begin
+from parallel_dl.launch.environment import mpirun_rank
 from parallel_dl.nn import Module, Parameter
 from parallel_dl.optim import Optimizer
 
@@ -49,7 +50,8 @@ class Recorder:
         self.samples: list[int] = []
         self.evaluated: list[int] = []
         self.local: dict[int, np.ndarray] = {}
-        self.calls_at_backward = self.calls_before_backward = None
+        self.calls_at_backward: int | None = None
+        self.calls_before_backward: int | None = None
         self.calls_at_update = _collectives()
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ class Recorder:
 
     def update(self, optimizer: Optimizer, step: Callable[[], None]) -> None:
         """An update, by `step`."""
-        watch.record.has_optimizer = True
+        watched.record.has_optimizer = True
         update = Update({}, losses=self.losses, samples=self.samples, evaluated=self.evaluated)
         now = _collectives()
         update.calls = [
@@ -92,15 +94,15 @@ class Recorder:
                 update.frozen.append(name)
             else:
                 update.arrays[f"{GRADIENT}/{name}"] = np.array(parameter.grad)
-            local = self.local.get(id(parameter), parameter.grad)
+            local = self.local.get(id(parameter), None if self.losses else parameter.grad)
             if local is not None:
                 update.arrays[f"{LOCAL}/{name}"] = np.array(local)
         step()
-        if self.nudges and not watch.record.written:
+        if self.nudges and not watched.record.written:
             _nudge(optimizer)
         for parameter in optimizer.parameters:
             update.arrays[f"{WEIGHT}/{self.name_of(parameter)}"] = np.array(parameter.data)
-        written = watch.end_update(self.folder, update)
+        written = watched.end_update(self.folder, update)
         self._clear()
         if self.steps is not None and written >= self.steps:
             raise Enough
@@ -151,10 +153,13 @@ class Recorder:
             finally:
                 self._depth -= 1
 
-        Tensor.backward = observed_backward  # type: ignore[method-assign]
-        Optimizer.step = observed_step  # type: ignore[method-assign]
-        Optimizer.__init__ = observed_init  # type: ignore[method-assign]
-        Module.__call__ = observed_call  # type: ignore[method-assign]
+        for kind, name, observed in (
+            (Tensor, "backward", observed_backward),
+            (Optimizer, "step", observed_step),
+            (Optimizer, "__init__", observed_init),
+            (Module, "__call__", observed_call),
+        ):
+            setattr(kind, name, observed)
 
 
 _PARAMETERS: dict[int, Parameter] = {}  # kept: an id must not be given to another
@@ -184,6 +189,7 @@ def main() -> None:
     script, *arguments = sys.argv[1:]
     steps = os.environ.get(STEPS_VARIABLE)
     folder = os.environ[FOLDER_VARIABLE]
+    begin(folder, mpirun_rank())
     Recorder(folder, None if steps is None else int(steps), os.environ.get(NUDGE_VARIABLE) == "1").install()
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
@@ -192,7 +198,7 @@ def main() -> None:
     except Enough:
         pass
     finally:
-        watch.end()
+        watched.end()
 
 
 if __name__ == "__main__":

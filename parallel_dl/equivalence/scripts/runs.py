@@ -35,6 +35,13 @@ class ScriptRun:
     """rank -> its updates, in order"""
 
     @property
+    def said(self) -> str:
+        """The launcher's line about a failure."""
+        start = "parallel-dl: "
+        found = [line for line in self.output.splitlines() if line.startswith(start) and "ended" in line]
+        return found[-1].removeprefix(start).partition("; ended the other ranks")[0] if found else ""
+
+    @property
     def last_lines(self) -> list[str]:
         """The end of its output."""
         return self.output.rstrip().splitlines()[-_LAST_LINES:]
