@@ -5,6 +5,7 @@ Where it is entered:
     assertions.py  `assert_equivalent`: a test of your own network
     adjoint.py     `assert_adjoint`: is the backward of a communicating function the adjoint of its forward?
     verify.py      `verify`: layouts one after the other, on the ranks of one job (`parallel-dl verify`)
+    scripts/       a user's own script on several ranks, held against its run on one (`parallel-dl compare`); `watch`
 
 What they are made of, in the order in which a comparison goes:
 
@@ -24,6 +25,7 @@ from parallel_dl.equivalence.compare.runs import Comparison, Difference, assert_
 from parallel_dl.equivalence.explain.divergence import Divergence, first_divergence
 from parallel_dl.equivalence.runs.record import Experiment, Run, record
 from parallel_dl.equivalence.runs.replay import noise_floor, replay
+from parallel_dl.equivalence.scripts.watched import watch
 from parallel_dl.equivalence.specimens.exact import exact_experiment
 from parallel_dl.equivalence.specimens.layouts import layouts_of
 from parallel_dl.equivalence.verify import Cell, synthetic_experiment, verify
@@ -49,4 +51,5 @@ __all__ = [
     "replay",
     "synthetic_experiment",
     "verify",
+    "watch",
 ]

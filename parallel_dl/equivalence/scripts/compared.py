@@ -9,9 +9,10 @@ import numpy as np
 
 from parallel_dl.equivalence.compare.arrays import BOUNDS
 from parallel_dl.equivalence.compare.patterns import exchanged_axes
-from parallel_dl.equivalence.scripts.causes import Gradients, cause_of_gradient, cause_of_samples, global_batches
+from parallel_dl.equivalence.scripts.causes import cause_of_gradient, cause_of_samples
 from parallel_dl.equivalence.scripts.files import BEFORE, GRADIENT, WATCHED, WEIGHT, Update
 from parallel_dl.equivalence.scripts.runs import ScriptRun
+from parallel_dl.equivalence.scripts.shares import batches
 from parallel_dl.equivalence.scripts.whole import Whole, distance, names_of, whole
 from parallel_dl.errors import number_of
 from parallel_dl.watchdog.picture import named
@@ -67,13 +68,16 @@ class _Parted(Exception):
 def not_deterministic(first: ScriptRun, second: ScriptRun) -> str:
     """How two equal runs differ; empty if they do not."""
     for number, (a, b) in enumerate(zip(_by_update(first), _by_update(second))):
-        for kind in (BEFORE, GRADIENT, WEIGHT, WATCHED):
-            for name in names_of(a, [kind]):
-                one, other = whole(a, kind, name), whole(b, kind, name)
-                if one is None or other is None or not np.array_equal(one.values, other.values, equal_nan=True):
+        for one, other in zip(a, b):
+            for key in dict.fromkeys((*one.arrays, *other.arrays)):
+                if not _is_same(one.arrays.get(key), other.arrays.get(key)):
                     runs = f"two runs on {number_of(first.ranks, 'rank')}"
-                    return f"{runs} differ from update {number} on ({name}): set a seed"
+                    return f"{runs} differ from update {number} on ({key.partition('/')[2]}): set a seed"
     return ""
+
+
+def _is_same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is not None and b is not None and np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
 
 
 def compare_runs(serial: ScriptRun, nudged: ScriptRun | None, run: ScriptRun) -> Verdict:
@@ -90,7 +94,7 @@ def compare_runs(serial: ScriptRun, nudged: ScriptRun | None, run: ScriptRun) ->
     worst = 0.0
     nudges = _by_update(nudged) if nudged is not None else []
     for number, (a, b) in enumerate(zip(wanted, found)):
-        before = wanted[number - 1][0] if number else None
+        before = wanted[number - 1] if number else ()
         noise = nudges[number] if number < len(nudges) else None
         try:
             after = found[number + 1] if number + 1 < len(found) else ()
@@ -144,7 +148,7 @@ def _uneven(serial: ScriptRun, run: ScriptRun) -> Verdict | None:
 def _compare_update(
     serial: Sequence[Update],
     ranks: Sequence[Update],
-    before: Update | None,
+    before: Sequence[Update],
     after: Sequence[Update],
     noise: Sequence[Update] | None,
     number: int,
@@ -153,16 +157,19 @@ def _compare_update(
     worst = 0.0
     if number == 0:
         worst = _compare_kind(serial, ranks, noise, BEFORE)
-    one, all_ranks = global_batches(serial[0], ranks)
-    samples = cause_of_samples(serial[0], ranks)
-    if one and all_ranks and one != all_ranks and not samples:
-        parted = _Parted("samples", cause=f"{all_ranks} samples in an update on {len(ranks)} ranks, {one} on one rank")
+    wanted, found = batches(serial, ranks)
+    samples = cause_of_samples(serial, ranks)
+    if wanted.size and found.size and wanted.size != found.size and not samples:
+        on = f"{number_of(len(serial), 'rank')}"
+        parted = _Parted(
+            "samples", cause=f"{found.size} samples in an update on {len(ranks)} ranks, {wanted.size} on {on}"
+        )
         parted.verdict = ANOTHER_BATCH
         raise parted
     try:
         worst = max(worst, _compare_kind(serial, ranks, noise, GRADIENT))
     except _Parted as parted:
-        parted.cause = samples or cause_of_gradient(Gradients(serial[0], ranks, before, after)) or parted.cause
+        parted.cause = samples or cause_of_gradient(serial, ranks, before, after) or parted.cause
         raise
     for kind in (WATCHED, WEIGHT):
         worst = max(worst, _compare_kind(serial, ranks, noise, kind))
