@@ -16,6 +16,9 @@ from parallel_dl.cli.time_limit import TIME_LIMIT
 
 BATCH_SIZE = 64  # unless given
 
+Checked = Annotated[
+    bool, typer.Option("--checked", help="Check before each collective that all ranks call the same one.")
+]
 Seed = Annotated[int, typer.Option(help="Seed for initialization, sample order and dropout.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 NetworkName = Annotated[str, typer.Argument(help="{networks}, or FILE.py:NAME.")]
@@ -129,9 +132,7 @@ class TrainingFlags:
     seed: Seed = 0
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
     allreduce: Annotated[str, typer.Option(help="How to sum gradients: auto, window (shared memory) or mpi.")] = "auto"
-    checked: Annotated[
-        bool, typer.Option("--checked", help="Check before each collective that all ranks call the same one.")
-    ] = False
+    checked: Checked = False
     ledger: Annotated[bool, typer.Option("--ledger", help="Count and print messages and bytes.")] = False
     input_rate: Annotated[
         float | None, typer.Option(help="Simulated arrival rate in samples per second. [default: unlimited]")
@@ -177,6 +178,7 @@ class VerifyFlags:
     ] = None
     seed: Annotated[int, typer.Option(help="Seed for weights, samples, dropout, and delays under --stress.")] = 0
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64"
+    checked: Checked = False
     stress: Annotated[bool, typer.Option("--stress", help="Delay ranks and poison buffers to expose races.")] = False
     time_limit: Annotated[
         float, typer.Option(help="Seconds per layout; then report where each rank waits, and stop.")

@@ -22,13 +22,14 @@ from parallel_dl.cli.verification import FOLDER, Job
 from parallel_dl.cli.verified import Verified
 from parallel_dl.cli.verify_report import report
 from parallel_dl.errors import InputError, cut, named
+from parallel_dl.launch.tracebacks import CHECKED_VARIABLE as CHECKED
 
 if TYPE_CHECKING:
     from parallel_dl.layout import Layout
 
 RANKS = (1, 2, 3, 4, 5, 6, 7, 8)
 # the parameters that --mutants, --all and --ranks use; others would be ignored, so they are refused
-_TAKEN_BY_MUTANTS = {"stress", "seed", "time_limit", "as_json", "to_launcher"}
+_TAKEN_BY_MUTANTS = {"checked", "stress", "seed", "time_limit", "as_json", "to_launcher"}
 _TAKEN_BY_ALL = {
     *_TAKEN_BY_MUTANTS,
     *("everything", "exact", "steps", "batch_size", "optimizer", "loss", "clip_norm", "dtype", "microbatches"),
@@ -152,7 +153,8 @@ def _start(job: Job, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
     while True:
         found: list[bytes] = []
         with of_ranks(flags_of_ranks(job.layout) if job.layout else f"{flag_of('ranks')} {ranks}", ranks):
-            status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks()}, found)
+            checked = {CHECKED: "1"} if job.flags.checked else {}
+            status = launch.run(ranks, program, {**_ONE_THREAD, **for_ranks(), **checked}, found)
         if not status:
             return json.loads(b"".join(found))
         if job.mutants or not Verified(os.environ.get(FOLDER), ranks).go_on():
@@ -164,6 +166,8 @@ def _inside(job: Job, to_launcher: bool, as_json: bool) -> int:
     from parallel_dl.cli.agreement import agreed
     from parallel_dl.mpi import world
 
+    if job.flags.checked:
+        os.environ[CHECKED] = "1"  # what communicators are made with, also those of layouts
     comm = world()
 
     def prepare() -> bool:

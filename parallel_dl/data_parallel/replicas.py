@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator
+from parallel_dl.mpi.transport import plain
 from parallel_dl.nn import Parameter
 
 
@@ -41,6 +43,55 @@ def require_equal_replicas(weights: Iterable[np.ndarray], buffers: Iterable[np.n
                 f"replicas differ: the {what} of rank {different[0]} are not those of rank 0; "
                 "initialize the network with one seed on all ranks, and give the communicator of the data axis alone"
             )
+
+
+EVERY = 10
+"""updates between two looks at the replicas"""
+
+
+def replicas_agree(parameters: Iterable[Parameter], comm: Communicator, every: int = EVERY) -> Callable[[], None]:
+    """A function to call after each update, on all ranks of `comm`: compares the weights of all ranks now and then.
+
+        agree = replicas_agree(model.parameters(), comm)
+        ...
+            optimizer.step()
+            agree()
+
+    Every `every` calls, at the first one too, it raises InputError on all ranks unless each parameter is bitwise equal
+    on all of them, and names the first that is not. Only checksums are sent, and no ledger counts them. ValueError for
+    an `every` below 1.
+
+    A communicator in checked mode needs no such call: `GradientAllReduce.all_reduce` then compares the weights itself,
+    every 10 updates.
+    """
+    if every < 1:
+        raise ValueError(f"replicas_agree: every is {every}; expected a whole number, at least 1")
+    return _Replicas(list(parameters), comm, every).look
+
+
+class _Replicas:
+    """Looks at parameters that all ranks of a communicator have."""
+
+    def __init__(self, parameters: Sequence[Parameter], comm: Communicator, every: int) -> None:
+        self.parameters, self.comm, self.every = parameters, comm, every
+        self._calls = 0
+
+    def look(self) -> None:
+        """Compares the weights, or does nothing, until it is time again."""
+        self._calls += 1
+        if self.comm.size == 1 or (self._calls - 1) % self.every:
+            return
+        self.comm.announce("replicas_agree", len(self.parameters))
+        sums = [zlib.crc32(np.ascontiguousarray(parameter.data).data) for parameter in self.parameters]
+        told = plain(self.comm.mpi).allgather(sums)
+        for place, parameter in enumerate(self.parameters):
+            different = [rank for rank, other in enumerate(told) if other[place] != told[0][place]]
+            if different:
+                raise InputError(
+                    f"replicas differ: {parameter.name or f'parameter {place}'} of rank {different[0]} is not that of "
+                    f"rank 0 (noticed at update {self._calls}); does a rank leave out an update or the sum of the "
+                    "gradients, or change its weights on its own?"
+                )
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:

@@ -10,10 +10,12 @@ To read in this order:
     shares.py      which ranks share the samples of a batch among them
     causes.py      what the difference of two gradients looks like
     compared.py    where two runs part first, and why
+    assertion.py   the same in a test
 """
 
+from parallel_dl.equivalence.scripts.assertion import assert_same_program
 from parallel_dl.equivalence.scripts.compared import Verdict, compare_runs
 from parallel_dl.equivalence.scripts.runs import ScriptRun, run_script
 from parallel_dl.equivalence.scripts.watched import watch
 
-__all__ = ["ScriptRun", "Verdict", "compare_runs", "run_script", "watch"]
+__all__ = ["ScriptRun", "Verdict", "assert_same_program", "compare_runs", "run_script", "watch"]

@@ -1,5 +1,5 @@
 """Inside a rank: `python -m parallel_dl.equivalence.scripts.recording SCRIPT [ARGUMENT ...]` runs a script as Python
-would, and writes down what its optimizers do.
+would, or calls NAME of FILE:NAME, and writes down what its optimizers do.
 
 The script is not changed: `Optimizer.step`, `Tensor.backward` and `Module.__call__` are exchanged for functions that
 call them.
@@ -199,11 +199,20 @@ def main() -> None:
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
     try:
-        runpy.run_path(script, run_name="__main__")
+        _run(script)
     except Enough:
         pass
     finally:
         watched.end()
+
+
+def _run(program: str) -> None:
+    """Runs FILE as Python would, or calls NAME of FILE:NAME."""
+    file, _, name = program.rpartition(":")
+    if os.path.isfile(program) or not file:
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_path(file, run_name=os.path.basename(file).removesuffix(".py"))[name]()
 
 
 if __name__ == "__main__":
