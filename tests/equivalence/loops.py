@@ -154,7 +154,7 @@ class AllComputeAll(Loop):
 
 class StepOnRank0(Loop):
     def run(self, nudge=False):
-        self.updates_of = {rank: 0 for rank in range(1, self.size)}
+        self.updates_of = dict.fromkeys(range(1, self.size), 0)
         return super().run(nudge)
 
 

@@ -56,9 +56,9 @@ MISTAKES = {
     loops.SummedTwice: (always, GRADIENT, "{ranks} times the serial gradient: a factor 1/{ranks} is missing"),
     loops.DividedOnceTooOften: (several, GRADIENT, "1/{ranks} of the serial gradient: it is divided by the number of"),
     loops.AllComputeAll: (always, GRADIENT, "every rank computes all samples of the batch: the loader lacks rank= and"),
-    loops.StepOnRank0: (always, "the number of updates", "only 0 updates where others make 4: is step() called on some"),
+    loops.StepOnRank0: (always, "the number of updates", "only 0 updates where others make 4: is step() called on"),
     loops.SeedOfRank: (always, "the first values of weight", "with other weights than rank 0: another seed?"),
-    loops.AnotherSeed: (always, "the first values of weight", "at the start depend on the number of ranks: another see"),
+    loops.AnotherSeed: (always, "the first values of weight", "at the start depend on the number of ranks: another"),
     loops.GradientsStay: (always, GRADIENT, "the gradients of the update before are still there, and are summed again"),
     loops.AnotherOrder: (always, GRADIENT, "the ranks compute other samples than the serial run: another order"),
     loops.TestData: (several, GRADIENT, "{odd} that the serial run does not have here, which are those of the evalua"),
@@ -74,7 +74,7 @@ MISTAKES = {
         GRADIENT,
         "all ranks update with the gradient of rank 0 alone",
     ),
-    loops.RateTimesRanks: (always, "weight after the update", "the gradients are equal, so it is the update itself: the"),
+    loops.RateTimesRanks: (always, "weight after the update", "the gradients are equal, so it is the update itself"),
     loops.RateOfRank1: (always, "weight after the update", "only rank 1 has other weights after the update"),
     loops.FewerUpdates: (always, "the number of updates", "3 updates, serially 4: the number depends on the ranks'"),
 }
@@ -234,7 +234,9 @@ class WrongShard(Split):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("kind", "ranks"), [(Split, 2), (Split, 3), (Split, 4), (SplitReplicas, 4), (SplitReplicas, 6)])
+@pytest.mark.parametrize(
+    ("kind", "ranks"), [(Split, 2), (Split, 3), (Split, 4), (SplitReplicas, 4), (SplitReplicas, 6)]
+)
 def test_shards_are_put_together(kind, ranks, dtype):
     serial = loops.Loop([12], dtype).run()
     assert compare_runs(serial, None, on(kind, ranks, dtype)).verdict == EQUAL
@@ -320,6 +322,12 @@ def test_integers_are_compared_exactly():
     numbers = np.arange(5)
     assert compare_runs(watched(numbers), None, watched(numbers, numbers)).verdict == EQUAL
     assert compare_runs(watched(numbers), None, watched(numbers + 1, numbers + 1)).verdict == DIFFERENT
+
+
+def test_truth_values_and_bytes():
+    for numbers in (H > 5, H.astype("uint8"), np.array(255, "uint8")):
+        assert compare_runs(watched(numbers), None, watched(numbers, numbers)).verdict == EQUAL
+        assert compare_runs(watched(numbers), None, watched(~numbers, ~numbers)).verdict == DIFFERENT
 
 
 def test_what_is_not_finite():

@@ -151,6 +151,10 @@ def _of_equal(g: Gradients) -> str:
     shares, weighted = _shares(g), _weighted(g)
     total = np.sum(g.local, axis=0)
     unequal = len(set(shares)) > 1
+    if g.before is not None:  # the updates before were right, so it is nothing that each of them would have
+        for number in range(1, size + 1):
+            if g.same(found - g.serial, number * g.before):
+                return "the gradients of the update before are still there, and are summed again: zero_grad is missing"
     if weighted is not None and g.same(weighted, g.serial):
         if g.same(found, total) and (unequal or not g.same(total, g.serial)):
             by = "the shares are unequal, so pass total=" if unequal else f"divide by {size}, or pass total="
@@ -160,10 +164,6 @@ def _of_equal(g: Gradients) -> str:
                 f"the means over each rank's own samples are averaged, but the shares are unequal ({_listed(shares)} "
                 "samples): each has to count by its samples"
             )
-    if g.before is not None:
-        for number in range(1, size + 1):
-            if g.same(found - g.serial, number * g.before):
-                return "the gradients of the update before are still there, and are summed again: zero_grad is missing"
     for number in (size, size * size) if size > 1 else ():
         if g.same(found, number * g.serial):
             return f"{number} times the serial gradient: a factor 1/{number} is missing"
