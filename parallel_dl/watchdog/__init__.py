@@ -4,6 +4,7 @@ No MPI is called here, and the package knows none but the module it is given. To
 
     record.py      what a rank's calls write down
     wrapping.py    mpi4py's communicators and requests, which write it
+    buffers.py     arrays that are used while MPI has them
     importing.py   wraps them as soon as they are imported
     state.py       what a rank tells of itself
     deadlock.py    which ranks can never go on

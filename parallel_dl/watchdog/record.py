@@ -68,10 +68,12 @@ Told = tuple[str, str, Group, int, int, Any, int]
 class Started:
     """A call that does not block, until its request is complete."""
 
-    __slots__ = ("is_done", "place", "waited")
+    __slots__ = ("guard", "is_done", "place", "waited")
 
     def __init__(self, waited: Told, place: Place) -> None:
         self.waited, self.place, self.is_done = waited, place, False
+        self.guard: Any = None
+        """of the array, in checked mode"""
 
     @property
     def has_any(self) -> bool:
@@ -139,6 +141,14 @@ def caller(depth: int) -> Place:
         else:
             return code, frame.f_lasti
     return first.f_code, first.f_lasti
+
+
+def variables_of_caller(depth: int) -> dict[str, Any]:
+    """The variables of the program where it has called, from `depth` frames on."""
+    frame: Any = sys._getframe(depth)
+    while frame is not None and (frame.f_code in _ours or _is_new_and_ours(frame.f_code)):
+        frame = frame.f_back
+    return {} if frame is None else dict(frame.f_locals)
 
 
 def _is_new_and_ours(code: CodeType) -> bool:

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from parallel_dl.watchdog.record import RECEIVE, Group, Started, Told, begin, caller, over, this_rank
+from parallel_dl.watchdog.record import variables_of_caller as variables
+
+buffers: Any = None
+"""the module of that name, in checked mode: it needs NumPy, which the launcher goes without"""
 
 
 def brief(thing: Any) -> Any:
@@ -23,11 +27,13 @@ class Array(NamedTuple):
     shape: tuple[int, ...]
 
 
-def start(MPI: Any, request: Any, waited: Told) -> Any:
+def start(MPI: Any, request: Any, waited: Told, guard: Any = None) -> Any:
+    """Gives a request that knows what it waits for."""
     this_rank.number += 1
     this_rank.call, this_rank.place = waited[1], caller(3)
     request = MPI.Request(request)
     request.started = started = Started(waited, this_rank.place)
+    started.guard = guard
     this_rank.started[id(started)] = started
     return request
 
@@ -49,6 +55,16 @@ def _finish(started: Started | None, status: Any, MPI: Any) -> None:
     kind, _, group, source, tag, _, _ = started.waited
     if kind == RECEIVE:
         count(group, source, tag, status, MPI)
+    if started.guard is not None:
+        guard, started.guard = started.guard, None
+        guard.release()
+
+
+def _look(waited_for: list[Started]) -> None:
+    """In checked mode, before a wait: has the program read what has not come yet?"""
+    if buffers is not None and any(isinstance(one.guard, buffers.ReceivedArray) for one in waited_for):
+        guards = [one.guard for one in this_rank.started.values() if isinstance(one.guard, buffers.ReceivedArray)]
+        buffers.require_unread(variables(3), guards)
 
 
 def _under_way(requests: Any) -> list[Any]:
@@ -63,6 +79,7 @@ def _one(MPI: Any, Base: Any, name: str, tests: bool) -> Callable:
         started = self.started
         if started is None or started.is_done:
             return base(self, status)
+        _look([started])
         if status is None and started.has_any:
             status = MPI.Status()
         if tests:
@@ -86,6 +103,7 @@ def _all_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
 
     def call(cls: Any, requests: Any, statuses: Any = None) -> Any:
         requests = list(requests)
+        _look(_under_way(requests))
         started = [getattr(one, "started", None) for one in requests]
         statuses = [] if statuses is None else statuses
         if tests:
@@ -110,6 +128,7 @@ def _any_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
 
     def call(cls: Any, requests: Any, status: Any = None) -> Any:
         requests = list(requests)
+        _look(_under_way(requests))
         started = [getattr(one, "started", None) for one in requests]
         status = MPI.Status() if status is None else status
         if not tests:
@@ -132,6 +151,7 @@ def _some_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
 
     def call(cls: Any, requests: Any, statuses: Any = None) -> Any:
         requests = list(requests)
+        _look(_under_way(requests))
         started = [getattr(one, "started", None) for one in requests]
         statuses = [] if statuses is None else statuses
         if not tests:
@@ -147,6 +167,20 @@ def _some_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
         return result
 
     return classmethod(call)
+
+
+def _asked(Base: Any, name: str) -> Callable:
+    """Asks whether it is complete, which it then is for the program, too."""
+    base = getattr(Base, name)
+
+    def call(self: Any, *given: Any, **named: Any) -> Any:
+        is_complete = base(self, *given, **named)
+        if is_complete and self.started is not None and self.started.guard is not None:
+            guard, self.started.guard = self.started.guard, None
+            guard.release()
+        return is_complete
+
+    return call
 
 
 def _dropped(Base: Any, name: str) -> Callable:
@@ -178,5 +212,6 @@ def request_class(MPI: Any) -> Any:
             calls[name] = made(MPI, Base, name, tests=False)
         for name in (f"Test{kind}", f"test{kind}"):
             calls[name] = made(MPI, Base, name, tests=True)
+    calls |= {name: _asked(Base, name) for name in ("Get_status", "get_status")}
     calls |= {name: _dropped(Base, name) for name in ("Cancel", "cancel", "Free", "free")}
     return OfAnyKind("Request", (Base,), {"started": None, "__module__": Base.__module__, **calls})

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from parallel_dl.watchdog import requests
 from parallel_dl.watchdog.mismatch import Comparison
-from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND, Group, begin, over, this_rank
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND, Group, begin, caller, over, this_rank
 from parallel_dl.watchdog.requests import brief, count, request_class, start
 
 _SENDS = ("Send", "Ssend", "Bsend", "Rsend", "send", "ssend", "bsend")
@@ -68,6 +69,10 @@ def wrap(
     """
     if is_watched(MPI.COMM_WORLD):
         return
+    if checked:
+        from parallel_dl.watchdog import buffers
+
+        requests.buffers = buffers
     classes = _classes(MPI, synchronous)
     size, rank = MPI.COMM_WORLD.size, MPI.COMM_WORLD.rank
     for name, key, ranks in (("COMM_WORLD", WORLD, range(size)), ("COMM_SELF", f"self {rank}", (rank,))):
@@ -176,8 +181,12 @@ def _started_send(name: str, base: Callable, MPI: Any) -> Callable:
             dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
         group = self.watched
         group.sent[dest, tag] = group.sent.get((dest, tag), 0) + 1
-        waited = (SEND, name, group, dest, tag, brief(_first(given, named)), 0)
-        return start(MPI, base(self, *given, **named), waited)
+        thing = _first(given, named)
+        waited = (SEND, name, group, dest, tag, brief(thing), 0)
+        guard = None
+        if self.comparison is not None and requests.buffers.can_be_guarded(thing):
+            guard = requests.buffers.SentArray(thing, name, caller(2))
+        return start(MPI, base(self, *given, **named), waited, guard)
 
     return call
 
@@ -212,8 +221,12 @@ def _started_receive(name: str, base: Callable, MPI: Any) -> Callable:
         else:
             source = _argument(given, named, 1, "source", MPI.ANY_SOURCE)
             tag = _argument(given, named, 2, "tag", MPI.ANY_TAG)
-        waited = (RECEIVE, name, self.watched, source, tag, brief(_first(given, named)), 0)
-        return start(MPI, base(self, *given, **named), waited)
+        thing = _first(given, named)
+        waited = (RECEIVE, name, self.watched, source, tag, brief(thing), 0)
+        if self.comparison is None or source == MPI.PROC_NULL or not requests.buffers.can_be_guarded(thing):
+            return start(MPI, base(self, *given, **named), waited)
+        guard = requests.buffers.ReceivedArray(thing, name, caller(2))
+        return start(MPI, base(self, guard.arriving, source, tag), waited, guard)
 
     return call
 
