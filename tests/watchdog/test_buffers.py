@@ -95,10 +95,20 @@ def test_marks_go_through_arithmetic(dtype):
     array = np.linspace(0, 1, 6, dtype=dtype)
     before = array.copy()
     guard = buffers.ReceivedArray(array, "Irecv", record.caller(1))
-    for value in (array.sum(), array[2] + 1, -array[1], float(array[0]) * 3, array * array, array @ array, array.mean()):
+    for value in (
+        array.sum(),
+        array[2] + 1,
+        -array[1],
+        float(array[0]) * 3,
+        array * array,
+        array @ array,
+        array.mean(),
+    ):
         with pytest.raises(buffers.BufferUsed, match=r"value was computed from the array of Irecv \(test_buffers"):
             buffers.require_unread({"value": value}, [guard])
-    buffers.require_unread({"array": array, "view": array[2:], "nan": np.nan, "nans": np.full(3, np.nan, dtype)}, [guard])
+    buffers.require_unread(
+        {"array": array, "view": array[2:], "nan": np.nan, "nans": np.full(3, np.nan, dtype)}, [guard]
+    )
     guard.arriving[:2] = 7
     guard.release()
     assert array.tolist() == [7, 7, *before[2:]]
