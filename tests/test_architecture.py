@@ -71,7 +71,7 @@ OURS = {
         *{"engine", "evaluation", "global_norms", "layout", "metrics", "datasets", "mpi", "nn", "optim", "schedule"},
         *BASE,
     },
-    "equivalence": TRAINING | BASE,
+    "equivalence": TRAINING | BASE | {"launch", "watchdog"},
     "interrupts": set(),
     "watchdog": set(),
     "launch": {"errors", "interrupts", "watchdog"},
