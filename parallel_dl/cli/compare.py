@@ -16,7 +16,7 @@ from parallel_dl import launch
 from parallel_dl.cli.flags import AsJson
 from parallel_dl.cli.limits import of_flag, require_count
 from parallel_dl.cli.time_limit import MOST_SECONDS
-from parallel_dl.errors import InputError, cut
+from parallel_dl.errors import InputError, cut, number_of
 from parallel_dl.files import MOST_TEXT, require_regular
 from parallel_dl.launch.limits import MOST_RANKS
 
@@ -79,7 +79,7 @@ def _compared(
     from parallel_dl.equivalence.scripts.compared import FAILED, NOT_DETERMINISTIC, not_deterministic
 
     def runs(path: str, ranks: int, name: str, nudge: bool = False) -> ScriptRun:
-        _tell(f"{path} on {ranks} rank{'' if ranks == 1 else 's'}{name}")
+        _tell(f"{path} on {number_of(ranks, 'rank')}{name}")
         place = folder / f"{ranks} ranks{name}"
         return run_script(path, arguments, ranks, place, steps, timeout, nudge)
 
@@ -88,10 +88,11 @@ def _compared(
     others = numbers if serial is not None else numbers[1:]
     if reference.status:
         _tell_end(reference)
-        why = f"the run on {first} rank{'' if first == 1 else 's'} ended with status {reference.status}"
+        why = f"the run on {number_of(first, 'rank')} ended with status {reference.status}"
         return reference, [Verdict(ranks, FAILED, 0, cause=why) for ranks in others]
     again = runs(serial or script, first, ", again")
     if (why := not_deterministic(reference, again)) or again.status:
+        why = why or f"the second run on {number_of(first, 'rank')} ended with status {again.status}"
         return reference, [Verdict(ranks, NOT_DETERMINISTIC, 0, cause=why) for ranks in others]
     nudged = runs(serial or script, first, ", changed in the last bits", nudge=True)
     verdicts = []
@@ -118,7 +119,7 @@ def _tell_end(run: ScriptRun) -> None:
 def _print(reference: ScriptRun, verdicts: list[Verdict]) -> None:
     for verdict in verdicts:
         against = f" against {reference.ranks}" if reference.ranks > 1 else ""
-        print(f"{verdict.ranks} rank{'' if verdict.ranks == 1 else 's'}{against}: {verdict.line}")
+        print(f"{number_of(verdict.ranks, 'rank')}{against}: {verdict.line}")
         if len(verdict.losses) > 1:
             each = ", ".join(f"{loss:.6g}" for loss in verdict.losses[1:])
             print(f"    losses there: serial {verdict.losses[0]:.6g}; by rank {each}")

@@ -6,6 +6,7 @@ Where it is entered:
     adjoint.py     `assert_adjoint`: is the backward of a communicating function the adjoint of its forward?
     close.py       `assert_close_to_serial`: is a value that ranks have computed together the serial one?
     verify.py      `verify`: layouts one after the other, on the ranks of one job (`parallel-dl verify`)
+    scripts/       a user's own script on several ranks, held against its run on one (`parallel-dl compare`); `watch`
 
 What they are made of, in the order in which a comparison goes:
 
@@ -28,6 +29,7 @@ from parallel_dl.equivalence.explain.divergence import Divergence, first_diverge
 from parallel_dl.equivalence.runs.record import Experiment, Run, record
 from parallel_dl.equivalence.runs.replay import noise_floor, replay
 from parallel_dl.equivalence.scripts.assertion import assert_same_program
+from parallel_dl.equivalence.scripts.watched import watch
 from parallel_dl.equivalence.specimens.exact import exact_experiment
 from parallel_dl.equivalence.specimens.layouts import layouts_of
 from parallel_dl.equivalence.verify import Cell, synthetic_experiment, verify
@@ -55,4 +57,5 @@ __all__ = [
     "replay",
     "synthetic_experiment",
     "verify",
+    "watch",
 ]

@@ -7,6 +7,7 @@ To read in this order:
     watched.py     `watch`: what the user's own program adds to it
     runs.py        starts the script, each time in a folder of its own
     whole.py       the ranks' parts put together
+    shares.py      which ranks share the samples of a batch among them
     causes.py      what the difference of two gradients looks like
     compared.py    where two runs part first, and why
     assertion.py   the same in a test

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from parallel_dl.equivalence.scripts.files import GRADIENT, LOCAL, Update
+from parallel_dl.equivalence.scripts.shares import batches, replicas
+from parallel_dl.equivalence.scripts.whole import whole
 from parallel_dl.errors import number_of
 from parallel_dl.watchdog.picture import named
 
@@ -15,28 +18,42 @@ Vector = np.ndarray
 
 
 class Gradients:
-    """The gradients of one update as flat vectors of the parameters that all ranks have as a whole."""
+    """The gradients of one update as flat vectors, on ranks that hold the same parts of the same parameters."""
 
     def __init__(
-        self, serial: Update, ranks: Sequence[Update], before: Update | None, after: Sequence[Update] = ()
+        self,
+        serial: Sequence[Update],
+        ranks: Mapping[int, Update],
+        before: Sequence[Update] = (),
+        after: Sequence[Update] = (),
     ) -> None:
-        """`before` is the serial update before this one, `after` the ranks' next one, where there is one."""
-        self.serial_update, self.updates, self.after = serial, list(ranks), list(after)
-        have = [set(one.of_kind(GRADIENT)) for one in (serial, *ranks)]
-        self.names = [name for name in serial.of_kind(GRADIENT) if all(name in one for one in have)]
-        self.names = [n for n in self.names if all(not one.parts[n].piece for one in ranks)]
-        self.serial = self._flat(serial, GRADIENT)
-        self.ranks = [self._flat(one, GRADIENT) for one in ranks]
-        self.local = [self._flat(one, LOCAL) for one in ranks]
-        had = before.of_kind(GRADIENT) if before is not None else {}
-        self.before = self._flat(before, GRADIENT) if before is not None and set(self.names) <= set(had) else None
-        dtype = self.serial.dtype
-        self.tolerance = 1e-4 if dtype.itemsize < 8 else 1e-7
+        """`before` is the serial update before this one, `after` the ranks' next one; empty where there is none."""
+        self.numbers, self.updates, self.after = list(ranks), list(ranks.values()), after
+        first = self.updates[0]
+        self.pieces = {name: tuple(slice(*piece) for piece in part.piece) for name, part in first.parts.items()}
+        held = self._held(serial, first.of_kind(GRADIENT))
+        shapes = [{name: array.shape for name, array in one.of_kind(GRADIENT).items()} for one in self.updates]
+        self.names = [n for n, array in held.items() if all(one.get(n) == array.shape for one in shapes)]
+        self.serial = _flat([held[name] for name in self.names])
+        self.ranks = [self._of(one, GRADIENT) for one in self.updates]
+        self.local = [self._of(one, LOCAL) for one in self.updates]
+        earlier = self._held(before, self.names)
+        self.before = _flat([earlier[name] for name in self.names]) if len(earlier) == len(self.names) else None
+        self.tolerance = 1e-4 if self.serial.dtype.itemsize < 8 else 1e-7
 
-    def _flat(self, update: Update, kind: str) -> Vector:
+    def _of(self, update: Update, kind: str) -> Vector:
         arrays = update.of_kind(kind)
-        found = [np.ravel(arrays.get(name, np.zeros(update.arrays[f"{GRADIENT}/{name}"].shape))) for name in self.names]
-        return np.concatenate(found) if found else np.zeros(0)
+        shapes = {name: update.arrays[f"{GRADIENT}/{name}"].shape for name in self.names}
+        return _flat([arrays.get(name, np.zeros(shapes[name])) for name in self.names])
+
+    def _held(self, serial: Sequence[Update], names: Iterable[str]) -> dict[str, np.ndarray]:
+        """What these ranks hold of the serial gradients."""
+        found = {}
+        for name in names:
+            with contextlib.suppress(ValueError):  # shards that do not fit together
+                if (one := whole(serial, GRADIENT, name)) is not None:
+                    found[name] = one.values[self.pieces[name]]
+        return found
 
     def same(self, a: Vector, b: Vector) -> bool:
         """Whether two of them are equal, up to rounding, and not zero."""
@@ -44,50 +61,60 @@ class Gradients:
         return 0 < largest < np.inf and float(np.abs(a - b).max()) <= self.tolerance * largest
 
 
-def cause_of_samples(serial: Update, ranks: Sequence[Update]) -> str:
+def _flat(arrays: Sequence[np.ndarray]) -> Vector:
+    return np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.zeros(0)
+
+
+def cause_of_samples(serial: Sequence[Update], updates: Sequence[Update]) -> str:
     """What the ranks have computed that the serial run has not, or more than once; empty if it is the same."""
-    wanted, found = Counter(serial.samples), Counter[int]()
-    for one in ranks:
-        found.update(one.samples)
+    (_, wanted), (numbers, found) = batches(serial, updates)
     if not wanted or not found or wanted == found:
         return ""
-    size = len(ranks)
-    if size > 1 and all(Counter(one.samples) == wanted for one in ranks):
+    ranks = {rank: Counter(updates[rank].samples) for rank in numbers}
+    if len(ranks) > 1 and all(one == wanted for one in ranks.values()):
         return "every rank computes all samples of the batch: the loader lacks rank= and ranks="
     if sum(found.values()) != sum(wanted.values()):
         return ""
-    strange = {rank: sum((Counter(one.samples) - wanted).values()) for rank, one in enumerate(ranks)}
-    odd = [rank for rank, number in strange.items() if number]
-    if len(odd) == size and sum(strange.values()) > sum(wanted.values()) / 2:
+    strange = {rank: one - wanted for rank, one in ranks.items() if one - wanted}
+    number = sum(sum(samples.values()) for samples in strange.values())
+    if not strange:
+        return "some samples of the batch are computed more than once, and others not at all"
+    having = [rank for rank, one in ranks.items() if one]
+    if len(strange) == len(having) and number > sum(wanted.values()) / 2:
         return "the ranks compute other samples than the serial run: another order (the seed of the loader?)"
-    known = set(serial.evaluated).union(*(one.evaluated for one in ranks))
-    of_odd = [sample for rank in odd for sample in (Counter(ranks[rank].samples) - wanted)]
-    where = ", which are those of the evaluation" if of_odd and known.issuperset(of_odd) else ""
-    number = number_of(sum(strange.values()), "sample")
-    return f"{named(odd)} computes {number} that the serial run does not have in this update{where}"
+    known = {sample for one in (*serial, *updates) for sample in one.evaluated}
+    where = ", which are those of the evaluation" if all(known.issuperset(one) for one in strange.values()) else ""
+    computes = "computes" if len(strange) == 1 else "compute"
+    return f"{named(strange)} {computes} {number_of(number, 'sample')} that the serial run does not have here{where}"
 
 
-def global_batches(serial: Update, ranks: Sequence[Update]) -> tuple[int, int]:
-    """Number of samples that went into an update: serially, and on all ranks."""
-    return len(serial.samples), sum(len(one.samples) for one in ranks)
-
-
-def cause_of_gradient(g: Gradients) -> str:
+def cause_of_gradient(
+    serial: Sequence[Update], ranks: Sequence[Update], before: Sequence[Update] = (), after: Sequence[Update] = ()
+) -> str:
     """The likely cause; empty if no relation fits."""
-    lacking = _lacking(g)
+    lacking = _lacking(ranks)
     if lacking:
         return lacking
-    if not g.names:
-        return ""
-    alike = all(g.same(one, g.ranks[0]) or not np.abs(one - g.ranks[0]).any() for one in g.ranks)
-    return (_of_equal(g) if alike else _of_different(g)) or _of_rank(g)
+    wrong: list[int] = []
+    for numbers in replicas(ranks):
+        g = Gradients(serial, {number: ranks[number] for number in numbers}, before, after)
+        if not g.names:
+            continue
+        alike = all(g.same(one, g.ranks[0]) or not np.abs(one - g.ranks[0]).any() for one in g.ranks)
+        if cause := _of_equal(g) if alike else _of_different(g):
+            return cause
+        wrong += [number for number, one in zip(numbers, g.ranks) if not g.same(one, g.serial)]
+    if 0 < len(wrong) < len(ranks):
+        return f"only {named(wrong)} {'has' if len(wrong) == 1 else 'have'} another gradient"
+    return ""
 
 
-def _lacking(g: Gradients) -> str:
+def _lacking(updates: Sequence[Update]) -> str:
     """Ranks that have no gradient for a parameter that others have one for."""
-    for name in g.serial_update.of_kind(GRADIENT):
-        ranks = [r for r, one in enumerate(g.updates) if name in one.parts and f"{LOCAL}/{name}" not in one.arrays]
-        if ranks and len(ranks) < len(g.updates):
+    for name in dict.fromkeys(name for one in updates for name in one.of_kind(LOCAL)):
+        holders = [rank for rank, one in enumerate(updates) if name in one.parts]
+        ranks = [rank for rank in holders if f"{LOCAL}/{name}" not in updates[rank].arrays]
+        if ranks:
             have = "has" if len(ranks) == 1 else "have"
             return f"{named(ranks)} {have} no gradient of {name}: is it frozen there, or not used?"
     return ""
@@ -124,6 +151,10 @@ def _of_equal(g: Gradients) -> str:
     shares, weighted = _shares(g), _weighted(g)
     total = np.sum(g.local, axis=0)
     unequal = len(set(shares)) > 1
+    if g.before is not None:  # the updates before were right, so it is nothing that each of them would have
+        for number in range(1, size + 1):
+            if g.same(found - g.serial, number * g.before):
+                return "the gradients of the update before are still there, and are summed again: zero_grad is missing"
     if weighted is not None and g.same(weighted, g.serial):
         if g.same(found, total) and (unequal or not g.same(total, g.serial)):
             by = "the shares are unequal, so pass total=" if unequal else f"divide by {size}, or pass total="
@@ -133,29 +164,17 @@ def _of_equal(g: Gradients) -> str:
                 f"the means over each rank's own samples are averaged, but the shares are unequal ({_listed(shares)} "
                 "samples): each has to count by its samples"
             )
-    if g.before is not None:
-        for number in range(1, size + 1):
-            if g.same(found - g.serial, number * g.before):
-                return "the gradients of the update before are still there, and are summed again: zero_grad is missing"
-    for number in (size, size * size):
+    for number in (size, size * size) if size > 1 else ():
         if g.same(found, number * g.serial):
             return f"{number} times the serial gradient: a factor 1/{number} is missing"
         if g.same(found * number, g.serial):
             return f"1/{number} of the serial gradient: it is divided by the number of ranks once too often"
     for rank in range(size):
         if size > 1 and g.same(found, g.local[rank]) and not g.same(found, g.serial):
-            return f"all ranks update with the gradient of rank {rank} alone"
+            return f"all ranks update with the gradient of rank {g.numbers[rank]} alone"
     for rank in range(size):
         if size > 1 and g.same(found, total - g.local[rank]):
-            return f"the gradient of rank {rank} is missing in the sum"
-    return ""
-
-
-def _of_rank(g: Gradients) -> str:
-    """One rank alone is different."""
-    wrong = [rank for rank, one in enumerate(g.ranks) if not g.same(one, g.serial)]
-    if 0 < len(wrong) < len(g.ranks):
-        return f"only {named(wrong)} {'has' if len(wrong) == 1 else 'have'} another gradient"
+            return f"the gradient of rank {g.numbers[rank]} is missing in the sum"
     return ""
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from parallel_dl.equivalence.compare import patterns
 from parallel_dl.equivalence.compare.arrays import BOUNDS
-from parallel_dl.equivalence.compare.patterns import exchanged_axes
-from parallel_dl.equivalence.scripts.causes import Gradients, cause_of_gradient, cause_of_samples, global_batches
+from parallel_dl.equivalence.scripts.causes import cause_of_gradient, cause_of_samples
 from parallel_dl.equivalence.scripts.files import BEFORE, GRADIENT, WATCHED, WEIGHT, Update
 from parallel_dl.equivalence.scripts.runs import ScriptRun
-from parallel_dl.equivalence.scripts.whole import Whole, distance, names_of, whole
+from parallel_dl.equivalence.scripts.shares import batches
+from parallel_dl.equivalence.scripts.whole import Whole, distance, largest, names_of, whole
 from parallel_dl.errors import number_of
 from parallel_dl.watchdog.picture import named
 
@@ -67,13 +68,16 @@ class _Parted(Exception):
 def not_deterministic(first: ScriptRun, second: ScriptRun) -> str:
     """How two equal runs differ; empty if they do not."""
     for number, (a, b) in enumerate(zip(_by_update(first), _by_update(second))):
-        for kind in (BEFORE, GRADIENT, WEIGHT, WATCHED):
-            for name in names_of(a, [kind]):
-                one, other = whole(a, kind, name), whole(b, kind, name)
-                if one is None or other is None or not np.array_equal(one.values, other.values, equal_nan=True):
+        for one, other in zip(a, b):
+            for key in dict.fromkeys((*one.arrays, *other.arrays)):
+                if not _is_same(one.arrays.get(key), other.arrays.get(key)):
                     runs = f"two runs on {number_of(first.ranks, 'rank')}"
-                    return f"{runs} differ from update {number} on ({name}): set a seed"
+                    return f"{runs} differ from update {number} on ({key.partition('/')[2]}): set a seed"
     return ""
+
+
+def _is_same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is not None and b is not None and np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
 
 
 def compare_runs(serial: ScriptRun, nudged: ScriptRun | None, run: ScriptRun) -> Verdict:
@@ -90,7 +94,7 @@ def compare_runs(serial: ScriptRun, nudged: ScriptRun | None, run: ScriptRun) ->
     worst = 0.0
     nudges = _by_update(nudged) if nudged is not None else []
     for number, (a, b) in enumerate(zip(wanted, found)):
-        before = wanted[number - 1][0] if number else None
+        before = wanted[number - 1] if number else ()
         noise = nudges[number] if number < len(nudges) else None
         try:
             after = found[number + 1] if number + 1 < len(found) else ()
@@ -144,7 +148,7 @@ def _uneven(serial: ScriptRun, run: ScriptRun) -> Verdict | None:
 def _compare_update(
     serial: Sequence[Update],
     ranks: Sequence[Update],
-    before: Update | None,
+    before: Sequence[Update],
     after: Sequence[Update],
     noise: Sequence[Update] | None,
     number: int,
@@ -153,16 +157,19 @@ def _compare_update(
     worst = 0.0
     if number == 0:
         worst = _compare_kind(serial, ranks, noise, BEFORE)
-    one, all_ranks = global_batches(serial[0], ranks)
-    samples = cause_of_samples(serial[0], ranks)
-    if one and all_ranks and one != all_ranks and not samples:
-        parted = _Parted("samples", cause=f"{all_ranks} samples in an update on {len(ranks)} ranks, {one} on one rank")
+    wanted, found = batches(serial, ranks)
+    samples = cause_of_samples(serial, ranks)
+    if wanted.size and found.size and wanted.size != found.size and not samples:
+        on = f"{number_of(len(serial), 'rank')}"
+        parted = _Parted(
+            "samples", cause=f"{found.size} samples in an update on {len(ranks)} ranks, {wanted.size} on {on}"
+        )
         parted.verdict = ANOTHER_BATCH
         raise parted
     try:
         worst = max(worst, _compare_kind(serial, ranks, noise, GRADIENT))
     except _Parted as parted:
-        parted.cause = samples or cause_of_gradient(Gradients(serial[0], ranks, before, after)) or parted.cause
+        parted.cause = samples or cause_of_gradient(serial, ranks, before, after) or parted.cause
         raise
     for kind in (WATCHED, WEIGHT):
         worst = max(worst, _compare_kind(serial, ranks, noise, kind))
@@ -181,9 +188,7 @@ def _compare_kind(
     serial: Sequence[Update], ranks: Sequence[Update], noise: Sequence[Update] | None, kind: str
 ) -> float:
     worst = 0.0
-    scale = max(
-        (float(np.abs(a).max(initial=0)) for a in serial[0].of_kind(kind).values() if a.dtype.kind == "f"), default=0
-    )
+    scale = max((largest(a) for a in serial[0].of_kind(kind).values() if a.dtype.kind == "f"), default=0)
     names = names_of([*serial, *ranks], [kind])
     for name in names:
         try:
@@ -194,7 +199,7 @@ def _compare_kind(
             where = "serially" if wanted is not None else f"on {len(ranks)} ranks"
             raise _Parted(_WHAT[kind].format(name), name, cause=f"there is one only {where}")
         bound = _bound(wanted, None if noise is None else whole(noise, kind, name), scale)
-        worst = max(worst, _compare_one(wanted, found, kind, name, bound))
+        worst = max(worst, _compare_one(wanted, found, kind, name, len(ranks), bound))
     return worst
 
 
@@ -202,26 +207,26 @@ def _bound(wanted: Whole, nudged: Whole | None, scale: float) -> float:
     """The error, relative to the largest value, that rounding may cause."""
     values = wanted.values
     bound = BOUNDS.get(str(values.dtype), 0.0 if values.dtype.kind in "biu" else 1e-10)
-    largest = float(np.abs(values).max(initial=0)) if values.dtype.kind in "fiu" else 0.0
-    if largest and scale and bound:  # a gradient that is zero in theory is as exact as those beside it
-        bound = max(bound, bound * min(scale / largest, 1e6) * 1e-2)
+    own = largest(values)
+    if own and scale and bound:  # a gradient that is zero in theory is as exact as those beside it
+        bound = max(bound, bound * min(scale / own, 1e6) * 1e-2)
     if nudged is not None and nudged.values.shape == values.shape and values.dtype.kind == "f":
         bound = max(bound, _AMPLIFIED * distance(values, nudged.values))
     return bound
 
 
-def _compare_one(wanted: Whole, found: Whole, kind: str, name: str, bound: float) -> float:
+def _compare_one(wanted: Whole, found: Whole, kind: str, name: str, ranks: int, bound: float) -> float:
     apart = {rank: error for rank, error in found.others.items() if error > bound}
     error = distance(wanted.values, found.values)
     if wanted.values.shape != found.values.shape or not error <= bound or apart or found.lacking != wanted.lacking:
         parted = _Parted(_WHAT[kind].format(name), name, max([error, *apart.values()]))
         parted.bound = bound
-        parted.cause = _cause(wanted, found, kind, apart, error <= bound)
+        parted.cause = _cause(wanted, found, kind, ranks, apart, error <= bound)
         raise parted
     return error
 
 
-def _cause(wanted: Whole, found: Whole, kind: str, apart: dict[int, float], first_is_right: bool) -> str:
+def _cause(wanted: Whole, found: Whole, kind: str, ranks: int, apart: Mapping[int, float], first_is_right: bool) -> str:
     if apart and kind == BEFORE:
         return (
             f"{named(apart)} {'starts' if len(apart) == 1 else 'start'} with other weights than rank 0: another seed?"
@@ -234,16 +239,22 @@ def _cause(wanted: Whole, found: Whole, kind: str, apart: dict[int, float], firs
         return "the weights at the start depend on the number of ranks: another seed?"
     if kind == WEIGHT:
         return "the gradients are equal, so it is the update itself: the learning rate, or state of the optimizer"
-    if kind == WATCHED and wanted.values.dtype.kind in "fiu" and (turned := _turned(wanted, found)):
-        return turned
+    if kind == WATCHED and wanted.values.dtype.kind in "fiu":
+        return _relation(wanted.values.astype(float), found.values.astype(float), ranks)
     return ""
 
 
-def _turned(wanted: Whole, found: Whole) -> str:
-    a, b = wanted.values.astype(float), found.values.astype(float)
-    order = exchanged_axes(a, b)
+def _relation(a: np.ndarray, b: np.ndarray, ranks: int) -> str:
+    """What the ranks' b is of the serial a."""
+    order = patterns.exchanged_axes(a, b)
     if order is not None:
         return f"its axes are in the order {order}"
     if a.shape != b.shape:
         return f"shape {b.shape}, serially {a.shape}: are the shards along another axis?"
+    factor = patterns.factor(a, b)
+    if ranks > 1 and factor is not None and factor > 0:
+        if patterns.whole(factor) == ranks:
+            return f"{ranks} times the serial values: summed over ranks that all have the whole?"
+        if patterns.whole(1 / factor) == ranks:
+            return f"1/{ranks} of the serial values: divided by the number of ranks once too often?"
     return ""

@@ -32,10 +32,18 @@ def whole(updates: Sequence[Update], kind: str, name: str) -> Whole | None:
     if first.state == "partial":
         return Whole(np.sum([array for _, array, _ in held], axis=0), {}, lacking)
     if first.state == "shard":
-        return Whole(np.concatenate([array for _, array, _ in held], axis=first.axis), {}, lacking)
+        return Whole(_joined([array for _, array, _ in held], first.axis), {}, lacking)
     if not any(part.piece for _, _, part in held):
         return _of_copies(held, lacking)
     return Whole(*_of_shards(held, first.whole_shape), lacking)
+
+
+def _joined(shards: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    try:
+        return np.concatenate(shards, axis=axis)
+    except ValueError:
+        shapes = ", ".join(str(shard.shape) for shard in shards)
+        raise ValueError(f"the ranks' shards do not fit together along axis {axis}: shapes {shapes}") from None
 
 
 def _of_copies(held: Sequence[tuple[int, np.ndarray, Part]], lacking: tuple[int, ...]) -> Whole:
@@ -66,13 +74,25 @@ def _of_shards(
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest |a - b| over the largest |a| or |b|."""
+    """The largest |a - b| over the largest |a| or |b|, of what is finite; infinite if what is not is another one."""
     if a.shape != b.shape:
         return float(np.inf)
-    if not a.size:
-        return 0.0
-    largest = max(float(np.abs(a).max()), float(np.abs(b).max()))
-    return float(np.abs(a - b).max()) / largest if largest else 0.0
+    if a.dtype.kind in "biu" and b.dtype.kind in "biu":
+        if np.array_equal(a, b):
+            return 0.0
+        a, b = a.astype(np.longdouble), b.astype(np.longdouble)  # which has all integers of 64 bits
+    broken = ~(np.isfinite(a) & np.isfinite(b))
+    if broken.any():
+        if not np.array_equal(a[broken], b[broken], equal_nan=True):
+            return float(np.inf)
+        a, b = a[~broken], b[~broken]
+    both = max(largest(a), largest(b))
+    return float(np.abs(a - b).max()) / both if both else 0.0
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest magnitude of what is finite; 0 if nothing is."""
+    return float(np.abs(values).max(initial=0, where=np.isfinite(values)))
 
 
 def names_of(updates: Sequence[Update], kinds: Sequence[str] = (BEFORE, LOCAL, GRADIENT, WEIGHT, WATCHED)) -> list[str]:
