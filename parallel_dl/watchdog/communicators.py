@@ -36,6 +36,15 @@ def uncompared(comm: Any) -> Any:
     return copy
 
 
+def unwatched(comm: Any) -> Any:
+    """The same communicator, of whose calls nothing is written down: what is for ourselves is nobody's mistake."""
+    if getattr(comm, "watched", None) is None:
+        return comm
+    copy = type(comm)(comm)
+    copy.watched = copy.comparison = None
+    return copy
+
+
 def wrap(
     MPI: Any, synchronous: bool = False, checked: bool = False, before_end: Callable[[], None] = lambda: None
 ) -> None:
