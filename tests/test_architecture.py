@@ -103,6 +103,7 @@ THIRD_PARTY = {
         )
     },
     "mpi": {"mpi4py", "numpy", "threadpoolctl"},
+    "watchdog": {"numpy"},
     "checkpoint": {"numpy", "safetensors"},
     "testing": {"pytest", "_pytest"},
     "cli": {"numpy", "rich", "threadpoolctl", "typer"},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
 import tempfile
 from pathlib import Path
@@ -127,14 +125,7 @@ def _print(reference: ScriptRun, verdicts: list[Verdict]) -> None:
 
 def _as_object(script: str, serial: str | None, reference: ScriptRun, verdicts: list[Verdict]) -> dict[str, Any]:
     """The JSON object. An error that is not finite is null."""
-    runs = []
-    for verdict in verdicts:
-        entry = dataclasses.asdict(verdict)
-        for key, value in entry.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                entry[key] = None
-        entry["losses"] = [loss if math.isfinite(loss) else None for loss in verdict.losses]
-        runs.append(entry)
+    runs = [verdict.as_object() for verdict in verdicts]
     return {"script": script, "serial": serial, "reference_ranks": reference.ranks, "runs": runs}
 
 

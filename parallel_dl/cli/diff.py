@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ def diff(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Compare two safetensors files, tensor by tensor.
+    """Compare two safetensors files, tensor by tensor, or two records of training, update by update.
 
     Exit status 1 if they differ. The error of a tensor is the largest |a - b|, relative to its largest |a| or |b|. No
     rank is started.
@@ -40,6 +41,8 @@ def diff(
         raise InputError("--exact and --bound: only one of them")
     if bound is not None and not 0 <= bound < math.inf:
         raise InputError(f"--bound {bound}: must be a finite number, at least 0")
+    if is_record(a) or is_record(b):
+        return _diff_records(a, b, as_json)
     from parallel_dl.equivalence.compare.files import compare_files, files_of, read_placement
 
     places = None if placement is None else read_placement(placement)
@@ -52,6 +55,29 @@ def diff(
         else:
             _print(found)
     return 0 if found.equal else 1
+
+
+def is_record(path: str) -> bool:
+    """Whether `watch`, or a script under `compare`, has written down its updates in this folder."""
+    return os.path.isdir(os.path.join(path, "rank-0"))
+
+
+def _diff_records(a: str, b: str, as_json: bool) -> int:
+    """Compares two records, update by update; A is the one that is right."""
+    from parallel_dl.equivalence.scripts import ScriptRun, compare_runs
+    from parallel_dl.equivalence.scripts.compared import EQUAL
+    from parallel_dl.equivalence.scripts.files import read
+
+    for path in (a, b):
+        if not is_record(path):
+            raise InputError(f"{named(path)}: is no folder of a record, as the other one is; expected rank-0 in it")
+    first, second = (ScriptRun(len(updates), 0, "", updates) for updates in (read(a), read(b)))
+    verdict = compare_runs(first, None, second)
+    if as_json:
+        print(json.dumps(verdict.as_object()))
+    else:
+        print(verdict.line)
+    return 0 if verdict.verdict == EQUAL else 1
 
 
 def as_object(found: ArraysComparison) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from parallel_dl.errors import InputError
-from parallel_dl.launch import limits
+from parallel_dl.launch import limits, watching
 from parallel_dl.launch.ends import (
     End,
     ended_after_completion,
@@ -29,7 +29,7 @@ from parallel_dl.launch.streams import Outlet, Passage, lost_output, occupy_clos
 from parallel_dl.watchdog.watchdog import HEARD, Watchdog
 
 _START_SECONDS = 60.0  # within which the first rank must have connected, and then each further one
-_EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0)
+_EXIT_SECONDS = 3.0  # within which all ranks must end once one has refused, or called sys.exit(0) unwatched
 _RECORD_SECONDS = 0.5  # after a rank's end, for its completion record to be read
 _FINALIZE_SECONDS = 10.0  # for MPI to shut down after all ranks are done
 _LEFT_OPEN_SECONDS = 0.5  # for a pipe to end after all its writers have ended
@@ -155,7 +155,8 @@ class _Run:
                     self.stdout.write_result(content[0])
                 elif kind == "exited":
                     ended[rank] = kind
-                    exit_deadline = exit_deadline or time.monotonic() + _EXIT_SECONDS
+                    if not watching.sees_mpi(job.variables):  # else it is known whether others wait for it
+                        exit_deadline = exit_deadline or time.monotonic() + _EXIT_SECONDS
                 elif kind == "failed":
                     return failed(job, rank, *content)
                 elif kind in HEARD:

@@ -197,7 +197,8 @@ def call_in(frames: Sequence[Any]) -> str:
 def lines_of(frames: Sequence[Any]) -> list[str]:
     """`FILE:LINE in FUNCTION` of the program's own frames, innermost first; of ours, where there is no other."""
     code = [frame for frame in frames if not is_library(os.path.abspath(frame.f_code.co_filename))]
-    own = [frame for frame in code if not is_ours(frame.f_code.co_filename)] or code
+    ours = [frame for frame in code if os.path.abspath(frame.f_code.co_filename) not in _ON_THE_WAY]
+    own = [frame for frame in code if not is_ours(frame.f_code.co_filename)] or ours
     while len(own) > 1 and _leads_to_program(own[-1].f_code.co_filename):
         own.pop()
     return [_where(frame) + _function(frame.f_code.co_name) for frame in own]

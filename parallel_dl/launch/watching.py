@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from parallel_dl import watchdog
@@ -64,11 +64,16 @@ def is_on() -> bool:
     return os.environ.get(VARIABLE, "") != "0"
 
 
+def sees_mpi(variables: Mapping[str, str]) -> bool:
+    """Whether the calls of mpi4py itself are written down."""
+    return not {"0", "unwrapped"} & set(variables.get(VARIABLE, "").split(","))
+
+
 def watch_mpi(before_end: Callable[[], None]) -> None:
     """Wraps mpi4py as soon as it is imported, by whom ever; `before_end` is called when the program ends MPI."""
     wanted = os.environ.get(VARIABLE, "").split(",")
     watchdog.know_ours(lambda file: is_ours(file) or is_library(file))
-    if "0" not in wanted and "unwrapped" not in wanted:
+    if sees_mpi(os.environ):
         checked = os.environ.get(CHECKED_VARIABLE, "0") not in ("", "0")
 
         def wrap(MPI: Any) -> None:

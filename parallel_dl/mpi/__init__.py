@@ -17,10 +17,11 @@ To read in this order:
     window.py                 sums in shared memory
     places.py, stress.py, stressed_window.py    calls early and late
     abort.py                  one rank's failure ends all
+    watched_world.py          hangs under a user's own mpirun
     one_rank.py               a serial program among the ranks
 """
 
-from parallel_dl.mpi import abort, collectives, stress
+from parallel_dl.mpi import abort, collectives, stress, watched_world
 from parallel_dl.mpi.abort import finish
 from parallel_dl.mpi.calls import Observer, collective
 from parallel_dl.mpi.communicator import Communicator, alone, world
@@ -68,3 +69,4 @@ __all__ = [
 ]
 
 abort.watch_exceptions()
+watched_world.wrap()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from parallel_dl.mpi import abort, stress
+from parallel_dl.mpi import abort, stress, watched_world
 from parallel_dl.mpi.observers.ledger import Ledger
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.reductions import Reductions
@@ -45,12 +45,14 @@ def world() -> Communicator:
     """All ranks that were started together. The first call is collective.
 
     From then on, an uncaught `sys.exit` of one rank also ends all others (`mpi.abort`). The call also gives each rank's
-    BLAS its share of the cores, and reads PARALLEL_DL_STRESS.
+    BLAS its share of the cores, reads PARALLEL_DL_STRESS, and under your own mpirun starts the watchdog, which names
+    hangs (PARALLEL_DL_WATCHDOG=0 leaves it out).
     """
     own = mine(Own)
     if own.world is None:
         abort.watch_exits()
         limit_blas_threads(MPI)
+        watched_world.start()
         stress.install()
         own.world = Communicator(MPI.COMM_WORLD, name="world")
     return own.world

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from parallel_dl.mpi.startup import MPI
+from parallel_dl.watchdog import unwatched
 
 Array = np.ndarray
 Slices = list[Any]
@@ -61,8 +62,10 @@ class Transport(Protocol):
 
 
 def plain(mpi: Any) -> Any:
-    """The same communicator as mpi4py alone has it: nothing delays its calls."""
-    return mpi if type(mpi) is MPI.Intracomm or not isinstance(mpi, MPI.Intracomm) else MPI.Intracomm(mpi)
+    """The same communicator as mpi4py alone has it: nothing delays its calls, and nobody watches them."""
+    if not isinstance(mpi, MPI.Intracomm):
+        return mpi
+    return unwatched(mpi if type(mpi) is MPI.Intracomm else MPI.Intracomm(mpi))
 
 
 # -- what is passed --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ _COMMUNICATORS: list[Any] = []  # the one of the last test that used the fixture
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("ranks_timeout", "seconds that a test on several ranks may take", default="60")
+    parser.addini("ranks_checked", "whether ranks compare their calls before they make them", type="bool", default=True)
     parser.addini("ranks_grace", "seconds that the other ranks have to finish when one has failed", default="5")
 
 

@@ -14,6 +14,7 @@ import pytest
 import parallel_dl
 from parallel_dl.errors import InputError
 from parallel_dl.launch import Job
+from parallel_dl.launch.tracebacks import CHECKED_VARIABLE as CHECKED
 from parallel_dl.testing.marks import number_of_ranks
 from parallel_dl.testing.reports import failure, ranks_named
 from parallel_dl.testing.turn import Turn
@@ -53,7 +54,7 @@ class Group:
             raise _NoJob(self._missing[item.nodeid])
         assert self.job is not None
         following = nextitem.nodeid if nextitem is not None and number_of_ranks(nextitem) == self.ranks else None
-        turn = Turn(self.job, item, self.grace)
+        turn = Turn(self.job, item, self.grace, self._left)
         self.job.send(("run", item.nodeid, following))
         turn.wait()
         reports = turn.reports() if turn.in_order else turn.broken(self._how_it_died)
@@ -69,8 +70,10 @@ class Group:
         home = os.path.dirname(os.path.dirname(os.path.abspath(parallel_dl.__file__)))
         given = os.environ.get("PYTHONPATH")
         environment = {"PYTHONPATH": home if given is None else home + os.pathsep + given}
+        environment[CHECKED] = os.environ.get(CHECKED, "1" if self.config.getini("ranks_checked") else "0")
         self.job = Job(self.ranks, ["-m", "parallel_dl.testing.session"], environment, stdout, stdout)
         self._missing: dict[str, str] = {}
+        self._left: set[str] = set()  # what tests of this job have left behind, and was told
         self._each_rank("hello", "start")
         self._jobs += 1
         base = self.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]

@@ -20,8 +20,9 @@ _LOOK_SECONDS = 0.1  # between two looks at ranks that wait
 class Turn:
     """One item on all ranks of a job: what each has reported, until all have finished or it is clear they will not."""
 
-    def __init__(self, job: Job, item: pytest.Item, grace: float) -> None:
-        self.job, self.item, self.grace = job, item, grace
+    def __init__(self, job: Job, item: pytest.Item, grace: float, left: set[str]) -> None:
+        """`left`: what earlier tests of this job have left behind."""
+        self.job, self.item, self.grace, self._left = job, item, grace, left
         self.phases: dict[int, dict[str, pytest.TestReport]] = {rank: {} for rank in range(job.ranks)}
         self.finished: set[int] = set()
         self.dead: int | None = None
@@ -69,7 +70,11 @@ class Turn:
             self.dead = rank
 
     def reports(self) -> list[pytest.TestReport]:
-        """All ranks have finished: their reports, merged."""
+        """All ranks have finished: their reports, merged. What the test has left behind is a warning."""
+        left = [line for line in self._watchdog.leftovers() if line not in self._left]
+        self._left.update(left)
+        for line in left:
+            self.item.warn(pytest.PytestWarning(line))
         return merged(self.phases, self.job.ranks)
 
     def broken(self, how_it_died: Callable[[int], str]) -> list[pytest.TestReport]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from parallel_dl.watchdog.picture import columns, named
-from parallel_dl.watchdog.record import COLLECTIVE, Group, begin, over, this_rank, where
+from parallel_dl.watchdog.record import COLLECTIVE, Group, Told, begin, over, this_rank, where
 
-_LINE = 256  # bytes
+_LINE = 256  # bytes: what is compared, and where the program calls
+_FIELDS = 4  # that are compared
 _ANYTHING = "?"  # of an argument that is not compared
 
 
@@ -38,49 +40,90 @@ def calls_differ(communicator: str, lines: Sequence[str], places: Sequence[str])
 
 
 class Comparison:
-    """Compares the collectives that a program calls on one communicator of mpi4py, over a private duplicate."""
+    """Compares the collectives that a program calls on one communicator of mpi4py, over its duplicate `private`."""
 
-    def __init__(self, group: Group) -> None:
-        self._private: Any = None
-        self._calls = 0
+    def __init__(self, group: Group, private: Any) -> None:
+        self._private = private
         self._group = Group(f"{group.key} compared", group.ranks, group.name)
+        self._of = group
+        self._begun: deque[Compared] = deque()
 
-    def compare(self, MPI: Any, comm: Any, name: str, given: tuple, named_arguments: dict[str, Any]) -> None:
+    def start(self, MPI: Any, name: str, given: tuple, named_arguments: dict[str, Any]) -> Compared:
+        """Tells the other ranks which call this one makes, and waits for none of them."""
+        while self._begun and (self._begun[0].is_checked or self._begun[0].is_complete()):
+            self._begun.popleft().check()
+        this_rank.groups[self._group.key] = self._group
+        self._group.collectives += 1
+        self._group.name = self._of.name
+        line = "\t".join([*_fields(MPI, name, given, named_arguments), where(4)])
+        own, lines = line.encode()[:_LINE].ljust(_LINE, b"\0"), bytearray(_LINE * self._group.size)
+        request = self._private.Iallgather([own, MPI.BYTE], [lines, MPI.BYTE])
+        waited = (COLLECTIVE, name, self._group, -1, -1, (given, named_arguments), self._group.collectives)
+        compared = Compared(request, own, lines, waited)
+        self._begun.append(compared)
+        return compared
+
+    def compare(self, MPI: Any, name: str, given: tuple, named_arguments: dict[str, Any]) -> None:
         """CollectiveMismatch, on all ranks, unless all are about to make the same call."""
-        self._calls += 1
-        group = self._group
-        this_rank.groups[group.key] = group
-        group.collectives += 1
-        begin(name, (COLLECTIVE, name, group, -1, -1, (given, named_arguments), group.collectives), 4)
+        self.start(MPI, name, given, named_arguments)
+        self._check_all()
+
+    def end(self) -> None:
+        """The communicator is about to go: all that was begun has been called by all ranks, or will be."""
+        self._check_all()
+        self._private.Free()
+
+    def _check_all(self) -> None:
+        while self._begun:
+            self._begun.popleft().wait(depth=6)
+
+
+class Compared:
+    """One call of which the ranks tell each other; all but blocking calls are checked when they are waited for."""
+
+    __slots__ = ("_lines", "_own", "_request", "_waited", "is_checked")
+
+    def __init__(self, request: Any, own: bytes, lines: bytearray, waited: Told) -> None:
+        self._request, self._own, self._lines, self._waited = request, own, lines, waited
+        self.is_checked = False
+
+    def is_complete(self) -> bool:
+        """Whether all ranks have told."""
+        return self.is_checked or self._request.Test()
+
+    def wait(self, depth: int = 4) -> None:
+        """Waits for all ranks, and checks; the frame at `depth` has called."""
+        if self.is_checked:
+            return
+        begin(self._waited[1], self._waited, depth)
         try:
-            if self._private is None:
-                self._private = MPI.Intracomm.Dup(MPI.Intracomm(comm))
-            fields = _fields(MPI, comm, name, given, named_arguments)
-            lines = self._exchanged(MPI, "\t".join(fields))
-            if all(line == lines[0] for line in lines) or not _differ(lines):
-                return
-            places = self._exchanged(MPI, where(4))
+            for _ in range(1000):
+                if self._request.Test():
+                    break
+            else:
+                while not self._request.Test():
+                    time.sleep(1e-4)
         finally:
             over()
-        said = [f"calls {_call(line.split(chr(9)))}" for line in lines]
-        raise CollectiveMismatch(calls_differ(group.name, said, places))
+        self.check()
 
-    def _exchanged(self, MPI: Any, text: str) -> list[str]:
-        size = self._private.size
-        own, lines = text.encode()[:_LINE].ljust(_LINE, b"\0"), bytearray(_LINE * size)
-        request = self._private.Iallgather([own, MPI.BYTE], [lines, MPI.BYTE])
-        for _ in range(1000):
-            if request.Test():
-                break
-        else:
-            while not request.Test():
-                time.sleep(1e-4)
-        return [lines[r * _LINE : (r + 1) * _LINE].rstrip(b"\0").decode(errors="replace") for r in range(size)]
+    def check(self) -> None:
+        """CollectiveMismatch unless all ranks make the same call."""
+        if self.is_checked:
+            return
+        self.is_checked = True
+        if self._lines == self._own * (len(self._lines) // _LINE):
+            return
+        told = [self._lines[at : at + _LINE] for at in range(0, len(self._lines), _LINE)]
+        rows = [line.rstrip(b"\0").decode(errors="replace").split("\t") for line in told]
+        if _differ([row[:_FIELDS] for row in rows]):
+            places = [row[_FIELDS] if len(row) > _FIELDS else "" for row in rows]
+            said = [f"calls {_call(row[:_FIELDS])}" for row in rows]
+            raise CollectiveMismatch(calls_differ(self._waited[2].name, said, places))
 
 
-def _differ(lines: Sequence[str]) -> bool:
+def _differ(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the ranks' calls do not match: what some rank does not compare matches everything."""
-    rows = [line.split("\t") for line in lines]
     if len({row[0] for row in rows}) > 1:
         return True
     return any(len({entry for entry in column if entry != _ANYTHING}) > 1 for column in zip(*rows))
@@ -100,7 +143,7 @@ _OBJECT_ROOTS = {"bcast": 1, "gather": 1, "scatter": 1, "reduce": 2}
 _SAME = ("bcast", "allreduce", "reduce", "scan", "exscan", "allgather", "reduce_scatter_block")
 
 
-def _fields(MPI: Any, comm: Any, name: str, given: tuple, named_arguments: dict[str, Any]) -> list[str]:
+def _fields(MPI: Any, name: str, given: tuple, named_arguments: dict[str, Any]) -> list[str]:
     """Name, root, operation and what is passed, as far as they have to be the same on all ranks."""
     plain = name[1:] if name[:1] == "I" else name.lower()
     arrays = name[:1].isupper()
@@ -113,6 +156,7 @@ def _fields(MPI: Any, comm: Any, name: str, given: tuple, named_arguments: dict[
     op = argument(_OPS if arrays else _OBJECT_OPS, "op", MPI.SUM)
     values = list(given) + [value for key, value in named_arguments.items() if key.startswith(("send", "recv", "buf"))]
     passed = _passed(MPI, values) if arrays and plain in _SAME else ""
+    name = "Barrier" if name == "barrier" else name  # the same call
     return [name, "" if root is None else f"root={root}", "" if op is None else f"op={_op(MPI, op)}", passed]
 
 
@@ -125,8 +169,9 @@ def _passed(MPI: Any, values: Sequence[Any]) -> str:
     """Type and number of values of the buffer, where an array says it."""
     in_place = type(MPI.IN_PLACE)
     buffer: Any = next((value for value in values if not isinstance(value, in_place)), None)
-    shape, dtype = getattr(buffer, "shape", None), getattr(buffer, "dtype", None)
-    if not isinstance(shape, tuple) or dtype is None or dtype.kind not in "fciu":
+    shape = getattr(buffer, "shape", None)
+    dtype: Any = getattr(buffer, "dtype", None)
+    if not isinstance(shape, tuple) or getattr(dtype, "kind", "?") not in "fciu":  # others' arrays have no kinds
         return _ANYTHING
     count = 1
     for length in shape:

@@ -6,7 +6,9 @@ collective is the n-th on its communicator, and messages are counted by destinat
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
@@ -68,10 +70,14 @@ Told = tuple[str, str, Group, int, int, Any, int]
 class Started:
     """A call that does not block, until its request is complete."""
 
-    __slots__ = ("is_done", "place", "waited")
+    __slots__ = ("compared", "guard", "is_done", "place", "waited")
 
-    def __init__(self, waited: Told, place: Place) -> None:
+    def __init__(self, waited: Told, place: Place, compared: Any = None) -> None:
         self.waited, self.place, self.is_done = waited, place, False
+        self.guard: Any = None
+        """of the array, in checked mode"""
+        self.compared = compared
+        """of a collective: what tells whether all ranks make the same"""
 
     @property
     def has_any(self) -> bool:
@@ -101,6 +107,7 @@ class Record:
 
 
 this_rank = Record()  # of the process, like MPI
+counting = threading.RLock()  # for counts of messages, which several threads may send
 
 
 def begin(call: str, waiting: Told | list[Told], depth: int = 3) -> None:
@@ -141,6 +148,14 @@ def caller(depth: int) -> Place:
     return first.f_code, first.f_lasti
 
 
+def variables_of_caller(depth: int) -> dict[str, Any]:
+    """The variables of the program where it has called, from `depth` frames on."""
+    frame: Any = sys._getframe(depth)
+    while frame is not None and (frame.f_code in _ours or _is_new_and_ours(frame.f_code)):
+        frame = frame.f_back
+    return {} if frame is None else dict(frame.f_locals)
+
+
 def _is_new_and_ours(code: CodeType) -> bool:
     ours = _is_ours(code.co_filename)
     (_ours if ours else _others).add(code)
@@ -163,6 +178,7 @@ def last_call() -> str:
     return f"{file.rpartition('/')[2]}:{line}"
 
 
+@functools.lru_cache(4096)
 def file_and_line(place: Place) -> tuple[str, int]:
     """Of a place."""
     code, index = place

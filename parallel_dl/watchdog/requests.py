@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from parallel_dl.watchdog.record import RECEIVE, Group, Started, Told, begin, caller, over, this_rank
+from parallel_dl.watchdog.mismatch import Compared
+from parallel_dl.watchdog.record import RECEIVE, Group, Started, Told, begin, caller, counting, over, this_rank
+from parallel_dl.watchdog.record import variables_of_caller as variables
+
+buffers: Any = None
+"""the module of that name, in checked mode: it needs NumPy, which the launcher goes without"""
 
 
 def brief(thing: Any) -> Any:
@@ -23,13 +28,38 @@ class Array(NamedTuple):
     shape: tuple[int, ...]
 
 
-def start(MPI: Any, request: Any, waited: Told) -> Any:
+def like_its_base(Base: Any, calls: dict[str, Any]) -> Any:
+    """A subclass to stand in for its base: what is of the base's kind is of its kind, too."""
+
+    class OfTheSameKind(type):
+        def __instancecheck__(cls, thing: Any) -> bool:
+            return isinstance(thing, Base) if cls is made else type.__instancecheck__(cls, thing)
+
+        def __subclasscheck__(cls, other: Any) -> bool:
+            return issubclass(other, Base) if cls is made else type.__subclasscheck__(cls, other)
+
+    made = OfTheSameKind(Base.__name__, (Base,), {"__module__": Base.__module__, **calls})
+    return made
+
+
+def start(MPI: Any, request: Any, waited: Told, compared: Compared | None = None, guard: Any = None) -> Any:
+    """A request that knows what it waits for.
+
+    `compared`: whether ranks make the same collective; `guard`: of the array, in checked mode.
+    """
     this_rank.number += 1
     this_rank.call, this_rank.place = waited[1], caller(3)
     request = MPI.Request(request)
-    request.started = started = Started(waited, this_rank.place)
+    request.started = started = Started(waited, this_rank.place, compared)
+    started.guard = guard
     this_rank.started[id(started)] = started
     return request
+
+
+def count_sent(group: Group, dest: int, tag: int, number: int = 1) -> None:
+    """A message is about to be sent; -1: it was not."""
+    with counting:
+        group.sent[dest, tag] = group.sent.get((dest, tag), 0) + number
 
 
 def count(group: Group, source: int, tag: int, status: Any, MPI: Any) -> None:
@@ -37,7 +67,8 @@ def count(group: Group, source: int, tag: int, status: Any, MPI: Any) -> None:
     if source == MPI.PROC_NULL:
         return
     key = (source, tag) if source >= 0 and tag >= 0 else (status.Get_source(), status.Get_tag())
-    group.received[key] = group.received.get(key, 0) + 1
+    with counting:
+        group.received[key] = group.received.get(key, 0) + 1
 
 
 def _finish(started: Started | None, status: Any, MPI: Any) -> None:
@@ -49,10 +80,50 @@ def _finish(started: Started | None, status: Any, MPI: Any) -> None:
     kind, _, group, source, tag, _, _ = started.waited
     if kind == RECEIVE:
         count(group, source, tag, status, MPI)
+    if started.guard is not None:
+        guard, started.guard = started.guard, None
+        guard.release()
+
+
+def _look(waited_for: list[Started | None]) -> None:
+    """In checked mode, before a wait: has the program read what has not come yet?"""
+    if buffers is None:
+        return
+    if any(one is not None and isinstance(one.guard, buffers.ReceivedArray) for one in waited_for):
+        guards = [one.guard for one in this_rank.started.values() if isinstance(one.guard, buffers.ReceivedArray)]
+        buffers.require_unread(variables(3), guards)
+
+
+def _of(request: Any) -> Started | None:
+    """What is known of a request, if it was started by a call that is looked at."""
+    return getattr(request, "started", None)
 
 
 def _under_way(requests: Any) -> list[Any]:
-    return [one.started for one in requests if getattr(one, "started", None) is not None and not one.started.is_done]
+    return [one.waited for one in map(_of, requests) if one is not None and not one.is_done]
+
+
+def _any_under_way(MPI: Any, requests: Any) -> list[Any]:
+    """Of what one is enough: nothing is known if a request is among them that is not looked at."""
+    unknown = any(_of(one) is None and one != MPI.REQUEST_NULL for one in requests)
+    return [] if unknown else _under_way(requests)
+
+
+def _all_alike(started: list[Started | None]) -> None:
+    """Waits until all ranks have begun these collectives, and compares them."""
+    for one in started:
+        if one is not None and one.compared is not None:
+            one.compared.wait(depth=5)
+
+
+def _all_begun(started: list[Started | None]) -> bool:
+    """Whether all ranks have begun these collectives; those that have are compared."""
+    for one in started:
+        if one is not None and one.compared is not None:
+            if not one.compared.is_complete():
+                return False
+            one.compared.check()
+    return True
 
 
 def _one(MPI: Any, Base: Any, name: str, tests: bool) -> Callable:
@@ -60,16 +131,21 @@ def _one(MPI: Any, Base: Any, name: str, tests: bool) -> Callable:
     base = getattr(Base, name)
 
     def call(self: Any, status: Any = None) -> Any:
-        started = self.started
+        started = _of(self)
         if started is None or started.is_done:
             return base(self, status)
+        _look([started])
         if status is None and started.has_any:
             status = MPI.Status()
         if tests:
+            if not _all_begun([started]):
+                return False if name == "Test" else (False, None)
             result = base(self, status)
             if not (result[0] if isinstance(result, tuple) else result):
                 return result
         else:
+            if started.compared is not None:
+                started.compared.wait()
             begin(name, started.waited)
             try:
                 result = base(self, status)
@@ -86,14 +162,18 @@ def _all_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
 
     def call(cls: Any, requests: Any, statuses: Any = None) -> Any:
         requests = list(requests)
-        started = [getattr(one, "started", None) for one in requests]
+        started = [_of(one) for one in requests]
+        _look(started)
         statuses = [] if statuses is None else statuses
         if tests:
+            if not _all_begun(started):
+                return False if name == "Testall" else (False, None)
             result = base(requests, statuses)
             if not (result[0] if isinstance(result, tuple) else result):
                 return result
         else:
-            begin(name, [one.waited for one in _under_way(requests)])
+            _all_alike(started)
+            begin(name, _under_way(requests))
             try:
                 result = base(requests, statuses)
             finally:
@@ -110,10 +190,11 @@ def _any_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
 
     def call(cls: Any, requests: Any, status: Any = None) -> Any:
         requests = list(requests)
-        started = [getattr(one, "started", None) for one in requests]
+        started = [_of(one) for one in requests]
+        _look(started)
         status = MPI.Status() if status is None else status
         if not tests:
-            begin(name, [one.waited for one in _under_way(requests)])
+            begin(name, _any_under_way(MPI, requests))
             this_rank.one_is_enough = True
         try:
             result = base(requests, status)
@@ -132,10 +213,11 @@ def _some_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
 
     def call(cls: Any, requests: Any, statuses: Any = None) -> Any:
         requests = list(requests)
-        started = [getattr(one, "started", None) for one in requests]
+        started = [_of(one) for one in requests]
+        _look(started)
         statuses = [] if statuses is None else statuses
         if not tests:
-            begin(name, [one.waited for one in _under_way(requests)])
+            begin(name, _any_under_way(MPI, requests))
             this_rank.one_is_enough = True
         try:
             result = base(requests, statuses)
@@ -149,15 +231,30 @@ def _some_of(MPI: Any, Base: Any, name: str, tests: bool) -> Any:
     return classmethod(call)
 
 
+def _asked(Base: Any, name: str) -> Callable:
+    """Asks whether it is complete, which it then is for the program, too."""
+    base = getattr(Base, name)
+
+    def call(self: Any, *given: Any, **named: Any) -> Any:
+        is_complete = base(self, *given, **named)
+        if is_complete and self.started is not None and self.started.guard is not None:
+            guard, self.started.guard = self.started.guard, None
+            guard.release()
+        return is_complete
+
+    return call
+
+
 def _dropped(Base: Any, name: str) -> Callable:
     """After Cancel or Free nobody knows what becomes of it."""
     base = getattr(Base, name)
 
     def call(self: Any) -> None:
-        if self.started is not None and not self.started.is_done:
-            self.started.is_done = True
-            this_rank.started.pop(id(self.started), None)
-            self.started.waited[2].is_exact = False
+        started = _of(self)
+        if started is not None and not started.is_done:
+            started.is_done = True
+            this_rank.started.pop(id(started), None)
+            started.waited[2].is_exact = False
         base(self)
 
     return call
@@ -167,10 +264,6 @@ def request_class(MPI: Any) -> Any:
     """A class of requests that say what they wait for."""
     Base = MPI.Request
 
-    class OfAnyKind(type):
-        def __instancecheck__(cls, thing: Any) -> bool:
-            return isinstance(thing, Base)
-
     calls = {name: _one(MPI, Base, name, tests=False) for name in ("Wait", "wait")}
     calls |= {name: _one(MPI, Base, name, tests=True) for name in ("Test", "test")}
     for made, kind in ((_all_of, "all"), (_any_of, "any"), (_some_of, "some")):
@@ -178,5 +271,6 @@ def request_class(MPI: Any) -> Any:
             calls[name] = made(MPI, Base, name, tests=False)
         for name in (f"Test{kind}", f"test{kind}"):
             calls[name] = made(MPI, Base, name, tests=True)
+    calls |= {name: _asked(Base, name) for name in ("Get_status", "get_status")}
     calls |= {name: _dropped(Base, name) for name in ("Cancel", "cancel", "Free", "free")}
-    return OfAnyKind("Request", (Base,), {"started": None, "__module__": Base.__module__, **calls})
+    return like_its_base(Base, {"started": None, **calls})

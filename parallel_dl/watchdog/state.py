@@ -134,7 +134,7 @@ def _call(name: str, parts: Sequence[Waited]) -> str:
 def _items(group: Group, counts: dict[tuple[int, int], int]) -> list[tuple[tuple[int, int], int]]:
     """The counts of ranks that there are: some calls are given others."""
     copied = dict(counts)  # in one step: the calling thread goes on
-    return [(key, number) for key, number in copied.items() if 0 <= key[0] < group.size]
+    return [((peer, int(tag)), number) for (peer, tag), number in copied.items() if 0 <= peer < group.size]
 
 
 def _where(record: Record) -> str:
@@ -153,7 +153,7 @@ def _wait(waited: Waited) -> Wait:
         group=group.key,
         communicator=group.name,
         peer=group.ranks[peer] if 0 <= peer < len(group.ranks) else None,
-        tag=waited.tag if waited.tag >= 0 else None,
+        tag=int(waited.tag) if waited.tag >= 0 else None,  # a program's own kind of int stays there
         number=waited.number,
         members=group.ranks,
     )
@@ -167,9 +167,13 @@ def words(waited: Waited) -> str:
         said = [*map(described, given), *(f"{name}={described(one)}" for name, one in named.items())]
     else:
         said = [] if waited.what is None else [described(waited.what)]
-        said.append(f"{'dest' if waited.kind == 'send' else 'source'}={waited.peer if waited.peer >= 0 else 'any'}")
-        said.append(f"tag={waited.tag if waited.tag >= 0 else 'any'}")
+        said.append(f"{'dest' if waited.kind == 'send' else 'source'}={_or_any(waited.peer)}")
+        said.append(f"tag={_or_any(waited.tag)}")
     return f"{waited.call}({', '.join(said)})"
+
+
+def _or_any(number: int) -> str:
+    return str(int(number)) if number >= 0 else "any"
 
 
 def described(thing: Any) -> str:

@@ -1,8 +1,7 @@
-"""mpi4py's communicators and requests, with each call written down before it is made.
+"""The calls of mpi4py's communicators, each written down before it is made.
 
-`wrap(MPI)` exchanges `MPI.COMM_WORLD`, `MPI.COMM_SELF` and `MPI.Request` in mpi4py's module for objects of subclasses,
-and what is made from these is watched, too. Every call does what it did before. Not looked at: windows, files,
-intercommunicators, persistent requests and neighbourhood collectives; who waits in one of them is taken to compute.
+Every call does what it did before. Not looked at: windows, files, intercommunicators, persistent requests and
+neighbourhood collectives; who waits in one of them is taken to compute.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from parallel_dl.watchdog import requests
 from parallel_dl.watchdog.mismatch import Comparison
-from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND, Group, begin, over, this_rank
-from parallel_dl.watchdog.requests import brief, count, request_class, start
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND, Group, begin, caller, over, this_rank
+from parallel_dl.watchdog.requests import brief, count, count_sent, start
 
 _SENDS = ("Send", "Ssend", "Bsend", "Rsend", "send", "ssend", "bsend")
 _STARTED_SENDS = ("Isend", "Issend", "Ibsend", "Irsend", "isend", "issend", "ibsend")
@@ -38,72 +38,13 @@ _SYNCHRONOUS = {"Send": "Ssend", "Rsend": "Ssend", "Isend": "Issend", "Irsend": 
     "isend": "issend",
 }
 
-WORLD = "world"  # the key of the group of all ranks
+
+def watch(comm: Any, group: Group, checked: bool) -> None:
+    comm.watched = this_rank.groups[group.key] = group
+    comm.comparison = Comparison(group, comm.mpi4pys(comm).Dup()) if checked and group.size > 1 else None
 
 
-def is_watched(comm: Any) -> bool:
-    """Whether this communicator's calls are written down."""
-    return getattr(comm, "watched", None) is not None
-
-
-def group_of(comm: Any) -> Group | None:
-    """What is known of a communicator; None if its calls are not written down."""
-    return getattr(comm, "watched", None)
-
-
-def uncompared(comm: Any) -> Any:
-    """The same communicator, but that its collectives are not compared: whoever makes them does that."""
-    if getattr(comm, "comparison", None) is None:
-        return comm
-    return _watched(type(comm), type(comm)(comm), comm.watched)
-
-
-def wrap(
-    MPI: Any, synchronous: bool = False, checked: bool = False, before_end: Callable[[], None] = lambda: None
-) -> None:
-    """Watches mpi4py's communicators from now on.
-
-    `synchronous`: each send waits for its receive; `checked`: ranks compare their collectives before making them.
-    `before_end` is called when the program ends MPI.
-    """
-    if is_watched(MPI.COMM_WORLD):
-        return
-    classes = _classes(MPI, synchronous)
-    size, rank = MPI.COMM_WORLD.size, MPI.COMM_WORLD.rank
-    for name, key, ranks in (("COMM_WORLD", WORLD, range(size)), ("COMM_SELF", f"self {rank}", (rank,))):
-        plain = getattr(MPI, name)
-        group = this_rank.groups[key] = Group(key, ranks, f"MPI.{name}")
-        watched = _watched(classes[type(plain)], plain, group)
-        watched.comparison = Comparison(group) if checked and group.size > 1 else None
-        setattr(MPI, name, watched)
-    MPI.Request = request_class(MPI)
-    finalize = MPI.Finalize
-
-    def Finalize() -> None:
-        """Keeps the interpreter's lock while it waits: what this rank will never do is told before."""
-        before_end()
-        finalize()
-
-    MPI.Finalize = Finalize
-
-
-def _watched(kind: Any, comm: Any, group: Group) -> Any:
-    watched = comm if isinstance(comm, kind) else kind(comm)
-    watched.watched = group
-    return watched
-
-
-def _classes(MPI: Any, synchronous: bool) -> dict[Any, Any]:
-    """mpi4py's class -> ours."""
-    classes: dict[Any, Any] = {}
-    for kind in (MPI.Intracomm, MPI.Cartcomm, MPI.Graphcomm, MPI.Distgraphcomm):
-        calls = _calls(MPI, kind, classes, synchronous)
-        own = {"watched": None, "comparison": None, "__module__": kind.__module__}
-        classes[kind] = type(kind.__name__, (kind,), {**own, **calls})
-    return classes
-
-
-def _calls(MPI: Any, kind: Any, classes: dict[Any, Any], synchronous: bool) -> dict[str, Any]:
+def calls_of(MPI: Any, kind: Any, classes: dict[Any, Any], synchronous: bool) -> dict[str, Any]:
     def base(name: str) -> Any:
         return getattr(kind, (_SYNCHRONOUS if synchronous else {}).get(name, name))
 
@@ -152,16 +93,21 @@ def _first(given: Given, named: Named) -> Any:
 
 
 def _send(name: str, base: Callable) -> Callable:
-    def call(self: Any, *given: Any, **named: Any) -> None:
+    def call(self: Any, *given: Any, **named: Any) -> Any:
         if len(given) == 3:
             _, dest, tag = given
         else:
             dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
         group = self.watched
-        group.sent[dest, tag] = group.sent.get((dest, tag), 0) + 1
+        if group is None or dest < 0:  # to nobody
+            return base(self, *given, **named)
+        count_sent(group, dest, tag)
         begin(name, (SEND, name, group, dest, tag, _first(given, named), 0))
         try:
-            base(self, *given, **named)
+            return base(self, *given, **named)
+        except BaseException:  # what cannot be sent in this form may be sent in another
+            count_sent(group, dest, tag, -1)
+            raise
         finally:
             over()
 
@@ -175,9 +121,18 @@ def _started_send(name: str, base: Callable, MPI: Any) -> Callable:
         else:
             dest, tag = _argument(given, named, 1, "dest", -1), _argument(given, named, 2, "tag", 0)
         group = self.watched
-        group.sent[dest, tag] = group.sent.get((dest, tag), 0) + 1
-        waited = (SEND, name, group, dest, tag, brief(_first(given, named)), 0)
-        return start(MPI, base(self, *given, **named), waited)
+        if group is None or dest < 0:
+            return base(self, *given, **named)
+        thing, guard = _first(given, named), None
+        if self.comparison is not None and requests.buffers.can_be_guarded(thing):
+            guard = requests.buffers.SentArray(thing, name, caller(2))
+        count_sent(group, dest, tag)
+        try:
+            request = base(self, *given, **named)
+        except BaseException:
+            count_sent(group, dest, tag, -1)
+            raise
+        return start(MPI, request, (SEND, name, group, dest, tag, brief(thing), 0), guard=guard)
 
     return call
 
@@ -188,6 +143,8 @@ def _receive(name: str, base: Callable, MPI: Any, place: int = 1, counts: bool =
     def call(self: Any, *given: Any, **named: Any) -> Any:
         source = _argument(given, named, place, "source", MPI.ANY_SOURCE)
         tag = _argument(given, named, place + 1, "tag", MPI.ANY_TAG)
+        if self.watched is None or source == MPI.PROC_NULL:
+            return base(self, *given, **named)
         status = _argument(given, named, place + 2, "status", None)
         if status is None and (source < 0 or tag < 0):  # whose message it was has to be asked
             status = MPI.Status()
@@ -212,8 +169,14 @@ def _started_receive(name: str, base: Callable, MPI: Any) -> Callable:
         else:
             source = _argument(given, named, 1, "source", MPI.ANY_SOURCE)
             tag = _argument(given, named, 2, "tag", MPI.ANY_TAG)
-        waited = (RECEIVE, name, self.watched, source, tag, brief(_first(given, named)), 0)
-        return start(MPI, base(self, *given, **named), waited)
+        if self.watched is None or source == MPI.PROC_NULL:
+            return base(self, *given, **named)
+        thing = _first(given, named)
+        waited = (RECEIVE, name, self.watched, source, tag, brief(thing), 0)
+        if self.comparison is None or not requests.buffers.can_be_guarded(thing):
+            return start(MPI, base(self, *given, **named), waited)
+        guard = requests.buffers.ReceivedArray(thing, name, caller(2))
+        return start(MPI, base(self, guard.arriving, source, tag), waited, guard=guard)
 
     return call
 
@@ -231,18 +194,25 @@ def _exchange(name: str, base: Callable, MPI: Any) -> Callable:
         source = _argument(given, named, at_source, "source", MPI.ANY_SOURCE)
         recvtag = _argument(given, named, at_recvtag, "recvtag", MPI.ANY_TAG)
         status = _argument(given, named, at_status, "status", None)
+        group, sends, receives = self.watched, dest >= 0, source != MPI.PROC_NULL
+        if group is None or not (sends or receives):
+            return base(self, *given, **named)
         if status is None and (source < 0 or recvtag < 0):
             status = MPI.Status()
             given, named = given[:at_status], {**named, "status": status}
-        group = self.watched
-        group.sent[dest, sendtag] = group.sent.get((dest, sendtag), 0) + 1
-        receive = (RECEIVE, name, group, source, recvtag, named.get("recvbuf"), 0)
-        begin(name, [(SEND, name, group, dest, sendtag, _first(given, named), 0), receive])
+        both = [
+            (SEND, name, group, dest, sendtag, _first(given, named), 0),
+            (RECEIVE, name, group, source, recvtag, named.get("recvbuf"), 0),
+        ]
+        if sends:
+            count_sent(group, dest, sendtag)
+        begin(name, both if sends and receives else both[:1] if sends else both[1:])
         try:
             result = base(self, *given, **named)
         finally:
             over()
-        count(group, source, recvtag, status, MPI)
+        if receives:
+            count(group, source, recvtag, status, MPI)
         return result
 
     return call
@@ -252,7 +222,8 @@ def _uncounted(base: Callable) -> Callable:
     """A call that passes messages which are not counted."""
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        self.watched.is_exact = False
+        if self.watched is not None:
+            self.watched.is_exact = False
         return base(self, *given, **named)
 
     return call
@@ -264,8 +235,10 @@ def _collective(name: str, base: Callable, MPI: Any = None) -> Callable:
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
         group = self.watched
+        if group is None:
+            return base(self, *given, **named)
         if self.comparison is not None and MPI is not None:
-            self.comparison.compare(MPI, self, name, given, named)
+            self.comparison.compare(MPI, name, given, named)
         group.collectives += 1
         begin(name, (COLLECTIVE, name, group, -1, -1, (given, named), group.collectives))
         try:
@@ -280,7 +253,7 @@ def _after_barrier(base: Callable, barrier: Callable) -> Callable:
     """The first time after a barrier: mpi4py keeps the interpreter's lock meanwhile, and no thread could look at it."""
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        if not self.watched.has_context:
+        if self.watched is not None and not self.watched.has_context:
             self.watched.has_context = True
             barrier(self)
         return base(self, *given, **named)
@@ -291,12 +264,13 @@ def _after_barrier(base: Callable, barrier: Callable) -> Callable:
 def _started_collective(name: str, base: Callable, MPI: Any) -> Callable:
     def call(self: Any, *given: Any, **named: Any) -> Any:
         group = self.watched
-        if self.comparison is not None:
-            self.comparison.compare(MPI, self, name, given, named)
+        if group is None:
+            return base(self, *given, **named)
+        compared = None if self.comparison is None else self.comparison.start(MPI, name, given, named)
         group.collectives += 1
         what = tuple(brief(one) for one in given), {key: brief(one) for key, one in named.items()}
         waited = (COLLECTIVE, name, group, -1, -1, what, group.collectives)
-        return start(MPI, base(self, *given, **named), waited)
+        return start(MPI, base(self, *given, **named), waited, compared)
 
     return call
 
@@ -307,17 +281,19 @@ def _maker(name: str, base: Callable, MPI: Any, classes: dict[Any, Any]) -> Call
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
         parent = self.watched
-        parent.made += 1
         made = make(self, *given, **named)
+        if parent is None:
+            return made
+        parent.made += 1
         if made == MPI.COMM_NULL:
             return made
         members = made.Get_group()
         numbers = MPI.Group.Translate_ranks(members, list(range(members.size)), MPI.COMM_WORLD.Get_group())
         key = f"{parent.key}/{parent.made}:{numbers[0]}"
         kind = "copy" if name in ("Dup", "Clone", "Dup_with_info") else "part"
-        group = this_rank.groups[key] = Group(key, numbers, made.name or f"a {kind} of {parent.name}")
-        watched = _watched(classes.get(type(made), type(made)), made, group)
-        watched.comparison = None if self.comparison is None or group.size == 1 else Comparison(group)
+        watched = classes[type(made)](made) if type(made) in classes else made
+        group = Group(key, numbers, made.name or f"a {kind} of {parent.name}")
+        watch(watched, group, self.comparison is not None)
         return watched
 
     return call
@@ -329,7 +305,11 @@ def _end(name: str, base: Callable) -> Callable:
 
     def call(self: Any) -> None:
         group = self.watched
+        if self.comparison is not None:
+            self.comparison.end()
         end(self)
+        if group is None:
+            return
         if not group.sent and not group.received:  # else what is left of its messages is told at the end
             this_rank.groups.pop(group.key, None)
 

@@ -85,7 +85,7 @@ KILLED = ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIG
         ("raise ValueError('no good')", 1, "rank 1 raised ValueError: no good"),
         ("sys.exit(3)", 3, "rank 1 called sys.exit(3)"),
         pytest.param("sys.exit('a reason')", 1, "rank 1 called sys.exit('a reason')", marks=pytest.mark.grid),
-        ("sys.exit(0)", 1, "rank 1 called sys.exit(0) while ranks 0 and 2 went on"),
+        ("sys.exit(0)", 1, "deadlock: rank 1 has ended, and ranks 0 and 2 wait for it"),
         ("os._exit(5)", 5, "rank 1 ended with status 5"),
         pytest.param("os._exit(9)", 9, "rank 1 ended with status 9", marks=pytest.mark.grid),  # not signal 9
         pytest.param("os._exit(0)", 1, "rank 1 ended with status 0", marks=pytest.mark.grid),
@@ -101,7 +101,7 @@ KILLED = ("os.kill(os.getpid(), signal.SIGKILL)", 137, "rank 1 was killed by SIG
 def test_one_rank_fails(run, setup, end, status, said):
     """The other ranks wait in a collective; one line says it, and of mpirun's own words there are none."""
     ended = run(setup + f"if rank == 1: {end}\ncomm.Barrier()\ncomm.Barrier()\nprint('never')", ranks=3)
-    lines = [line for line in ended.err.splitlines() if not line.startswith("rank 1: ")]
+    lines = [line for line in ended.err.splitlines() if not line.startswith(("rank 1: ", "  rank "))]
     assert len(lines) == 1, ended.err
     assert lines[0].startswith(f"parallel-dl: {said}")
     assert ended.status == status
@@ -126,6 +126,18 @@ def test_traceback_names_the_rank(run):
 def test_exit_zero_on_all_ranks_is_in_order(run):
     ended = run(MPI + "comm.Barrier()\nprint(rank)\nsys.exit(0)")
     assert (ended.status, ended.err) == (0, "")
+
+
+def test_exit_zero_of_a_rank_that_nobody_waits_for_is_in_order(run):
+    ended = run(MPI + "comm.Barrier()\nif rank == 0: time.sleep(4.5)\nprint(rank)\nsys.exit(0)")
+    assert (ended.status, ended.err, ended.out) == (0, "", "1\n0\n")
+
+
+def test_exit_zero_of_one_rank_where_nobody_watches(run, environment):
+    environment.setenv("PARALLEL_DL_WATCHDOG", "unwrapped")
+    ended = run(MPI + "if rank == 1: sys.exit(0)\ncomm.Barrier()")
+    assert (ended.status, ended.out) == (1, "")
+    assert "rank 1 called sys.exit(0) while rank 0 went on" in ended.err
 
 
 def test_before_mpi_is_loaded(run):

@@ -1,6 +1,7 @@
 """Failures of one rank under a plain mpirun, and other ways to end, each as a script of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -166,3 +167,44 @@ def test_nothing_of_a_window_is_left_in_shared_memory(run, isolated, end):
     if "Abort" not in end:
         assert left() == []
     assert not [name for name in left() if "osc" in name]
+
+
+# -- hangs --------------------------------------------------------------------------------------------------------
+HANGS = {
+    "both receive first": (
+        "comm.receive(1 - comm.rank, (4,), float)",
+        "parallel-dl: deadlock: ranks 0 and 1 wait for each other; ended all ranks",
+    ),
+    "rank 0 has ended": (
+        "if comm.rank:\n    comm.barrier()",
+        "parallel-dl: deadlock: rank 0 has ended, and rank 1 waits for it; ended all ranks",
+    ),
+    "mpi4py alone": (
+        "from mpi4py import MPI\nMPI.COMM_WORLD.Sendrecv(np.ones(3), 1 - comm.rank, 1, np.ones(3), 1 - comm.rank, 2)",
+        "parallel-dl: deadlock: ranks 0 and 1 wait for each other; ended all ranks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_deadlock_under_a_plain_mpirun_is_named(run, name):
+    body, said = HANGS[name]
+    status, output = run(body)
+    assert status not in (0, 124)
+    assert said in output
+    assert re.search(r"^  rank 1  waits in .* script.py:\d+ in main$", output, re.MULTILINE)
+
+
+def test_what_is_slow_under_a_plain_mpirun_is_left_alone(run):
+    status, output = run("import time\nif comm.rank:\n    time.sleep(3)\ncomm.barrier()\nprint('met')")
+    assert status == 0
+    assert output.count("met") == 2
+    assert "parallel-dl" not in output
+
+
+def test_without_the_watchdog_nobody_looks(run):
+    """The ranks end by the time limit of the shell, which is what a hang looks like."""
+    wrap = ["timeout", "-k", "2", "6"]
+    status, output = run("comm.receive(1 - comm.rank, (4,), float)", wrap=wrap, PARALLEL_DL_WATCHDOG="0")
+    assert status == 124
+    assert "deadlock" not in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,14 @@ class Verdict:
     cause: str = ""
     losses: list[float] = dataclasses.field(default_factory=list)
     """of the update that is different: the serial one, and each rank's"""
+
+    def as_object(self) -> dict[str, Any]:
+        """The JSON object of it; what is not finite is None."""
+        told = dataclasses.asdict(self)
+        for key in ("error", "bound"):
+            told[key] = told[key] if told[key] is not None and np.isfinite(told[key]) else None
+        told["losses"] = [loss if np.isfinite(loss) else None for loss in self.losses]
+        return told
 
     @property
     def line(self) -> str:
