@@ -13,6 +13,7 @@ from parallel_dl.equivalence.compare.arrays import BOUNDS
 from parallel_dl.errors import InputError
 from parallel_dl.mesh import Partial, Replicated, Shard
 from parallel_dl.mpi import Communicator, world
+from parallel_dl.watchdog.picture import named
 
 Array = np.ndarray
 Placement = Replicated | Partial | Shard
@@ -52,7 +53,9 @@ def _fault(values: Sequence[Array], wanted: Array, placement: Placement, bound: 
         found = _whole(values, placement)
     except ValueError as error:
         shapes = ", ".join(str(one.shape) for one in values)
-        return f"the ranks' values do not fit together ({error}): shapes {shapes}; the serial one is {wanted.shape}"
+        line = f"the ranks' values do not fit together ({error}): shapes {shapes}; the serial one is {wanted.shape}"
+        axis = _other_axis(values, wanted, placement, max(bound, patterns.SAME))
+        return line if axis is None else f"{line}; likely {_of_axis(axis, placement)}"
     worst = [_error(one, wanted) for one in found]
     if all(error <= bound for error in worst):
         return None
@@ -93,7 +96,10 @@ def _cause(
             return said
         right = [rank for rank, error in enumerate(worst) if error <= bound]
         if right:
-            return f"only some ranks are wrong: {', '.join(str(r) for r in range(size) if r not in right)}"
+            wrong = [rank for rank in range(size) if rank not in right]
+            return f"only {named(wrong)}: {named(right)} {'has' if len(right) == 1 else 'have'} the serial value"
+    if (axis := _other_axis(values, wanted, placement, tolerance)) is not None:
+        return _of_axis(axis, placement)
     one = found[int(np.argmax(worst))]
     if one.shape == wanted.shape:
         factor = patterns.factor(wanted, one, tolerance)
@@ -108,6 +114,27 @@ def _cause(
     return f"its axes are exchanged: they are the serial ones in the order {turned}" if turned is not None else ""
 
 
+def _other_axis(values: Sequence[Array], wanted: Array, placement: Placement, tolerance: float) -> int | None:
+    """The axis along which the ranks' slices are the serial value, if it is another one."""
+    if not isinstance(placement, Shard):
+        return None
+    axes = [axis for axis in range(wanted.ndim) if axis != placement.axis]
+    return next((axis for axis in axes if _fit(values, wanted, axis, tolerance)), None)
+
+
+def _of_axis(axis: int, placement: Placement) -> str:
+    return f"the ranks' slices are along axis {axis}, not along axis {getattr(placement, 'axis', None)}"
+
+
+def _fit(values: Sequence[Array], wanted: Array, axis: int, tolerance: float) -> bool:
+    """Whether these are the slices of the serial value along this axis."""
+    lengths = [one.shape[axis] if one.ndim == wanted.ndim else -1 for one in values]
+    others = {tuple(np.delete(one.shape, axis)) for one in values if one.ndim == wanted.ndim}
+    if sum(lengths) != wanted.shape[axis] or len(others) != 1:
+        return False
+    return patterns.close(wanted, np.concatenate(values, axis=axis), tolerance)
+
+
 def _of_copies(values: Sequence[Array], wanted: Array, tolerance: float) -> str:
     """Each rank has something else, of which the whole could be made."""
     if all(np.array_equal(one, values[0]) for one in values):
@@ -115,10 +142,7 @@ def _of_copies(values: Sequence[Array], wanted: Array, tolerance: float) -> str:
     if len({one.shape for one in values}) == 1 and patterns.close(wanted, np.sum(values, axis=0), tolerance):
         return "each rank has a summand: an all_reduce is missing"
     for axis in range(wanted.ndim):
-        lengths = [one.shape[axis] if one.ndim == wanted.ndim else -1 for one in values]
-        others = {tuple(np.delete(one.shape, axis)) for one in values if one.ndim == wanted.ndim}
-        fit = sum(lengths) == wanted.shape[axis] and len(others) == 1
-        if fit and patterns.close(wanted, np.concatenate(values, axis=axis), tolerance):
+        if _fit(values, wanted, axis, tolerance):
             return f"each rank has a slice along axis {axis}: an all_gather is missing"
     return ""
 
@@ -139,5 +163,5 @@ def _of_bias(one: Array, wanted: Array, size: int, tolerance: float) -> str:
     largest = float(np.abs(wanted).max())
     if not largest or float(np.abs(difference - difference[:1]).max()) > tolerance * largest:
         return ""
-    often = f", added {size} times (once on each rank) instead of once" if size > 1 else ""
-    return f"a bias: all samples differ by the same values{often}, or left out"
+    often = f"added on each of the {size} ranks instead of once, or " if size > 1 else ""
+    return f"a bias that is {often}left out: all samples differ by the same values"

@@ -47,7 +47,7 @@ def test_a_sum_or_a_gather_that_is_missing(comm):
 
 def test_a_bias_on_each_rank(comm):
     said = fault(comm.all_reduce(summand(comm) + BIAS), comm)
-    assert f"a bias: all samples differ by the same values, added {comm.size} times" in said
+    assert f"likely a bias that is added on each of the {comm.size} ranks instead of once, or left out" in said
 
 
 def test_factors(comm):
@@ -74,7 +74,16 @@ def test_one_rank_alone(comm):
     value = SERIAL + (RNG.standard_normal(SERIAL.shape) if comm.rank == 1 else 0)
     said = fault(value, comm)
     assert said.startswith("off on rank 1 by ")
-    assert said.endswith("only some ranks are wrong: 1")
+    right = {2: "rank 0 has", 3: "ranks 0 and 2 have", 4: "ranks 0, 2 and 3 have"}[comm.size]
+    assert said.endswith(f"likely only rank 1: {right} the serial value")
+
+
+def test_another_axis(comm):
+    """Of equal slices, and of slices that do not fit along the axis that is given."""
+    for length in (2 * comm.size, 2 * comm.size + 1):
+        whole = np.random.default_rng(6).standard_normal((6, length))
+        said = fault(whole[:, part(comm, length)], comm, Shard(0), whole)
+        assert said.endswith("likely the ranks' slices are along axis 1, not along axis 0")
 
 
 def test_what_does_not_fit_together(comm):
