@@ -21,6 +21,12 @@ PAGES = (
     Page("optim", "Optimizers", "parallel_dl.optim"),
     Page("datasets", "Data sets and batches", "parallel_dl.datasets"),
     Page("layout", "Layout: how a run uses the ranks", "parallel_dl.layout", ("Layout",)),
+    Page(
+        "data-parallel",
+        "Data parallelism in your own loop",
+        "parallel_dl.data_parallel",
+        ("GradientAllReduce", "replicas_agree", "synchronize_batch_norm"),
+    ),
     Page("trainer", "Trainer", "parallel_dl.trainer", ("Trainer", "Result")),
     Page(
         "mpi",
@@ -51,7 +57,7 @@ PAGES = (
         "equivalence",
         "Proving that parallel equals serial",
         "parallel_dl.equivalence",
-        ("assert_equivalent", "assert_adjoint"),
+        ("assert_equivalent", "assert_adjoint", "assert_same_program", "assert_close_to_serial", "watch"),
     ),
 )
 
@@ -118,4 +124,5 @@ EXTENSIONS = (
     ),
     ("a loss", "trainer", "Trainer", "a function (outputs, targets, total) for its argument `loss`"),
     ("a test of any of these", "equivalence", "assert_equivalent", "a network, a layout and a batch"),
+    ("a test of a training program", "equivalence", "assert_same_program", "a function or a script"),
 )

@@ -104,7 +104,7 @@ def test_command_line_page_has_every_flag(name):
     assert set(documented) == set(flags) | {"-h", "--help"}
     for flag, option in flags.items():
         if option.default not in (None, False):
-            assert documented[flag] == str(option.default), flag
+            assert documented[flag] == ("on" if option.default is True else str(option.default)), flag
 
 
 def test_command_line_page_has_every_command():

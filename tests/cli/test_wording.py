@@ -88,7 +88,7 @@ RANKS = [
 @pytest.mark.parametrize(("arguments", "line"), RANKS, ids=lambda value: str(value)[:40])
 def test_too_many_ranks_name_the_flag(said, monkeypatch, arguments, line):
     monkeypatch.setattr("parallel_dl.launch.limits.cores", lambda: 2)
-    monkeypatch.setattr(launch, "run", lambda ranks, *_: require_room(ranks))
+    monkeypatch.setattr(launch, "run", lambda ranks, *_, **__: require_room(ranks))
     assert said(*arguments).startswith(line)
 
 
@@ -113,7 +113,7 @@ def test_an_empty_name_can_be_seen(said, tmp_path, monkeypatch, arguments, line)
 @pytest.fixture
 def program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "run", lambda *_: 0)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: 0)
     (tmp_path / "exc.py").write_text("")
     return "exc.py"
 
@@ -159,6 +159,8 @@ ABOVE_ONE = {
     "boundary - 1",  # it "gives samples"
     "name",  # a layer "combines values"
     "times",  # above 2
+    "_listed(shares)",  # of two ranks or more
+    "has",  # a verb
 }
 
 

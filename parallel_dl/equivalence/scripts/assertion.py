@@ -22,13 +22,14 @@ def assert_same_program(
     serial: str | os.PathLike[str] | Callable[[], Any] | None = None,
     timeout: float = 120.0,
 ) -> None:
-    """Raises AssertionError unless a training program does the same on these numbers of ranks as on one.
+    """Raises AssertionError unless a training program does the same on each of these numbers of `ranks` as on one.
 
-    `main` is the path of a script, which is given `arguments`, or a function of a file that can be imported, called
-    without arguments; `serial`, by default `main`, is what runs on one rank. Gradients and weights are compared in each
-    of the first `steps` updates, as by `parallel-dl compare`; the message says where they part, and the likely cause.
-    Call it in an ordinary test, without @pytest.mark.ranks: it starts the ranks itself. InputError for a function that
-    another process cannot find, and for a program that is not the same twice on one rank.
+    `main` is a function without arguments, at the top level of a file, or the path of a script, which is called with
+    `arguments`. `serial` is what runs on one rank, by default `main`. As in `parallel-dl compare`, gradients and
+    weights are compared after each of the first `steps` updates; the message says in which of them the runs part, and
+    names the likely cause. Each run may take `timeout` seconds. Call it in an ordinary test, without @pytest.mark.ranks: it
+    starts the ranks itself. InputError for a function that another process cannot find, and for a program that gives
+    different results when it is run twice on one rank.
     """
     __tracebackhide__ = True
     program, reference = program_of(main), program_of(main if serial is None else serial)

@@ -169,10 +169,8 @@ def _compare_update(
     wanted, found = batches(serial, ranks)
     samples = cause_of_samples(serial, ranks)
     if wanted.size and found.size and wanted.size != found.size and not samples:
-        on = f"{number_of(len(serial), 'rank')}"
-        parted = _Parted(
-            "samples", cause=f"{found.size} samples in an update on {len(ranks)} ranks, {wanted.size} on {on}"
-        )
+        there = f"{number_of(found.size, 'sample')} in an update on {number_of(len(ranks), 'rank')}"
+        parted = _Parted("samples", cause=f"{there}, {wanted.size:,} on {number_of(len(serial), 'rank')}")
         parted.verdict = ANOTHER_BATCH
         raise parted
     try:
@@ -237,11 +235,11 @@ def _compare_one(wanted: Whole, found: Whole, kind: str, name: str, ranks: int, 
 
 def _cause(wanted: Whole, found: Whole, kind: str, ranks: int, apart: Mapping[int, float], first_is_right: bool) -> str:
     if apart and kind == BEFORE:
-        return (
-            f"{named(apart)} {'starts' if len(apart) == 1 else 'start'} with other weights than rank 0: another seed?"
-        )
+        starts = "starts" if len(apart) == 1 else "start"
+        return f"{named(apart)} {starts} with other weights than rank 0: another seed?"
     if apart and kind == WEIGHT and first_is_right:
-        return f"only {named(apart)} {'has' if len(apart) == 1 else 'have'} other weights after the update"
+        has = "has" if len(apart) == 1 else "have"
+        return f"only {named(apart)} {has} other weights after the update"
     if apart:
         return "the ranks' copies are not the same"
     if kind == BEFORE:
