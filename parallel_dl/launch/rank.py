@@ -173,6 +173,14 @@ def _report_interrupts() -> None:
     threading.Thread(target=listen, name="interrupt watch", daemon=True).start()
 
 
+def _read_nothing() -> None:
+    """The launcher passes no input on: a rank that asks for some gets the end of it, where it would wait for ever."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    if nothing:
+        os.close(nothing)
+
+
 def _find_modules_of(arguments: list[str]) -> None:
     """Puts first on `sys.path` what Python puts there for such a program; nothing for a module of ours."""
     if os.environ.get("PYTHONSAFEPATH"):
@@ -194,6 +202,8 @@ def main() -> None:
         except OSError as error:
             _give_up(f"no process can be started: {error.strerror or error}")
     connect(os.getppid() if attended else None)
+    if attended:
+        _read_nothing()
     interrupts.raise_again()
     if attended:
         _report_interrupts()

@@ -7,6 +7,7 @@ is certain: MPI has nothing left to do for them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
@@ -29,16 +30,37 @@ def stuck(states: Mapping[int, State], ended: Collection[int]) -> set[int]:
 
 def _can_go_on(state: State, waiting: Mapping[int, State], lost: Collection[int], states: Mapping[int, State]) -> bool:
     """Whether a rank's call may still end, when the `lost` ranks do nothing any more."""
-    possible = [(wait, _may_come(state, wait, waiting, lost, states)) for wait in state.waits]
-    return any(can for _, can in possible) and (state.one_is_enough or not _never_comes(possible))
+    left = unmet(state, states)
+    possible = [_may_come(state, wait, waiting, lost, states) for wait in left]
+    if not state.one_is_enough and any(not can and wait.kind != SEND for wait, can in zip(left, possible)):
+        return False
+    # of several sends that it needs some may be complete already, and nobody can tell which
+    return len(left) < len(state.waits) or any(possible)
 
 
-def _never_comes(possible: list[tuple[Wait, bool]]) -> bool:
-    """Whether one of several things, all of which are needed, is surely missing.
+def unmet(state: State, states: Mapping[int, State]) -> list[Wait]:
+    """What a rank waits for, without the messages that are there and the sends that have been received."""
+    there: dict[tuple, int] = {}
+    left = []
+    for wait in state.waits:
+        if wait.kind == RECEIVE:
+            key = wait.group, wait.peer, wait.tag
+            peers = [wait.peer] if wait.peer is not None else list(wait.members)
+            if key not in there:
+                there[key] = sum(under_way(state, peer, wait, states) for peer in peers)
+            if there[key] > 0:
+                there[key] -= 1
+                continue
+        elif wait.kind == SEND and _is_received(state, wait, states):
+            continue
+        left.append(wait)
+    return left
 
-    Not a send: those it waits for may be complete already, and nobody can tell.
-    """
-    return any(not can and (wait.kind != SEND or len(possible) == 1) for wait, can in possible)
+
+def _is_received(state: State, wait: Wait, states: Mapping[int, State]) -> bool:
+    other = states.get(-1 if wait.peer is None else wait.peer)
+    sent = state.sent.get((wait.group, wait.peer, wait.tag), 0)  # type: ignore[arg-type]
+    return other is not None and 0 < sent <= other.received.get((wait.group, state.rank, wait.tag), 0)  # type: ignore
 
 
 def _may_come(
@@ -51,9 +73,7 @@ def _may_come(
         return True
     if wait.group in state.inexact:
         return True
-    if wait.kind == RECEIVE:
-        return any(under_way(state, peer, wait, states) > 0 for peer in peers)
-    return any(peer in waiting and _takes(waiting[peer], state.rank, wait) for peer in peers)
+    return wait.kind == SEND and any(peer in waiting and _takes(waiting[peer], state.rank, wait) for peer in peers)
 
 
 def under_way(state: State, source: int, wait: Wait, states: Mapping[int, State]) -> int:
@@ -62,7 +82,7 @@ def under_way(state: State, source: int, wait: Wait, states: Mapping[int, State]
     if other is None:
         return 0
     if wait.group in other.inexact:
-        return 1
+        return sys.maxsize
     count = 0
     for (group, to, tag), sent in other.sent.items():
         if group == wait.group and to == state.rank and (wait.tag is None or wait.tag == tag):
@@ -96,7 +116,7 @@ def missing_in(wait: Wait, states: Mapping[int, State]) -> list[int]:
 def waits_for(state: State, states: Mapping[int, State]) -> set[int]:
     """The ranks that this rank's call waits for."""
     ranks: set[int] = set()
-    for wait in state.waits:
+    for wait in unmet(state, states):
         if wait.kind == COLLECTIVE:
             ranks.update(missing_in(wait, states))
         elif wait.peer is not None:

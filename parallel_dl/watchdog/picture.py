@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, under_way, waits_for
+from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, unmet, waits_for
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
 from parallel_dl.watchdog.state import State, Wait
 
@@ -29,13 +29,22 @@ def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collect
 def by_blame(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[int]:
     """All ranks, those first that are to blame when `ranks` cannot go on."""
     odd, circle = odd_ones(states), in_circles(ranks, states)
-    gone = {rank for rank in ended if any(rank in waits_for(states[other], states) for other in ranks)}
+    awaited = {rank: waits_for(states[rank], states) for rank in ranks}
+    gone = {rank for rank in ended if any(rank in others for others in awaited.values())}
+    alone = {rank for rank in ranks if len(awaited[rank] & gone) > len(awaited) and _is_of_many(states[rank])}
 
     def blame(rank: int) -> tuple:
-        core = rank in circle or rank in gone
-        return (not core, rank not in gone, rank not in odd, not hint(states.get(rank), states), rank)
+        core = rank in circle or rank in gone or rank in alone
+        waiting = sum(rank in others for others in awaited.values())
+        hinted = bool(hint(states.get(rank), states))
+        return (not core, rank not in alone, rank not in gone, rank not in odd, not hinted, -waiting, rank)
 
     return sorted({*states, *ended}, key=blame)
+
+
+def _is_of_many(state: State) -> bool:
+    """Whether it waits in a call for which any rank or all ranks would do: if most have ended, it is the odd one."""
+    return any(wait.kind == COLLECTIVE or wait.peer is None for wait in state.waits)
 
 
 def rows(order: Iterable[int], states: Mapping[int, State], ended: Collection[int]) -> list[tuple[str, str, str]]:
@@ -85,13 +94,13 @@ def columns(table: Sequence[tuple[str, str, str]], marks: Sequence[bool] = ()) -
 
 def _for_whom(state: State, states: Mapping[int, State]) -> str:
     parts = []
-    for wait in state.waits:
+    for wait in unmet(state, states):
         if wait.kind == COLLECTIVE:
             missing = missing_in(wait, states)
             parts.append(f"for {named(missing)}" if missing else "")
         elif wait.kind == SEND:
             parts.append("" if wait.peer is None else f"for {named([wait.peer])} to receive")
-        elif wait.peer is None or under_way(state, wait.peer, wait, states) == 0:
+        else:
             parts.append("for any rank to send" if wait.peer is None else f"for {named([wait.peer])} to send")
     said = [part for part in dict.fromkeys(parts) if part]
     return f" {(' or ' if state.one_is_enough else ' and ').join(said)}" if said else ""
@@ -101,10 +110,9 @@ def hint(state: State | None, states: Mapping[int, State]) -> str:
     """What else is known: a message that waits under another tag, or on another communicator."""
     if state is None:
         return ""
-    for wait in state.waits:
-        if wait.kind == RECEIVE:
-            found = _waiting_for(state, wait, states)
-            if found:
+    for look in (_waiting_for, _from_another):
+        for wait in unmet(state, states):
+            if wait.kind == RECEIVE and (found := look(state, wait, states)):
                 return found
     return ""
 
@@ -122,6 +130,32 @@ def _waiting_for(state: State, wait: Wait, states: Mapping[int, State]) -> str:
             if group != wait.group:
                 return f"; rank {source} has sent it {_messages(left)} on another communicator"
     return ""
+
+
+def _from_another(state: State, wait: Wait, states: Mapping[int, State]) -> str:
+    """A message that this receive would take, but from another rank; or one of its rank that has gone to another."""
+    for source, other in states.items():
+        for (group, to, tag), sent in other.sent.items():
+            if group != wait.group or wait.tag not in (None, tag) or group in state.inexact or group in other.inexact:
+                continue
+            receiver = states.get(to)
+            left = sent - (receiver.received.get((group, source, tag), 0) if receiver is not None else sent)
+            if left <= 0 or wait.peer is None:
+                continue
+            if to == state.rank:
+                return f"; rank {source} has sent it {_messages(left)} with tag {tag}"
+            if source == wait.peer and not _expects(receiver, source, group, tag):
+                return f"; rank {source} has sent {_messages(left)} with tag {tag} to rank {to} instead"
+    return ""
+
+
+def _expects(state: State | None, source: int, group: str, tag: int) -> bool:
+    """Whether a rank waits for such a message."""
+    return state is not None and any(
+        wait.group == group and wait.peer in (None, source) and wait.tag in (None, tag)
+        for wait in (*state.waits, *state.posted)
+        if wait.kind == RECEIVE
+    )
 
 
 def notice(state: State, waiting: Collection[int]) -> str:
