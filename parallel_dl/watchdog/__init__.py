@@ -16,7 +16,7 @@ No MPI is called here, and the package knows none but the module it is given. To
 
 from __future__ import annotations
 
-from parallel_dl.watchdog.communicators import group_of, is_watched, uncompared, wrap
+from parallel_dl.watchdog.communicators import group_of, is_watched, uncompared, unwatched, wrap
 from parallel_dl.watchdog.importing import when_imported
 from parallel_dl.watchdog.record import (
     COLLECTIVE,
@@ -48,6 +48,7 @@ __all__ = [
     "over",
     "this_rank",
     "uncompared",
+    "unwatched",
     "when_imported",
     "where",
     "wrap",

@@ -35,6 +35,11 @@ def uncompared(comm: Any) -> Any:
     return copy
 
 
+def unwatched(comm: Any) -> Any:
+    """The same communicator as mpi4py made it: for messages that the program knows nothing of."""
+    return comm.mpi4pys(comm) if hasattr(comm, "mpi4pys") else comm
+
+
 def wrap(
     MPI: Any, synchronous: bool = False, checked: bool = False, before_end: Callable[[], None] = lambda: None
 ) -> None:

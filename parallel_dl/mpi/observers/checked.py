@@ -71,7 +71,7 @@ class Checked(Observer):
     """Compares the calls on one communicator, under all its labels. Made, and freed, by its ranks together."""
 
     def __init__(self, mpi: Any) -> None:
-        self.private = plain(mpi).Dup()
+        self.private = watchdog.unwatched(plain(mpi)).Dup()
         self.size = mpi.size
         self.calls = 0
         self.ended: str | None = None  # who, once a rank's program has ended
