@@ -140,11 +140,11 @@ def _from_another(state: State, wait: Wait, states: Mapping[int, State]) -> str:
                 continue
             receiver = states.get(to)
             left = sent - (receiver.received.get((group, source, tag), 0) if receiver is not None else sent)
-            if left <= 0 or wait.peer is None:
+            if left <= 0 or wait.peer is None or _expects(receiver, source, group, tag):
                 continue
             if to == state.rank:
                 return f"; rank {source} has sent it {_messages(left)} with tag {tag}"
-            if source == wait.peer and not _expects(receiver, source, group, tag):
+            if source == wait.peer:
                 return f"; rank {source} has sent {_messages(left)} with tag {tag} to rank {to} instead"
     return ""
 
