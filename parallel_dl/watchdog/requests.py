@@ -124,7 +124,7 @@ def _one(MPI: Any, Base: Any, name: str, tests: bool) -> Callable:
     base = getattr(Base, name)
 
     def call(self: Any, status: Any = None) -> Any:
-        started = self.started
+        started = _of(self)
         if started is None or started.is_done:
             return base(self, status)
         if buffers is not None:
@@ -230,9 +230,9 @@ def _asked(Base: Any, name: str) -> Callable:
     base = getattr(Base, name)
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        is_complete = base(self, *given, **named)
-        if is_complete and self.started is not None and self.started.guard is not None:
-            guard, self.started.guard = self.started.guard, None
+        is_complete, started = base(self, *given, **named), _of(self)
+        if is_complete and started is not None and started.guard is not None:
+            guard, started.guard = started.guard, None
             guard.release()
         return is_complete
 
