@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from parallel_dl.launch.tracebacks import CHECKED_VARIABLE as CHECKED
 from parallel_dl.launch.tracebacks import FULL_VARIABLE as FULL_TRACEBACK
 from parallel_dl.launch.watching import VARIABLE as WATCHDOG
 
+_COST = (
+    "the ranks compare their calls before they make them, which takes some tens of microseconds each; "
+    "--unchecked leaves that out"
+)
 _OWN_FLAG = re.compile(
     r"-n\d*|--ranks(=.*)?|--full-traceback|--timeout(=.*)?|--(un)?checked|--synchronous|--(no-)?wrap"
 )
@@ -33,8 +38,9 @@ def run(
         float | None, typer.Option("--timeout", help="End after this many seconds, and say where each rank is.")
     ] = None,
     checked: Annotated[
-        bool, typer.Option("--checked/--unchecked", help="Compare the ranks' calls before they are made.")
-    ] = True,
+        bool | None,
+        typer.Option("--checked/--unchecked", help="Compare the ranks' calls before they are made. [default: checked]"),
+    ] = None,
     synchronous: Annotated[
         bool, typer.Option("--synchronous", help="Let each send wait for its receive, as large messages do.")
     ] = False,
@@ -47,7 +53,8 @@ def run(
 ) -> int:
     """Run a Python program on N ranks.
 
-    If a rank fails, it is named and all ranks end.
+    If a rank fails, it is named and all ranks end. If ranks wait for each other, you see who waits for whom, and where,
+    and all ranks end.
     """
     require_count("ranks", ranks, most=MOST_RANKS)
     with of_flag("program"):
@@ -60,6 +67,10 @@ def run(
         raise InputError(
             "--synchronous with --no-wrap: sends are made to wait by wrapping mpi4py; leave one of them out"
         )
+    if checked is None:
+        checked = os.environ.get(CHECKED, "1") not in ("", "0")
+    if checked and ranks > 1 and sys.stderr is not None and sys.stderr.isatty():
+        print(f"parallel-dl: {_COST}", file=sys.stderr)
     environment = {CHECKED: "1" if checked else "0", **({WATCHDOG: ",".join(watched)} if watched else {})}
     environment |= {FULL_TRACEBACK: "1"} if full_traceback else {}
     if timeout is not None and not 0 < timeout <= MOST_SECONDS:

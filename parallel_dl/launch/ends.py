@@ -96,7 +96,7 @@ def positions_of(job: Job, watchdog: Watchdog) -> list[str]:
     states: dict[int, State] = {}
     job.send((STATE, 0))
     deadline = time.monotonic() + _POSITION_SECONDS
-    while len(states) + len(watchdog.ended) < len(job.pids) and (left := deadline - time.monotonic()) > 0:
+    while job.pids.keys() - states.keys() - watchdog.ended.keys() and (left := deadline - time.monotonic()) > 0:
         for event in job.events(left):
             if event.kind == STATE:
                 states[event.rank] = event.content[1]
@@ -107,7 +107,7 @@ def positions_of(job: Job, watchdog: Watchdog) -> list[str]:
     for rank in silent:
         frames = tuple(lines_of_stack(stacks.get(rank, "")))
         states[rank] = State(rank, -1, 0.0, where=frames[0] if frames else "", frames=frames)
-    return positions({**watchdog.ended, **states}, watchdog.ended)
+    return positions({**states, **watchdog.ended}, watchdog.ended)
 
 
 def _of_rank(rank: int, lines: Iterable[str]) -> list[str]:

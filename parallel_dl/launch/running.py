@@ -127,69 +127,81 @@ class _Run:
         return self.errors.tail + pages_in(self.passages[0].tail)
 
     def _watch(self, job: Job) -> int | End:
-        """Follows the ranks until all have completed, one has failed, or a signal has come."""
-        ended: dict[int, str] = {}  # rank -> "done" or "exited"
-        status, lines = 0, []
-        latest = time.monotonic()  # when a rank connected
-        exit_deadline = refusal_deadline = None
-        watchdog = self.watchdog = Watchdog(job.send)
-        started = time.monotonic()
-        while len(ended) < job.ranks:
+        """Follows the ranks until all have completed, one has failed or none can go on, or a signal has come."""
+        self.ended: dict[int, str] = {}  # rank -> "done" or "exited"
+        self.status, self.lines = 0, list[str]()
+        started = self.latest = time.monotonic()  # when the last rank connected
+        self.exit_deadline: float | None = None
+        self.refusal_deadline: float | None = None
+        self.watchdog = Watchdog(job.send)
+        while len(self.ended) < job.ranks:
             if self.stopped or isinstance(self.stdout.error, BrokenPipeError):
-                return status
-            for rank, kind, content in job.events(0.1):
-                if kind == "hello":
-                    latest = time.monotonic()
-                elif kind == "done":
-                    ended[rank] = kind
-                    code, line = content
-                    status = status or code
-                    if code:  # the others may be waiting for it
-                        refusal_deadline = refusal_deadline or time.monotonic() + _EXIT_SECONDS
-                    if line is not None and line not in lines:
-                        lines.append(line)
-                        self._tell(line)
-                elif kind == "result" and self.results is not None:
-                    self.results.append(content[0])
-                elif kind == "result":
-                    self.stdout.write_result(content[0])
-                elif kind == "exited":
-                    ended[rank] = kind
-                    if not watching.sees_mpi(job.variables):  # else it is known whether others wait for it
-                        exit_deadline = exit_deadline or time.monotonic() + _EXIT_SECONDS
-                elif kind == "failed":
-                    return failed(job, rank, *content)
-                elif kind in HEARD:
-                    watchdog.hear(rank, kind, content)
-                elif kind == "late":
-                    return late(job, rank, *content)
-                elif kind == "lost" and rank not in ended:
-                    return lost(job, rank, ended, self._said)
-            if refusal_deadline is None and (deadlock := watchdog.look()) is not None:
+                return self.status
+            for event in job.events(0.1):
+                if (end := self._take(job, *event)) is not None:
+                    return end
+            if self.refusal_deadline is None and (deadlock := self.watchdog.look()) is not None:
                 return End(deadlock.line, 1, deadlock.picture)
-            while watchdog.notices:
-                self._tell(f"parallel-dl: {watchdog.notices.pop(0)}")
-            for rank, exit in job.exits.items():  # a child of the rank may hold its connection open
-                if rank not in ended and time.monotonic() - exit.heard > _RECORD_SECONDS:
-                    return lost(job, rank, ended, self._said)
+            while self.watchdog.notices:
+                self._tell(f"parallel-dl: {self.watchdog.notices.pop(0)}")
             if self.timeout is not None and time.monotonic() - started > self.timeout:
-                return End(f"took more than {self.timeout:g} s", 1, positions_of(job, watchdog))
-            if refusal_deadline is not None and time.monotonic() > refusal_deadline:
-                return status
-            if exit_deadline is not None and time.monotonic() > exit_deadline and len(ended) < job.ranks:
-                first = next(rank for rank, kind in ended.items() if kind == "exited")
-                others = [str(rank) for rank in range(job.ranks) if rank not in ended]
-                more = f"s {', '.join(others[:-1])} and" if len(others) > 1 else ""
-                return End(f"rank {first} called sys.exit(0) while rank{more} {others[-1]} went on", 1)
-            if job.mpirun.poll() is not None and len(ended) < job.ranks and not any(job.events(0.2)):
-                missing = [rank for rank in range(job.ranks) if rank not in ended]
-                return ended_by_mpirun(job, missing[0], self._said)
-            if len(job.pids) < job.ranks and (end := not_started(self.errors.tail)) is not None:
-                return end
-            if len(job.pids) < job.ranks and time.monotonic() - latest > _START_SECONDS:
-                number = f"{len(job.pids)} of {job.ranks} ranks, and no other" if job.pids else "no rank"
-                return End(f"mpirun started {number} within {_START_SECONDS:.0f} s", 1)
-        return self._finalized(job, status)
+                return End(f"took more than {self.timeout:g} s", 1, positions_of(job, self.watchdog))
+            if (over := self._is_over(job)) is not None:
+                return over
+        return self._finalized(job, self.status)
+
+    def _take(self, job: Job, rank: int, kind: str, content: tuple) -> End | None:
+        """What a rank has said, which may be the end."""
+        if kind == "hello":
+            self.latest = time.monotonic()
+        elif kind == "done":
+            self.ended[rank] = kind
+            code, line = content
+            self.status = self.status or code
+            if code:  # the others may be waiting for it
+                self.refusal_deadline = self.refusal_deadline or time.monotonic() + _EXIT_SECONDS
+            if line is not None and line not in self.lines:
+                self.lines.append(line)
+                self._tell(line)
+        elif kind == "result" and self.results is not None:
+            self.results.append(content[0])
+        elif kind == "result":
+            self.stdout.write_result(content[0])
+        elif kind == "exited":
+            self.ended[rank] = kind
+            if not watching.sees_mpi(job.variables):  # else it is known whether others wait for it
+                self.exit_deadline = self.exit_deadline or time.monotonic() + _EXIT_SECONDS
+        elif kind == "failed":
+            return failed(job, rank, *content)
+        elif kind in HEARD:
+            self.watchdog.hear(rank, kind, content)
+        elif kind == "late":
+            return late(job, rank, *content)
+        elif kind == "lost" and rank not in self.ended:
+            return lost(job, rank, self.ended, self._said)
+        return None
+
+    def _is_over(self, job: Job) -> int | End | None:
+        """Whether the ranks that have not completed never will, by what is seen of processes, and by the clock."""
+        now = time.monotonic()
+        for rank, exit in job.exits.items():  # a child of the rank may hold its connection open
+            if rank not in self.ended and now - exit.heard > _RECORD_SECONDS:
+                return lost(job, rank, self.ended, self._said)
+        if self.refusal_deadline is not None and now > self.refusal_deadline:
+            return self.status
+        missing = [rank for rank in range(job.ranks) if rank not in self.ended]
+        if self.exit_deadline is not None and now > self.exit_deadline and missing:
+            first = next(rank for rank, kind in self.ended.items() if kind == "exited")
+            more = f"s {', '.join(map(str, missing[:-1]))} and" if len(missing) > 1 else ""
+            return End(f"rank {first} called sys.exit(0) while rank{more} {missing[-1]} went on", 1)
+        if job.mpirun.poll() is not None and missing and not any(job.events(0.2)):
+            return ended_by_mpirun(job, missing[0], self._said)
+        if len(job.pids) < job.ranks and (end := not_started(self.errors.tail)) is not None:
+            return end
+        if len(job.pids) < job.ranks and now - self.latest > _START_SECONDS:
+            number = f"{len(job.pids)} of {job.ranks} ranks, and no other" if job.pids else "no rank"
+            return End(f"mpirun started {number} within {_START_SECONDS:.0f} s", 1)
+        return None
 
     def _finalized(self, job: Job, status: int) -> int | End:
         """Waits until MPI has shut down, after all ranks have completed."""

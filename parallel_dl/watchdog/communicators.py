@@ -37,12 +37,8 @@ def uncompared(comm: Any) -> Any:
 
 
 def unwatched(comm: Any) -> Any:
-    """The same communicator, of whose calls nothing is written down: what is for ourselves is nobody's mistake."""
-    if getattr(comm, "watched", None) is None:
-        return comm
-    copy = type(comm)(comm)
-    copy.watched = copy.comparison = None
-    return copy
+    """The same communicator as mpi4py made it: for messages that the program knows nothing of."""
+    return comm.mpi4pys(comm) if hasattr(comm, "mpi4pys") else comm
 
 
 def wrap(

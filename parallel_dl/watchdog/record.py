@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 SEND, RECEIVE, COLLECTIVE = "send", "receive", "collective"
 
+COMPARED = " compared"
+"""ends the key of the group whose collectives are the comparisons of another group's"""
+
 Place = tuple[CodeType, int]
 """a code object and the index of an instruction: its line is looked up only when somebody asks"""
 
@@ -70,19 +73,14 @@ Told = tuple[str, str, Group, int, int, Any, int]
 class Started:
     """A call that does not block, until its request is complete."""
 
-    __slots__ = ("compared", "guard", "is_done", "place", "waited")
+    __slots__ = ("compared", "guard", "has_any", "is_done", "place", "waited")
 
-    def __init__(self, waited: Told, place: Place, compared: Any = None) -> None:
+    def __init__(self, waited: Told, place: Place, compared: Any = None, guard: Any = None) -> None:
         self.waited, self.place, self.is_done = waited, place, False
-        self.guard: Any = None
-        """of the array, in checked mode"""
-        self.compared = compared
-        """of a collective: what tells whether all ranks make the same"""
-
-    @property
-    def has_any(self) -> bool:
-        """Whether it is a receive of which only its status tells whose message it has got."""
-        return self.waited[0] == RECEIVE and (self.waited[3] < 0 or self.waited[4] < 0)
+        self.compared, self.guard = compared, guard
+        """of a collective: what tells whether all ranks make the same; and in checked mode, of its array"""
+        self.has_any = waited[0] == RECEIVE and (waited[3] < 0 or waited[4] < 0)
+        """whether it is a receive of which only its status tells whose message it has got"""
 
 
 class Record:
@@ -112,10 +110,11 @@ counting = threading.RLock()  # for counts of messages, which several threads ma
 
 def begin(call: str, waiting: Told | list[Told], depth: int = 3) -> None:
     """A call begins; the frame at `depth` made it."""
-    this_rank.number += 1
-    this_rank.call = call
-    this_rank.place = caller(depth)
-    this_rank.waiting = waiting
+    here = this_rank
+    here.number += 1
+    here.call = call
+    here.place = caller(depth)
+    here.waiting = waiting
 
 
 def over() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from parallel_dl.watchdog.mismatch import Compared
 from parallel_dl.watchdog.record import RECEIVE, Group, Started, Told, begin, caller, counting, over, this_rank
@@ -13,19 +13,12 @@ buffers: Any = None
 """the module of that name, in checked mode: it needs NumPy, which the launcher goes without"""
 
 
-def brief(thing: Any) -> Any:
-    """What is kept of an argument: an array's type and shape, not the array."""
-    try:
-        return Array(thing.dtype, thing.shape)
-    except AttributeError:
-        return type(thing)
+_MOST = 1000  # requests under way whose arrays are kept: MPI may still write there, whoever else has let them go
 
 
-class Array(NamedTuple):
-    """What is kept of an array."""
-
-    dtype: Any
-    shape: tuple[int, ...]
+def kept(thing: Any) -> Any:
+    """What is kept of an argument as long as its request is not complete."""
+    return thing if len(this_rank.started) < _MOST else type(thing)
 
 
 def like_its_base(Base: Any, calls: dict[str, Any]) -> Any:
@@ -47,12 +40,12 @@ def start(MPI: Any, request: Any, waited: Told, compared: Compared | None = None
 
     `compared`: whether ranks make the same collective; `guard`: of the array, in checked mode.
     """
-    this_rank.number += 1
-    this_rank.call, this_rank.place = waited[1], caller(3)
+    here = this_rank
+    here.number += 1
+    here.call, here.place = waited[1], caller(3)
     request = MPI.Request(request)
-    request.started = started = Started(waited, this_rank.place, compared)
-    started.guard = guard
-    this_rank.started[id(started)] = started
+    request.started = started = Started(waited, here.place, compared, guard)
+    here.started[id(started)] = started
     return request
 
 
@@ -134,7 +127,8 @@ def _one(MPI: Any, Base: Any, name: str, tests: bool) -> Callable:
         started = _of(self)
         if started is None or started.is_done:
             return base(self, status)
-        _look([started])
+        if buffers is not None:
+            _look([started])
         if status is None and started.has_any:
             status = MPI.Status()
         if tests:
@@ -236,9 +230,9 @@ def _asked(Base: Any, name: str) -> Callable:
     base = getattr(Base, name)
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        is_complete = base(self, *given, **named)
-        if is_complete and self.started is not None and self.started.guard is not None:
-            guard, self.started.guard = self.started.guard, None
+        is_complete, started = base(self, *given, **named), _of(self)
+        if is_complete and started is not None and started.guard is not None:
+            guard, started.guard = started.guard, None
             guard.release()
         return is_complete
 

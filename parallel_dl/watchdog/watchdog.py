@@ -54,6 +54,8 @@ class Watchdog:
 
     def hear(self, rank: int, kind: str, content: tuple) -> None:
         """A rank has said one of HEARD."""
+        if rank in self.ended:  # it waits for the others to end
+            return
         if kind == GOES_ON:
             self.states.pop(rank, None)
         elif kind == ENDS:

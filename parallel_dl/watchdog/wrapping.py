@@ -12,7 +12,7 @@ from typing import Any
 from parallel_dl.watchdog import requests
 from parallel_dl.watchdog.mismatch import Comparison
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND, Group, begin, caller, over, this_rank
-from parallel_dl.watchdog.requests import brief, count, count_sent, start
+from parallel_dl.watchdog.requests import count, count_sent, kept, start
 
 _SENDS = ("Send", "Ssend", "Bsend", "Rsend", "send", "ssend", "bsend")
 _STARTED_SENDS = ("Isend", "Issend", "Ibsend", "Irsend", "isend", "issend", "ibsend")
@@ -132,7 +132,7 @@ def _started_send(name: str, base: Callable, MPI: Any) -> Callable:
         except BaseException:
             count_sent(group, dest, tag, -1)
             raise
-        return start(MPI, request, (SEND, name, group, dest, tag, brief(thing), 0), guard=guard)
+        return start(MPI, request, (SEND, name, group, dest, tag, kept(thing), 0), guard=guard)
 
     return call
 
@@ -141,11 +141,14 @@ def _receive(name: str, base: Callable, MPI: Any, place: int = 1, counts: bool =
     """A receive, or a probe; the source is its argument number `place`."""
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        source = _argument(given, named, place, "source", MPI.ANY_SOURCE)
-        tag = _argument(given, named, place + 1, "tag", MPI.ANY_TAG)
+        if len(given) == place + 2 and not named:
+            source, tag, status = given[place], given[place + 1], None
+        else:
+            source = _argument(given, named, place, "source", MPI.ANY_SOURCE)
+            tag = _argument(given, named, place + 1, "tag", MPI.ANY_TAG)
+            status = _argument(given, named, place + 2, "status", None)
         if self.watched is None or source == MPI.PROC_NULL:
             return base(self, *given, **named)
-        status = _argument(given, named, place + 2, "status", None)
         if status is None and (source < 0 or tag < 0):  # whose message it was has to be asked
             status = MPI.Status()
             given, named = given[: place + 2], {**named, "status": status}
@@ -172,7 +175,7 @@ def _started_receive(name: str, base: Callable, MPI: Any) -> Callable:
         if self.watched is None or source == MPI.PROC_NULL:
             return base(self, *given, **named)
         thing = _first(given, named)
-        waited = (RECEIVE, name, self.watched, source, tag, brief(thing), 0)
+        waited = (RECEIVE, name, self.watched, source, tag, kept(thing), 0)
         if self.comparison is None or not requests.buffers.can_be_guarded(thing):
             return start(MPI, base(self, *given, **named), waited)
         guard = requests.buffers.ReceivedArray(thing, name, caller(2))
@@ -189,10 +192,13 @@ def _exchange(name: str, base: Callable, MPI: Any) -> Callable:
     at_dest, at_sendtag, at_source, at_recvtag, at_status = _EXCHANGES[name]
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        dest = _argument(given, named, at_dest, "dest", -1)
-        sendtag = _argument(given, named, at_sendtag, "sendtag", 0)
-        source = _argument(given, named, at_source, "source", MPI.ANY_SOURCE)
-        recvtag = _argument(given, named, at_recvtag, "recvtag", MPI.ANY_TAG)
+        if len(given) == at_status and not named:
+            dest, sendtag, source, recvtag = given[at_dest], given[at_sendtag], given[at_source], given[at_recvtag]
+        else:
+            dest = _argument(given, named, at_dest, "dest", -1)
+            sendtag = _argument(given, named, at_sendtag, "sendtag", 0)
+            source = _argument(given, named, at_source, "source", MPI.ANY_SOURCE)
+            recvtag = _argument(given, named, at_recvtag, "recvtag", MPI.ANY_TAG)
         status = _argument(given, named, at_status, "status", None)
         group, sends, receives = self.watched, dest >= 0, source != MPI.PROC_NULL
         if group is None or not (sends or receives):
@@ -268,7 +274,7 @@ def _started_collective(name: str, base: Callable, MPI: Any) -> Callable:
             return base(self, *given, **named)
         compared = None if self.comparison is None else self.comparison.start(MPI, name, given, named)
         group.collectives += 1
-        what = tuple(brief(one) for one in given), {key: brief(one) for key, one in named.items()}
+        what = tuple(kept(one) for one in given), {key: kept(one) for key, one in named.items()}
         waited = (COLLECTIVE, name, group, -1, -1, what, group.collectives)
         return start(MPI, base(self, *given, **named), waited, compared)
 

@@ -403,3 +403,32 @@ def test_a_crash_shows_the_tests_line(run):
     assert "rank 1 was killed by SIGSEGV" in lines(result)
     assert re.search(r"test_it.py\", line \d+ in test_a", lines(result))
     assert "_pytest" not in lines(result).partition("Fatal Python error")[2].partition("short test summary")[0]
+
+
+def test_what_a_test_leaves_behind_is_a_warning(run):
+    result = run(
+        """
+import numpy as np
+@pytest.mark.ranks(2)
+def test_leaves(comm):
+    if comm.rank == 0: comm.send(np.ones(3), 1, tag=4)
+@pytest.mark.ranks(2)
+def test_next(comm): comm.barrier()
+"""
+    )
+    result.assert_outcomes(passed=2, warnings=1)
+    assert "rank 1 never received a message from rank 0 with tag 4 on comm" in lines(result)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_calls_are_compared_in_tests_unless_told_otherwise(run, checked):
+    result = run(
+        """
+import numpy as np
+@pytest.mark.ranks(2)
+def test_roots(world): world.Bcast(np.ones(3), root=world.rank)
+""",
+        *([] if checked else ["-o", "ranks_checked=false"]),
+    )
+    result.assert_outcomes(**({"failed": 1} if checked else {"passed": 1}))
+    assert ("CollectiveMismatch" in lines(result)) == checked

@@ -1,7 +1,7 @@
 r"""One rank gathers at another root.
 
 Ranks: 4
-Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 3 calls Gather\(root=3\) but ranks 0, 1 and 2 call Gather\(root
+Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 3 calls Gather\(root=3\) but ranks
 First: rank 3  Gather\(root=3\) .*:15
 """
 

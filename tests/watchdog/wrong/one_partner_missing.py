@@ -3,7 +3,7 @@ r"""Waitall of receives, one of which nobody answers.
 Ranks: 3
 Said: deadlock: rank 2 has ended, and rank 0 waits for it
 First: rank 2  has ended
-Row: rank 0  waits in Waitall of .*Irecv\(.*source=2, tag=7\).* for .*rank 2 to send.*:17
+Row: rank 0  waits in Waitall of .*Irecv\(.*source=2, tag=7\).* for rank 2 to send  .*:17
 """
 
 import numpy as np

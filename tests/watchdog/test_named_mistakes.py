@@ -9,7 +9,7 @@ import pytest
 from conftest import HANG
 
 PROGRAMS = sorted((Path(__file__).parent / "wrong").glob("*.py"))
-SUITE = ("wrong_tag",)
+SUITE = (*("both_receive_first", "wrong_tag", "wrong_neighbour", "collective_on_one_rank"),)
 
 
 def facts(program):
