@@ -79,7 +79,7 @@ def test_ranks_that_never_start_are_not_waited_for(monkeypatch, pids, said):
     """MPICH's mpirun does not always notice that a rank has died of a SIGINT."""
     monkeypatch.setattr(running, "_START_SECONDS", -1.0)
     mpirun = SimpleNamespace(poll=lambda: None)
-    job = SimpleNamespace(ranks=2, pids=pids, exits={}, mpirun=mpirun, events=lambda _: iter(()))
+    job = SimpleNamespace(ranks=2, pids=pids, exits={}, mpirun=mpirun, events=lambda _: iter(()), send=None)
     watching = running._Run([], None)
     watching.errors = SimpleNamespace(tail=b"")
     end = watching._watch(job)

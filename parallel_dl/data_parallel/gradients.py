@@ -31,7 +31,7 @@ from parallel_dl.data_parallel.batch_norm import (
 from parallel_dl.data_parallel.buckets import Bucket, cut_into_buckets
 from parallel_dl.data_parallel.changes import News, Watch
 from parallel_dl.data_parallel.exchange import Exchange, lengths
-from parallel_dl.data_parallel.replicas import agreed_trainable, replicas_agree, require_equal_replicas
+from parallel_dl.data_parallel.replicas import Replicas, agreed_trainable, require_equal_replicas
 from parallel_dl.errors import InputError
 from parallel_dl.mpi import Communicator, NotEnoughSharedMemory, SharedWindow, world
 from parallel_dl.nn import Newcomers, Parameter, networks_of, ordered
@@ -139,7 +139,7 @@ class GradientAllReduce:
         trainable = agreed_trainable(self.parameters, (method, overlap, bucket_bytes), comm)
         buffers = [buffer for network in self.networks for buffer in network.buffers()]
         require_equal_replicas([parameter.data for parameter in parameters], buffers, comm)
-        self._agree_on_weights = replicas_agree(parameters, comm) if comm.checked else None
+        self._agree_on_weights = Replicas(parameters, comm, at_once=False).look if comm.checked else None
         self.overlap = False
         self._exchange = comm.labelled("gradients", "backward")
         self.method = method

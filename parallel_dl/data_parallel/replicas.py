@@ -66,20 +66,26 @@ def replicas_agree(parameters: Iterable[Parameter], comm: Communicator, every: i
     """
     if every < 1:
         raise ValueError(f"replicas_agree: every is {every}; expected a whole number, at least 1")
-    return _Replicas(list(parameters), comm, every).look
+    return Replicas(list(parameters), comm, every).look
 
 
-class _Replicas:
-    """Looks at parameters that all ranks of a communicator have."""
+class Replicas:
+    """Looks at parameters that all ranks of a communicator have, at the first and every `every`-th call after it.
 
-    def __init__(self, parameters: Sequence[Parameter], comm: Communicator, every: int) -> None:
+    Without `at_once`, not at the first but the `every`-th.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Parameter], comm: Communicator, every: int = EVERY, at_once: bool = True
+    ) -> None:
         self.parameters, self.comm, self.every = parameters, comm, every
         self._calls = 0
+        self._looks_at = 1 if at_once else 0
 
     def look(self) -> None:
         """Compares the weights, or does nothing, until it is time again."""
         self._calls += 1
-        if self.comm.size == 1 or (self._calls - 1) % self.every:
+        if self.comm.size == 1 or (self._calls - self._looks_at) % self.every:
             return
         self.comm.announce("replicas_agree", len(self.parameters))
         sums = [zlib.crc32(np.ascontiguousarray(parameter.data).data) for parameter in self.parameters]

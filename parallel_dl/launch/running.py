@@ -72,7 +72,7 @@ def run(
 class _Run:
     """One run: the job, what its ranks print, and the signals that have come."""
 
-    def __init__(self, stopped: list[int], results: list[bytes] | None, timeout: float | None) -> None:
+    def __init__(self, stopped: list[int], results: list[bytes] | None, timeout: float | None = None) -> None:
         self.stopped, self.results, self.timeout = stopped, results, timeout
         self.stdout, self.stderr = Outlet(1), Outlet(2)
         self.one_place = os.path.sameopenfile(1, 2)  # a terminal, or 2>&1

@@ -253,7 +253,7 @@ class Stressed(MPI.Intracomm):
         with self.delayed(together=False, waits=False):
             request = super().Isend(buf, dest, tag)
         what = f"a send to rank {dest} on {self.known_as!r}, tag {tag},"
-        return request if _active() is None else _Request(request).watch(self, what, buf)
+        return request if _active() is None else _under_watch(request).watch(self, what, buf)
 
     def Irecv(self, buf: Any, source: int = MPI.ANY_SOURCE, tag: int = MPI.ANY_TAG) -> MPI.Request:
         if _active() is None or source == MPI.PROC_NULL or not isinstance(buf, np.ndarray):
@@ -262,7 +262,7 @@ class Stressed(MPI.Intracomm):
         arriving = buf.copy()
         with self.delayed(together=False, waits=False):
             request = super().Irecv(arriving, source, tag)
-        return _Request(request).watch(
+        return _under_watch(request).watch(
             self, f"a receive from rank {source} on {self.known_as!r}, tag {tag},", buf, arriving
         )
 
@@ -273,7 +273,7 @@ class Stressed(MPI.Intracomm):
         poison(recvbuf)
         with self.delayed(waits=False):
             request = super().Iallreduce(sendbuf, arriving, op)
-        return _Request(request).watch(self, f"an all-reduce on {self.known_as!r}", recvbuf, arriving)
+        return _under_watch(request).watch(self, f"an all-reduce on {self.known_as!r}", recvbuf, arriving)
 
 
 def _delayed(name: str) -> Callable[..., Any]:
@@ -337,6 +337,13 @@ class _Request(MPI.Request):
         active = _active()
         if active is not None and any(self is one for one in active.under_way):
             active.under_way = [one for one in active.under_way if one is not self]
+
+
+def _under_watch(request: Any) -> _Request:
+    """The same request; with what the watchdog knows of it, if it does."""
+    watched = _Request(request)
+    watched.__dict__.update(request.__dict__ if hasattr(request, "__dict__") else {})
+    return watched
 
 
 def give_back_window(mpi: Any) -> None:
