@@ -21,7 +21,6 @@ from parallel_dl.watchdog.communicators import group_of, is_watched, uncompared,
 from parallel_dl.watchdog.importing import when_imported
 from parallel_dl.watchdog.record import (
     COLLECTIVE,
-    COMPARED,
     RECEIVE,
     Group,
     begin,
@@ -36,7 +35,6 @@ from parallel_dl.watchdog.watchdog import Deadlock, Watchdog
 
 __all__ = [
     "COLLECTIVE",
-    "COMPARED",
     "RECEIVE",
     "Deadlock",
     "Group",

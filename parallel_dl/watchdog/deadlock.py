@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping
 
-from parallel_dl.watchdog.record import COLLECTIVE, COMPARED, RECEIVE, SEND
+from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
 from parallel_dl.watchdog.state import State, Wait
 
 
@@ -103,27 +103,7 @@ def _takes(other: State, sender: int, send: Wait) -> bool:
 
 def _collective_may_end(wait: Wait, lost: Collection[int], states: Mapping[int, State]) -> bool:
     """Any collective may wait for all its ranks, says MPI: also a broadcast, which need not."""
-    return not any(rank in lost for rank in missing_in(wait, states)) and not in_another(wait, states)
-
-
-def in_another(wait: Wait, states: Mapping[int, State]) -> list[int]:
-    """The ranks that have come to another collective in its place, with which it never ends.
-
-    Where calls are compared before they are made, ranks find that out themselves.
-    """
-    if wait.group.endswith(COMPARED):
-        return []
-    return [
-        rank
-        for rank in wait.members
-        if rank in states
-        and any(
-            other.kind == COLLECTIVE
-            and (other.group, other.number) == (wait.group, wait.number)
-            and name_of(other) != name_of(wait)
-            for other in states[rank].waits
-        )
-    ]
+    return not any(rank in lost for rank in missing_in(wait, states))
 
 
 def missing_in(wait: Wait, states: Mapping[int, State]) -> list[int]:
@@ -138,7 +118,7 @@ def waits_for(state: State, states: Mapping[int, State]) -> set[int]:
     ranks: set[int] = set()
     for wait in unmet(state, states):
         if wait.kind == COLLECTIVE:
-            ranks.update(missing_in(wait, states), in_another(wait, states))
+            ranks.update(missing_in(wait, states))
         elif wait.peer is not None:
             ranks.add(wait.peer)
         else:

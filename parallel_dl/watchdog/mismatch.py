@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallel_dl.watchdog.picture import columns, named
-from parallel_dl.watchdog.record import COLLECTIVE, COMPARED, Group, Told, begin, over, this_rank, where
+from parallel_dl.watchdog.record import COLLECTIVE, Group, Told, begin, over, this_rank, where
 
 _LINE = 256  # bytes: what is compared, and where the program calls
 _FIELDS = 4  # that are compared
@@ -44,7 +44,7 @@ class Comparison:
 
     def __init__(self, group: Group, private: Any) -> None:
         self._private = private
-        self._group = Group(group.key + COMPARED, group.ranks, group.name)
+        self._group = Group(f"{group.key} compared", group.ranks, group.name)
         self._of = group
         self._begun: deque[Compared] = deque()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from parallel_dl.watchdog.deadlock import in_another, in_circles, missing_in, name_of, odd_ones, unmet, waits_for
+from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, unmet, waits_for
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
 from parallel_dl.watchdog.state import State, Wait
 
@@ -13,8 +13,6 @@ _MOST_FRAMES = 8
 
 def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> str:
     """One line: which ranks wait for each other, or for whom who has ended."""
-    if (said := _other_calls(ranks, states)) is not None:
-        return said
     circle = in_circles(ranks, states)
     gone = sorted(rank for rank in ended if any(rank in waits_for(states[other], states) for other in ranks))
     if gone:
@@ -26,27 +24,6 @@ def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collect
     if circle:
         return f"{named(circle)} wait for each other"
     return f"{named(ranks)} can never go on"
-
-
-def _other_calls(ranks: Collection[int], states: Mapping[int, State]) -> str | None:
-    """If ranks have come to different collectives in one place: who calls which, the odd ones first."""
-    for rank in sorted(ranks):
-        for wait in states[rank].waits:
-            if wait.kind != COLLECTIVE or not in_another(wait, states):
-                continue
-            callers: dict[str, list[int]] = {}
-            for member in wait.members:
-                for other in states[member].waits if member in states else ():
-                    if (other.kind, other.group, other.number) == (COLLECTIVE, wait.group, wait.number):
-                        callers.setdefault(name_of(other), []).append(member)
-            (odd, its), *most = sorted(callers.items(), key=lambda call: len(call[1]))
-            others = " and ".join(f"{named(them)} {_verb(them)} {name}" for name, them in most)
-            return f"{named(its)} {_verb(its)} {odd} where {others} on {wait.communicator}"
-    return None
-
-
-def _verb(ranks: Collection[int]) -> str:
-    return "calls" if len(ranks) == 1 else "call"
 
 
 def by_blame(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> list[int]:

@@ -15,9 +15,6 @@ from typing import Any, NamedTuple
 
 SEND, RECEIVE, COLLECTIVE = "send", "receive", "collective"
 
-COMPARED = " compared"
-"""ends the key of the group whose collectives are the comparisons of another group's"""
-
 Place = tuple[CodeType, int]
 """a code object and the index of an instruction: its line is looked up only when somebody asks"""
 

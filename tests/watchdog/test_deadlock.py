@@ -118,19 +118,6 @@ def test_who_calls_what_most_do_not():
     assert picture.by_blame(known, known, ())[0] == 1
 
 
-def test_ranks_in_different_collectives_never_meet():
-    calls = {0: "Allreduce", 1: "Allreduce", 2: "Barrier", 3: "Allreduce"}
-    states = [state(rank, collective(1, call)) for rank, call in calls.items()]
-    assert found(*states) == {0, 1, 2, 3}
-    known = {one.rank: one for one in states}
-    said = picture.headline(known, known, ())
-    assert said == "rank 2 calls Barrier where ranks 0, 1 and 3 call Allreduce on world"
-    assert picture.by_blame(known, known, ())[0] == 2
-    compared = [state(rank, collective(1, call, "world compared")) for rank, call in calls.items()]
-    assert found(*compared) == set()  # they tell each other
-    assert found(*states[:2], states[3]) == set()  # rank 2 may be anywhere
-
-
 def test_a_program_with_threads_is_never_sure():
     assert found(state(0, receive(1), others=1), state(1, receive(0))) == set()
 

@@ -79,7 +79,7 @@ class Checked(Observer):
         self._watched = watchdog.group_of(mpi)
         self._compared: watchdog.Group | None = None  # whose collectives are the comparisons
         if self._watched is not None:
-            key = self._watched.key + watchdog.COMPARED
+            key = f"{self._watched.key} compared"
             self._compared = watchdog.Group(key, self._watched.ranks, self._watched.name)
             watchdog.this_rank.groups[key] = self._compared
         mine(_Open).checks.append(self)
