@@ -58,7 +58,8 @@ def test_other_collectives_at_the_same_place_are_never_complete():
     assert found(*four) == {0, 1, 2, 3}
     assert picture.headline(known, known, ()).endswith("rank 3 called Allreduce but ranks 0, 1 and 2 called Barrier")
     assert picture.by_blame(known, known, ()) == [3, 0, 1, 2]
-    same = [dataclasses.replace(one, calls={"world": {3: name}}) for one, name in zip(four, ("Ibarrier", *3 * ["barrier"]))]
+    names = ("Ibarrier", "barrier", "Barrier", "barrier")
+    same = [dataclasses.replace(one, calls={"world": {3: name}}) for one, name in zip(four, names)]
     assert found(*same) == set()
 
 

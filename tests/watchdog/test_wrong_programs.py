@@ -17,7 +17,7 @@ def facts(program):
 
     `Ranks`; patterns of what is `Said` after parallel-dl, of the `First` line after that and of another `Row`; of
     what is `Told` at the end of a program that ends in order; of a `Notice` before; of what is said `Unchecked`, where
-    that differs; and the `Timeout` that ends it.
+    that differs (UNNOTICED: not all is); and the `Timeout` that ends it.
     """
     text = ast.get_docstring(ast.parse(program.read_text()))
     return dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
