@@ -189,9 +189,9 @@ class _Run:
             if len(job.pids) < job.ranks and time.monotonic() - latest > _START_SECONDS:
                 number = f"{len(job.pids)} of {job.ranks} ranks, and no other" if job.pids else "no rank"
                 return End(f"mpirun started {number} within {_START_SECONDS:.0f} s", 1)
-        return self._finalized(job, status)
+        return self._finalized(job, status, started)
 
-    def _finalized(self, job: Job, status: int) -> int | End:
+    def _finalized(self, job: Job, status: int, started: float) -> int | End:
         """Waits until MPI has shut down, after all ranks have completed."""
         if not status:
             for line in self.watchdog.leftovers():
@@ -199,6 +199,8 @@ class _Run:
         deadline = time.monotonic() + _FINALIZE_SECONDS
         while job.mpirun.poll() is None and time.monotonic() < deadline and not self.stopped:
             list(job.events(0.01))
+            if self.timeout is not None and time.monotonic() - started > self.timeout and job.mpirun.poll() is None:
+                return End(f"took more than {self.timeout:g} s: all ranks are done, but MPI did not shut down", 1)
         if job.mpirun.poll() is None and not self.stopped:
             self._tell("parallel-dl: all ranks are done, but MPI did not shut down; ended it")
         # MPICH's MPI_Abort returns, and the program may complete before mpirun ends its ranks

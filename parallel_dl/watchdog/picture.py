@@ -38,6 +38,7 @@ def by_blame(ranks: Collection[int], states: Mapping[int, State], ended: Collect
     found = differing(ranks, states)
     wrong = set() if found is None else set(sorted(found[1].values(), key=len)[0])
     alone = {rank for rank in ranks if len(awaited[rank] & gone) > len(awaited) and _is_of_many(states[rank])}
+    alone |= {rank for rank in ranks if awaited[rank] & gone and hint(states[rank], states)}
 
     def blame(rank: int) -> tuple:
         core = rank in circle or rank in gone or rank in alone or rank in wrong
