@@ -148,7 +148,7 @@ class _Run:
                 return End(f"took more than {self.timeout:g} s", 1, positions_of(job, self.watchdog))
             if (over := self._is_over(job)) is not None:
                 return over
-        return self._finalized(job, self.status)
+        return self._finalized(job, self.status, started)
 
     def _take(self, job: Job, rank: int, kind: str, content: tuple) -> End | None:
         """What a rank has said, which may be the end."""
@@ -203,7 +203,7 @@ class _Run:
             return End(f"mpirun started {number} within {_START_SECONDS:.0f} s", 1)
         return None
 
-    def _finalized(self, job: Job, status: int) -> int | End:
+    def _finalized(self, job: Job, status: int, started: float) -> int | End:
         """Waits until MPI has shut down, after all ranks have completed."""
         if not status:
             for line in self.watchdog.leftovers():
@@ -211,6 +211,8 @@ class _Run:
         deadline = time.monotonic() + _FINALIZE_SECONDS
         while job.mpirun.poll() is None and time.monotonic() < deadline and not self.stopped:
             list(job.events(0.01))
+            if self.timeout is not None and time.monotonic() - started > self.timeout and job.mpirun.poll() is None:
+                return End(f"took more than {self.timeout:g} s: all ranks are done, but MPI did not shut down", 1)
         if job.mpirun.poll() is None and not self.stopped:
             self._tell("parallel-dl: all ranks are done, but MPI did not shut down; ended it")
         # MPICH's MPI_Abort returns, and the program may complete before mpirun ends its ranks

@@ -103,7 +103,7 @@ def _takes(other: State, sender: int, send: Wait) -> bool:
 
 def _collective_may_end(wait: Wait, lost: Collection[int], states: Mapping[int, State]) -> bool:
     """Any collective may wait for all its ranks, says MPI: also a broadcast, which need not."""
-    return not any(rank in lost for rank in missing_in(wait, states))
+    return len(calls_at(wait, states)) < 2 and not any(rank in lost for rank in missing_in(wait, states))
 
 
 def missing_in(wait: Wait, states: Mapping[int, State]) -> list[int]:
@@ -111,6 +111,25 @@ def missing_in(wait: Wait, states: Mapping[int, State]) -> list[int]:
     return [
         rank for rank in wait.members if rank not in states or states[rank].collectives.get(wait.group, 0) < wait.number
     ]
+
+
+def calls_at(wait: Wait, states: Mapping[int, State]) -> dict[str, list[int]]:
+    """What ranks have called as this collective, as far as it is known: name -> ranks; several do not match."""
+    found: dict[str, list[int]] = {}
+    for rank in wait.members:
+        name = states[rank].calls.get(wait.group, {}).get(wait.number) if rank in states else None
+        if name is not None:
+            found.setdefault(name.removeprefix("I").capitalize(), []).append(rank)
+    return found
+
+
+def differing(ranks: Collection[int], states: Mapping[int, State]) -> tuple[Wait, dict[str, list[int]]] | None:
+    """A collective in which one of `ranks` waits and as which others have called another one; what all have called."""
+    for rank in sorted(ranks):
+        for wait in states[rank].waits:
+            if wait.kind == COLLECTIVE and len(calls := calls_at(wait, states)) > 1:
+                return wait, calls
+    return None
 
 
 def waits_for(state: State, states: Mapping[int, State]) -> set[int]:

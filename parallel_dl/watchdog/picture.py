@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from parallel_dl.watchdog.deadlock import in_circles, missing_in, odd_ones, unmet, waits_for
+from parallel_dl.watchdog.deadlock import differing, in_circles, missing_in, odd_ones, unmet, waits_for
 from parallel_dl.watchdog.record import COLLECTIVE, RECEIVE, SEND
 from parallel_dl.watchdog.state import State, Wait
 
@@ -13,6 +13,10 @@ _MOST_FRAMES = 8
 
 def headline(ranks: Collection[int], states: Mapping[int, State], ended: Collection[int]) -> str:
     """One line: which ranks wait for each other, or for whom who has ended."""
+    if (found := differing(ranks, states)) is not None:
+        wait, calls = found
+        sides = [f"{named(calls[name])} called {name}" for name in sorted(calls, key=lambda name: len(calls[name]))]
+        return f"on communicator {wait.communicator!r}: {sides[0]} but {', '.join(sides[1:])}"
     circle = in_circles(ranks, states)
     gone = sorted(rank for rank in ended if any(rank in waits_for(states[other], states) for other in ranks))
     if gone:
@@ -31,13 +35,17 @@ def by_blame(ranks: Collection[int], states: Mapping[int, State], ended: Collect
     odd, circle = odd_ones(states), in_circles(ranks, states)
     awaited = {rank: waits_for(states[rank], states) for rank in ranks}
     gone = {rank for rank in ended if any(rank in others for others in awaited.values())}
+    found = differing(ranks, states)
+    wrong = set() if found is None else set(sorted(found[1].values(), key=len)[0])
     alone = {rank for rank in ranks if len(awaited[rank] & gone) > len(awaited) and _is_of_many(states[rank])}
+    alone |= {rank for rank in ranks if awaited[rank] & gone and hint(states[rank], states)}
 
     def blame(rank: int) -> tuple:
-        core = rank in circle or rank in gone or rank in alone
+        core = rank in circle or rank in gone or rank in alone or rank in wrong
         waiting = sum(rank in others for others in awaited.values())
         hinted = bool(hint(states.get(rank), states))
-        return (not core, rank not in alone, rank not in gone, rank not in odd, not hinted, -waiting, rank)
+        first = (rank not in wrong, not core, rank not in alone, rank not in gone)
+        return (*first, rank not in odd, not hinted, -waiting, rank)
 
     return sorted({*states, *ended}, key=blame)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
 
 SEND, RECEIVE, COLLECTIVE = "send", "receive", "collective"
+
+_RECENT = 16  # collectives of a communicator whose names are kept: a root may be ahead of the others
 
 Place = tuple[CodeType, int]
 """a code object and the index of an instruction: its line is looked up only when somebody asks"""
@@ -31,6 +34,8 @@ class Group:
         self.name = name
         self.collectives = 0
         """collectives that this rank has begun"""
+        self.calls: deque[tuple[int, str]] = deque(maxlen=_RECENT)
+        """number and name of the last of them, where they are known to be one call of MPI each"""
         self.made = 0
         """communicators made from it"""
         self.sent: dict[tuple[int, int], int] = {}
@@ -41,6 +46,12 @@ class Group:
         """whether mpi4py has made a communicator of its own from it"""
         self.is_exact = True
         """whether all its messages are counted: some calls of MPI are not looked at"""
+
+    def begin_collective(self, name: str) -> int:
+        """This rank calls the next one; returns its number."""
+        self.collectives += 1
+        self.calls.append((self.collectives, name))
+        return self.collectives
 
     def __repr__(self) -> str:
         return f"Group({self.key!r}, {self.name!r}, ranks {self.ranks})"

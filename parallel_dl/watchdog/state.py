@@ -61,6 +61,8 @@ class State:
     """receives that were started and are not complete"""
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
     """communicator -> collectives begun"""
+    calls: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
+    """communicator -> number and name of the last collectives"""
     names: dict[str, str] = dataclasses.field(default_factory=dict)
     """communicator -> how the program calls it"""
     inexact: frozenset[str] = frozenset()
@@ -115,6 +117,7 @@ class Watch:
             posted=tuple(map(_wait, posted)),
             unfinished=tuple(map(_started, list(record.started.values())[:_MOST])),
             collectives={group.key: group.collectives for group in groups},
+            calls={group.key: dict(group.calls.copy()) for group in groups if group.calls},
             names={group.key: group.name for group in groups},
             inexact=frozenset(group.key for group in groups if not group.is_exact),
             others=others,

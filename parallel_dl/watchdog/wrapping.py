@@ -245,8 +245,8 @@ def _collective(name: str, base: Callable, MPI: Any = None) -> Callable:
             return base(self, *given, **named)
         if self.comparison is not None and MPI is not None:
             self.comparison.compare(MPI, name, given, named)
-        group.collectives += 1
-        begin(name, (COLLECTIVE, name, group, -1, -1, (given, named), group.collectives))
+        number = group.begin_collective(name)
+        begin(name, (COLLECTIVE, name, group, -1, -1, (given, named), number))
         try:
             return base(self, *given, **named)
         finally:
@@ -273,9 +273,9 @@ def _started_collective(name: str, base: Callable, MPI: Any) -> Callable:
         if group is None:
             return base(self, *given, **named)
         compared = None if self.comparison is None else self.comparison.start(MPI, name, given, named)
-        group.collectives += 1
+        number = group.begin_collective(name)
         what = tuple(kept(one) for one in given), {key: kept(one) for key, one in named.items()}
-        waited = (COLLECTIVE, name, group, -1, -1, what, group.collectives)
+        waited = (COLLECTIVE, name, group, -1, -1, what, number)
         return start(MPI, base(self, *given, **named), waited, compared)
 
     return call

@@ -51,6 +51,24 @@ def test_those_that_wait_for_a_deadlock_are_stuck_too():
     assert in_circles({0, 1, 2, 3}, {one.rank: one for one in states}) == {0, 1}
 
 
+def test_other_collectives_at_the_same_place_are_never_complete():
+    four = [state(r, collective(3), calls={"world": {3: "Barrier"}}) for r in (0, 1, 2)]
+    four.append(state(3, collective(3, "Allreduce"), calls={"world": {2: "Barrier", 3: "allreduce"}}))
+    known = {one.rank: one for one in four}
+    assert found(*four) == {0, 1, 2, 3}
+    assert picture.headline(known, known, ()).endswith("rank 3 called Allreduce but ranks 0, 1 and 2 called Barrier")
+    assert picture.by_blame(known, known, ()) == [3, 0, 1, 2]
+    names = ("Ibarrier", "barrier", "Barrier", "barrier")
+    same = [dataclasses.replace(one, calls={"world": {3: name}}) for one, name in zip(four, names)]
+    assert found(*same) == set()
+
+
+def test_a_receive_that_its_message_waits_for_is_no_hint():
+    waits = state(0, receive(1, 7), receive(2, 7))
+    others = [state(1, sent={("world", 0, 7): 1}), state(2)]
+    assert picture.hint(waits, {one.rank: one for one in (waits, *others)}) == ""
+
+
 def test_a_message_under_way_is_no_deadlock():
     sent = {("world", 0, 5): 2}
     waits = state(0, receive(1, 5), received={("world", 1, 5): 1})

@@ -9,7 +9,10 @@ import pytest
 from conftest import HANG
 
 PROGRAMS = sorted((Path(__file__).parent / "wrong").glob("*.py"))
-SUITE = (*("both_receive_first", "wrong_tag", "wrong_neighbour", "collective_on_one_rank"),)
+SUITE = (  # the quick ones, and those whose picture takes most to draw
+    *("collective_on_one_rank", "early_return", "forgotten_wait", "library_step_left_out", "message_never_received"),
+    *("any_source_once_too_often", "one_partner_missing", "wrong_neighbour", "wrong_tag"),
+)
 
 
 def facts(program):
@@ -17,7 +20,7 @@ def facts(program):
 
     `Ranks`; patterns of what is `Said` after parallel-dl, of the `First` line after that and of another `Row`; of
     what is `Told` at the end of a program that ends in order; of a `Notice` before; of what is said `Unchecked`, where
-    that differs; and the `Timeout` that ends it.
+    that differs (UNNOTICED: not all is); and the `Timeout` that ends it.
     """
     text = ast.get_docstring(ast.parse(program.read_text()))
     return dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
@@ -28,6 +31,9 @@ def ended(python, program, *options):
     limit = ("--timeout", said["Timeout"]) if "Timeout" in said else ()
     command = [python, "-P", "-m", "parallel_dl", "run", "-n", said["Ranks"], *limit, *options, str(program)]
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+
+
+UNNOTICED = "nothing"  # MPI goes on with what it has, or waits and lets no thread look
 
 
 def programs(suite):
@@ -50,7 +56,7 @@ def test_a_wrong_program_is_told_where_it_is_wrong(environment, python, program)
     assert ran.returncode == 1
 
 
-@pytest.mark.parametrize("program", programs(()))
+@pytest.mark.parametrize("program", [p for p in programs(()) if facts(*p.values).get("Unchecked") != UNNOTICED])
 def test_nor_does_it_hang_with_calls_that_are_not_compared(environment, python, program):
     expected, ran = facts(program), ended(python, program, "--unchecked")
     wanted = expected.get("Unchecked", expected.get("Said", expected.get("Told")))

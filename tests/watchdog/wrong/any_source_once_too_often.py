@@ -2,7 +2,7 @@ r"""The server expects one message more than its workers send.
 
 Ranks: 4
 Said: deadlock: ranks 1, 2 and 3 have ended, and rank 0 waits for them
-First: rank 0  waits in recv\(source=any, tag=any\) .*for any rank to send .*:16
+First: rank 0  waits in recv\(source=any, tag=any\) .*for any rank to send .*:15
 """
 
 from mpi4py import MPI

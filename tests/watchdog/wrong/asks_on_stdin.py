@@ -1,7 +1,7 @@
 r"""One rank reads from the keyboard: there is none.
 
 Ranks: 2
-Said: rank 0 raised EOFError: EOF when reading a line \(asks_on_stdin.py:12\)
+Said: rank 0 raised EOFError: EOF when reading a line \(asks_on_stdin.py:11\)
 """
 
 from mpi4py import MPI

@@ -2,7 +2,7 @@ r"""One rank waits at the barrier of all, the other of its row at that of the ro
 
 Ranks: 4
 Said: deadlock: ranks 0 and 1 wait for each other
-First: rank 1  waits in Barrier\(\) on a part of MPI.COMM_WORLD for rank 0 .*:15
+First: rank 1  waits in Barrier\(\) on a part of MPI.COMM_WORLD for rank 0 .*:14
 """
 
 from mpi4py import MPI

@@ -3,7 +3,7 @@ r"""A collective that does not block is left out by one rank, and the others wai
 Ranks: 3
 Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 1 calls Barrier\(\) but ranks 0 and 2 call Iallreduce
 First: rank 1  Barrier\(\) .*:18
-Unchecked: deadlock
+Unchecked: deadlock: .*rank 1 called Barrier but ranks 0 and 2 called Allreduce
 """
 
 import numpy as np

@@ -3,7 +3,7 @@ r"""One rank returns from the training loop when its own loss is small.
 Ranks: 3
 Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 1 calls gather\(root=0\) but ranks 0 and 2 call
 First: rank 1  gather\(root=0\) .*:23
-Unchecked: deadlock
+Unchecked: deadlock: .*rank 1 called Gather but ranks 0 and 2 called Allreduce
 """
 
 from mpi4py import MPI

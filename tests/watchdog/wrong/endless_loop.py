@@ -3,8 +3,8 @@
 Ranks: 3
 Timeout: 13
 Said: took more than 13 s
-Notice: rank 1 has been in its own code for 10 s, at endless_loop.py:1[45]; ranks 0 and 2 wait for it
-First: rank 1  is in its own code .*:1[45]
+Notice: rank 1 has been in its own code for 10 s, at endless_loop.py:1[456]; ranks 0 and 2 wait for it
+First: rank 1  is in its own code .*:1[456]
 """
 
 from mpi4py import MPI

@@ -2,7 +2,8 @@ r"""One rank gathers at another root.
 
 Ranks: 4
 Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 3 calls Gather\(root=3\) but ranks
-First: rank 3  Gather\(root=3\) .*:15
+First: rank 3  Gather\(root=3\) .*:16
+Unchecked: nothing
 """
 
 import numpy as np

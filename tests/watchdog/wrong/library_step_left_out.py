@@ -2,7 +2,8 @@
 
 Ranks: 3
 Said: CollectiveMismatch: on communicator 'world': rank 2 calls broadcast .* but ranks 0 and 1 call all_reduce
-First: rank 2  broadcast .*:16
+First: rank 2  broadcast .*:17
+Unchecked: deadlock: .*rank 2 called Bcast but ranks 0 and 1 called Allreduce
 """
 
 import numpy as np

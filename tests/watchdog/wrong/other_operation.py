@@ -2,7 +2,8 @@ r"""One rank takes the maximum, the others the sum.
 
 Ranks: 3
 Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 1 calls Allreduce\(op=MAX, 2 x f8\) but ranks
-First: rank 1  Allreduce\(op=MAX, 2 x f8\) .*:14
+First: rank 1  Allreduce\(op=MAX, 2 x f8\) .*:15
+Unchecked: nothing
 """
 
 import numpy as np

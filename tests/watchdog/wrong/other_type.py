@@ -2,7 +2,8 @@ r"""One rank's array has another type.
 
 Ranks: 3
 Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 0 calls Bcast\(root=0, 4 x i8\) but ranks
-First: rank 0  Bcast\(root=0, 4 x i8\) .*:14
+First: rank 0  Bcast\(root=0, 4 x i8\) .*:15
+Unchecked: nothing
 """
 
 import numpy as np

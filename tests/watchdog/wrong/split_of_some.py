@@ -1,8 +1,9 @@
-"""Split is called by those alone that want the new communicator.
+r"""Split is called by those alone that want the new communicator.
 
 Ranks: 4
-Said: deadlock: .*|CollectiveMismatch: .*
-First: rank [01]  .*
+Said: CollectiveMismatch: .*: ranks 0 and 1 call Barrier\(\) but ranks 2 and 3 call Split
+First: rank 0  Barrier\(\) .*:16
+Unchecked: deadlock: .*: ranks 0 and 1 called Barrier but ranks 2 and 3 called Split
 """
 
 from mpi4py import MPI

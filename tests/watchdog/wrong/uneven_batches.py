@@ -3,7 +3,7 @@ r"""The data are not divided evenly: some ranks have a batch more, and average i
 Ranks: 3
 Said: CollectiveMismatch: on communicator 'MPI.COMM_WORLD': rank 0 calls Allreduce\(.*\) but ranks 1 and 2 call bcast
 First: rank 0  Allreduce\(op=SUM, 3 x f8\) .*:18
-Unchecked: deadlock
+Unchecked: deadlock: .*rank 0 called Allreduce but ranks 1 and 2 called Bcast
 """
 
 import numpy as np
