@@ -27,9 +27,9 @@ def assert_same_program(
     `main` is a function without arguments, at the top level of a file, or the path of a script, which is called with
     `arguments`. `serial` is what runs on one rank, by default `main`. As in `parallel-dl compare`, gradients and
     weights are compared after each of the first `steps` updates; the message says in which of them the runs part, and
-    names the likely cause. Each run may take `timeout` seconds. Call it in an ordinary test, without @pytest.mark.ranks: it
-    starts the ranks itself. InputError for a function that another process cannot find, and for a program that gives
-    different results when it is run twice on one rank.
+    names the likely cause. Each run may take `timeout` seconds. Call it in an ordinary test, without
+    @pytest.mark.ranks: it starts the ranks itself. InputError for a function that another process cannot find, and for
+    a program that gives different results when it is run twice on one rank.
     """
     __tracebackhide__ = True
     program, reference = program_of(main), program_of(main if serial is None else serial)
