@@ -203,7 +203,7 @@ def _compare_kind(
         except ValueError as error:
             raise _Parted(_WHAT[kind].format(name), name, cause=str(error)) from None
         if wanted is None or found is None:
-            where = "serially" if wanted is not None else f"on {len(ranks)} ranks"
+            where = "serially" if wanted is not None else f"on {number_of(len(ranks), 'rank')}"
             raise _Parted(_WHAT[kind].format(name), name, cause=f"there is one only {where}")
         bound = _bound(wanted, None if noise is None else whole(noise, kind, name), scale)
         worst = max(worst, _compare_one(wanted, found, kind, name, len(ranks), bound))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from parallel_dl.equivalence.scripts.files import BEFORE, GRADIENT, LOCAL, WATCHED, WEIGHT, Part, Update
+from parallel_dl.errors import number_of
 
 
 @dataclasses.dataclass
@@ -69,7 +70,8 @@ def _of_shards(
             others[rank] = distance(values[index], array)
         values[index], filled[index] = array, True
     if not filled.all():
-        raise ValueError(f"the ranks' shards leave {int((~filled).sum()):,} of {filled.size:,} values out")
+        left = f"{int((~filled).sum()):,} of {number_of(filled.size, 'value')}"
+        raise ValueError(f"the ranks' shards leave {left} out")
     return values, others
 
 
