@@ -121,7 +121,8 @@ def failure(own: str, file: str, error: Exception | SystemExit) -> InputError:
         frames = traceback.extract_tb(error.__traceback__)
         inside = [(frame.filename, frame.lineno) for frame in frames if frame.filename == path]
         where = inside[-1] if inside else (path, None)
-        said = error.marked if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
+        told = getattr(error, "headline", error)  # of several lines, where the first says it all
+        said = error.marked if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(told)}"
         if isinstance(error, InputError) and not inside:  # the line says all that is known
             return InputError(f"{own}: {said}")
     there = named(file if where[0] == path else where[0])

@@ -18,6 +18,11 @@ _ANYTHING = "?"  # of an argument that is not compared
 class CollectiveMismatch(RuntimeError):
     """Raised on all ranks if they did not call the same collective; nothing was communicated."""
 
+    @property
+    def headline(self) -> str:
+        """The first line, without the calls of all ranks side by side."""
+        return str(self).partition("\n")[0]
+
 
 def calls_differ(communicator: str, lines: Sequence[str], places: Sequence[str]) -> str:
     """What does not match, in one line, the odd ranks first; and, if `places` are known, a line for each rank."""

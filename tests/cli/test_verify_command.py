@@ -151,8 +151,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("ours", [True, pytest.param(False, marks=pytest.mark.grid)], ids=["launcher", "mpirun"])
-def test_a_hang_is_named(tmp_path, ours):
+def test_a_hang_is_named(tmp_path, environment, ours):
     """One line names network, layout, and in which call each rank waits; under one's own mpirun it is a line a rank."""
+    environment.setenv("PARALLEL_DL_CHECKED", "0")  # else it ends before the limit
+    environment.setenv("PARALLEL_DL_WATCHDOG", "0")
     (tmp_path / "program.py").write_text(HANGS)
     flags = ("verify", "mlp", "--mp", 2, "--time-limit", 5)
     if ours:
@@ -349,7 +351,8 @@ def test_what_planted_bugs_do_not_use_is_refused(capsys, planted, flags):
 
 
 def test_every_option_is_used_by_planted_bugs_or_refused():
-    used = {"--help", "--json", "--to-launcher", "--stress", "--time-limit", "--mutants", "--mutant", "--all"}
+    used = {"--help", "--json", "--to-launcher", "--stress", "--checked", "--time-limit"}
+    used |= {"--mutants", "--mutant", "--all"}
     command = typer.main.get_command(app).commands["verify"]
     options = {parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"}
     assert options - used == {flags[0] for flags in UNUSED}

@@ -70,7 +70,7 @@ def line(rng, flags):
 def here(tmp_path, monkeypatch):
     """A folder with files of every kind; what would start ranks, train or draw is not done."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "run", lambda *_: 0)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: 0)
     train, verify = sys.modules["parallel_dl.cli.train"], sys.modules["parallel_dl.cli.verify"]
     monkeypatch.setattr(train, "_train_here", lambda *_: 0)
     monkeypatch.setattr(verify, "_start", lambda *_: {"cells": []})

@@ -46,7 +46,7 @@ def assert_same_program(
         nudged = run(reference, 1, "nudged", nudge=True)
         wrong: list[str] = []
         for number in ranks:
-            found = run(program, number, f"{number} ranks")
+            found = run(program, number, str(number))
             verdict = compare_runs(one, nudged, found)
             if verdict.verdict != EQUAL:
                 wrong += _told(verdict, found)
