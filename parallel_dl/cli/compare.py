@@ -1,4 +1,4 @@
-"""`parallel-dl compare`: a script on several ranks, held against its own run on one rank, or another script's."""
+"""`parallel-dl compare`: a script on several ranks, compared with its own run on one rank, or with another script's."""
 
 from __future__ import annotations
 
