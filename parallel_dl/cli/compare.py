@@ -1,4 +1,4 @@
-"""`parallel-dl compare`: a script on several ranks, held against its own run on one rank, or another script's."""
+"""`parallel-dl compare`: a script on several ranks, compared with its own run on one rank, or with another script's."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _numbers(text: str, has_serial: bool) -> list[int]:
         found.append(int(word))
     least = 1 if has_serial else 2
     if len(set(found)) < least or len(set(found)) < len(found):
-        raise InputError(f"-n {cut(text)}: expected at least {least} different numbers, as in 1,2,4")
+        raise InputError(f"-n {cut(text)}: expected different numbers, at least {least}, as in 1,2,4")
     return found
 
 

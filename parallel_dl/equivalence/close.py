@@ -1,4 +1,4 @@
-"""`assert_close_to_serial`: a value that ranks have computed together is the serial one, or else why not."""
+"""`assert_close_to_serial`: is a value that ranks have computed together the serial one, and if not, why?"""
 
 from __future__ import annotations
 

@@ -167,8 +167,8 @@ def test_a_script_without_a_seed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("-n", "1"), "-n 1: expected at least 2 different numbers, as in 1,2,4"),
-        (("-n", "2,2"), "-n 2,2: expected at least 2 different numbers, as in 1,2,4"),
+        (("-n", "1"), "-n 1: expected different numbers, at least 2, as in 1,2,4"),
+        (("-n", "2,2"), "-n 2,2: expected different numbers, at least 2, as in 1,2,4"),
         (("-n", "1,x"), "-n 1,x: expected numbers of ranks between 1 and 1024, as in 1,2,4"),
         (("--steps", "0"), "--steps 0: must be at least 1"),
         (("--timeout", "0"), "--timeout 0: must be a number of seconds above 0, at most 1e+07"),

@@ -161,6 +161,7 @@ ABOVE_ONE = {
     "times",  # above 2
     "_listed(shares)",  # of two ranks or more
     "has",  # a verb
+    *("left", "number"),  # the watchdog imports nothing, and says "a message" itself
 }
 
 

@@ -1,4 +1,4 @@
-"""A user's script on several ranks, held against its run on one rank.
+"""A user's script on several ranks, compared with its run on one rank.
 
 To read in this order:
 

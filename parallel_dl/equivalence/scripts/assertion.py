@@ -1,4 +1,4 @@
-"""`assert_same_program`: in a test, a program on several ranks is the same as on one."""
+"""`assert_same_program`: in a test, does a program train on several ranks as it does on one?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from parallel_dl.equivalence.scripts.compared import EQUAL, FAILED, Verdict, compare_runs, not_deterministic
 from parallel_dl.equivalence.scripts.runs import ScriptRun, run_script
-from parallel_dl.errors import InputError
+from parallel_dl.errors import InputError, number_of
 
 
 def assert_same_program(
@@ -46,7 +46,7 @@ def assert_same_program(
         nudged = run(reference, 1, "nudged", nudge=True)
         wrong: list[str] = []
         for number in ranks:
-            found = run(program, number, str(number))
+            found = run(program, number, number_of(number, "rank"))
             verdict = compare_runs(one, nudged, found)
             if verdict.verdict != EQUAL:
                 wrong += _told(verdict, found)
@@ -55,7 +55,7 @@ def assert_same_program(
 
 
 def _told(verdict: Verdict, run: ScriptRun) -> list[str]:
-    line = f"{verdict.ranks} rank{'' if verdict.ranks == 1 else 's'}: {verdict.line}"
+    line = f"{number_of(verdict.ranks, 'rank')}: {verdict.line}"
     return [line, *(run.last_lines if verdict.verdict == FAILED else ())]
 
 

@@ -1,4 +1,4 @@
-"""Where a run of a script and its serial run part first, and why."""
+"""Where a run of a script first differs from its serial run, and why."""
 
 from __future__ import annotations
 
