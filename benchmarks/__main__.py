@@ -14,7 +14,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 def main() -> int:
     """Runs each in processes of its own; the first failure's status, or 0."""
     status = 0
-    modules = {"start_up": 1, "training_step": 1, "convolution": 1, "memory": 1, "all_reduce": 2}
+    modules = {"start_up": 1, "training_step": 1, "convolution": 1, "memory": 1, "watchdog": 1, "all_reduce": 2}
     modules |= {"two_ranks": 2, "model_parallel": 2, "pipeline": 2, "weights_in_cache": 2, "reproducible": 2}
     for module, ranks in modules.items():
         print(f"-- {module}", flush=True)

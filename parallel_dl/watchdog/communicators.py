@@ -19,17 +19,17 @@ WORLD = "world"  # the key of the group of all ranks
 
 def is_watched(comm: Any) -> bool:
     """Whether this communicator's calls are written down."""
-    return getattr(comm, "watched", None) is not None
+    return group_of(comm) is not None
 
 
 def group_of(comm: Any) -> Group | None:
     """What is known of a communicator; None if its calls are not written down."""
-    return getattr(comm, "watched", None)
+    return comm.watched if hasattr(type(comm), "watched") else None  # another transport may have no such thing
 
 
 def uncompared(comm: Any) -> Any:
     """The same communicator, but that its collectives are not compared: whoever makes them does that."""
-    if getattr(comm, "comparison", None) is None:
+    if group_of(comm) is None or comm.comparison is None:
         return comm
     copy = type(comm)(comm)
     copy.comparison = None
@@ -38,7 +38,7 @@ def uncompared(comm: Any) -> Any:
 
 def unwatched(comm: Any) -> Any:
     """The same communicator as mpi4py made it: for messages that the program knows nothing of."""
-    return comm.mpi4pys(comm) if hasattr(comm, "mpi4pys") else comm
+    return comm.mpi4pys(comm) if hasattr(type(comm), "mpi4pys") else comm
 
 
 def wrap(

@@ -108,9 +108,13 @@ def _collective_may_end(wait: Wait, lost: Collection[int], states: Mapping[int, 
 
 def missing_in(wait: Wait, states: Mapping[int, State]) -> list[int]:
     """The ranks that have not come to this collective; of a rank that is not known nobody can say."""
-    return [
-        rank for rank in wait.members if rank not in states or states[rank].collectives.get(wait.group, 0) < wait.number
-    ]
+
+    def has_come(rank: int) -> bool:
+        state = states[rank]
+        is_there = any((other.group, other.number) == (wait.group, wait.number) for other in state.waits)
+        return is_there or state.collectives.get(wait.group, 0) >= wait.number
+
+    return [rank for rank in wait.members if rank not in states or not has_come(rank)]
 
 
 def calls_at(wait: Wait, states: Mapping[int, State]) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallel_dl.watchdog.picture import columns, named
-from parallel_dl.watchdog.record import COLLECTIVE, Group, Told, begin, over, this_rank, where
+from parallel_dl.watchdog.record import COLLECTIVE, Group, Told, begin, over, where
 
 _LINE = 256  # bytes: what is compared, and where the program calls
 _FIELDS = 4  # that are compared
@@ -49,7 +49,7 @@ class Comparison:
 
     def __init__(self, group: Group, private: Any) -> None:
         self._private = private
-        self._group = Group(f"{group.key} compared", group.ranks, group.name)
+        self._group = group.comparisons()
         self._of = group
         self._begun: deque[Compared] = deque()
 
@@ -57,7 +57,6 @@ class Comparison:
         """Tells the other ranks which call this one makes, and waits for none of them."""
         while self._begun and (self._begun[0].is_checked or self._begun[0].is_complete()):
             self._begun.popleft().check()
-        this_rank.groups[self._group.key] = self._group
         self._group.collectives += 1
         self._group.name = self._of.name
         line = "\t".join([*_fields(MPI, name, given, named_arguments), where(4)])

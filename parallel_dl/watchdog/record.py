@@ -38,6 +38,9 @@ class Group:
         """number and name of the last of them, where they are known to be one call of MPI each"""
         self.made = 0
         """communicators made from it"""
+        self.compared = 0
+        """groups of comparisons made from it"""
+        self.is_of_comparisons = False
         self.sent: dict[tuple[int, int], int] = {}
         """(destination, tag) -> messages whose send has begun; ranks as the communicator numbers them"""
         self.received: dict[tuple[int, int], int] = {}
@@ -46,6 +49,17 @@ class Group:
         """whether mpi4py has made a communicator of its own from it"""
         self.is_exact = True
         """whether all its messages are counted: some calls of MPI are not looked at"""
+
+    def comparisons(self) -> Group:
+        """A group of the same ranks, whose collectives are comparisons of this one's; made by all of them together.
+
+        There may be several: each communicator of the package compares its own calls.
+        """
+        self.compared += 1
+        group = Group(f"{self.key} compared {self.compared}", self.ranks, self.name)
+        group.is_of_comparisons = True
+        this_rank.groups[group.key] = group
+        return group
 
     def begin_collective(self, name: str) -> int:
         """This rank calls the next one; returns its number."""

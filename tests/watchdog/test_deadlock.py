@@ -6,6 +6,7 @@ import pytest
 
 from parallel_dl.watchdog import State, picture
 from parallel_dl.watchdog.deadlock import in_circles, odd_ones, stuck
+from parallel_dl.watchdog.record import Group, this_rank
 from parallel_dl.watchdog.state import Wait
 from parallel_dl.watchdog.watchdog import ENDS, GOES_ON, QUIET, STATE, WAITS, Watchdog
 
@@ -134,6 +135,20 @@ def test_who_calls_what_most_do_not():
     assert stuck(known, ()) == {0, 1, 2, 3}
     assert odd_ones(known) == {1: "Barrier"}
     assert picture.by_blame(known, known, ())[0] == 1
+
+
+def test_who_waits_in_a_collective_has_come():
+    """Whatever it says of how many it has begun."""
+    assert found(*(state(rank, collective(3), collectives={}) for rank in ALL)) == set()
+
+
+def test_each_communicator_compares_in_a_group_of_its_own():
+    group = Group("world", ALL, "world")
+    first, second = group.comparisons(), group.comparisons()
+    assert first.key != second.key
+    assert first.is_of_comparisons
+    assert this_rank.groups.pop(first.key) is first
+    assert this_rank.groups.pop(second.key) is second
 
 
 def test_a_program_with_threads_is_never_sure():

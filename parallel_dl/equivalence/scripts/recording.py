@@ -173,7 +173,7 @@ _PARAMETERS: dict[int, Parameter] = {}  # kept: an id must not be given to anoth
 def _collectives() -> int:
     """How many collectives this rank has made on communicators of several ranks."""
     groups = list(watchdog.this_rank.groups.values())
-    return sum(group.collectives for group in groups if group.size > 1 and not group.key.endswith("compared"))
+    return sum(group.collectives for group in groups if group.size > 1 and not group.is_of_comparisons)
 
 
 def _part(parameter: Parameter) -> Part:

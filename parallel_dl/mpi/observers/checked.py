@@ -77,11 +77,7 @@ class Checked(Observer):
         self.ended: str | None = None  # who, once a rank's program has ended
         self._told: tuple[Any, Array]  # the note of the message that is being sent
         self._watched = watchdog.group_of(mpi)
-        self._compared: watchdog.Group | None = None  # whose collectives are the comparisons
-        if self._watched is not None:
-            key = f"{self._watched.key} compared"
-            self._compared = watchdog.Group(key, self._watched.ranks, self._watched.name)
-            watchdog.this_rank.groups[key] = self._compared
+        self._compared = None if self._watched is None else self._watched.comparisons()
         mine(_Open).checks.append(self)
 
     def free(self) -> None:
