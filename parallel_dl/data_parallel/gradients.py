@@ -192,7 +192,8 @@ class GradientAllReduce:
             elif method == "window":
                 raise InputError("all-reduce method 'window': the ranks are on several nodes; use mpi")
         self.method = "window" if windows else "tree" if method == "tree" else "mpi"
-        self.overlap = self.method == "mpi" and (not self.comm.is_one_node if overlap is None else overlap)
+        can_overlap = self.method == "mpi" and self.comm.size > 1  # one rank alone never waits for its buckets
+        self.overlap = can_overlap and (not self.comm.is_one_node if overlap is None else overlap)
         self._exchanges = [
             Exchange(members, windows[place] if windows else None, self.overlap)
             for place, members in enumerate(by_dtype)

@@ -224,7 +224,7 @@ def test_what_a_ledger_counts(comm, method, overlap):
     numbers = (32 + 16) + (32 + 16) + (16 + 16) + 6  # of 30 + 5, 20 + 4 and 12 + 3 weights
     if overlap:
         sums = {"call": "all_reduce", "messages": 2 * (len(gradients._buckets) + 1), "shared_memory_bytes": 0}
-        assert len(gradients._buckets) > 1
+        assert len(gradients._buckets) > 1 or comm.size == 1
     elif method == "mpi":
         sums = {"call": "all_reduce", "messages": 2, "shared_memory_bytes": 0}
     else:
