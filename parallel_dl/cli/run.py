@@ -15,10 +15,10 @@ from parallel_dl.cli.limits import of_flag, of_ranks, require_count
 from parallel_dl.cli.time_limit import MOST_SECONDS
 from parallel_dl.errors import InputError, bounded, named
 from parallel_dl.files import MOST_TEXT, require_regular
+from parallel_dl.launch.environment import WATCHDOG_VARIABLE as WATCHDOG
 from parallel_dl.launch.limits import MOST_RANKS
 from parallel_dl.launch.tracebacks import CHECKED_VARIABLE as CHECKED
 from parallel_dl.launch.tracebacks import FULL_VARIABLE as FULL_TRACEBACK
-from parallel_dl.launch.watching import VARIABLE as WATCHDOG
 
 _COST = (
     "the ranks compare their calls before they make them, which takes some tens of microseconds each; "

@@ -25,6 +25,9 @@ SHARED_MEMORY = "/dev/shm"
 MPI_FILES = ("sm_segment", "osc_", "vader_segment", "ucx_shm", "mpich", "psm2", "mpi_", "shmem_mmap")
 _MPI_NEEDS = 64 << 20  # bytes of shared memory that MPI itself may take for a handful of ranks
 
+WATCHDOG_VARIABLE = "PARALLEL_DL_WATCHDOG"
+"""0: no calls are written down, and nobody looks; `unwrapped`: mpi4py is left alone; `synchronous`: sends wait"""
+
 
 def find_mpirun() -> Path:
     """mpirun next to the interpreter, or else on PATH; if there is none, InputError says what to install."""

@@ -19,23 +19,25 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from parallel_dl import interrupts
-from parallel_dl.launch import tracebacks, watching
+from parallel_dl.launch import tracebacks
 from parallel_dl.launch.attendant import ATTENDED, ENDED_BY_LAUNCHER_SECONDS, attend
 from parallel_dl.launch.environment import MPI_FILES, mapped_shared_memory, mpirun_rank
 from parallel_dl.launch.folder import connection_to
 from parallel_dl.launch.pages import not_started
-from parallel_dl.watchdog.watchdog import STATE
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from parallel_dl.launch.watching import Watching
+
 JOB_VARIABLE = "PARALLEL_DL_JOB"
 
 INTERRUPTED = "was interrupted (SIGINT)"
+_STATE = "state"  # watchdog.STATE, which a command that starts no ranks does not import
 _INTERRUPT_SECONDS = 0.5  # in which Python hears of a SIGINT, unless it waits inside MPI
 
 _connection: Connection | None = None
-_watching: watching.Watching | None = None
+_watching: Watching | None = None
 _sending = threading.Lock()
 _commands: queue.SimpleQueue = queue.SimpleQueue()
 _completed = False
@@ -107,6 +109,8 @@ def connect(attendant: int | None = None) -> None:
     faulthandler.register(signal.SIGUSR1, file=_open(folder, "stack"), all_threads=True)
     faulthandler.enable(_open(folder, "crash"))
     send(("hello", mpirun_rank(), os.getpid(), attendant))
+    from parallel_dl.launch import watching  # a command that starts no ranks goes without it
+
     if watching.is_on():
         _watching = watching.Watching(mpirun_rank(), send)
         _watching.start()
@@ -133,7 +137,7 @@ def _watch() -> None:
     try:
         while True:
             command = _connection.recv()
-            if isinstance(command, tuple) and command[0] == STATE:  # of the launcher's watchdog
+            if isinstance(command, tuple) and command[0] == _STATE:
                 if _watching is not None:
                     _watching.answer(command[1])
             else:

@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from parallel_dl import watchdog
+from parallel_dl.launch.environment import WATCHDOG_VARIABLE
 from parallel_dl.launch.tracebacks import CHECKED_VARIABLE, call_in, frames_of, is_library, is_ours, lines_of
 from parallel_dl.watchdog.watchdog import ENDS, GOES_ON, STATE, WAITS
-
-VARIABLE = "PARALLEL_DL_WATCHDOG"
-"""0: no calls are written down, and nobody looks; `unwrapped`: mpi4py is left alone; `synchronous`: sends wait"""
 
 _LOOK_SECONDS = 0.2  # between two looks
 _WAITS_SECONDS = 0.5  # after which a rank says that it waits
@@ -61,17 +59,17 @@ class Watching(threading.Thread):
 
 def is_on() -> bool:
     """Whether this rank's calls are to be written down."""
-    return os.environ.get(VARIABLE, "") != "0"
+    return os.environ.get(WATCHDOG_VARIABLE, "") != "0"
 
 
 def sees_mpi(variables: Mapping[str, str]) -> bool:
     """Whether the calls of mpi4py itself are written down."""
-    return not {"0", "unwrapped"} & set(variables.get(VARIABLE, "").split(","))
+    return not {"0", "unwrapped"} & set(variables.get(WATCHDOG_VARIABLE, "").split(","))
 
 
 def watch_mpi(before_end: Callable[[], None]) -> None:
     """Wraps mpi4py as soon as it is imported, by whom ever; `before_end` is called when the program ends MPI."""
-    wanted = os.environ.get(VARIABLE, "").split(",")
+    wanted = os.environ.get(WATCHDOG_VARIABLE, "").split(",")
     watchdog.know_ours(lambda file: is_ours(file) or is_library(file))
     if sees_mpi(os.environ):
         checked = os.environ.get(CHECKED_VARIABLE, "0") not in ("", "0")
