@@ -84,7 +84,7 @@ def _hint(program: str, arguments: Sequence[str], line: Sequence[str]) -> None:
     at = next((place for place, argument in enumerate(arguments) if _OWN_FLAG.fullmatch(argument)), None)
     if at is None or "--" in line[: len(line) - len(arguments)]:
         return
-    valued = arguments[at] in ("-n", "--ranks") and at + 1 < len(arguments)
+    valued = arguments[at] in ("-n", "--ranks", "--timeout") and at + 1 < len(arguments)
     flag = bounded(" ".join(arguments[at : at + 2] if valued else [arguments[at]]))
     print(
         f"parallel-dl: {flag} is passed to {named(program)}; "

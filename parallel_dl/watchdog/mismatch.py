@@ -15,6 +15,10 @@ _FIELDS = 4  # that are compared
 _ANYTHING = "?"  # of an argument that is not compared
 
 
+ENDED = "has ended"
+"""what a rank tells the others when its program is over"""
+
+
 class CollectiveMismatch(RuntimeError):
     """Raised on all ranks if they did not call the same collective; nothing was communicated."""
 
@@ -37,9 +41,12 @@ def calls_differ(communicator: str, lines: Sequence[str], places: Sequence[str])
         sides.append(f"{named(ranks)} {verb}")
     told = [f"on communicator {communicator!r}: {sides[0]} but {', '.join(sides[1:])}"]
     if any(places):
-        odd = set() if len(alike[order[0]]) == len(alike[order[-1]]) else set(alike[order[0]])
+        ended = {rank for rank, line in enumerate(lines) if line == ENDED}
+        undecided = len(alike[order[0]]) == len(alike[order[-1]])
+        odd = ended or (set() if undecided else set(alike[order[0]]))
         ranks = [rank for line in order for rank in alike[line]]
-        rows = [(f"rank {rank}", lines[rank].removeprefix("calls "), places[rank]) for rank in ranks]
+        said = [f"{ENDED}; its last call:" if rank in ended else lines[rank].removeprefix("calls ") for rank in ranks]
+        rows = [(f"rank {rank}", what, places[rank]) for rank, what in zip(ranks, said)]
         told += columns(rows, [rank in odd for rank in ranks])
     return "\n".join(told)
 

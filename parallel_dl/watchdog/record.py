@@ -146,8 +146,7 @@ def over() -> None:
 
 _is_ours: Callable[[str], bool] = lambda file: False  # noqa: E731
 _is_known = False
-_ours: set[CodeType] = set()
-_others: set[CodeType] = set()
+_known: dict[int, tuple[bool, CodeType]] = {}  # by id, since Python computes the hash of a code object anew each time
 
 
 def know_ours(is_ours: Callable[[str], bool]) -> None:
@@ -156,13 +155,19 @@ def know_ours(is_ours: Callable[[str], bool]) -> None:
     _is_ours, _is_known = is_ours, True
 
 
+_NEAR = 16  # frames between a program and the call that it makes through this package
+
+
 def caller(depth: int) -> Place:
-    """The innermost frame, from `depth` on, that is the program's; the innermost one if none is."""
+    """The innermost frame, from `depth` on, that is the program's; the innermost one if none is near."""
     frame: Any = sys._getframe(depth)
     first = frame
-    while frame is not None:
+    for _ in range(_NEAR):  # a command of ours has none, and its stack is deep
+        if frame is None:
+            break
         code = frame.f_code
-        if code in _ours or (code not in _others and _is_new_and_ours(code)):
+        known = _known.get(id(code))
+        if known[0] if known is not None else _is_new_and_ours(code):
             frame = frame.f_back
         else:
             return code, frame.f_lasti
@@ -172,14 +177,14 @@ def caller(depth: int) -> Place:
 def variables_of_caller(depth: int) -> dict[str, Any]:
     """The variables of the program where it has called, from `depth` frames on."""
     frame: Any = sys._getframe(depth)
-    while frame is not None and (frame.f_code in _ours or _is_new_and_ours(frame.f_code)):
+    while frame is not None and _is_new_and_ours(frame.f_code):
         frame = frame.f_back
     return {} if frame is None else dict(frame.f_locals)
 
 
 def _is_new_and_ours(code: CodeType) -> bool:
     ours = _is_ours(code.co_filename)
-    (_ours if ours else _others).add(code)
+    _known[id(code)] = ours, code
     return ours
 
 

@@ -31,10 +31,10 @@ from parallel_dl.mpi.observers.notes import LINE, Note, Noted, line_of, text_of
 from parallel_dl.mpi.rank import mine
 from parallel_dl.mpi.startup import MPI
 from parallel_dl.mpi.transport import plain
-from parallel_dl.watchdog.mismatch import CollectiveMismatch, calls_differ
+from parallel_dl.watchdog.mismatch import ENDED, CollectiveMismatch, calls_differ
 from parallel_dl.watchdog.picture import columns, named
 
-_ENDED, _LAST_CALL = "has ended", "; last call: "
+_LAST_CALL = "; last call: "
 
 PATIENCE = 10.0  # seconds after which a waiting rank says where it waits
 
@@ -62,7 +62,7 @@ class _Open:
         if MPI.Is_finalized():
             return
         last = watchdog.last_call()
-        waiting = [checks.start(f"{_ENDED}{_LAST_CALL}{last}" if last else _ENDED) for checks in self.checks]
+        waiting = [checks.start(f"{ENDED}{_LAST_CALL}{last}" if last else ENDED) for checks in self.checks]
         self.checks.clear()
         MPI.Request.Waitall([request for request, _, _ in waiting])
 
@@ -123,7 +123,7 @@ class Checked(Observer):
         if (all_lines == own).all():
             return
         lines = [text_of(line) for line in all_lines]
-        ended = [rank for rank, line in enumerate(lines) if line.startswith(_ENDED)]
+        ended = [rank for rank, line in enumerate(lines) if line.startswith(ENDED)]
         if ended:
             self.ended = f"{named(ended)} {'has' if len(ended) == 1 else 'have'} ended"
             mine(_Open).forget(self)
