@@ -87,7 +87,7 @@ def test_what_is_used_too_early_is_named(run, environment, mistake):
 def test_what_is_used_in_time_is_left_alone(run, environment):
     environment.setenv("PARALLEL_DL_CHECKED", "1")
     ended = run(MPI + "import numpy as np\n" + RIGHT)
-    assert (ended.status, ended.out.split(), ended.err) == (0, ["right"] * 2, "")
+    assert (ended.status, ended.out.count("right"), ended.err) == (0, 2, "")  # MPICH may mix the lines of ranks
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

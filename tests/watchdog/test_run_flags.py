@@ -66,7 +66,8 @@ def run(begin):
 
 
 def test_small_messages_hide_a_send_that_waits(run):
-    assert run(SEND_SEND) == (0, "passed\n" * 2, "")
+    status, out, err = run(SEND_SEND)
+    assert (status, out.count("passed"), err) == (0, 2, "")  # MPICH may mix the lines of ranks
     status, _, err = run(SEND_SEND, "--synchronous")
     assert status == 1
     assert err.startswith("parallel-dl: deadlock: ranks 0 and 1 wait for each other; ended the other ranks\n")
